@@ -1,0 +1,25 @@
+"""MetaForge: few-shot learning and meta-learning in PyTorch, where every algorithm is a plugin."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from metaforge.train import evaluate, load, train
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "hookimpl", "load", "train"]
+
+hookimpl = pluggy.HookimplMarker("metaforge")
+
+_PUBLIC = {"train": "metaforge.train", "load": "metaforge.train", "evaluate": "metaforge.train"}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: `metaforge --help` must not pay for torch.
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'metaforge' has no attribute {name!r}")

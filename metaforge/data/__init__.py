@@ -1,0 +1,1 @@
+"""What data set authors share: class pools, episode sampling, safe image decoding, verified archives."""

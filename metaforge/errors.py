@@ -1,0 +1,69 @@
+"""Errors that speak to a person: what went wrong, where, and what to do; each class has a documented exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MetaForgeError(Exception):
+    """Base of every error that MetaForge raises on purpose; `exit_code` is the command's exit status."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
+        self.what, self.where, self.remedy = what, where, remedy
+        lines = [what]
+        if where:
+            lines.append(f"  where: {where}")
+        if remedy:
+            lines.append(f"  remedy: {remedy}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(MetaForgeError):
+    """A setting, an option or an argument is wrong (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(MetaForgeError):
+    """Data are missing, damaged, or too few for the task asked for (exit code 3)."""
+
+    exit_code = 3
+
+
+class PluginError(MetaForgeError):
+    """A plugin is unknown, ambiguous, incompatible or broken (exit code 4)."""
+
+    exit_code = 4
+
+
+class CheckpointError(MetaForgeError):
+    """A saved state is missing, damaged or of another run (exit code 5)."""
+
+    exit_code = 5
+
+
+class DivergedError(MetaForgeError):
+    """A loss, a meta-gradient or a parameter is no longer finite (exit code 6)."""
+
+    exit_code = 6
+
+
+class RunLockedError(MetaForgeError):
+    """Another process is writing this run folder (exit code 7)."""
+
+    exit_code = 7
+
+
+class StorageError(MetaForgeError):
+    """A folder cannot be written, or the disk is full (exit code 8)."""
+
+    exit_code = 8
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the nearest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

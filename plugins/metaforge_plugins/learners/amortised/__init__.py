@@ -1,0 +1,1 @@
+"""Learners that summarise the support set in one forward pass."""

@@ -1,0 +1,1 @@
+"""Learners that write the support set into a memory."""
