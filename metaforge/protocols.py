@@ -190,8 +190,8 @@ class Regularizer(Component, Protocol):
         """Return whether `tap` is to see the output of this module."""
         return False
 
-    def tap(self, meta: Params, name: str, inputs: Tensor, output: Tensor, at: Pass) -> Tensor:
-        """Return the activation to use in place of `output`; `inputs` is what the module saw."""
+    def tap(self, meta: Params, name: str, module: nn.Module, inputs: Tensor, output: Tensor, at: Pass) -> Tensor:
+        """Return the activation to use in place of `output`; `inputs` is what the module saw, `meta` what `init` returned."""
         return output
 
     def draws(self, key: Key | None) -> int:

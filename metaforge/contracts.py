@@ -1,0 +1,105 @@
+"""Whether a class keeps the contract of its kind of plugin: the members and parameter names of its protocol."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel
+
+from metaforge import hooks, protocols
+
+_PROTOCOLS: Mapping[str, type[Any]] = MappingProxyType(
+    {
+        "learner": protocols.Learner,
+        "adapter": protocols.Adapter,
+        "regularizer": protocols.Regularizer,
+        "backbone": protocols.Backbone,
+        "dataset": protocols.Dataset,
+        "hook": protocols.Component,
+    }
+)
+
+# What a class must write itself: the protocol's version is a stub, not a default.
+_REQUIRED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "learner": ("init", "adapt", "predict", "loss"),
+        "adapter": ("update",),
+        "backbone": ("build",),
+        "dataset": ("spec", "sample", "facts"),
+    }
+)
+
+_SINGLE = ("learner", "backbone", "dataset")
+
+
+def faults(kind: str, cls: type[Any]) -> list[str]:
+    """Return what a class lacks to be a plugin of this kind, each as a clause of a sentence."""
+    protocol = _PROTOCOLS[kind]
+    found = _config_faults(kind, cls)
+    for name in _members(protocol):
+        stub = name in _REQUIRED.get(kind, ()) and getattr(cls, name, None) is getattr(protocol, name, None)
+        if stub or not hasattr(cls, name):
+            found.append(f"{name!r} is missing")
+        elif inspect.isfunction(getattr(protocol, name, None)):
+            found += _signature_faults(name, getattr(protocol, name), getattr(cls, name))
+    if "__init__" in vars(protocol) and cls.__init__ is not getattr(protocol, "__init__"):  # noqa: B009
+        found += _signature_faults("__init__", getattr(protocol, "__init__"), cls.__init__)  # noqa: B009
+    if kind == "hook" and not any(name.startswith("metaforge_") for name in dir(cls)):
+        found.append(f"it has none of the hooks {', '.join(hooks.names())}")
+    return found
+
+
+def _config_faults(kind: str, cls: type[Any]) -> list[str]:
+    config = getattr(cls, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, BaseModel)):
+        return ["'Config' is not a pydantic model (inherit from metaforge.protocols.Options)"]
+    found = []
+    if config.model_config.get("extra") != "forbid":
+        found.append("'Config' accepts unknown options (inherit from metaforge.protocols.Options)")
+    if kind in _SINGLE and "name" in config.model_fields:
+        found.append("'Config' has an option 'name', which in a run file chooses the plugin")
+    return found
+
+
+def _members(protocol: type[Any]) -> list[str]:
+    names: dict[str, None] = {}
+    for base in protocol.__mro__:
+        if base.__module__ == protocols.__name__:
+            names |= dict.fromkeys([*inspect.get_annotations(base), *vars(base)])
+    return [name for name in names if not name.startswith("_") and name not in ("Config",)]
+
+
+def _signature_faults(name: str, contract: Any, method: Any) -> list[str]:
+    """Return how a method cannot be called as its contract says."""
+    if not callable(method):
+        return [f"{name!r} is not a method"]
+    try:
+        has = list(inspect.signature(method).parameters.values())
+    except (TypeError, ValueError):
+        return []
+    wanted = list(inspect.signature(contract).parameters.values())
+    if isinstance(inspect.getattr_static(contract, "__self__", None), type):
+        wanted = wanted[1:]
+    kinds = {parameter.kind for parameter in has}
+    positional = [parameter.name for parameter in has if parameter.kind in _POSITIONAL]
+    expected = [parameter.name for parameter in wanted if parameter.kind in _POSITIONAL]
+    found = []
+    if inspect.Parameter.VAR_POSITIONAL not in kinds and positional[: len(expected)] != expected:
+        found.append(f"{name}({', '.join(positional)}) should begin ({', '.join(expected)})")
+    named = {parameter.name for parameter in has}
+    for parameter in wanted:
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in named:
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                found.append(f"{name} lacks the keyword {parameter.name!r}")
+    for parameter in has:
+        extra = parameter.name not in {one.name for one in wanted} and parameter.default is parameter.empty
+        if extra and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            if parameter.name not in positional[: len(expected)]:
+                found.append(f"{name} asks for {parameter.name!r}, which is never given")
+    return found
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

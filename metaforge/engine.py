@@ -1,0 +1,217 @@
+"""The one place where a batch of tasks exists: meta-gradients and test scores of many tasks, by any learner.
+
+A plan says how the batch runs; all plans give the same gradients.
+
+- `loop`: one task after another; the reference, and the mode to debug in.
+- `vmap`: `vmap(grad(loss))`, per-task gradients of all tasks at once.
+- `fold`: `grad(vmap(loss))`, for learners whose tasks share their weights: the tasks become one large batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad, vjp, vmap
+from torch.utils._pytree import tree_map
+
+from metaforge.errors import ConfigError
+from metaforge.functional import added, score, split_state, sum_of
+from metaforge.protocols import Aux, Examples, Kind, Learner, Params, Regularizer, Task
+
+Plan = Literal["loop", "vmap", "fold"]
+
+
+@dataclass(frozen=True)
+class MetaStep:
+    """What one outer step needs: the meta-gradient, what to add to the state, and each task's loss and figures `[tasks]`."""
+
+    grads: Params
+    state: Params
+    losses: Tensor
+    metrics: Params
+
+
+class Scores(NamedTuple):
+    """Each test task's score `[tasks]`, predictions `[tasks, n, outputs]` and the learner's own figures `[tasks]`."""
+
+    scores: Tensor
+    predictions: Tensor
+    measures: Params
+
+
+def prepare(task: Task, device: torch.device, dtype: torch.dtype) -> Task:
+    """Return the task on `device`: bytes become floats in [0, 1], floats get `dtype`, labels stay integers."""
+
+    def moved(x: Tensor) -> Tensor:
+        if x.dtype == torch.uint8:
+            return x.to(device).to(dtype) / 255
+        return x.to(device, dtype) if x.is_floating_point() else x.to(device)
+
+    return Task(Examples(*map(moved, task.support)), Examples(*map(moved, task.query)))
+
+
+def choose_plan(learner: Learner, plan: str, tasks: Task) -> Plan:
+    """Return the plan to run: the one asked for, or under `auto` the one that measured fastest for such a learner.
+
+    Learners that do not adapt weights fold their tasks. Inner loops run under `vmap` where one task is little arithmetic
+    (vectors, not images): there the interpreter is the cost; convolutions on images cost the same either way.
+    """
+    if plan == "fold" and learner.tags.adapts:
+        raise ConfigError(
+            f"plan 'fold' needs weights that all tasks share; {type(learner).__name__} adapts them for each task",
+            where="engine.plan",
+            remedy="use 'loop', 'vmap' or 'auto'",
+        )
+    if plan in ("loop", "vmap", "fold"):
+        return plan  # type: ignore[return-value]
+    if not learner.tags.adapts:
+        return "fold"
+    return "vmap" if tasks.support.x.dim() <= 3 else "loop"
+
+
+def meta_gradients(
+    learner: Learner,
+    values: Params,
+    tasks: Task,
+    keys: Tensor,
+    *,
+    plan: Plan = "loop",
+    chunk: int | None = None,
+    regularizers: Sequence[Regularizer] = (),
+) -> MetaStep:
+    """Return the gradient of the mean task loss (and of the regularizers' terms) over a batch of tasks.
+
+    `tasks` has a leading axis on every tensor, `keys` is `[tasks]`. At most `chunk` tasks run at once.
+    """
+    params, state = split_state(values)
+    count = keys.shape[0]
+    combining = [r for r in regularizers if r.combine(keys.new_ones(count, dtype=torch.float32)) is not None]
+    run = {"loop": _looped, "vmap": _vmapped, "fold": _folded}[plan]
+    parts: list[_Part] = []
+    grads: Params = {}
+    for first in range(0, count, chunk or count):
+        piece = slice(first, min(first + (chunk or count), count))
+        part = run(learner, params, state, _sliced(tasks, piece), keys[piece])
+        if not combining:
+            # Every weight is known, so this piece's graph can go before the next piece begins.
+            grads = added(grads, part.pull(torch.full_like(part.losses, 1 / count)))
+            part = part._replace(pull=_spent)
+        parts.append(part)
+    losses = torch.cat([part.losses for part in parts])
+    if combining:
+        weights = grad(lambda x: _combined(x, combining))(losses)
+        for part, weight in zip(parts, weights.split([len(part.losses) for part in parts]), strict=True):
+            grads = added(grads, part.pull(weight))
+    for regularizer in regularizers:
+        grads = added(grads, _penalty_grads(regularizer, params, state))
+    shares = [len(part.losses) / count for part in parts]
+    change = {n: sum_of(share * part.state[n] for share, part in zip(shares, parts, strict=True)) for n in parts[0].state}
+    metrics = {n: torch.cat([part.metrics[n] for part in parts]) for n in parts[0].metrics}
+    return MetaStep(grads, change, losses, metrics)
+
+
+def evaluate(
+    learner: Learner,
+    values: Params,
+    tasks: Task,
+    keys: Tensor | None = None,
+    *,
+    steps: int | None = None,
+    plan: Plan = "loop",
+    measure: bool = False,
+) -> Scores:
+    """Return the scores of a batch of test tasks after adaptation; no graph is built and nothing is changed.
+
+    With `measure`, the learner's own figures are taken too, with `keys` `[tasks]` for their noise.
+    """
+
+    def one(task: Task, key: Tensor | None) -> Scores:
+        fast = learner.adapt(values, task.support, steps=steps)
+        prediction = learner.predict(values, fast, task.query.x)
+        kind: Kind = "regression" if task.query.y.is_floating_point() else "classification"
+        figures = learner.measure(values, task, key) if measure and key is not None else {}
+        return Scores(score(kind, prediction, task.query.y), prediction, figures)
+
+    with torch.no_grad():
+        if plan == "loop":
+            results = [one(_task(tasks, i), None if keys is None else keys[i]) for i in range(len(tasks.support.x))]
+            return _stacked(results)
+        return vmap(one, in_dims=(0, None if keys is None else 0))(tasks, keys)
+
+
+class _Part(NamedTuple):
+    losses: Tensor
+    pull: Callable[[Tensor], Params]
+    state: Params
+    metrics: Params
+
+
+def _looped(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:
+    step = grad(_loss_of(learner, state), has_aux=True)
+    results = [step(params, _task(tasks, i), keys[i]) for i in range(len(keys))]
+    return _per_task(*(_stacked(column) for column in zip(*results, strict=True)))
+
+
+def _vmapped(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:
+    grads, aux = vmap(grad(_loss_of(learner, state), has_aux=True), in_dims=(None, 0, 0))(params, tasks, keys)
+    return _per_task(grads, aux)
+
+
+def _folded(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:
+    batched = vmap(_loss_of(learner, state), in_dims=(None, 0, 0))
+
+    def losses_of(weights: Params) -> tuple[Tensor, tuple[Tensor, Aux]]:
+        losses, aux = batched(weights, tasks, keys)
+        return losses, aux
+
+    losses, pull, (_, aux) = vjp(losses_of, params, has_aux=True)
+    return _Part(losses, lambda weight: pull(weight)[0], _mean(aux.state), aux.metrics)
+
+
+def _loss_of(learner: Learner, state: Params) -> Callable[[Params, Task, Tensor], tuple[Tensor, tuple[Tensor, Aux]]]:
+    def loss(params: Params, task: Task, key: Tensor) -> tuple[Tensor, tuple[Tensor, Aux]]:
+        value, aux = learner.loss(params | state, task, key)
+        return value, (value, Aux(dict(aux.metrics), dict(aux.state)))
+
+    return loss
+
+
+def _per_task(grads: Params, aux: tuple[Tensor, Aux]) -> _Part:
+    losses, (metrics, state) = aux
+    pull = lambda weight: {name: torch.tensordot(weight, value, 1) for name, value in grads.items()}  # noqa: E731
+    return _Part(losses, pull, _mean(state), metrics)
+
+
+def _spent(weight: Tensor) -> Params:
+    raise AssertionError("this piece's gradients were already taken")
+
+
+def _mean(state: Params) -> Params:
+    return {name: value.mean(0) for name, value in state.items()}
+
+
+def _combined(losses: Tensor, regularizers: Sequence[Regularizer]) -> Tensor:
+    terms = [term for r in regularizers if (term := r.combine(losses)) is not None]
+    return sum_of([losses.mean(), *terms])
+
+
+def _penalty_grads(regularizer: Regularizer, params: Params, state: Params) -> Params:
+    if regularizer.penalty(params | state) is None:
+        return {}
+    return grad(lambda p: regularizer.penalty(p | state))(params)
+
+
+def _sliced(tasks: Task, piece: slice) -> Task:
+    return tree_map(lambda t: t[piece], tasks)
+
+
+def _task(tasks: Task, index: int) -> Task:
+    return tree_map(lambda t: t[index], tasks)
+
+
+def _stacked(results: Sequence[Any]) -> Any:
+    return tree_map(lambda *leaves: torch.stack(leaves), *results)

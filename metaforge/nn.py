@@ -1,0 +1,186 @@
+"""Norm and dropout layers for pure models.
+
+Norm layers are built of primitives, exact under every order of `torch.func` transforms; batch norm follows a named policy:
+
+- `transductive`: the statistics of the batch at hand, the query batch's own for queries.
+- `support`: queries are normalised by the statistics of the support set under the adapted weights.
+- `running`: batch statistics in training, their running average in evaluation.
+- `per-step`: as `running`, with one average for each inner step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from metaforge.keys import fold_in, uniform
+from metaforge.protocols import STATE, NormPolicy, Params, Pass
+
+
+class Frame:
+    """What the norm layers and taps of one model share during a forward pass: where it stands, and what they saw."""
+
+    def __init__(self, policy: NormPolicy) -> None:
+        self.policy = policy
+        self.at = Pass()
+        self.state: Params = {}
+        self.values: Params = {}
+        self.seen: Params = {}
+        self.deltas: Params = {}
+
+    @contextmanager
+    def running(self, at: Pass, state: Params, values: Params) -> Iterator[None]:
+        """Hold a pass's context while the module runs; nothing outlives it."""
+        self.at, self.state, self.values, self.seen, self.deltas = at, state, values, {}, {}
+        try:
+            yield
+        finally:
+            self.at, self.state, self.values, self.seen, self.deltas = Pass(), {}, {}, {}, {}
+
+    def statistics(self, layer: BatchNorm, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return (mean, variance) `[features]` that this pass normalises by, and note what must outlive it."""
+        mean_name, var_name = f"{STATE}model.{layer.name}.mean", f"{STATE}model.{layer.name}.var"
+        training = self.at.key is not None
+        if self.policy == "support" and self.at.role == "query":
+            return self.state[mean_name], self.state[var_name]
+        if self.policy in ("running", "per-step") and not training:
+            return self._slot(self.state[mean_name]), self._slot(self.state[var_name])
+        mean = x.mean(dims)
+        var = (x - layer.broadcast(mean, x)).square().mean(dims)
+        if self.policy == "support":
+            self.seen[mean_name], self.seen[var_name] = mean, var
+        elif self.policy != "transductive":
+            count = x.numel() // x.shape[1]
+            unbiased = var.detach() * (count / max(count - 1, 1))
+            self.deltas[mean_name] = self._delta(self.state[mean_name], mean.detach(), layer.momentum)
+            self.deltas[var_name] = self._delta(self.state[var_name], unbiased, layer.momentum)
+        return mean, var
+
+    def _slot(self, statistic: Tensor) -> Tensor:
+        if self.policy == "running":
+            return statistic
+        return statistic[min(self.at.step, statistic.shape[0] - 1)]
+
+    def _delta(self, old: Tensor, new: Tensor, momentum: float) -> Tensor:
+        if self.policy == "running":
+            return momentum * (new - old)
+        steps = torch.arange(old.shape[0], device=old.device)
+        chosen = (steps == min(self.at.step, old.shape[0] - 1)).to(old.dtype)
+        return chosen.unsqueeze(-1) * momentum * (new - old)
+
+
+class BatchNorm(nn.Module):
+    """Normalises each feature (axis 1) over the batch and all positions, by the frame's policy."""
+
+    def __init__(self, native: nn.Module, name: str, frame: Frame) -> None:
+        super().__init__()
+        self.name, self.frame = name, frame
+        self.features = int(native.num_features)  # type: ignore[arg-type]
+        self.eps, momentum = float(native.eps), native.momentum  # type: ignore[arg-type]
+        self.momentum = 0.1 if momentum is None else float(momentum)  # type: ignore[arg-type]
+        self.weight, self.bias = native.weight, native.bias
+
+    @staticmethod
+    def broadcast(vector: Tensor, x: Tensor) -> Tensor:
+        """Return `[features]` shaped to multiply `x` `[n, features, ...]`."""
+        return vector.reshape(1, -1, *(1,) * (x.dim() - 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
+        dims = (0, *range(2, x.dim()))
+        mean, var = self.frame.statistics(self, x, dims)
+        scale = (var + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -mean * scale
+        if self.bias is not None:
+            shift = shift + self.bias
+        return x * self.broadcast(scale, x) + self.broadcast(shift, x)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm of primitives over the last dimensions."""
+
+    def __init__(self, native: nn.LayerNorm) -> None:
+        super().__init__()
+        self.dims = tuple(range(-len(native.normalized_shape), 0))
+        self.eps, self.weight, self.bias = native.eps, native.weight, native.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` `[..., *normalized_shape]` normalised, scaled and shifted."""
+        centred = x - x.mean(self.dims, keepdim=True)
+        out = centred * (centred.square().mean(self.dims, keepdim=True) + self.eps).rsqrt()
+        if self.weight is not None:
+            out = out * self.weight
+        return out if self.bias is None else out + self.bias
+
+
+class InstanceNorm(nn.Module):
+    """Instance norm of primitives: each feature of each example over its positions."""
+
+    def __init__(self, native: nn.Module) -> None:
+        super().__init__()
+        self.eps = float(native.eps)  # type: ignore[arg-type]
+        self.weight, self.bias = native.weight, native.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
+        dims = tuple(range(2, x.dim()))
+        centred = x - x.mean(dims, keepdim=True)
+        out = centred * (centred.square().mean(dims, keepdim=True) + self.eps).rsqrt()
+        if self.weight is not None:
+            out = out * BatchNorm.broadcast(self.weight, x)
+        return out if self.bias is None else out + BatchNorm.broadcast(self.bias, x)
+
+
+class Dropout(nn.Module):
+    """Dropout by the pass's key: one draw per inner step in training, the identity in evaluation."""
+
+    def __init__(self, rate: float, name: str, frame: Frame) -> None:
+        super().__init__()
+        self.rate, self.name, self.frame = rate, name, frame
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` with a share `rate` of its entries zeroed and the rest scaled to keep the mean."""
+        at = self.frame.at
+        if at.key is None or self.rate == 0.0:
+            return x
+        key = fold_in(fold_in(fold_in(at.key, self.name), at.role), at.step)
+        return x * (uniform(key, x.shape, x.dtype) >= self.rate) / (1.0 - self.rate)
+
+
+_BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_INSTANCE = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def composed(module: nn.Module, frame: Frame) -> nn.Module:
+    """Return a copy of `module` with every native norm and dropout replaced; parameter names stay as they were.
+
+    The copy is in evaluation mode: whatever else a layer would do in training (draw noise, move buffers) has no key.
+    """
+    module = copy.deepcopy(module).eval()
+    replaced = _replacement(module, "", frame)
+    if replaced is not None:
+        return replaced
+    for name, child in list(module.named_modules()):
+        new = _replacement(child, name, frame)
+        if new is not None:
+            parent, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, new)
+    return module
+
+
+def _replacement(module: nn.Module, name: str, frame: Frame) -> nn.Module | None:
+    if isinstance(module, _BATCH):
+        return BatchNorm(module, name, frame)
+    if isinstance(module, nn.LayerNorm):
+        return LayerNorm(module)
+    if isinstance(module, _INSTANCE):
+        return InstanceNorm(module)
+    if isinstance(module, nn.Dropout):
+        return Dropout(module.p, name, frame)
+    return None

@@ -1,0 +1,37 @@
+"""Meta-SGD: a learned rate for every weight.
+
+Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", 2017 (arXiv 1707.09835).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+
+from metaforge.protocols import Adapter, Options, Params
+
+
+class MetaSGDOptions(Options):
+    """Options of Meta-SGD."""
+
+    lr: float = Field(0.4, description="rate from which every weight's own rate starts; rates may become negative")
+
+
+class MetaSGD(Adapter):
+    """Gradient descent with a meta-learned rate for every weight."""
+
+    Config = MetaSGDOptions
+    reference: ClassVar[str] = "Li, Zhou, Chen, Li 2017, arXiv 1707.09835, equation 2"
+
+    def __init__(self, config: MetaSGDOptions) -> None:
+        self.lr = config.lr
+
+    def init(self, params: Params) -> Params:
+        """Return one rate per weight, each of the weight's shape."""
+        return {f"rate.{name}": torch.full_like(value, self.lr) for name, value in params.items()}
+
+    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
+        """Return −α ∘ g."""
+        return {name: -meta[f"rate.{name}"] * g for name, g in grads.items()}, state

@@ -1,0 +1,102 @@
+"""Conv-4: four blocks of 3×3 convolution, batch norm and ReLU, in the variants that few-shot papers use.
+
+The default is MAML's network for Omniglot (stride-2 convolutions, no pooling, spatial mean); the others are those of
+Prototypical Networks, Reptile, Relation Networks and the 84-pixel miniImageNet networks.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from metaforge.protocols import Backbone, Options, TaskSpec
+
+
+class Variant(NamedTuple):
+    """What tells the published networks apart."""
+
+    filters: int
+    downsample: Literal["stride", "pool", "pool-first-two"]
+    readout: Literal["mean", "flatten", "map"]
+
+
+VARIANTS = {
+    "stride": Variant(64, "stride", "mean"),
+    "stride-flat": Variant(64, "stride", "flatten"),
+    "pool": Variant(64, "pool", "flatten"),
+    "pool-32": Variant(32, "pool", "flatten"),
+    "relation": Variant(64, "pool-first-two", "map"),
+}
+
+
+class Conv4Options(Options):
+    """Options of the four-block convolutional network."""
+
+    variant: Literal["stride", "stride-flat", "pool", "pool-32", "relation"] = Field(
+        "stride",
+        description="stride: MAML on Omniglot (spatial mean, 64 features); stride-flat: Reptile, iMAML; pool: ProtoNets, "
+        "84-pixel networks with 64 filters; pool-32: 84-pixel networks with 32; relation: a 64-channel map",
+    )
+    filters: int | None = Field(None, ge=1, le=4096, description="filters per block, if not the variant's own number")
+    affine: Literal["both", "shift", "none"] = Field("both", description="which norm parameters exist: γ and β, β only, none")
+
+
+class Block(nn.Module):
+    """Convolution, batch norm, pooling, ReLU: pooling first is equal and spares most of the ReLU."""
+
+    def __init__(self, before: int, filters: int, *, stride: int, pool: bool, padding: int, affine: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before, filters, 3, stride=stride, padding=padding)
+        nn.init.xavier_uniform_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        self.norm = nn.BatchNorm2d(filters, affine=affine != "none")
+        if affine == "shift":
+            self.norm.register_parameter("weight", None)
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[n, filters, h, w]`."""
+        out: Tensor = self.act(self.pool(self.norm(self.conv(x))))
+        return out
+
+
+class SpatialMean(nn.Module):
+    """Mean over all positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[n, filters]` of `[n, filters, h, w]`."""
+        return x.mean((2, 3))
+
+
+class Conv4(Backbone):
+    """Four convolution blocks; 28-pixel images become 64 features by default."""
+
+    Config = Conv4Options
+    reference: ClassVar[str] = "Vinyals et al. 2016, arXiv 1606.04080; Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.2"
+
+    def __init__(self, config: Conv4Options) -> None:
+        self.config = config
+
+    def build(self, spec: TaskSpec) -> nn.Module:
+        """Return a module from `[n, channels, h, w]` to `[n, features]`, or to a map in the relation variant."""
+        variant = VARIANTS[self.config.variant]
+        filters = self.config.filters or variant.filters
+        strided = variant.downsample == "stride"
+        blocks: list[nn.Module] = []
+        for i in range(4):
+            first_two = variant.downsample == "pool-first-two" and i < 2
+            blocks.append(
+                Block(
+                    spec.x_shape[0] if i == 0 else filters,
+                    filters,
+                    stride=2 if strided else 1,
+                    pool=first_two or variant.downsample == "pool",
+                    padding=0 if first_two else 1,
+                    affine=self.config.affine,
+                )
+            )
+        readout = {"mean": SpatialMean(), "flatten": nn.Flatten(), "map": nn.Identity()}[variant.readout]
+        return nn.Sequential(*blocks, readout)

@@ -1,0 +1,37 @@
+"""MLP: fully connected layers with ReLU, the sinusoid network of MAML by default (1-40-40-1 with a linear head)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import nn
+
+from metaforge.protocols import Backbone, Options, TaskSpec
+
+
+class MLPOptions(Options):
+    """Options of the multi-layer perceptron."""
+
+    widths: tuple[int, ...] = Field((40, 40), min_length=1, description="units of each hidden layer")
+    activation: Literal["relu", "tanh"] = Field("relu", description="nonlinearity after each hidden layer")
+
+
+class MLP(Backbone):
+    """Fully connected hidden layers, from the flattened input to the last layer's units."""
+
+    Config = MLPOptions
+    reference: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.1"
+
+    def __init__(self, config: MLPOptions) -> None:
+        self.config = config
+
+    def build(self, spec: TaskSpec) -> nn.Module:
+        """Return a module from `[n, *x_shape]` to `[n, widths[-1]]`."""
+        activation = nn.ReLU if self.config.activation == "relu" else nn.Tanh
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in pairwise((prod(spec.x_shape), *self.config.widths)):
+            layers += [nn.Linear(before, after), activation()]
+        return nn.Sequential(*layers)

@@ -1,0 +1,34 @@
+"""FOMAML: MAML whose inner gradients are constants.
+
+Finn, Abbeel, Levine 2017 (arXiv 1703.03400, section 5.2); analysed by Nichol, Achiam, Schulman 2018 (arXiv 1803.02999).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from metaforge.inner import InnerLoopLearner, InnerLoopOptions
+from metaforge.protocols import Aux, Key, Params, Task
+
+
+class FOMAML(InnerLoopLearner):
+    """Learns an initialisation by the query gradient at the adapted weights (first order)."""
+
+    Config = InnerLoopOptions
+    reference: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.2"
+    first_order: ClassVar[bool] = True
+    defaults: ClassVar = {
+        "classification": {"learner": {"steps": 1, "test_steps": 3}, "adapters": {"sgd": {"lr": 2.0}}},
+        "regression": {
+            "learner": {"steps": 1, "test_steps": 5},
+            "adapters": {"sgd": {"lr": 0.01}},
+            "train": {"steps": 10000, "tasks": 25},
+        },
+    }
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        """Return the query loss at θ', where θ' = θ minus a constant: its gradient is ∇L_Q(θ')."""
+        fast, state = self.descend(values, task.support, self.config.steps, key, first_order=True)
+        return self.query_loss(values, fast, task, key, state)
