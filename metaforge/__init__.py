@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from metaforge.train import evaluate, load, train
+    from metaforge.api import load, train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "hookimpl", "load", "train"]
+__all__ = ["__version__", "hookimpl", "load", "train"]
 
 hookimpl = pluggy.HookimplMarker("metaforge")
 
-_PUBLIC = {"train": "metaforge.train", "load": "metaforge.train", "evaluate": "metaforge.train"}
+_PUBLIC = {"train": "metaforge.api", "load": "metaforge.api"}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
 from metaforge import hooks, protocols
+
+
+class Hook(protocols.Component, Protocol):
+    """A hook plugin: methods of `metaforge.hooks.Specs`, marked with `metaforge.hookimpl`."""
+
+    def __init__(self, config: Any) -> None: ...
+
 
 _PROTOCOLS: Mapping[str, type[Any]] = MappingProxyType(
     {
@@ -18,7 +25,7 @@ _PROTOCOLS: Mapping[str, type[Any]] = MappingProxyType(
         "regularizer": protocols.Regularizer,
         "backbone": protocols.Backbone,
         "dataset": protocols.Dataset,
-        "hook": protocols.Component,
+        "hook": Hook,
     }
 )
 
@@ -67,7 +74,7 @@ def _config_faults(kind: str, cls: type[Any]) -> list[str]:
 def _members(protocol: type[Any]) -> list[str]:
     names: dict[str, None] = {}
     for base in protocol.__mro__:
-        if base.__module__ == protocols.__name__:
+        if base.__module__ in (protocols.__name__, __name__):
             names |= dict.fromkeys([*inspect.get_annotations(base), *vars(base)])
     return [name for name in names if not name.startswith("_") and name not in ("Config",)]
 
@@ -81,8 +88,6 @@ def _signature_faults(name: str, contract: Any, method: Any) -> list[str]:
     except (TypeError, ValueError):
         return []
     wanted = list(inspect.signature(contract).parameters.values())
-    if isinstance(inspect.getattr_static(contract, "__self__", None), type):
-        wanted = wanted[1:]
     kinds = {parameter.kind for parameter in has}
     positional = [parameter.name for parameter in has if parameter.kind in _POSITIONAL]
     expected = [parameter.name for parameter in wanted if parameter.kind in _POSITIONAL]
@@ -91,15 +96,16 @@ def _signature_faults(name: str, contract: Any, method: Any) -> list[str]:
         found.append(f"{name}({', '.join(positional)}) should begin ({', '.join(expected)})")
     named = {parameter.name for parameter in has}
     for parameter in wanted:
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in named:
-            if inspect.Parameter.VAR_KEYWORD not in kinds:
-                found.append(f"{name} lacks the keyword {parameter.name!r}")
+        keyword = parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in named
+        if keyword and inspect.Parameter.VAR_KEYWORD not in kinds:
+            found.append(f"{name} lacks the keyword {parameter.name!r}")
+    known = {parameter.name for parameter in wanted} | set(positional[: len(expected)])
     for parameter in has:
-        extra = parameter.name not in {one.name for one in wanted} and parameter.default is parameter.empty
-        if extra and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            if parameter.name not in positional[: len(expected)]:
-                found.append(f"{name} asks for {parameter.name!r}, which is never given")
+        asked = parameter.default is parameter.empty and parameter.kind not in _VARIADIC
+        if asked and parameter.name not in known:
+            found.append(f"{name} asks for {parameter.name!r}, which is never given")
     return found
 
 
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from metaforge.protocols import STATE, Adapter, Kind, Params
-
+from metaforge.protocols import STATE, GradientTransform, Kind, Params
 
 # Dictionaries of parameters with dotted names.
 
@@ -96,7 +95,7 @@ def score(kind: Kind, prediction: Tensor, y: Tensor) -> Tensor:
 class Chain:
     """Adapters applied one after another, itself an adapter; each keeps its entries under its own name."""
 
-    def __init__(self, adapters: Mapping[str, Adapter]) -> None:
+    def __init__(self, adapters: Mapping[str, GradientTransform]) -> None:
         self.adapters = dict(adapters)
 
     def init(self, params: Params) -> Params:
@@ -107,9 +106,7 @@ class Chain:
         """Return every adapter's first state, prefixed by its name."""
         return self._joined({name: a.start(select(meta, name), params) for name, a in self.adapters.items()})
 
-    def update(
-        self, meta: Params, grads: Params, state: Params, params: Params, step: int
-    ) -> tuple[Params, Params]:
+    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
         """Return the last adapter's updates, each adapter's output being the next one's gradient, and the new state."""
         states = {}
         for name, adapter in self.adapters.items():
@@ -129,12 +126,18 @@ Objective = Callable[[Params, int], tuple[Tensor, Params]]
 
 
 def descend(
-    objective: Objective, values: Params, fast: Params, adapter: Chain, steps: int, *, first_order: bool = False
+    objective: Objective,
+    values: Params,
+    fast: Params,
+    adapter: GradientTransform,
+    steps: int,
+    *,
+    first_order: bool = False,
 ) -> tuple[Params, Params]:
     """Adapt the entries `fast` of `values` for a number of steps; return (adapted entries, what to add to the state).
 
-    `objective(values, step)` returns the support loss and what to add to the `state.` entries. With `first_order` the inner
-    gradients are constants: no second-order graph is built, and the adapted weights keep the identity as Jacobian.
+    `objective(values, step)` returns the support loss and what to add to the `state.` entries. With `first_order` the
+    inner gradients are constants: no second-order graph is built, and the adapted weights keep the identity as Jacobian.
     """
     meta = select(values, "adapters")
     base = detached(values) if first_order else values

@@ -42,7 +42,10 @@ class Specs:
 
     @hookspec
     def metaforge_after_step(self, run: RunInfo, step: int, metrics: Mapping[str, float]) -> None:
-        """Outer step `step` is done; `metrics` has `loss`, `score`, `score_ci`, `tasks_per_second`, `elapsed`, `eta` and the learner's own."""
+        """Outer step `step` is done; `metrics` has the learner's own figures and these.
+
+        `loss`, `score` and `score_ci` (over the step's tasks), `tasks_per_second`, `elapsed` and `eta` (seconds).
+        """
 
     @hookspec
     def metaforge_after_eval(self, run: RunInfo, step: int, split: str, metrics: Mapping[str, float]) -> None:
@@ -73,7 +76,7 @@ def names() -> tuple[str, ...]:
 def hook_manager(plugins: Sequence[object]) -> pluggy.PluginManager:
     """Return a manager of this run's own, which calls the plugins in the order given.
 
-    Raises `PluginError` where a plugin implements a hook that does not exist, or asks for an argument that it does not have.
+    Raises `PluginError` where a plugin implements a hook that does not exist, or asks for an argument unknown to it.
     """
     manager = pluggy.PluginManager("metaforge")
     manager.add_hookspecs(Specs)

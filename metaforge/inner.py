@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from metaforge.functional import Chain, criterion, descend, prefixed, score
-from metaforge.keys import Key, fold_in
+from metaforge.functional import added, criterion, descend, prefixed, score, sum_of
+from metaforge.keys import fold_in
 from metaforge.model import Model, with_head
-from metaforge.protocols import Aux, Examples, Learner, NormPolicy, Options, Params, Parts, Pass, Tags, Task
+from metaforge.protocols import (
+    Aux,
+    Examples,
+    GradientTransform,
+    Key,
+    Learner,
+    NormPolicy,
+    Options,
+    Params,
+    Parts,
+    Pass,
+    Tags,
+    Task,
+    TaskSpec,
+)
 
 
 class InnerLoopOptions(Options):
@@ -31,10 +46,16 @@ class InnerLoopLearner(Learner):
         kinds=frozenset({"classification", "regression"}), needs=frozenset({"backbone", "adapter"}), adapts=True
     )
     first_order: ClassVar[bool] = False
+    config: InnerLoopOptions
+    spec: TaskSpec
+    adapter: GradientTransform
+    model: Model
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    adapted: tuple[str, ...]
 
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
         assert parts.backbone is not None
-        assert isinstance(parts.adapter, Chain)
+        assert parts.adapter is not None
         self.config, self.spec, self.adapter = config, parts.spec, parts.adapter
         self.model = Model(
             with_head(parts.backbone, parts.spec.outputs, parts.spec.x_shape),
@@ -70,15 +91,14 @@ class InnerLoopLearner(Learner):
         for draw in range(self.model.draws(key)):
             prediction, state = self.model.observe(values, batch.x, Pass(key, step, "support", draw))
             losses.append(self.criterion(prediction, batch.y))
-        return sum(losses[1:], losses[0]) / len(losses), state
+        return sum_of(losses) / len(losses), state
 
     def query_loss(self, values: Params, fast: Params, task: Task, key: Key, state: Params) -> tuple[Tensor, Aux]:
         """Return the task loss on the query set under the adapted entries, with the score as a figure."""
         at = Pass(key, self.config.steps, "query")
         prediction, more = self.model.observe(values | fast, task.query.x, at)
         figures = {"score": score(self.spec.kind, prediction, task.query.y).detach()}
-        totals = {name: state.get(name, 0) + more.get(name, 0) for name in state.keys() | more.keys()}
-        return self.criterion(prediction, task.query.y), Aux(figures, totals)
+        return self.criterion(prediction, task.query.y), Aux(figures, added(state, more))
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
         """Return the adapted weights."""

@@ -37,7 +37,8 @@ def feature_size(module: nn.Module, x_shape: Sequence[int]) -> int:
     """Return how many features `module` makes of one input of shape `x_shape`, flattened."""
     first = next(module.parameters(), torch.empty(0))
     with torch.no_grad():
-        return module(first.new_zeros((2, *x_shape))).flatten(1).shape[1]
+        size: int = module(first.new_zeros((2, *x_shape))).flatten(1).shape[1]
+    return size
 
 
 class Model:

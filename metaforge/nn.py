@@ -82,7 +82,8 @@ class BatchNorm(nn.Module):
         self.features = int(native.num_features)  # type: ignore[arg-type]
         self.eps, momentum = float(native.eps), native.momentum  # type: ignore[arg-type]
         self.momentum = 0.1 if momentum is None else float(momentum)  # type: ignore[arg-type]
-        self.weight, self.bias = native.weight, native.bias
+        self.weight: nn.Parameter | None = native.weight  # type: ignore[assignment]
+        self.bias: nn.Parameter | None = native.bias  # type: ignore[assignment]
 
     @staticmethod
     def broadcast(vector: Tensor, x: Tensor) -> Tensor:
@@ -125,7 +126,8 @@ class InstanceNorm(nn.Module):
     def __init__(self, native: nn.Module) -> None:
         super().__init__()
         self.eps = float(native.eps)  # type: ignore[arg-type]
-        self.weight, self.bias = native.weight, native.bias
+        self.weight: nn.Parameter | None = native.weight  # type: ignore[assignment]
+        self.bias: nn.Parameter | None = native.bias  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""

@@ -153,10 +153,8 @@ class Backbone(Component, Protocol):
         ...
 
 
-class Adapter(Component, Protocol):
-    """A learnable gradient transform: gradients in, updates out (to be added); a chain of adapters is an adapter."""
-
-    def __init__(self, config: Any) -> None: ...
+class GradientTransform(Protocol):
+    """Gradients in, updates out (to be added), with what it meta-learns and what it carries within a task."""
 
     def init(self, params: Params) -> Params:
         """Return what the adapter meta-learns or carries for these parameters, names relative to it; `{}` if nothing."""
@@ -166,15 +164,19 @@ class Adapter(Component, Protocol):
         """Return the state with which one task's adaptation starts."""
         return {}
 
-    def update(
-        self, meta: Params, grads: Params, state: Params, params: Params, step: int
-    ) -> tuple[Params, Params]:
+    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
         """Return (updates to add to `params`, new state); `meta` is what `init` returned."""
         ...
 
     def carry(self, meta: Params, state: Params) -> Params:
         """Return what to add to the adapter's `state.` entries once a task's adaptation has ended."""
         return {}
+
+
+class Adapter(Component, GradientTransform, Protocol):
+    """A learnable gradient transform that a plugin offers; the chain of a run's adapters is one transform again."""
+
+    def __init__(self, config: Any) -> None: ...
 
 
 class Regularizer(Component, Protocol):
@@ -212,7 +214,7 @@ class Parts(NamedTuple):
 
     spec: TaskSpec
     backbone: Callable[[], nn.Module] | None = None
-    adapter: Adapter | None = None
+    adapter: GradientTransform | None = None
     regularizers: Mapping[str, Regularizer] = {}
 
 

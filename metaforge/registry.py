@@ -55,6 +55,7 @@ class Registry:
         self._entries = _judged(entries)
         self._defaults = dict(defaults or {})
         self._classes: dict[tuple[str, str], type[Any]] = {}
+        self._own: dict[tuple[str, str], type[Any]] = {}
 
     def including(self, kind: str, name: str, cls: type[Any]) -> Registry:
         """Return a registry that also holds a class of the caller's own, under a name."""
@@ -64,7 +65,9 @@ class Registry:
         # The caller's own class wins over an installed plugin of that name: it was handed over on purpose.
         others = [known for known in self._entries if (known.kind, known.name) != (kind, name)]
         wider = Registry([*others, entry], self._defaults)
-        wider._classes = {**self._classes, (kind, entry.qualified): cls}
+        wider._classes = dict(self._classes)
+        wider._classes.pop((kind, entry.qualified), None)
+        wider._own = {**self._own, (kind, entry.qualified): cls}
         return wider
 
     def entries(self, kind: str | None = None) -> tuple[Entry, ...]:
@@ -81,7 +84,7 @@ class Registry:
         return next((entry for entry in self._entries if entry.distribution == CORE and entry.target == target), None)
 
     def find(self, kind: str, name: str) -> Entry:
-        """Return the entry that a name (or `distribution:name`) means; raise `PluginError` if it means none, or several."""
+        """Return the entry that a name (or `distribution:name`) means; raise `PluginError` if it means none or many."""
         distribution, colon, bare = name.rpartition(":")
         found = [entry for entry in self.entries(kind) if entry.name == bare]
         if colon:
@@ -110,7 +113,7 @@ class Registry:
         entry = self.find(kind, name)
         key = (kind, entry.qualified)
         if key not in self._classes:
-            cls = _imported(entry)
+            cls = self._own[key] if key in self._own else _imported(entry)
             from metaforge.contracts import faults
 
             if found := faults(kind, cls):
@@ -126,7 +129,7 @@ class Registry:
         names = self.names(kind)
         known = ", ".join(names) if names else "none"
         elsewhere = sorted({entry.kind for entry in self._entries if entry.name == name and entry.kind != kind})
-        also = f" There is a {' and a '.join(elsewhere)} of that name." if elsewhere else ""
+        also = f" Another kind has it: {', '.join(elsewhere)}." if elsewhere else ""
         return PluginError(
             f"No {kind} is called {name!r}.{nearest(name, names)}{also}",
             where=f"installed {kind}s: {known} (interpreter {sys.executable})",
@@ -209,9 +212,9 @@ def _incompatibility(distribution: str, requires: Sequence[str] | None) -> str:
         except InvalidRequirement:
             return f"its requirement {line!r} cannot be read"
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if _canonical(requirement.name) == CORE and applies:
-            if not requirement.specifier.contains(__version__, prereleases=True):
-                return f"it requires metaforge{requirement.specifier}, this is metaforge {__version__}"
+        about_us = _canonical(requirement.name) == CORE and applies
+        if about_us and not requirement.specifier.contains(__version__, prereleases=True):
+            return f"it requires metaforge{requirement.specifier}, this is metaforge {__version__}"
     return ""
 
 

@@ -44,5 +44,6 @@ def first_line(source: str, name: str) -> str:
     """Return the first line of the docstring of the class `name` in a module's source, or of the module."""
     tree = ast.parse(source)
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    found = [ast.get_docstring(node) for node in [*classes, tree]]
+    nodes: list[ast.ClassDef | ast.Module] = [*classes, tree]
+    found = [ast.get_docstring(node) for node in nodes]
     return next((text.partition("\n")[0].strip() for text in found if text), "")

@@ -57,7 +57,9 @@ class Adam(Adapter):
         for name, g in grads.items():
             new[f"first.{name}"] = first = beta1 * state[f"first.{name}"] + (1 - beta1) * g
             new[f"second.{name}"] = second = beta2 * state[f"second.{name}"] + (1 - beta2) * g * g
-            updates[name] = -self.config.lr / (1 - beta1 ** (step + 1)) * first / (second.sqrt() / unbias + self.config.eps)
+            updates[name] = (
+                -self.config.lr / (1 - beta1 ** (step + 1)) * first / (second.sqrt() / unbias + self.config.eps)
+            )
         return updates, new
 
     def carry(self, meta: Params, state: Params) -> Params:

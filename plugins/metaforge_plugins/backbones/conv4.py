@@ -40,7 +40,9 @@ class Conv4Options(Options):
         "84-pixel networks with 64 filters; pool-32: 84-pixel networks with 32; relation: a 64-channel map",
     )
     filters: int | None = Field(None, ge=1, le=4096, description="filters per block, if not the variant's own number")
-    affine: Literal["both", "shift", "none"] = Field("both", description="which norm parameters exist: γ and β, β only, none")
+    affine: Literal["both", "shift", "none"] = Field(
+        "both", description="which norm parameters exist: γ and β, β only, none"
+    )
 
 
 class Block(nn.Module):
@@ -75,7 +77,9 @@ class Conv4(Backbone):
     """Four convolution blocks; 28-pixel images become 64 features by default."""
 
     Config = Conv4Options
-    reference: ClassVar[str] = "Vinyals et al. 2016, arXiv 1606.04080; Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.2"
+    reference: ClassVar[str] = (
+        "Vinyals et al. 2016, arXiv 1606.04080; Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.2"
+    )
 
     def __init__(self, config: Conv4Options) -> None:
         self.config = config

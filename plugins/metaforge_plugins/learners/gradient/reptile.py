@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaforge.functional import descend, score
+from metaforge.functional import descend, score, sum_of
 from metaforge.inner import InnerLoopLearner, InnerLoopOptions
 from metaforge.keys import fold_in, permutation
 from metaforge.protocols import Aux, Examples, Key, Params, Pass, Task
@@ -36,7 +36,13 @@ class Reptile(InnerLoopLearner):
         "classification": {
             "adapters": {"adam": {"lr": 1e-3, "beta1": 0.0}},
             "train": {
-                "shots": 5, "queries": 5, "tasks": 5, "optimizer": "sgd", "lr": 1.0, "schedule": "linear", "steps": 4000,
+                "shots": 5,
+                "queries": 5,
+                "tasks": 5,
+                "optimizer": "sgd",
+                "lr": 1.0,
+                "schedule": "linear",
+                "steps": 4000,
             },
         },
         "regression": {
@@ -56,14 +62,13 @@ class Reptile(InnerLoopLearner):
 
         start = {name: values[name] for name in self.adapted}
         fast, state = descend(objective, values, start, self.adapter, self.config.steps, first_order=True)
-        distance = sum((start[name] - fast[name].detach()).square().sum() for name in self.adapted)
-        assert isinstance(distance, Tensor)
+        distance = sum_of((start[name] - fast[name].detach()).square().sum() for name in self.adapted)
         with torch.no_grad():
             prediction = self.model(values | fast, data.x, Pass(key, self.config.steps, "query"))
         figures = {"score": score(self.spec.kind, prediction, data.y), "fit": self.criterion(prediction, data.y)}
         return 0.5 * distance, Aux({n: v.detach() for n, v in figures.items()}, state)
 
-    def minibatches(self, data: Examples, key: Key) -> "Minibatches":
+    def minibatches(self, data: Examples, key: Key) -> Minibatches:
         """Return the inner steps' mini-batches: the task's examples in a random order, again and again."""
         return Minibatches(data, min(self.config.batch, data.x.shape[0]), key)
 

@@ -1,0 +1,111 @@
+"""The commands as functions: `metaforge.train(learner="maml")`, `metaforge.load(folder)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from metaforge.config import Layer, file_layer, resolve
+from metaforge.errors import ConfigError
+from metaforge.protocols import Options, TaskSpec
+from metaforge.registry import Registry, scan
+from metaforge.run import Run
+from metaforge.run import load as load_run
+from metaforge.train import run_training
+
+_SECTION = {"steps": "train", "tasks": "train", "budget": "train", "lr": "train"}
+
+
+def train(
+    learner: str | Mapping[str, Any],
+    dataset: str | Mapping[str, Any] | None = None,
+    *,
+    backbone: str | Mapping[str, Any] | nn.Module | None = None,
+    adapters: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    regularizers: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    hooks: Sequence[object] = (),
+    config: Path | str | None = None,
+    out: Path | str | None = None,
+    steps: int | None = None,
+    tasks: int | None = None,
+    budget: float | str | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
+) -> Run:
+    """Train a learner and return the run.
+
+    A component is a name, or a table of its options with `name` among them; `backbone` may also be any `nn.Module`, or
+    `module:Class` of the caller's own. `settings` nests like a run file, e.g. `{"task": {"ways": 20}}`.
+    """
+    registry = registry or scan()
+    values: dict[str, Any] = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in (settings or {}).items()
+    }
+    registry, name = _backbone(registry, backbone)
+    components = {
+        "learner": learner,
+        "dataset": dataset,
+        "backbone": name,
+        "adapters": adapters,
+        "regularizers": regularizers,
+    }
+    values |= {key: value for key, value in components.items() if value is not None}
+    for key, value in {"steps": steps, "tasks": tasks, "budget": budget, "lr": lr}.items():
+        if value is not None:
+            values.setdefault(_SECTION[key], {})[key] = value
+    values |= {key: value for key, value in {"seed": seed, "device": device}.items() if value is not None}
+    layers = [file_layer(Path(config))] if config is not None else []
+    resolved = resolve([*layers, Layer("metaforge.train", values)], registry)
+    folder = None if out is None else Path(out)
+    return run_training(resolved, registry, folder=folder, command="metaforge.train(...)", hooks=hooks)
+
+
+def load(folder: Path | str, *, backbone: nn.Module | str | None = None, registry: Registry | None = None) -> Run:
+    """Return the run of a folder; a run with a backbone of the caller's own needs it again."""
+    wider, _ = _backbone(registry or scan(), backbone)
+    return load_run(folder, wider)
+
+
+def _backbone(registry: Registry, backbone: Any) -> tuple[Registry, Any]:
+    """Return a registry that knows the caller's own backbone, and the name it has there."""
+    if isinstance(backbone, str) and ":" in backbone and not _installed(registry, backbone):
+        module, _, attribute = backbone.partition(":")
+        made = getattr(import_module(module), attribute, None)
+        if not callable(made):
+            raise ConfigError(
+                f"{backbone!r} names nothing that builds a module.", where="backbone", remedy="write module:Class"
+            )
+        return _with_module(registry, attribute, made)
+    if isinstance(backbone, nn.Module):
+        return _with_module(registry, type(backbone).__name__, lambda: backbone)
+    return registry, backbone
+
+
+def _installed(registry: Registry, name: str) -> bool:
+    return any(entry.qualified == name for entry in registry.entries("backbone"))
+
+
+def _with_module(registry: Registry, name: str, make: Any) -> tuple[Registry, str]:
+    class Own:
+        """A backbone handed over in Python."""
+
+        Config = Options
+        reference = ""
+        defaults: Mapping[Any, Any] = {}
+
+        def __init__(self, config: Options) -> None:
+            pass
+
+        def build(self, spec: TaskSpec) -> nn.Module:
+            """Return the caller's module."""
+            module: nn.Module = make()
+            return module
+
+    return registry.including("backbone", f"own-{name.lower()}", Own), f"own-{name.lower()}"

@@ -1,0 +1,55 @@
+"""The command line: one typer application; a command imports its worker inside its body, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from typing import Annotated
+
+import typer
+
+from metaforge import __version__
+from metaforge.cli import data, plugins, runs
+from metaforge.cli.output import put
+
+app = typer.Typer(
+    name="metaforge",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Few-shot learning and meta-learning in PyTorch, where every algorithm is a plugin.",
+    epilog="Exit codes: 0 ok, 1 unexpected, 2 usage or configuration, 3 data, 4 plugin, 5 checkpoint, 6 diverged, "
+    "7 run locked, 8 storage, 130 interrupted.",
+)
+app.command("list-plugins")(plugins.list_plugins)
+app.command("describe")(plugins.describe)
+app.command("train")(runs.train)
+app.command("evaluate")(runs.evaluate)
+app.command("config")(runs.config)
+app.add_typer(data.app, name="data")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        put(f"metaforge {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Few-shot learning and meta-learning in PyTorch, where every algorithm is a plugin."""
+
+
+def main() -> None:
+    """Run the command line; it ends with the exit codes that `metaforge --help` lists."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A console that lacks a character gets a substitute, not a traceback.
+            with contextlib.suppress(ValueError):
+                stream.reconfigure(errors="replace")
+    app()

@@ -1,0 +1,54 @@
+"""The flags that `train` and `config` share, and the layers of configuration that they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from metaforge.config import Layer
+
+Learner = Annotated[str | None, typer.Option("--learner", "-l", help="Learner, e.g. from `metaforge list-plugins`.")]
+Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="Data set.")]
+Backbone = Annotated[str | None, typer.Option("--backbone", help="Network that turns inputs into features.")]
+Adapter = Annotated[str | None, typer.Option("--adapter", help="Chain of adapters: names with commas between.")]
+RegularizerSet = Annotated[str | None, typer.Option("--regularizer", help="Regularizers: names with commas between.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="Run file (TOML).")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting, e.g. train.lr=0.01 or learner.inner_steps=3; may be repeated."),
+]
+Steps = Annotated[int | None, typer.Option("--steps", help="Outer steps.")]
+Budget = Annotated[str | None, typer.Option("--budget", help="Stop after this time, e.g. 90s, 10m, 1h30m.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the run.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON on stdout.")]
+
+
+def layers(config: Path | None, settings: Sequence[str] | None, flags: Mapping[str, tuple[str, Any]]) -> list[Layer]:
+    """Return the layers of a file (if any) and of the flags: flag to (path, value), None where not given."""
+    from metaforge.config import file_layer, flags_layer, parse_setting
+
+    given = [(flag, path, value) for flag, (path, value) in flags.items() if value is not None]
+    for setting in settings or ():
+        path, value = parse_setting(setting)
+        given.append((f"--set {path}", path, value))
+    found = [file_layer(config)] if config is not None else []
+    return [*found, flags_layer(given)]
+
+
+def numbers(flag: str, text: str | None) -> list[int] | None:
+    """Return the whole numbers in a text with commas between; raise `ConfigError` for anything else."""
+    from metaforge.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"{flag} is {text!r}, but should be whole numbers with commas between, e.g. 1,5,10."
+        ) from error

@@ -1,0 +1,181 @@
+"""`metaforge train`, `evaluate` and `config`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from metaforge.cli import options
+from metaforge.cli.output import guarded, put, put_json, say
+
+if TYPE_CHECKING:
+    from metaforge.config import Resolved
+    from metaforge.registry import Registry
+
+
+@guarded
+def train(
+    learner: options.Learner = None,
+    dataset: options.Dataset = None,
+    backbone: options.Backbone = None,
+    adapter: options.Adapter = None,
+    regularizer: options.RegularizerSet = None,
+    config: options.ConfigFile = None,
+    settings: options.Settings = None,
+    steps: options.Steps = None,
+    budget: options.Budget = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder; default runs/DATASET-LEARNER-TIME.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, train one step, write nothing.")
+    ] = False,
+    evaluate_after: Annotated[bool, typer.Option("--evaluate", help="Evaluate right after training.")] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="Show no progress.")] = False,
+    json: options.AsJson = False,
+) -> None:
+    """Train a learner; everything about the run is kept in a folder."""
+    registry, resolved = _resolved(
+        learner, dataset, backbone, adapter, regularizer, config, settings, steps, budget, seed, device
+    )
+    from metaforge.train import run_training
+
+    command = shlex.join(["metaforge", *sys.argv[1:]])
+    hooks = [] if no_progress else _progress(registry, resolved)
+    run = run_training(resolved, registry, folder=out, command=command, dry_run=dry_run, hooks=hooks)
+    answer: dict[str, Any] = {"folder": None if dry_run else str(run.folder), **run.summary}
+    if evaluate_after and not dry_run:
+        answer["evaluation"] = _evaluated(run.folder, registry, progress=not no_progress)
+    if json:
+        put_json(answer)
+        return
+    _put_facts(answer)
+    if not dry_run and not evaluate_after:
+        say(f"Next: metaforge evaluate {shlex.quote(str(run.folder))}")
+
+
+@guarded
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    shots: Annotated[str | None, typer.Option("--shots", help="Support examples per class, e.g. 1,5,10.")] = None,
+    steps: Annotated[str | None, typer.Option("--steps", help="Adaptation steps, e.g. 0,1,5.")] = None,
+    tasks: Annotated[int | None, typer.Option("--tasks", min=1, help="Tasks to evaluate on.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split of the data set.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the tasks.")] = None,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="Show no progress.")] = False,
+    json: options.AsJson = False,
+) -> None:
+    """Evaluate a trained run on tasks that it has never seen; figures and pictures go into its folder."""
+    from metaforge.errors import ConfigError
+    from metaforge.registry import scan
+
+    chosen = {
+        "shots": options.numbers("--shots", shots),
+        "steps": options.numbers("--steps", steps),
+        "tasks": tasks,
+        "split": split,
+        "seed": seed,
+    }
+    if not run.is_dir():
+        raise ConfigError(f"There is no run folder {run}.", remedy="`metaforge train` makes one and prints its path")
+    found = _evaluated(run, scan(), progress=not no_progress, **chosen)
+    if json:
+        put_json(found)
+    else:
+        _put_facts(found)
+
+
+@guarded
+def config(
+    learner: options.Learner = None,
+    dataset: options.Dataset = None,
+    backbone: options.Backbone = None,
+    adapter: options.Adapter = None,
+    regularizer: options.RegularizerSet = None,
+    config: options.ConfigFile = None,
+    settings: options.Settings = None,
+    steps: options.Steps = None,
+    budget: options.Budget = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    json: options.AsJson = False,
+) -> None:
+    """Show the configuration that the same flags give `train`, with the origin of every value; it is a run file."""
+    _, resolved = _resolved(
+        learner, dataset, backbone, adapter, regularizer, config, settings, steps, budget, seed, device, required=False
+    )
+    if json:
+        put_json({"values": resolved.to_dict(), "origins": dict(resolved.origins), "notes": list(resolved.notes)})
+        return
+    from metaforge.config import annotated
+
+    put(annotated(resolved))
+
+
+def _resolved(
+    learner: str | None,
+    dataset: str | None,
+    backbone: str | None,
+    adapter: str | None,
+    regularizer: str | None,
+    file: Path | None,
+    settings: list[str] | None,
+    steps: int | None,
+    budget: str | None,
+    seed: int | None,
+    device: str | None,
+    *,
+    required: bool = True,
+) -> tuple[Registry, Resolved]:
+    from metaforge.config import resolve
+    from metaforge.registry import scan
+
+    flags: dict[str, tuple[str, Any]] = {
+        "--learner": ("learner.name", learner),
+        "--dataset": ("dataset.name", dataset),
+        "--backbone": ("backbone.name", backbone),
+        "--adapter": ("adapters", adapter),
+        "--regularizer": ("regularizers", regularizer),
+        "--steps": ("train.steps", steps),
+        "--budget": ("train.budget", budget),
+        "--seed": ("seed", seed),
+        "--device": ("device", device),
+    }
+    registry = scan()
+    resolved = resolve(options.layers(file, settings, flags), registry, complete=required)
+    for note in resolved.notes:
+        say(f"Note: {note}")
+    return registry, resolved
+
+
+def _progress(registry: Registry, resolved: Resolved) -> list[object]:
+    """Return the display of progress that MetaForge's own metadata name, unless the run has chosen it itself."""
+    entry = registry.default("hook")
+    if entry is None:
+        return []
+    cls = registry.load("hook", entry.qualified)
+    return [] if any(choice.cls is cls for choice in resolved.hooks) else [cls(cls.Config())]
+
+
+def _evaluated(folder: Path, registry: Registry, *, progress: bool, **chosen: Any) -> dict[str, Any]:
+    from metaforge.evaluation import evaluate_folder
+
+    nothing = dict.fromkeys(("shots", "steps", "tasks", "split", "seed"))
+    found: dict[str, Any] = evaluate_folder(folder, registry, progress=progress, **{**nothing, **chosen})
+    return found
+
+
+def _put_facts(facts: dict[str, Any], indent: str = "") -> None:
+    """Print nested facts as indented lines."""
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            put(f"{indent}{name}:")
+            _put_facts(value, f"{indent}  ")
+        else:
+            put(f"{indent}{name}: {value:.6g}" if isinstance(value, float) else f"{indent}{name}: {value}")

@@ -1,0 +1,79 @@
+"""The parts of a run, built from its configuration: the data set, and learners for any shape of task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from metaforge.config import Resolved, data_root
+from metaforge.errors import ConfigError
+from metaforge.functional import Chain
+from metaforge.protocols import Dataset, Learner, Parts, Regularizer, TaskShape, TaskSpec
+
+
+class Components:
+    """What a configuration names, as objects."""
+
+    def __init__(self, resolved: Resolved) -> None:
+        if resolved.learner is None or resolved.dataset is None:
+            raise ConfigError(
+                "A run needs a learner and a data set.", remedy="choose them with --learner and --dataset"
+            )
+        self.resolved = resolved
+        self._learner, self._dataset = resolved.learner, resolved.dataset
+        self.dataset: Dataset = self._dataset.cls(self._dataset.config, root=data_root())
+        self._regularizers: dict[str, Regularizer] = {c.name: c.cls(c.config) for c in resolved.regularizers}
+        task, train = resolved.run.task, resolved.run.train
+        self.task_shape = TaskShape(task.ways, task.shots, task.queries)
+        self.training_shape = TaskShape(
+            train.ways or task.ways, train.shots or task.shots, train.queries or task.queries
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of values and data."""
+        return {"float32": torch.float32, "float64": torch.float64}[self.resolved.run.engine.dtype]
+
+    @property
+    def regularizers(self) -> tuple[Regularizer, ...]:
+        """The regularizers, for their terms in the outer loss."""
+        return tuple(self._regularizers.values())
+
+    def training_spec(self) -> TaskSpec:
+        """Return the spec of training tasks, checked against the data; so are the tasks that the run is about."""
+        if self._learner.cls.tags.fixed_ways and self.training_shape.ways != self.task_shape.ways:
+            raise ConfigError(
+                f"The learner {self._learner.name!r} has one output per class, so it cannot train with"
+                f" {self.training_shape.ways} ways for tasks of {self.task_shape.ways}.",
+                where="train.ways",
+                remedy="leave train.ways out, or set task.ways to the same number",
+            )
+        return self.dataset.spec("train", self.training_shape)
+
+    def learner(self, spec: TaskSpec) -> Learner:
+        """Return the learner for tasks of a spec; learners of one run share their values, whatever the spec."""
+        adapters = {choice.name: choice.cls(choice.config) for choice in self.resolved.adapters}
+        parts = Parts(spec, self._backbone_maker(spec), Chain(adapters) if adapters else None, self._regularizers)
+        learner: Learner = self._learner.cls(self._learner.config, parts)
+        return learner
+
+    def provenance(self) -> dict[str, str]:
+        """Return the distribution and version of every plugin of the run."""
+        return {
+            f"{choice.entry.kind} {choice.name}": f"{choice.entry.distribution} {choice.entry.version}".strip()
+            for choice in self.resolved.choices()
+        }
+
+    def _backbone_maker(self, spec: TaskSpec) -> Any:
+        choice = self.resolved.backbone
+        if choice is None:
+            return None
+        backbone = choice.cls(choice.config)
+
+        def build() -> nn.Module:
+            module: nn.Module = backbone.build(spec)
+            return module
+
+        return build

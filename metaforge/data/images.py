@@ -1,0 +1,107 @@
+"""Image files turned into uint8 arrays, with limits: an image is data from a stranger."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from metaforge.errors import DataError
+
+Colour = Literal["grey", "rgb"]
+Resample = Literal["box", "bilinear", "lanczos"]
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+MAX_BYTES = 32 * 2**20
+MAX_PIXELS = 50 * 10**6
+
+_FILTERS = {
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+# What Pillow raises on damaged or hostile input, as its own fuzzing shows: there is no common base but Exception.
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, MemoryError)
+
+
+def read_image(
+    path: Path, *, size: int | None = None, colour: Colour = "grey", resample: Resample = "box"
+) -> NDArray[np.uint8]:
+    """Return the image in a file as `[C, H, W]` uint8; `DataError`, naming the file, if it is none or is too large."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DataError(
+            f"the image cannot be read: {error.strerror or error}",
+            where=str(path),
+            remedy="check that it is a file and that you may read it",
+        ) from error
+    return decode_image(data, where=str(path), size=size, colour=colour, resample=resample)
+
+
+def decode_image(
+    data: bytes,
+    *,
+    where: str,
+    size: int | None = None,
+    colour: Colour = "grey",
+    resample: Resample = "box",
+    verify: bool = True,
+) -> NDArray[np.uint8]:
+    """Return an encoded image as `[C, H, W]` uint8 (C = 1 or 3), resized to `size` by `size` if that is given.
+
+    Transparent pixels show white; a photograph is turned upright; of an animation the first frame is taken.
+    `verify` checks the file's own checksums as well: leave it out where an archive has checked them already.
+    Raises `DataError`, naming `where`.
+    """
+    if len(data) > MAX_BYTES:
+        raise _refusal(f"the image file is larger than {MAX_BYTES // 2**20} MiB", where)
+    try:
+        if verify:
+            with _opened(data, where) as image:
+                image.verify()
+        with _opened(data, where) as image:
+            return _pixels(image, where, size, colour, resample)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _refusal(f"the image is too large: {error}", where) from error
+    except _DAMAGE as error:
+        raise _refusal(f"the image is damaged or of an unknown format: {error}", where) from error
+
+
+def _opened(data: bytes, where: str) -> Image.Image:
+    """Open an image of an allowed format whose header claims no more pixels than the limit."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise _refusal(f"the image has {width} x {height} pixels, more than {MAX_PIXELS:,}", where)
+    return image
+
+
+def _pixels(image: Image.Image, where: str, size: int | None, colour: Colour, resample: Resample) -> NDArray[np.uint8]:
+    """Decode an opened image into `[C, H, W]`."""
+    if image.format in ("JPEG", "WEBP"):
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16-bit grey at 255 instead of scaling it.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise _refusal(f"pixels of Pillow mode {image.mode!r} have no known range", where)
+    if image.has_transparency_data:
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image.convert("RGBA"))
+    image = image.convert("L" if colour == "grey" else "RGB")
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), _FILTERS[resample])
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _refusal(what: str, where: str) -> DataError:
+    return DataError(
+        what, where=where, remedy=f"replace the file by an intact image ({', '.join(FORMATS)}) or take it out"
+    )

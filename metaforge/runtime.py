@@ -1,0 +1,46 @@
+"""What this machine offers: device, threads, and an allocator that keeps the memory which every step needs again."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+
+import torch
+
+from metaforge.errors import ConfigError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` means CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[name]:
+        usable = ", ".join(key for key, there in available.items() if there)
+        raise ConfigError(f"No {name} device is available here.", where="device", remedy=f"use one of: auto, {usable}")
+    return torch.device(name)
+
+
+def prepare(threads: int | None) -> None:
+    """Set the number of CPU threads, and let glibc keep freed activations instead of mapping fresh pages at every step."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def facts() -> dict[str, str | int | bool]:
+    """Return what a reader of results must know of the machine and the versions."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(terse=True),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else False,
+    }

@@ -1,0 +1,111 @@
+"""Values checked against a pydantic model, and its complaints turned into sentences for a person."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from metaforge.errors import ConfigError, nearest
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], values: Mapping[str, Any], path: str, origins: Mapping[str, str]) -> Model:
+    """Return the model that values mean; raise one `ConfigError` that names every bad value by its dotted path."""
+    values = _with_nones(model, values)
+    try:
+        made = model.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(model, path, details) for details in error.errors(include_url=False)]
+    else:
+        problems = _confused(path, values, made)
+    if problems:
+        where = ", ".join(dict.fromkeys(origins.get(dotted, "default") for dotted, _ in problems))
+        raise ConfigError(
+            "\n".join(sentence for _, sentence in problems),
+            where=where,
+            remedy="`metaforge describe NAME` lists a plugin's"
+            " options, `metaforge config` every value of a run with its origin",
+        )
+    return made
+
+
+def options(model: type[BaseModel]) -> list[str]:
+    """Return the names of a model's options."""
+    return list(model.model_fields)
+
+
+def _problem(model: type[BaseModel], path: str, details: Mapping[str, Any]) -> tuple[str, str]:
+    location = [str(part) for part in details["loc"]]
+    dotted = ".".join([part for part in (path, *location) if part])
+    if details["type"] == "extra_forbidden":
+        inner = _inner(model, location[:-1])
+        names = options(inner) if inner is not None else []
+        known = f" The options of {'.'.join([path, *location[:-1]]).strip('.') or 'a run'} are {', '.join(names)}."
+        return dotted, f"There is no option {dotted!r}.{nearest(location[-1], names)}{known if names else ''}"
+    if details["type"] == "missing":
+        return dotted, f"{dotted} is required."
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if details["msg"].startswith("Value error, "):
+        return dotted, f"{dotted}: {message}."
+    return dotted, f"{dotted} is {details['input']!r}, but should be {message}."
+
+
+def _inner(model: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
+    """Return the model found at a location inside another."""
+    for name in location:
+        field = model.model_fields.get(name)
+        found = [] if field is None else [one for one in _alternatives(field.annotation) if _is_model(one)]
+        if not found:
+            return None
+        model = found[0]
+    return model
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, however it is written; any other annotation is its only member."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _alternatives(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return tuple(one for member in typing.get_args(annotation) for one in _alternatives(member))
+    return (annotation,)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _with_nones(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with the word `none` read as None where a field may be None: TOML has no null."""
+    made = dict(values)
+    for name, field in model.model_fields.items():
+        members = _alternatives(field.annotation)
+        inner = [one for one in members if _is_model(one)]
+        if made.get(name) == "none" and type(None) in members:
+            made[name] = None
+        elif inner and isinstance(made.get(name), Mapping):
+            made[name] = _with_nones(inner[0], made[name])
+    return made
+
+
+def _confused(path: str, given: Any, made: Any) -> list[tuple[str, str]]:
+    """Return where a truth value was taken for a number, or the reverse: Python counts them as integers."""
+    if isinstance(given, Mapping):
+        pairs = [(f"{path}.{key}".lstrip("."), value, _member(made, key)) for key, value in given.items()]
+        return [problem for pair in pairs for problem in _confused(*pair)]
+    if isinstance(given, (list, tuple)) and isinstance(made, (list, tuple)) and len(given) == len(made):
+        return [problem for one, other in zip(given, made, strict=True) for problem in _confused(path, one, other)]
+    if isinstance(given, bool) and isinstance(made, (int, float)) and not isinstance(made, bool):
+        return [(path, f"{path} is {given!r}, but should be a number.")]
+    if isinstance(made, bool) and isinstance(given, (int, float)) and not isinstance(given, bool):
+        return [(path, f"{path} is {given!r}, but should be true or false.")]
+    return []
+
+
+def _member(made: Any, key: str) -> Any:
+    return made.get(key) if isinstance(made, Mapping) else getattr(made, key, None)

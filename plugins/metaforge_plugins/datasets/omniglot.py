@@ -1,0 +1,297 @@
+"""Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawers each.
+
+Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic program induction", Science 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from metaforge.data.archives import Opener, Progress, open_https
+from metaforge.data.cache import Arrays, cached
+from metaforge.data.episodes import ClassPool, Pixels, check_split, distinct, episode_keys, feasible, sample_episodes
+from metaforge.data.images import Resample
+from metaforge.data.trees import Tree, TreeImages, fetch_tree, open_tree
+from metaforge.errors import DataError, nearest
+from metaforge.protocols import Dataset, Kind, Options, Task, TaskShape, TaskSpec
+
+URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
+SPLITS = ("train", "val", "test")
+DRAWERS = 20
+_QUARTERS = {"rot000": (0,), "rot090": (1,), "rot180": (2,), "rot270": (3,)}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """One of the two official archives: its number of characters, its MD5, and the SHA-256 of its names and pixels."""
+
+    name: str
+    characters: int
+    md5: str
+    content: str
+
+
+BACKGROUND = Collection(
+    name="images_background",
+    characters=964,
+    md5="68d2efa1b9178cc56df9314c21c6e718",
+    content="2d8ca531b27f0b8bc6c38ca108f56e74c16e149f9826e3cdb486815459aa292e",
+)
+EVALUATION = Collection(
+    name="images_evaluation",
+    characters=659,
+    md5="6b91aef0f799c5bb55b94e3f2daec811",
+    content="242fc639fa582d17ec88b54b1df839d17bb635272a5e836ccfbdd3f052739c01",
+)
+
+
+class OmniglotOptions(Options):
+    """Options of the Omniglot data set."""
+
+    size: int = Field(default=28, ge=8, le=105, description="height and width of the images in pixels")
+    split: Literal["lake", "random", "file"] = Field(
+        default="lake",
+        description="lake: background/evaluation by alphabet; random: 1100/100/423 characters; file: lists of classes",
+    )
+    split_file: str = Field(
+        default="splits/vinyals",
+        description="prefix of <prefix>-train.txt, -val.txt and -test.txt, from the folder omniglot (split = file)",
+    )
+    split_seed: int = Field(default=1, ge=0, description="seed of the random split and of the alphabets held out")
+    holdout: int = Field(
+        default=0,
+        ge=0,
+        le=29,
+        description="background alphabets that make the val split (split = lake; 0: no val split)",
+    )
+    rotations: Literal["train", "all", "none"] = Field(
+        default="train", description="splits in which each character turned by 90, 180 and 270 degrees is a class too"
+    )
+    invert: bool = Field(default=True, description="make ink 255 and paper 0 (the files have dark ink on white)")
+    resample: Resample = Field(default="box", description="filter with which the images of 105 pixels are made smaller")
+    mode: Literal["memory", "on-demand"] = Field(
+        default="memory",
+        description="hold all images in memory (and cache them on disk), or decode those that are drawn",
+    )
+
+
+class Omniglot(Dataset):
+    """Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawers each.
+
+    Rotated copies are classes made after splitting. With split = file, `rotations` says in which splits they are used:
+    those that a list names, or all four where its lines name none.
+    """
+
+    Config = OmniglotOptions
+    reference: ClassVar[str] = "https://doi.org/10.1126/science.aab3050"
+    defaults: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {}
+    kind: ClassVar[Kind] = "classification"
+    note: ClassVar[str] = ""
+
+    def __init__(self, config: OmniglotOptions, *, root: Path) -> None:
+        self.config = config
+        self.folder = root / "omniglot"
+        self._sources: dict[tuple[str, ...], tuple[list[str], Pixels | TreeImages]] = {}
+        self._pools: dict[str, ClassPool] = {}
+
+    def spec(self, split: str, shape: TaskShape) -> TaskSpec:
+        """Return the spec of tasks of `[1, size, size]` images; `DataError` if the split is too small for the shape."""
+        feasible(self.pool(split), shape)
+        return TaskSpec("classification", (1, self.config.size, self.config.size), shape.ways, shape)
+
+    def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
+        """Return episodes as one batched task: x `[count, n, 1, size, size]` uint8, y `[count, n]` int64."""
+        return sample_episodes(self.pool(split), shape, first, count, seed=seed, split=split)
+
+    def facts(self, split: str) -> Mapping[str, str | int | float]:
+        """Return how many classes, characters and images a split has, and how it was made."""
+        classes, characters = len(self.pool(split).names), len(set(self.characters(split)))
+        return {
+            "classes": classes,
+            "characters": characters,
+            "alphabets": len({name.split("/")[0] for name in self.characters(split)}),
+            "images per class": DRAWERS,
+            "images": classes * DRAWERS,
+            "split": self.config.split,
+            "rotated copies": "yes" if classes > characters else "no",
+            "image size": self.config.size,
+        }
+
+    def characters(self, split: str) -> tuple[str, ...]:
+        """Return the character `Alphabet/characterNN` that each class of a split shows, whichever way it is turned."""
+        return tuple(name.rpartition("/")[0] for name in self.pool(split).names)
+
+    def pool(self, split: str) -> ClassPool:
+        """Return the classes of a split, named `Alphabet/characterNN/rotRRR`; raises `DataError`."""
+        check_split(split, SPLITS, "omniglot")
+        if split not in self._pools:
+            make = {"lake": self._lake, "random": self._random, "file": self._listed}[self.config.split]
+            self._pools[split] = make(split)
+        return self._pools[split]
+
+    def _lake(self, split: str) -> ClassPool:
+        """Split by alphabet: background to train on, evaluation to test on, `holdout` background alphabets for val."""
+        if split == "test":
+            characters, _ = self._images(EVALUATION)
+            return self._pool(split, [(name, ()) for name in characters], EVALUATION)
+        if split == "val" and self.config.holdout == 0:
+            raise DataError(
+                "the lake split has no val classes",
+                where="omniglot, split = lake",
+                remedy="set holdout to a number of background alphabets, or use split = random or split = file",
+            )
+        characters, _ = self._images(BACKGROUND)
+        alphabets = sorted({name.split("/")[0] for name in characters})
+        keys = episode_keys(self.config.split_seed, "alphabets held out", 0, 1)
+        held = {alphabets[i] for i in distinct(keys, len(alphabets), len(alphabets))[0, : self.config.holdout]}
+        chosen = [name for name in characters if (name.split("/")[0] in held) == (split == "val")]
+        return self._pool(split, [(name, ()) for name in chosen], BACKGROUND)
+
+    def _random(self, split: str) -> ClassPool:
+        """Split all characters at random into 1100 for train, 100 for val and the rest for test."""
+        characters, _ = self._images(BACKGROUND, EVALUATION)
+        ordered = sorted(characters)
+        order = distinct(episode_keys(self.config.split_seed, "characters", 0, 1), len(ordered), len(ordered))[0]
+        part = {"train": order[:1100], "val": order[1100:1200], "test": order[1200:]}[split]
+        return self._pool(split, [(ordered[i], ()) for i in part], BACKGROUND, EVALUATION)
+
+    def _listed(self, split: str) -> ClassPool:
+        """Split as three lists of classes say, which must not share a character."""
+        lists = {other: self._read_list(other) for other in SPLITS if other == split or self._list(other).is_file()}
+        for other, classes in lists.items():
+            shared = sorted(lists[split].keys() & classes.keys())
+            if other != split and shared:
+                raise DataError(
+                    f"{shared[0]} is in the lists of both {split} and {other}",
+                    where=str(self._list(split)),
+                    remedy="list every character, in all its rotations, for one split only",
+                )
+        return self._pool(split, list(lists[split].items()), BACKGROUND, EVALUATION)
+
+    def _list(self, split: str) -> Path:
+        return self.folder / f"{self.config.split_file}-{split}.txt"
+
+    def _read_list(self, split: str) -> dict[str, tuple[int, ...]]:
+        """Return the characters of a list with the quarter turns that it names for each (none: it does not say)."""
+        path = self._list(split)
+        form = "give a text file of lines such as Greek/character01 or Greek/character01/rot090 (see split_file)"
+        try:
+            lines = path.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"the list of {split} classes cannot be read: {error}", where=str(path), remedy=form
+            ) from error
+        found: dict[str, tuple[int, ...]] = {}
+        for line in lines:
+            parts = line.split("/")
+            turns = () if len(parts) == 2 else _QUARTERS.get(parts[-1]) if len(parts) == 3 else None
+            if turns is None:
+                raise DataError(f"{line!r} names no class", where=str(path), remedy=form)
+            name = "/".join(parts[:2])
+            if name in found and (not turns or not found[name] or turns[0] in found[name]):
+                raise DataError(f"{line!r} is listed twice", where=str(path), remedy="list every class once")
+            found[name] = (*found.get(name, ()), *turns)
+        if not found:
+            raise DataError(f"the list of {split} classes is empty", where=str(path), remedy=form)
+        return found
+
+    def _pool(self, split: str, classes: list[tuple[str, tuple[int, ...]]], *collections: Collection) -> ClassPool:
+        """Return the pool of characters, each in its quarter turns (none: all four) if this split has rotations."""
+        characters, images = self._images(*collections)
+        rotated = self.config.rotations == "all" or (self.config.rotations == "train" and split == "train")
+        row = {name: number for number, name in enumerate(characters)}
+        rows, turns, names = [], [], []
+        for name, listed in classes:
+            if name not in row:
+                raise DataError(
+                    f"there is no character {name!r}.{nearest(name, row)}",
+                    where=str(self._list(split)),
+                    remedy="name characters as their folders are named: Alphabet/characterNN",
+                )
+            for quarters in (listed or range(4)) if rotated else (0,):
+                rows.append(row[name])
+                turns.append(quarters)
+                names.append(f"{name}/rot{90 * quarters:03d}")
+        return ClassPool(images, names, np.array(rows, dtype=np.int64), np.array(turns) if rotated else None)
+
+    def _images(self, *collections: Collection) -> tuple[list[str], Pixels | TreeImages]:
+        """Return the characters of some collections and their images, a row for each."""
+        wanted = tuple(collection.name for collection in collections)
+        if wanted not in self._sources:
+            make = self._undecoded if self.config.mode == "on-demand" else self._decoded
+            self._sources[wanted] = make(*collections)
+        return self._sources[wanted]
+
+    def _tree(self, collection: Collection) -> Tree:
+        tree = open_tree(self.folder, collection.name)
+        if tree is None:
+            raise DataError(
+                f"the Omniglot images are not there: neither {collection.name}.zip nor the folder {collection.name}",
+                where=str(self.folder),
+                remedy="run `metaforge data fetch omniglot`, or put images_background.zip and images_evaluation.zip "
+                "into <data>/omniglot, where METAFORGE_DATA names the folder <data>",
+            )
+        return tree
+
+    def _decoded(self, *collections: Collection) -> tuple[list[str], Pixels]:
+        """Return the characters of some collections and their images in memory, from the cache if it has them."""
+        parts = [self._part(collection) for collection in collections]
+        names = [str(name) for part in parts for name in part["characters"]]
+        return names, parts[0]["images"] if len(parts) == 1 else np.concatenate([part["images"] for part in parts])
+
+    def _part(self, collection: Collection) -> Arrays:
+        tree = self._tree(collection)
+        key = self.config.model_dump(include={"size", "invert", "resample"})
+        key["source"] = f"{tree.path.resolve()} {tree.stamp()}"
+
+        def build() -> Arrays:
+            characters, source = self._undecoded(collection)
+            return {"characters": np.array(characters), "images": source.all()}
+
+        return cached(f"omniglot-{collection.name}-{self.config.size}", key, build)
+
+    def _undecoded(self, *collections: Collection) -> tuple[list[str], TreeImages]:
+        """Return the characters of some collections and their images, none decoded yet; `DataError` if some lack."""
+        places: dict[str, list[tuple[Tree, str]]] = {}
+        for collection in collections:
+            tree, found = self._tree(collection), dict[str, list[tuple[Tree, str]]]()
+            for name in tree.names:
+                parts = name.split("/")
+                if len(parts) == 4 and parts[0] == collection.name and name.endswith(".png") and parts[3][0] != ".":
+                    found.setdefault(f"{parts[1]}/{parts[2]}", []).append((tree, name))
+            complete = sum(len(images) == DRAWERS for images in found.values())
+            if len(found) != collection.characters or complete != len(found):
+                raise DataError(
+                    f"{complete} characters of {DRAWERS} images were found, not {collection.characters}",
+                    where=str(tree.path),
+                    remedy="delete it and run `metaforge data fetch omniglot`",
+                )
+            places |= found
+        config = self.config
+        return list(places), TreeImages(list(places.values()), config.size, config.resample, config.invert)
+
+    @classmethod
+    def fetch(cls, root: Path, progress: Progress | None = None, *, opener: Opener = open_https) -> list[Path]:
+        """Download the two official archives into `root/omniglot`, verify them, and return their paths.
+
+        What is there already and holds the right images is kept. Raises `DataError` and `StorageError`.
+        """
+        return [
+            fetch_tree(
+                root / "omniglot",
+                collection.name,
+                url=f"{URL}/{collection.name}.zip",
+                md5=collection.md5,
+                content=collection.content,
+                max_bytes=64 * 2**20,
+                progress=progress,
+                opener=opener,
+            )
+            for collection in (BACKGROUND, EVALUATION)
+        ]

@@ -1,0 +1,105 @@
+"""Conditional neural process: one forward pass turns the support set into a predictive distribution.
+
+Garnelo et al., "Conditional Neural Processes", ICML 2018 (arXiv 1807.01613).
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from metaforge.functional import prefixed, score, select
+from metaforge.keys import fold_in, permutation, uniform
+from metaforge.protocols import Aux, Examples, Key, Learner, Options, Params, Parts, Tags, Task
+
+
+class CNPOptions(Options):
+    """Options of conditional neural processes."""
+
+    encoder: tuple[int, ...] = Field((128, 128, 128, 128), min_length=1, description="units of each encoder layer")
+    decoder: tuple[int, ...] = Field((128, 128), description="units of each hidden decoder layer")
+    vary_context: bool = Field(
+        True, description="draw for each training task how many of the support examples are seen, from one to all"
+    )
+
+
+class CNP(Learner):
+    """Encodes every support example, averages the codes, and decodes a normal distribution at each query."""
+
+    Config = CNPOptions
+    reference: ClassVar[str] = "Garnelo et al. 2018, arXiv 1807.01613, equations 1 to 4"
+    tags: ClassVar[Tags] = Tags(kinds=frozenset({"regression"}), stochastic=True)
+    defaults: ClassVar = {"regression": {"train": {"steps": 10000, "tasks": 64, "lr": 1e-3, "schedule": "cosine"}}}
+
+    def __init__(self, config: CNPOptions, parts: Parts) -> None:
+        self.config = config
+        inputs, outputs = math.prod(parts.spec.x_shape), parts.spec.outputs
+        self.widths = {
+            "encoder": (inputs + outputs, *config.encoder),
+            "decoder": (inputs + config.encoder[-1], *config.decoder, 2 * outputs),
+        }
+
+    def init(self, key: Key) -> Params:
+        """Return the encoder's and the decoder's weights, uniform in ±1/√inputs as `nn.Linear` draws them."""
+        values: Params = {}
+        for part, widths in self.widths.items():
+            for i, (before, after) in enumerate(pairwise(widths)):
+                for name, shape in (("weight", (after, before)), ("bias", (after,))):
+                    place = f"{part}.{i}.{name}"
+                    values[place] = (2 * uniform(fold_in(key, place), shape) - 1) / math.sqrt(before)
+        return prefixed("cnp", values)
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
+        """Return the representation r `[units]`: the mean code of the support examples (of those seen, under a key)."""
+        codes = mlp(select(values, "cnp.encoder"), torch.cat([support.x.flatten(1), support.y], -1))
+        seen = self.seen(len(codes), key, codes)
+        return {"representation": seen @ codes / seen.sum().clamp_min(1)}
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        """Return the means `[n, outputs]`."""
+        return self.distribution(values, fast, x)[0]
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        """Return −mean log N(y; μ, σ) over all targets, support and query together."""
+        x, y = (torch.cat(pair) for pair in zip(task.support, task.query, strict=True))
+        mean, deviation = self.distribution(values, self.adapt(values, task.support, key=key), x)
+        figures = {"score": score("regression", mean[len(task.support.x) :], task.query.y).detach()}
+        return -log_normal(y, mean, deviation).mean(), Aux(figures)
+
+    def measure(self, values: Params, task: Task, key: Key) -> Params:
+        """Return the mean log-likelihood of a query target; it can be positive, at most 1.3836 per output."""
+        mean, deviation = self.distribution(values, self.adapt(values, task.support), task.query.x)
+        return {"log_likelihood": log_normal(task.query.y, mean, deviation).sum(-1).mean()}
+
+    def distribution(self, values: Params, fast: Params, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (μ, σ), both `[n, outputs]`, of the decoder at `x`; σ = 0.1 + 0.9 softplus(s)."""
+        r = fast["representation"].expand(len(x), -1)
+        mean, s = mlp(select(values, "cnp.decoder"), torch.cat([x.flatten(1), r], -1)).chunk(2, -1)
+        return mean, 0.1 + 0.9 * F.softplus(s)
+
+    def seen(self, n: int, key: Key | None, like: Tensor) -> Tensor:
+        """Return a weight of 0 or 1 for each of `n` support examples, at least one of them 1; all 1 without a key."""
+        if key is None or not self.config.vary_context or n == 0:
+            return like.new_ones(n)
+        count = 1 + (uniform(fold_in(key, "count"), ()) * n).floor()
+        return (permutation(fold_in(key, "context"), n) < count).to(like.dtype)
+
+
+def mlp(layers: Params, x: Tensor) -> Tensor:
+    """Return the output `[n, units]` of linear layers with ReLU between them."""
+    depth = len(layers) // 2
+    for i in range(depth):
+        x = F.linear(x, layers[f"{i}.weight"], layers[f"{i}.bias"])
+        x = x.relu() if i + 1 < depth else x
+    return x
+
+
+def log_normal(y: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Return log N(y; μ, σ) elementwise `[n, outputs]`."""
+    return -0.5 * ((y - mean) / deviation).square() - deviation.log() - 0.5 * math.log(2 * math.pi)

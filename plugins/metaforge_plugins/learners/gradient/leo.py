@@ -1,0 +1,195 @@
+"""LEO: adapt in a low-dimensional latent space from which the classifier's weights are decoded.
+
+Rusu, Rao, Sygnowski, Vinyals, Pascanu, Osindero, Hadsell, "Meta-Learning with Latent Embedding Optimization", ICLR 2019
+(arXiv 1807.05960). The paper works on fixed features of a network that was trained beforehand; here the backbone is trained
+jointly unless `train_backbone` is off, which is a different method: do not set its figures beside the paper's.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.func import grad
+from torch.nn import functional as F
+
+from metaforge.functional import cross_entropy, one_hot, score, sum_of
+from metaforge.keys import fold_in, make_key, normal, uniform
+from metaforge.model import Model, feature_size, seeded
+from metaforge.protocols import Aux, Examples, Key, Learner, NormPolicy, Options, Params, Parts, Pass, Tags, Task
+
+MATRICES = ("leo.encoder", "leo.relation.0", "leo.relation.1", "leo.relation.2", "leo.decoder")
+
+
+class LEOOptions(Options):
+    """Options of latent embedding optimisation."""
+
+    steps: int = Field(5, ge=0, le=1000, description="steps on the latent codes")
+    finetune: int = Field(5, ge=0, le=1000, description="steps on the decoded weights, after those on the codes")
+    latent: int = Field(64, ge=1, le=4096, description="size of a class's latent code")
+    latent_rate: float = Field(1.0, description="rate from which each latent dimension's own rate starts")
+    weight_rate: float = Field(1e-3, description="rate from which each weight dimension's own rate starts")
+    dropout: float = Field(
+        0.3, ge=0.0, lt=1.0, description="share of the features that the encoder does not see in training"
+    )
+    kl: float = Field(1e-3, ge=0.0, description="weight β of the codes' divergence from a standard normal")
+    encoder_penalty: float = Field(
+        1e-5, ge=0.0, description="weight γ of the squared distance from code to adapted code"
+    )
+    l2: float = Field(1e-8, ge=0.0, description="weight of the squared weights of encoder, relation net and decoder")
+    orthogonality: float = Field(1e-3, ge=0.0, description="weight of the correlation among the decoder's latent rows")
+    scale: float = Field(1.0, gt=0.0, description="length to which every image's features are scaled")
+    train_backbone: bool = Field(True, description="train the backbone jointly; the paper keeps it fixed")
+    norm: NormPolicy = Field("running", description="whose statistics batch norm uses in evaluation")
+
+
+class LEO(Learner):
+    """Encodes the support set into one code per class, descends on the codes, and decodes them into a linear classifier."""
+
+    Config = LEOOptions
+    reference: ClassVar[str] = "Rusu et al. 2019, arXiv 1807.05960, algorithm 1"
+    tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), adapts=True, fixed_ways=False, stochastic=True)
+    defaults: ClassVar = {
+        "classification": {
+            "train": {"ways": 5, "queries": 5, "tasks": 16, "steps": 3000, "schedule": "cosine", "lr": 2e-3},
+            "backbone": {"variant": "stride-flat"},
+        }
+    }
+
+    def __init__(self, config: LEOOptions, parts: Parts) -> None:
+        assert parts.backbone is not None
+        self.config, self.ways, self.steps = config, parts.spec.outputs, config.steps
+        self.model = Model(parts.backbone, norm=config.norm, regularizers=parts.regularizers)
+        with seeded(make_key(0, "structure")):
+            self.features = feature_size(parts.backbone(), parts.spec.x_shape)
+        self.norm, self.transductive = self.model.norm, self.model.transductive
+
+    def init(self, key: Key) -> Params:
+        """Return the backbone's values, the three networks' matrices `[inputs, outputs]` and the learned rates."""
+        latent, features = self.config.latent, self.features
+        shapes = ((features, latent), *((2 * latent, 2 * latent),) * 3, (latent, 2 * features))
+        matrices = {n: glorot(fold_in(key, n), shape) for n, shape in zip(MATRICES, shapes, strict=True)}
+        rates = {
+            "leo.latent_rate": torch.full((latent,), self.config.latent_rate),
+            "leo.weight_rate": torch.full((features,), self.config.weight_rate),
+        }
+        return self.model.init(fold_in(key, "model")) | matrices | rates
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
+        """Return the class weights `[ways, features]` after `steps` latent steps; of 0 steps, as first decoded."""
+        at = Pass(key, 0, "support")
+        features = self.embed(values, support.x, at)
+        mean, log_std = self.encode(values, features, support.y, key)
+        weights, _ = self.descend(values, sample(mean, log_std.exp(), key), Examples(features, support.y), steps, key)
+        return {"weights": weights} | self.model.statistics(values, support.x, at)
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        """Return logits w·x `[n, ways]`."""
+        return self.embed(values | fast, x, Pass(key, 0, "query")) @ fast["weights"].T
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        """Return L_Q + β KL(q(z) ‖ N(0, I)) + γ ‖sg(z') − z‖² + R (equations 6 and 7)."""
+        support, query, state = self.features_of(values, task, key)
+        mean, log_std = self.encode(values, support, task.support.y, key)
+        codes = sample(mean, log_std.exp(), key)
+        weights, adapted = self.descend(values, codes, Examples(support, task.support.y), None, key)
+        logits = query @ weights.T
+        terms = (
+            cross_entropy(logits, task.query.y),
+            self.config.kl * divergence(mean, log_std),
+            self.config.encoder_penalty * (adapted.detach() - codes).square().mean(),
+            self.config.l2 * sum_of(values[name].square().sum() for name in MATRICES),
+            self.config.orthogonality * correlation(values["leo.decoder"]),
+        )
+        return sum_of(terms), Aux({"score": score("classification", logits, task.query.y).detach()}, state)
+
+    def features_of(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Tensor, Params]:
+        """Return the features of support and query, and the state's change; under `running` statistics as one batch."""
+        if self.norm != "running":
+            at, given = Pass(key, 0, "support"), task.support.x
+            fixed = values | self.model.statistics(values, given, at)
+            return self.embed(values, given, at), self.embed(fixed, task.query.x, Pass(key, 0, "query")), {}
+        both = torch.cat([task.support.x, task.query.x])
+        outputs, state = self.model.observe(values, both, Pass(key, 0, "query"))
+        support, query = self.normalised(outputs).tensor_split([len(task.support.x)])
+        return support, query, state
+
+    def embed(self, values: Params, x: Tensor, at: Pass) -> Tensor:
+        """Return the backbone's features `[n, features]`, each row of length `scale`."""
+        return self.normalised(self.model(values, x, at))
+
+    def normalised(self, outputs: Tensor) -> Tensor:
+        """Return `[n, features]`, each row of length `scale`; no gradient passes if the backbone is fixed."""
+        features = outputs if self.config.train_backbone else outputs.detach()
+        return self.config.scale * F.normalize(features.flatten(1), dim=-1)
+
+    def encode(self, values: Params, features: Tensor, y: Tensor, key: Key | None) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation `[ways, latent]` of each class's code (equations 4 and 5).
+
+        The relation net sees every ordered pair of supports, pairs of an example with itself among them.
+        """
+        codes = dropped(features, self.config.dropout, key) @ values["leo.encoder"]
+        left, right = (codes @ half for half in values["leo.relation.0"].chunk(2))
+        hidden = (left.unsqueeze(1) + right.unsqueeze(0)).relu() @ values["leo.relation.1"]
+        related = (hidden.relu() @ values["leo.relation.2"]).mean(1)
+        members = one_hot(y, self.ways, features.dtype)
+        mean, log_std = (members.T @ related / members.sum(0).unsqueeze(-1)).chunk(2, -1)
+        return mean, log_std
+
+    def decode(self, values: Params, codes: Tensor, key: Key | None) -> Tensor:
+        """Return class weights `[ways, features]`: w ~ N(μ, σ²), (μ, σ) linear in z; μ itself in evaluation.
+
+        The deviation is shifted so that it starts as √(2 / (features + ways)), the authors' choice.
+        """
+        mean, log_std = (codes @ values["leo.decoder"]).chunk(2, -1)
+        offset = (2.0 / (self.features + self.ways)) ** 0.5
+        return sample(mean, (log_std.exp() - (1.0 - offset)).clamp_min(1e-10), key)
+
+    def descend(
+        self, values: Params, codes: Tensor, support: Examples, steps: int | None, key: Key | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return adapted (class weights, codes): z ← z − a ∘ ∇_z L_S, then w ← w − b ∘ ∇_w L_S."""
+
+        def support_loss(weights: Tensor) -> Tensor:
+            return cross_entropy(support.x @ weights.T, support.y)
+
+        def decoded(z: Tensor, step: int) -> Tensor:
+            return self.decode(values, z, None if key is None else fold_in(fold_in(key, "decode"), step))
+
+        latent_steps = self.config.steps if steps is None else steps
+        for step in range(latent_steps):
+            codes = codes - values["leo.latent_rate"] * grad(lambda z, s=step: support_loss(decoded(z, s)))(codes)
+        weights = decoded(codes, latent_steps)
+        for _ in range(0 if steps == 0 else self.config.finetune):
+            weights = weights - values["leo.weight_rate"] * grad(support_loss)(weights)
+        return weights, codes
+
+
+def sample(mean: Tensor, std: Tensor, key: Key | None) -> Tensor:
+    """Return mean + std · ε with ε ~ N(0, I) drawn from the key; the mean itself in evaluation."""
+    return mean if key is None else mean + std * normal(fold_in(key, "sample"), mean.shape, mean.dtype)
+
+
+def dropped(x: Tensor, rate: float, key: Key | None) -> Tensor:
+    """Return `x` with a share `rate` of its entries zeroed and the rest scaled up; `x` itself in evaluation."""
+    if key is None or rate == 0.0:
+        return x
+    return x * (uniform(fold_in(key, "dropout"), x.shape, x.dtype) >= rate) / (1.0 - rate)
+
+
+def divergence(mean: Tensor, log_std: Tensor) -> Tensor:
+    """Return KL(N(μ, σ²) ‖ N(0, 1)), averaged over all dimensions."""
+    return 0.5 * (mean.square() + (2.0 * log_std).exp() - 1.0 - 2.0 * log_std).mean()
+
+
+def correlation(matrix: Tensor) -> Tensor:
+    """Return the mean squared difference between the correlations of a matrix's rows and the identity."""
+    rows = F.normalize(matrix, dim=-1)
+    return (rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)).square().mean()
+
+
+def glorot(key: Key, shape: tuple[int, int]) -> Tensor:
+    """Return a matrix drawn uniformly from ±√(6 / (inputs + outputs))."""
+    return (2.0 * uniform(key, shape) - 1.0) * (6.0 / sum(shape)) ** 0.5

@@ -1,0 +1,55 @@
+"""Listing and help are quick because they import neither torch nor any plugin: checked in a fresh interpreter."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "numpy", "pydantic", "matplotlib", "PIL", "metaforge_plugins")
+
+
+def imported(code: str) -> set[str]:
+    """Return which heavy packages a fresh interpreter has imported after running the code."""
+    probe = f"\nimport sys\nprint('HEAVY', *[name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code + probe], capture_output=True, text=True, check=True, timeout=60)
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list-plugins"], ["list-plugins", "--json"]])
+def test_commands_that_compute_nothing_import_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import sys
+sys.argv = ["metaforge", *{arguments!r}]
+from metaforge.cli.app import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+"""
+    # Typer reads options by way of pydantic, which is quick; everything else is ours to keep out.
+    assert imported(code) <= {"pydantic"}
+
+
+@pytest.mark.parametrize("module", ["metaforge", "metaforge.registry", "metaforge.hooks", "metaforge.errors"])
+def test_light_modules(module: str) -> None:
+    assert imported(f"import {module}") == set()
+
+
+@pytest.mark.parametrize("module", ["metaforge.config", "metaforge.layers", "metaforge.sections"])
+def test_configuration_needs_pydantic_but_not_torch(module: str) -> None:
+    assert imported(f"import {module}") <= {"pydantic"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list-plugins"]])
+def test_help_and_listing_answer_in_half_a_second(arguments: list[str]) -> None:
+    def once() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "metaforge", *arguments], capture_output=True, check=True, timeout=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    # Processor time, and the best of several: what else the machine does must not fail the test.
+    assert min(once() for _ in range(5)) < 0.5

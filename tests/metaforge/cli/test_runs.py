@@ -1,0 +1,253 @@
+"""`metaforge train`, `evaluate`, `config` and `data`; workers that compute are replaced by ones that record."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from pydantic import Field
+from typer.testing import CliRunner, Result
+
+from metaforge.cli.app import app
+from metaforge.errors import DataError, DivergedError
+from metaforge.protocols import Dataset, Examples, Learner, Options, Task, TaskShape, TaskSpec
+from metaforge.registry import Registry
+
+runner = CliRunner()
+
+
+def command(line: str) -> Result:
+    return runner.invoke(app, line.split())
+
+
+class Guess(Learner):
+    """Guesses."""
+
+    class Config(Options):
+        courage: float = Field(default=0.5, ge=0, le=1, description="How bold.")
+
+    def __init__(self, config: Any, parts: Any) -> None: ...
+    def init(self, key: Any) -> Any: ...
+    def adapt(self, values: Any, support: Any, *, steps: Any = None, key: Any = None) -> Any: ...
+    def predict(self, values: Any, fast: Any, x: Any, *, key: Any = None) -> Any: ...
+    def loss(self, values: Any, task: Any, key: Any) -> Any: ...
+
+
+class Dots(Dataset):
+    """Dots."""
+
+    class Config(Options):
+        size: int = Field(default=2, ge=1, description="Size.")
+
+    kind: ClassVar[Any] = "classification"
+    note: ClassVar[str] = "made of dots"
+
+    def __init__(self, config: Any, *, root: Path) -> None:
+        self.config = config
+
+    def spec(self, split: str, shape: TaskShape) -> TaskSpec:
+        if shape.ways > 9:
+            raise DataError("The split has 9 classes.", where=split, remedy="ask for at most 9 ways")
+        return TaskSpec("classification", (1, self.config.size, self.config.size), shape.ways, shape)
+
+    def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
+        self.spec(split, shape)
+        part = Examples(torch.full((count, 1), float(first)), torch.zeros(count, 1, dtype=torch.int64))
+        return Task(part, part)
+
+    def facts(self, split: str) -> Mapping[str, str | int | float]:
+        if split == "val":
+            raise DataError("No val split.", where=split, remedy="use another")
+        return {"classes": 9}
+
+    @classmethod
+    def fetch(cls, root: Path, progress: Any = None) -> list[Path]:
+        for done in range(0, 101, 10):
+            progress("dots.zip", done, 100)
+        return [root / "dots.zip"]
+
+
+class Calls(list[SimpleNamespace]):
+    """What the workers were called with, and what they are to raise."""
+
+    error: BaseException | None = None
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METAFORGE_DATA", str(tmp_path / "data"))
+    made = Registry([]).including("learner", "guess", Guess).including("dataset", "dots", Dots)
+    monkeypatch.setattr("metaforge.registry.scan", lambda: made)
+    found = Calls()
+
+    def run_training(resolved: Any, registry: Any, *, folder: Any, command: str, dry_run: bool, hooks: Any) -> Any:
+        if found.error is not None:
+            raise found.error
+        found.append(SimpleNamespace(resolved=resolved, folder=folder, command=command, dry_run=dry_run, hooks=hooks))
+        return SimpleNamespace(
+            folder=folder or Path("runs/new"), summary={"loss": 0.25, "steps": resolved.run.train.steps}
+        )
+
+    def evaluate_folder(folder: Path, registry: Any, **chosen: Any) -> dict[str, Any]:
+        found.append(SimpleNamespace(folder=folder, **chosen))
+        return {"accuracy": {"mean": 0.5}}
+
+    def episode_grid(task: Task, path: Path) -> None:
+        found.append(SimpleNamespace(task=task))
+        path.write_bytes(b"picture")
+
+    for name, function in [
+        ("metaforge.train", run_training),
+        ("metaforge.evaluation", evaluate_folder),
+        ("metaforge.report.pictures", episode_grid),
+    ]:
+        module = ModuleType(name)
+        setattr(module, function.__name__, function)
+        monkeypatch.setitem(sys.modules, name, module)
+    return found
+
+
+def test_train_resolves_the_flags_and_says_what_comes_next(calls: Calls) -> None:
+    result = command("train -l guess -d dots --steps 7 --budget 10m --seed 3 --set learner.courage=1 --device cpu")
+    assert result.exit_code == 0, result.stderr
+    (call,) = calls
+    run = call.resolved.run
+    assert (run.train.steps, run.train.budget, run.seed, run.device) == (7, 600.0, 3, "cpu")
+    assert call.resolved.learner.config.courage == 1
+    assert call.folder is None
+    assert "Next: metaforge evaluate runs/new" in result.stderr
+    assert "loss: 0.25" in result.stdout
+
+
+def test_train_answers_in_json_and_can_evaluate_at_once(calls: Calls) -> None:
+    result = command("train -l guess -d dots --out here/run --evaluate --json")
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["folder"] == "here/run"
+    assert answer["evaluation"] == {"accuracy": {"mean": 0.5}}
+    assert calls[1].tasks is None
+
+
+def test_a_dry_run_has_no_folder(calls: Calls) -> None:
+    result = command("train -l guess -d dots --dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert calls[0].folder is None
+    assert calls[0].dry_run
+    assert "Next" not in result.stderr
+    assert not Path("runs").exists()
+
+
+def test_a_file_is_a_layer_below_the_flags(calls: Calls) -> None:
+    Path("run.toml").write_text('seed = 5\n[learner]\nname = "guess"\ncourage = 0.1\n[dataset]\nname = "dots"', "utf-8")
+    result = command("train -c run.toml --seed 6")
+    assert result.exit_code == 0, result.stderr
+    assert calls[0].resolved.run.seed == 6
+    assert calls[0].resolved.learner.config.courage == 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        ("train", 2, "No learner is chosen"),
+        ("train -l gues", 4, "Did you mean 'guess'?"),
+        ("train -l guess -d dts", 4, "Did you mean 'dots'?"),
+        ("train -l guess -d dots --set learner.curage=1", 2, "Did you mean 'courage'?"),
+        ("train -l guess -d dots --set train.lr=nan", 2, "train.lr is nan"),
+        ("train -l guess -d dots --set train.lr", 2, "key=value"),
+        ("train -l guess -d dots --budget soon", 2, "not a duration"),
+        ("train -l guess -d dots --device gpu", 2, "device is 'gpu'"),
+        ("train -l guess --set learner.name=other -d dots", 2, "different values"),
+        ("train -l guess -d dots -c missing.toml", 2, "cannot be read"),
+        ("train -l guess", 2, "No data set is chosen"),
+        ("evaluate nowhere", 2, "no run folder nowhere"),
+        ("evaluate . --shots 1,x", 2, "whole numbers"),
+        ("config -l gues", 4, "Did you mean 'guess'?"),
+        ("data inspect dts", 4, "Did you mean 'dots'?"),
+        ("data preview dots --out x.png --set task.ways=10", 3, "ask for at most 9 ways"),
+        ("data inspect dots --set task.ways=10", 3, "ask for at most 9 ways"),
+        ("train --nonsense", 2, "nonsense"),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_an_exit_code(arguments: str, code: int, sentence: str) -> None:
+    result = command(arguments)
+    assert result.exit_code == code, result.stderr
+    assert sentence in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (DivergedError("The loss is not finite."), 6, "Error: The loss is not finite."),
+        (PermissionError(13, "Permission denied", "runs"), 8, "runs cannot be written or read: Permission denied"),
+        (OSError(28, "No space left on device", "runs/x"), 8, "No space left"),
+        (RuntimeError("odd"), 1, "Unexpected error: RuntimeError: odd"),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+    ],
+)
+def test_errors_of_the_workers_end_in_their_exit_code(
+    calls: Calls, error: BaseException, code: int, sentence: str
+) -> None:
+    calls.error = error
+    result = command("train -l guess -d dots")
+    assert result.exit_code == code
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_evaluate_passes_on_what_is_given(calls: Calls) -> None:
+    result = command("evaluate . --shots 1,5 --steps 0,3 --tasks 9 --split val --seed 4 --json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == {"accuracy": {"mean": 0.5}}
+    call = calls[0]
+    assert (call.shots, call.steps, call.tasks, call.split, call.seed) == ([1, 5], [0, 3], 9, "val", 4)
+
+
+def test_config_prints_a_run_file_with_origins() -> None:
+    result = command("config -l guess -d dots --seed 9")
+    assert result.exit_code == 0, result.stderr
+    values = tomllib.loads(result.stdout)
+    assert values["seed"] == 9
+    assert values["learner"] == {"name": "guess", "courage": 0.5}
+    assert values["adapters"] == {}
+    assert "# --seed" in result.stdout
+    Path("run.toml").write_text(result.stdout, "utf-8")
+    again = command("config -c run.toml --json")
+    assert tomllib.loads(result.stdout)["dataset"] == json.loads(again.stdout)["values"]["dataset"]
+
+
+def test_config_as_json_and_without_a_learner() -> None:
+    answer = json.loads(command("config -d dots --json").stdout)
+    assert answer["origins"]["dataset.name"] == "--dataset"
+    assert "learner" not in answer["values"]
+
+
+def test_data_inspect() -> None:
+    answer = json.loads(command("data inspect dots --json --set dataset.size=3").stdout)
+    assert answer["splits"]["train"] == {"classes": 9}
+    assert answer["splits"]["val"] == {"unavailable": "No val split."}
+    assert answer["task"]["input shape"] == [1, 3, 3]
+    assert "made of dots" in command("data inspect dots").stdout
+
+
+def test_data_fetch_says_how_far_it_is() -> None:
+    result = command("data fetch dots")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.strip().endswith("dots.zip")
+    assert len(result.stderr.splitlines()) == 11
+
+
+def test_data_preview_draws_one_task(calls: Calls) -> None:
+    result = command("data preview dots --out pictures/x.png --index 3")
+    assert result.exit_code == 0, result.stderr
+    assert Path("pictures/x.png").read_bytes() == b"picture"
+    assert calls[0].task.support.x.tolist() == [3.0]
