@@ -1,4 +1,4 @@
-"""The commands as functions: `metaforge.train(learner="maml")`, `metaforge.load(folder)`."""
+"""The commands as functions: `metaforge.train(...)` and `metaforge.load(folder)`."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -35,6 +36,8 @@ def with_head(backbone: Callable[[], nn.Module], outputs: int, x_shape: Sequence
 
 def feature_size(module: nn.Module, x_shape: Sequence[int]) -> int:
     """Return how many features `module` makes of one input of shape `x_shape`, flattened."""
+    # A copy in evaluation mode: the module is its owner's, running statistics and all.
+    module = copy.deepcopy(module).eval()
     first = next(module.parameters(), torch.empty(0))
     with torch.no_grad():
         size: int = module(first.new_zeros((2, *x_shape))).flatten(1).shape[1]
@@ -106,11 +109,9 @@ class Model:
 
     def observe(self, values: Params, x: Tensor, at: Pass = Pass()) -> tuple[Tensor, Params]:
         """Return (output, what to add to the `state.` entries); the latter is empty in evaluation."""
-        params: dict[str, Tensor] = {name: values[f"model.{name}"] for name in self.names}
-        params.update({name: value.to(x.device) for name, value in self.buffers.items()})
         state = {name: values[name] for name in self._state_names if name in values}
         with self.frame.running(at, state, values):
-            output: Tensor = functional_call(self.module, params, (x,))
+            output: Tensor = functional_call(self.module, self._tensors(values, x), (x,))
             return output, self.frame.deltas
 
     def statistics(self, values: Params, x: Tensor, at: Pass) -> Params:
@@ -118,12 +119,21 @@ class Model:
         if self.frame.policy != "support" or not self.norm_layers:
             return {}
         with self.frame.running(at, {}, values):
-            functional_call(self.module, {name: values[f"model.{name}"] for name in self.names}, (x,))
+            functional_call(self.module, self._tensors(values, x), (x,))
             return dict(self.frame.seen)
 
     def draws(self, key: Key | None) -> int:
         """Return over how many draws of noise the support loss is averaged."""
         return max((r.draws(key) for r in self.regularizers.values()), default=1)
+
+    def _tensors(self, values: Params, x: Tensor) -> Params:
+        """Return the module's parameters, and its buffers on the device of `x`; floats get the type of `x`."""
+        floats = x.is_floating_point()
+        buffers = {
+            name: value.to(x) if floats and value.is_floating_point() else value.to(x.device)
+            for name, value in self.buffers.items()
+        }
+        return {name: values[f"model.{name}"] for name in self.names} | buffers
 
     def _tap(self) -> None:
         for name, module in self.module.named_modules():

@@ -164,16 +164,19 @@ def composed(module: nn.Module, frame: Frame) -> nn.Module:
 
     The copy is in evaluation mode: whatever else a layer would do in training (draw noise, move buffers) has no key.
     """
-    module = copy.deepcopy(module).eval()
-    replaced = _replacement(module, "", frame)
-    if replaced is not None:
-        return replaced
-    for name, child in list(module.named_modules()):
-        new = _replacement(child, name, frame)
-        if new is not None:
+    module = copy.deepcopy(module)
+    whole = _replacement(module, "", frame)
+    if whole is not None:
+        return whole.eval()
+    new: dict[nn.Module, nn.Module | None] = {}
+    # A layer may stand under several names: it is replaced under each, by one layer.
+    for name, child in list(module.named_modules(remove_duplicate=False)):
+        if child not in new:
+            new[child] = _replacement(child, name, frame)
+        if (layer := new[child]) is not None:
             parent, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, new)
-    return module
+            setattr(module.get_submodule(parent), leaf, layer)
+    return module.eval()
 
 
 def _replacement(module: nn.Module, name: str, frame: Frame) -> nn.Module | None:

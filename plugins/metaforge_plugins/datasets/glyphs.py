@@ -59,7 +59,7 @@ class Glyphs(Dataset):
 
     Config = GlyphsOptions
     reference: ClassVar[str] = ""
-    defaults: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {}
+    defaults: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {"classification": {"backbone": {"name": "conv4"}}}
     kind: ClassVar[Kind] = "classification"
     note: ClassVar[str] = "synthetic glyphs: compare learners with it, not with published Omniglot figures"
 

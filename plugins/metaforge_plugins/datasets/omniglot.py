@@ -90,7 +90,7 @@ class Omniglot(Dataset):
 
     Config = OmniglotOptions
     reference: ClassVar[str] = "https://doi.org/10.1126/science.aab3050"
-    defaults: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {}
+    defaults: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {"classification": {"backbone": {"name": "conv4"}}}
     kind: ClassVar[Kind] = "classification"
     note: ClassVar[str] = ""
 

