@@ -15,6 +15,7 @@ from metaforge.config import Resolved, file_layer, resolve
 from metaforge.errors import ConfigError
 from metaforge.protocols import Dataset, Learner, Params, TaskSpec
 from metaforge.registry import Registry
+from metaforge.report import gallery, page
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,24 @@ class Run:
         What is not given follows the run's `[evaluate]` settings.
         """
         settings = self.resolved.run.evaluate
-        return evaluation.evaluate(
+        split = split or settings.split
+        found = evaluation.evaluate(
             self,
             shots=shots or settings.shots or None,
             steps=steps if steps is not None else settings.steps or None,
             tasks=tasks or settings.tasks,
-            split=split or settings.split,
+            split=split,
             seed=settings.seed if seed is None else seed,
             progress=progress,
         )
+        pictures = self.report(split=split)
+        return {**found, "folder": str(self.folder), "pictures": [str(path) for path in pictures]}
+
+    def report(self, *, split: str | None = None) -> list[Path]:
+        """Draw the run's pictures, write its `report.md`, and return the pictures' paths."""
+        drawn = gallery.draw(self, split=split or self.resolved.run.evaluate.split)
+        page.write_report(self.folder)
+        return drawn
 
 
 def load(folder: Path | str, registry: Registry) -> Run:

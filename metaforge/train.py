@@ -90,9 +90,10 @@ class _Training:
         finally:
             self.hook.metaforge_run_end(run=self.info, outcome=outcome, error=error)
         self.folder.status(outcome, exit_code=0, **self.facts)
-        return Run(
-            self.folder.path, self.resolved, self.parts, values, self.device, dict(self.facts) | {"outcome": outcome}
-        )
+        facts = {"outcome": outcome, **self.facts}
+        run = Run(self.folder.path, self.resolved, self.parts, values, self.device, facts)
+        run.report()
+        return run
 
     @property
     def hook(self) -> pluggy.HookRelay:

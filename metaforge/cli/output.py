@@ -8,12 +8,16 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
 from metaforge.errors import MetaForgeError, StorageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,7 +78,6 @@ def put_json(value: Any) -> None:
 
 def put_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table on stdout: fitted to a terminal, in full elsewhere."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -82,12 +85,43 @@ def put_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         # Text, not markup: a plugin's summary may contain anything.
         table.add_row(*(Text(printable(cell)) for cell in row))
+    put_rich(table)
+
+
+def put_rich(table: Table) -> None:
+    """Print a table that is made already, on stdout: fitted to a terminal, in full elsewhere."""
+    from rich.console import Console
+
     if sys.stdout.isatty():
         Console().print(table)
         return
     console = Console(width=10_000, file=io.StringIO())
     console.print(table)
     put("\n".join(line.rstrip() for line in console.file.getvalue().splitlines()))  # type: ignore[attr-defined]
+
+
+@contextmanager
+def counting(what: str, *, show: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Show on stderr how many of a number of things are done: a bar on a terminal, a plain line now and then elsewhere."""
+    if not show:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        shown = [0]
+
+        def line(done: int, total: int) -> None:
+            if 4 * done // total > shown[0]:
+                shown[0] = 4 * done // total
+                say(f"{what}: {done}/{total}")
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(row, completed=done, total=total)
 
 
 def printable(text: str) -> str:

@@ -55,7 +55,10 @@ def train(
     if json:
         put_json(answer)
         return
+    evaluation = answer.pop("evaluation", None)
     _put_facts(answer)
+    if evaluation is not None:
+        _put_evaluation(evaluation)
     if not dry_run and not evaluate_after:
         say(f"Next: metaforge evaluate {shlex.quote(str(run.folder))}")
 
@@ -88,7 +91,7 @@ def evaluate(
     if json:
         put_json(found)
     else:
-        _put_facts(found)
+        _put_evaluation(found)
 
 
 @guarded
@@ -164,11 +167,23 @@ def _progress(registry: Registry, resolved: Resolved) -> list[object]:
 
 
 def _evaluated(folder: Path, registry: Registry, *, progress: bool, **chosen: Any) -> dict[str, Any]:
-    from metaforge.evaluation import evaluate_folder
+    from metaforge.cli.output import counting
+    from metaforge.run import load
 
-    nothing = dict.fromkeys(("shots", "steps", "tasks", "split", "seed"))
-    found: dict[str, Any] = evaluate_folder(folder, registry, progress=progress, **{**nothing, **chosen})
-    return found
+    with counting("evaluating", show=progress) as tell:
+        return load(folder, registry).evaluate(progress=tell, **chosen)
+
+
+def _put_evaluation(found: dict[str, Any]) -> None:
+    """Print the table of an evaluation, what must be known to read it, and where the pictures are."""
+    from metaforge.cli.output import put_rich
+    from metaforge.report.tables import measures_table, summary_table
+
+    for table in (summary_table(found), measures_table(found)):
+        if table is not None:
+            put_rich(table)
+    put(f"pictures: {', '.join(found['pictures'])}")
+    put(f"report: {Path(found['folder']) / 'report.md'}")
 
 
 def _put_facts(facts: dict[str, Any], indent: str = "") -> None:

@@ -64,7 +64,8 @@ class Reptile(InnerLoopLearner):
         fast, state = descend(objective, values, start, self.adapter, self.config.steps, first_order=True)
         distance = sum_of((start[name] - fast[name].detach()).square().sum() for name in self.adapted)
         with torch.no_grad():
-            prediction = self.model(values | fast, data.x, Pass(key, self.config.steps, "query"))
+            statistics = self.model.statistics(values | fast, data.x, Pass(key, self.config.steps, "support"))
+            prediction = self.model(values | fast | statistics, data.x, Pass(key, self.config.steps, "query"))
         figures = {"score": score(self.spec.kind, prediction, data.y), "fit": self.criterion(prediction, data.y)}
         return 0.5 * distance, Aux({n: v.detach() for n, v in figures.items()}, state)
 

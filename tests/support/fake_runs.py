@@ -1,0 +1,133 @@
+"""Runs made by hand for tests of evaluation and reports: tasks whose every score is known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaforge.config import Resolved, RunConfig
+from metaforge.protocols import Dataset, Examples, Fast, Key, Learner, Options, Params, Tags, Task, TaskShape, TaskSpec
+
+
+class Corners(Dataset):
+    """Classes as corners of `[C, H, W]` images, told apart by one bright pixel; see `sample` for what is known of them."""
+
+    Config = Options
+    kind = "classification"
+    note = "The data are synthetic."
+
+    def __init__(self) -> None:
+        self.sampled: list[tuple[str, TaskShape, int, int, int]] = []
+
+    def spec(self, split: str, shape: TaskShape) -> TaskSpec:
+        return TaskSpec("classification", (1, 4, 4), shape.ways, shape)
+
+    def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
+        """Pixel `label` shows the class, except of queries in every odd episode, where it shows the next class.
+
+        The last pixel of queries shows whether the episode's number is a multiple of 4.
+        """
+        self.sampled.append((split, shape, first, count, seed))
+        support, query = (torch.arange(shape.ways).repeat_interleave(n) for n in shape[1:])
+        pairs = []
+        for index in range(first, first + count):
+            shown = (query + index % 2) % shape.ways
+            x = self.images(shown)
+            x[:, 0, 3, 3] = 10 if index % 4 == 0 else 0
+            pairs.append(Task(Examples(self.images(support), support), Examples(x, query)))
+        return Task(
+            *(Examples(*(torch.stack(c) for c in zip(*part, strict=True))) for part in zip(*pairs, strict=True))
+        )
+
+    @staticmethod
+    def images(classes: Tensor) -> Tensor:
+        x = torch.zeros(len(classes), 16, dtype=torch.uint8)
+        x[torch.arange(len(classes)), classes] = 255
+        return x.reshape(-1, 1, 4, 4)
+
+    def facts(self, split: str) -> Mapping[str, str | int | float]:
+        return {}
+
+
+class Lines(Dataset):
+    """Regression tasks y = (index + 1) x, support points at 0 and 2, queries between 0 and 2."""
+
+    Config = Options
+    kind = "regression"
+
+    def spec(self, split: str, shape: TaskShape) -> TaskSpec:
+        return TaskSpec("regression", (1,), 1, shape)
+
+    def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
+        slope = torch.arange(first + 1, first + count + 1).reshape(-1, 1, 1).float()
+        support = torch.tensor([0.0, 2.0]).reshape(1, -1, 1).expand(count, -1, -1)
+        query = torch.linspace(0.25, 1.75, shape.queries).reshape(1, -1, 1).expand(count, -1, -1)
+        return Task(Examples(support, slope * support), Examples(query, slope * query))
+
+    def facts(self, split: str) -> Mapping[str, str | int | float]:
+        return {}
+
+
+class Reader(Learner):
+    """Reads the class off the pixels after a step, answers 0 before; the sixteenth pixel makes it err on purpose."""
+
+    Config = Options
+    tags = Tags(adapts=True)
+    norm, transductive, steps = "support", True, 2
+
+    def __init__(self, ways: int = 5) -> None:
+        self.ways = ways
+
+    def init(self, key: Key) -> Params:
+        return {"w": torch.ones(())}
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Fast:
+        return values["w"] * (self.steps if steps is None else steps)
+
+    def predict(self, values: Params, fast: Fast, x: Tensor, *, key: Key | None = None) -> Tensor:
+        pixels = x.flatten(1)
+        wrong = pixels[:, 15:] > 0
+        right = pixels[:, : self.ways]
+        first = (torch.arange(self.ways) == 0).to(x.dtype).expand_as(right)
+        read = torch.where(wrong, 1 - right, right)
+        return torch.where(fast > 0, read, first)
+
+    def loss(self, values: Params, task: Task, key: Key) -> Any:
+        raise AssertionError("evaluation takes no loss")
+
+    def measure(self, values: Params, task: Task, key: Key) -> Params:
+        return {"instance 1": values["w"] * 0.25, "key": (key % 1024).to(values["w"].dtype)}
+
+
+class Proportional(Reader):
+    """Regression: y = w x after any step, 0 before."""
+
+    tags = Tags(kinds=frozenset({"regression"}), adapts=True)
+
+    def predict(self, values: Params, fast: Fast, x: Tensor, *, key: Key | None = None) -> Tensor:
+        return values["w"] * x * (fast > 0)
+
+
+class FakeRun:
+    """A run as evaluation sees it."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, folder: Path | None, dataset: Any = None, learner: Any = Reader, **settings: Any) -> None:
+        self.folder, self.dataset, self.make = folder, dataset or Corners(), learner
+        named = (SimpleNamespace(name="reader"), SimpleNamespace(name="corners"))
+        self.resolved = Resolved(RunConfig.model_validate(settings), *named, backbone=None)  # type: ignore[arg-type]
+        self.values = {"w": torch.ones(())}
+
+    def learner(self, spec: TaskSpec) -> Learner:
+        return self.make(spec.outputs)
+
+
+def regression_run(folder: Path | None) -> FakeRun:
+    """Return a run of regression tasks of two support points and four queries."""
+    return FakeRun(folder, Lines(), Proportional, task={"ways": 1, "shots": 2, "queries": 4})
