@@ -15,7 +15,7 @@ from metaforge.protocols import Options, TaskSpec
 from metaforge.registry import Registry, scan
 from metaforge.run import Run
 from metaforge.run import load as load_run
-from metaforge.train import run_training
+from metaforge.training import run_training
 
 _SECTION = {"steps": "train", "tasks": "train", "budget": "train", "lr": "train"}
 
@@ -62,7 +62,7 @@ def train(
             values.setdefault(_SECTION[key], {})[key] = value
     values |= {key: value for key, value in {"seed": seed, "device": device}.items() if value is not None}
     layers = [file_layer(Path(config))] if config is not None else []
-    resolved = resolve([*layers, Layer("metaforge.train", values)], registry)
+    resolved = resolve([*layers, Layer("keyword", values)], registry)
     folder = None if out is None else Path(out)
     return run_training(resolved, registry, folder=folder, command="metaforge.train(...)", hooks=hooks)
 

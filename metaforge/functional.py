@@ -137,7 +137,7 @@ def descend(
     """Adapt the entries `fast` of `values` for a number of steps; return (adapted entries, what to add to the state).
 
     `objective(values, step)` returns the support loss and what to add to the `state.` entries. With `first_order` the
-    inner gradients are constants: no second-order graph is built, and the adapted weights keep the identity as Jacobian.
+    inner gradients are constants: no second-order graph is built, the adapted weights keep the identity as Jacobian.
     """
     meta = select(values, "adapters")
     base = detached(values) if first_order else values

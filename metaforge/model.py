@@ -44,12 +44,16 @@ def feature_size(module: nn.Module, x_shape: Sequence[int]) -> int:
     return size
 
 
+EVALUATION = Pass()
+
+
 class Model:
     """Any `nn.Module` as a pure function of a flat dictionary of values.
 
     The values live under `model.`, running statistics under `state.model.`, regularizers' parameters under
-    `regularizers.<name>.`. Native batch, layer and instance norm are replaced by layers built of primitives, because the
-    native ones give wrong second-order meta-gradients under `torch.func.vmap`; batch norm follows the policy `norm`.
+    `regularizers.<name>.`. Native batch, layer and instance norm are replaced by layers built of primitives, because
+    the native ones give wrong second-order meta-gradients under `torch.func.vmap`; batch norm follows the policy
+    `norm`.
     """
 
     def __init__(
@@ -103,11 +107,11 @@ class Model:
             values |= prefixed(f"regularizers.{name}", regularizer.init(modules, fold_in(key, name)))
         return values
 
-    def __call__(self, values: Params, x: Tensor, at: Pass = Pass()) -> Tensor:
+    def __call__(self, values: Params, x: Tensor, at: Pass = EVALUATION) -> Tensor:
         """Return the module's output for `x` `[n, ...]`."""
         return self.observe(values, x, at)[0]
 
-    def observe(self, values: Params, x: Tensor, at: Pass = Pass()) -> tuple[Tensor, Params]:
+    def observe(self, values: Params, x: Tensor, at: Pass = EVALUATION) -> tuple[Tensor, Params]:
         """Return (output, what to add to the `state.` entries); the latter is empty in evaluation."""
         state = {name: values[name] for name in self._state_names if name in values}
         with self.frame.running(at, state, values):

@@ -1,6 +1,6 @@
 """Norm and dropout layers for pure models.
 
-Norm layers are built of primitives, exact under every order of `torch.func` transforms; batch norm follows a named policy:
+Norm layers are built of primitives, exact under every order of `torch.func` transforms; batch norm follows a policy:
 
 - `transductive`: the statistics of the batch at hand, the query batch's own for queries.
 - `support`: queries are normalised by the statistics of the support set under the adapted weights.

@@ -2,10 +2,10 @@
 
 A learner sees ONE task and is a pure function of (values, task, key); the engine alone knows of batches of tasks.
 
-**Values.** Everything a learner learns or carries is one flat dictionary of tensors with dotted names. A name that begins
-with `state.` is *state* (running statistics, say): it is saved and handed to every call, never differentiated; a learner
-returns what to add to it in `Aux.state`. Every other entry is a parameter of the outer optimiser. What adaptation makes
-for a task (`Fast`) may be laid over the values with `values | fast`.
+**Values.** Everything a learner learns or carries is one flat dictionary of tensors with dotted names. A name that
+begins with `state.` is *state* (running statistics, say): it is saved and handed to every call, never differentiated; a
+learner returns what to add to it in `Aux.state`. Every other entry is a parameter of the outer optimiser. What
+adaptation makes for a task (`Fast`) may be laid over the values with `values | fast`.
 
 **Keys.** Randomness is an argument: a key is an int64 scalar tensor, see `metaforge.functional`. `key=None` means
 evaluation: no noise is drawn, no statistics are collected.
@@ -45,7 +45,7 @@ class Task(NamedTuple):
 
 
 class TaskShape(NamedTuple):
-    """How large a task is: `ways` classes, `shots` support and `queries` query examples per class (regression: ways = 1)."""
+    """How large a task is: `ways` classes (1 in regression), `shots` support and `queries` query examples per class."""
 
     ways: int
     shots: int
@@ -66,7 +66,7 @@ class TaskSpec:
 
 
 class Pass(NamedTuple):
-    """Where in a task a forward pass stands: its key, the inner step, whether it sees support or query, and which draw."""
+    """Where in a task a forward pass stands: key, inner step, whether it sees support or query, and which draw."""
 
     key: Key | None = None
     step: int = 0
@@ -91,8 +91,8 @@ class Options(BaseModel):
 class Tags:
     """Static facts of a learner, from which commands and conformance checks follow.
 
-    `kinds` of tasks it solves; the components it `needs` (`backbone`, `adapter`); whether it `adapts` in steps that can be
-    counted; whether its number of outputs is fixed at construction; whether its loss draws noise.
+    `kinds` of tasks it solves; the components it `needs` (`backbone`, `adapter`); whether it `adapts` in steps that can
+    be counted; whether its number of outputs is fixed at construction; whether its loss draws noise.
     """
 
     kinds: frozenset[Kind] = frozenset({"classification"})
@@ -105,8 +105,8 @@ class Tags:
 class Component(Protocol):
     """What every plugin has: a docstring (its first line is the summary), a `Config` and the paper it follows.
 
-    `defaults` are settings that suit the plugin, by kind of task: a layer of the run's configuration between MetaForge's
-    own defaults and the user's file, e.g. `{"regression": {"train": {"lr": 1e-3}}}`.
+    `defaults` are settings that suit the plugin, by kind of task: a layer of the run's configuration between
+    MetaForge's own defaults and the user's file, e.g. `{"regression": {"train": {"lr": 1e-3}}}`.
     """
 
     Config: ClassVar[type[Options]]
@@ -115,7 +115,7 @@ class Component(Protocol):
 
 
 class Dataset(Component, Protocol):
-    """Turns an episode index into a task: a pure function of (seed, split, index), the same for every learner and worker.
+    """Turns an episode index into a task: a pure function of (seed, split, index), equal for every learner and worker.
 
     `note` is printed beside every result (say, that the data are synthetic).
     """
@@ -128,7 +128,7 @@ class Dataset(Component, Protocol):
         ...
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
-        """Return what tasks of this shape look like; raise `DataError`, naming the largest feasible shape, if they cannot be."""
+        """Return what tasks of this shape look like; `DataError` names the largest feasible shape if there are none."""
         ...
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
@@ -157,7 +157,7 @@ class GradientTransform(Protocol):
     """Gradients in, updates out (to be added), with what it meta-learns and what it carries within a task."""
 
     def init(self, params: Params) -> Params:
-        """Return what the adapter meta-learns or carries for these parameters, names relative to it; `{}` if nothing."""
+        """Return what is meta-learned or carried for these parameters, under names of its own; `{}` if nothing."""
         return {}
 
     def start(self, meta: Params, params: Params) -> Params:
@@ -193,7 +193,7 @@ class Regularizer(Component, Protocol):
         return False
 
     def tap(self, meta: Params, name: str, module: nn.Module, inputs: Tensor, output: Tensor, at: Pass) -> Tensor:
-        """Return the activation to use in place of `output`; `inputs` is what the module saw, `meta` what `init` returned."""
+        """Return the activation to use for `output`; `inputs` is what the module saw, `meta` what `init` returned."""
         return output
 
     def draws(self, key: Key | None) -> int:
@@ -210,7 +210,7 @@ class Regularizer(Component, Protocol):
 
 
 class Parts(NamedTuple):
-    """What a learner is built of: its tasks' spec, a maker of fresh backbones, the adapter and the regularizers chosen."""
+    """What a learner is built of: its tasks' spec, a maker of fresh backbones, the adapter and the regularizers."""
 
     spec: TaskSpec
     backbone: Callable[[], nn.Module] | None = None
@@ -219,7 +219,7 @@ class Parts(NamedTuple):
 
 
 class Learner(Component, Protocol):
-    """Learns from one task's support set what it needs to predict its queries; the gradient of `loss` is the meta-gradient."""
+    """Learns from a task's support set how to predict its queries; the gradient of `loss` is the meta-gradient."""
 
     tags: ClassVar[Tags] = Tags()
     norm: str = "none"
@@ -233,7 +233,7 @@ class Learner(Component, Protocol):
         ...
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Fast:
-        """Return what was learned from the support set, any structure of tensors; `steps` overrides the learner's own number."""
+        """Return what was learned from the support set, in any structure; `steps` overrides the learner's own number."""
         ...
 
     def predict(self, values: Params, fast: Fast, x: Tensor, *, key: Key | None = None) -> Tensor:

@@ -22,8 +22,8 @@ from metaforge.report import gallery, page
 class Run:
     """A trained learner: its folder, its configuration and its values.
 
-    `run.learner(run.spec())` is the learner; `learner.adapt(run.values, support)` and `learner.predict(run.values, fast, x)`
-    apply it to one task.
+    `learner = run.learner()` is the learner of its tasks; `learner.adapt(run.values, support)` and
+    `learner.predict(run.values, fast, x)` apply it to one.
     """
 
     folder: Path

@@ -1,7 +1,7 @@
 """The run folder: everything that says what a run was, written as it happens.
 
-`config.toml` (resolved), `command.txt`, `env.json`, `metrics.jsonl`, `status.json`, `ckpt/`, `evaluation/`, `pictures/`,
-`report.md`.
+`config.toml` (resolved), `command.txt`, `env.json`, `metrics.jsonl`, `status.json`, `ckpt/`, `evaluation/`,
+`pictures/`, `report.md`.
 """
 
 from __future__ import annotations

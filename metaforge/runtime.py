@@ -25,7 +25,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare(threads: int | None) -> None:
-    """Set the number of CPU threads, and let glibc keep freed activations instead of mapping fresh pages at every step."""
+    """Set the number of CPU threads, and let glibc keep freed activations instead of mapping new pages each step."""
     if threads is not None:
         torch.set_num_threads(threads)
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":

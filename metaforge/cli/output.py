@@ -102,7 +102,7 @@ def put_rich(table: Table) -> None:
 
 @contextmanager
 def counting(what: str, *, show: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Show on stderr how many of a number of things are done: a bar on a terminal, a plain line now and then elsewhere."""
+    """Show on stderr how many things are done: a bar on a terminal, a plain line now and then elsewhere."""
     if not show:
         yield None
         return

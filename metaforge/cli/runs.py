@@ -44,7 +44,7 @@ def train(
     registry, resolved = _resolved(
         learner, dataset, backbone, adapter, regularizer, config, settings, steps, budget, seed, device
     )
-    from metaforge.train import run_training
+    from metaforge.training import run_training
 
     command = shlex.join(["metaforge", *sys.argv[1:]])
     hooks = [] if no_progress else _progress(registry, resolved)

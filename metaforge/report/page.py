@@ -19,7 +19,15 @@ from metaforge.report.records import (
     without_tasks,
     write_in_folder,
 )
-from metaforge.report.tables import METRIC_WORDS, figure_text, level_text, markdown, plus_minus, summary_markdown
+from metaforge.report.tables import (
+    CHANCE_WORDS,
+    METRIC_WORDS,
+    figure_text,
+    level_text,
+    markdown,
+    plus_minus,
+    summary_markdown,
+)
 
 
 def write_report(run_folder: Path) -> Path:
@@ -48,8 +56,7 @@ def machine(environment: Mapping[str, Any]) -> str:
         environment.get("processor"),
         environment.get("cuda"),
         None if threads is None else f"{threads} thread{'' if threads == 1 else 's'}",
-        environment.get("platform"),
-        *(f"{name} {environment[name]}" for name in ("python", "torch") if name in environment),
+        f"torch {environment['torch']}" if "torch" in environment else None,
     ]
     return ", ".join(str(text) for text in texts if text)
 
@@ -72,7 +79,7 @@ def _headlines(evaluations: Sequence[Record]) -> list[str]:
         figure = f"{shape_text(one)}{after}: {figure_text(best, metric)} {METRIC_WORDS[metric]}"
         chance, floor = level_text(one["chance"], metric), figure_text(one["floor"], metric)
         where = f"{one['tasks']} tasks of the {one['split']} split"
-        lines.append(f"- **{figure}** on {where} (chance {chance}, nearest neighbour {floor})")
+        lines.append(f"- **{figure}** on {where} ({CHANCE_WORDS[metric]} {chance}, nearest neighbour {floor})")
     return ["\n".join(lines)] if lines else ["Not evaluated yet."]
 
 
@@ -98,7 +105,7 @@ def _training(status: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
     last = metrics[-1] if metrics else {}
     for name, value in last.items():
         if name not in ("step", "elapsed", "eta", "score_ci", "val_score_ci") and isinstance(value, int | float):
-            rows.append([f"last {name}", plus_minus(float(value), last.get(f"{name}_ci"))])
+            rows.append([f"last {name.replace('_', ' ')}", plus_minus(float(value), last.get(f"{name}_ci"))])
     return ["## Training", markdown(["what", "value"], rows)] if rows else []
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from metaforge.errors import DataError
 from metaforge.report.canvas import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, new_figure, plain, save
 from metaforge.report.episodes import episode_grid
 from metaforge.report.records import caption, headline, read_metrics, shape_text
-from metaforge.report.tables import figure_text, level_text
+from metaforge.report.tables import CHANCE_WORDS, figure_text, level_text
 
 __all__ = ["Fit", "episode_grid", "regression_fits", "score_histogram", "steps_curve", "training_curve"]
 
@@ -80,11 +80,14 @@ def score_histogram(record: Mapping[str, Any], out: Path, *, title: str | None =
     figure = new_figure(7.2, 4.4, caption(record) if title is None else title)
     ax = figure.subplots()
     if before is not None:
-        ax.hist(before, bins.tolist(), color=GREY, alpha=0.45, label="tasks before adaptation")
+        ax.hist(before, bins.tolist(), color=ORANGE, alpha=0.4, label="tasks before adaptation")
+        # An outline on top: what lies behind the other bars stays visible.
+        ax.hist(before, bins.tolist(), histtype="step", color=ORANGE, lw=1.2, zorder=3)
     adapted = "" if best["steps"] is None else f" after {best['steps']} steps"
     ax.hist(scores, bins.tolist(), color=BLUE, alpha=0.85, edgecolor="white", lw=0.5, label=f"tasks{adapted}")
     _marks(ax, record)
     ax.set_ylabel("tasks")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("accuracy of a task" if accuracy else "mean squared error of a task")
     if accuracy:
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -102,10 +105,10 @@ def _marks(ax: Axes, record: Mapping[str, Any]) -> None:
         half = best["ci"] or 0.0
         ax.axvline(best["mean"], color=INK, lw=1.8, label=f"mean {figure_text(best, record['metric'])}")
         ax.axvspan(best["mean"] - half, best["mean"] + half, color=INK, alpha=0.2, lw=0)
-    marks = (("chance", "chance", "--", VERMILION), ("floor", "nearest neighbour", ":", ORANGE))
+    marks = (("chance", CHANCE_WORDS[record["metric"]], "--", VERMILION), ("floor", "nearest neighbour", ":", GREEN))
     for name, words, style, colour in marks:
         label = f"{words} {level_text(record[name], record['metric'])}"
-        ax.axvline(record[name]["mean"], color=colour, ls=style, lw=1.8, label=label)
+        ax.axvline(record[name]["mean"], color=colour, ls=style, lw=1.8, label=label, zorder=4)
 
 
 def steps_curve(results: Sequence[Mapping[str, Any]], out: Path, *, title: str | None = None) -> None:
@@ -127,7 +130,7 @@ def steps_curve(results: Sequence[Mapping[str, Any]], out: Path, *, title: str |
         ax.axhline(result["chance"]["mean"], color=GREY, ls="--", lw=1.2)
         reached += [result["floor"]["mean"], result["chance"]["mean"]]
     ax.plot([], [], color=GREY, ls=":", label="nearest neighbour")
-    ax.plot([], [], color=GREY, ls="--", label="chance")
+    ax.plot([], [], color=GREY, ls="--", label=CHANCE_WORDS[first["metric"]])
     _score_axis(ax, first["metric"], reached)
     ax.set_xlabel("adaptation steps")
     tried = sorted({one["steps"] for result in results for one in result["scores"] if one["steps"] is not None})

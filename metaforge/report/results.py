@@ -25,7 +25,7 @@ from metaforge.report.records import (
     without_tasks,
     write_in_folder,
 )
-from metaforge.report.tables import METRIC_WORDS, figure_text, level_text, markdown, plus_minus, remarks
+from metaforge.report.tables import CHANCE_WORDS, METRIC_WORDS, figure_text, level_text, markdown, plus_minus, remarks
 
 _PUBLISHED = ("learner", "dataset", "ways", "shots", "figure", "source")
 # What makes two evaluations comparable: the same tasks, scored alike.
@@ -96,8 +96,8 @@ def results_page(sources: Sequence[Source], published: Published = ()) -> str:
         "# Results",
         "Written by `python -m metaforge.report.results` from run folders. Scores are means over test tasks ± 95 % CI.",
     ]
-    for group in groups.values():
-        parts += _section(group, published)
+    for key in sorted(groups, key=lambda key: (*key[: len(_PROTOCOL)], str(key))):
+        parts += _section(groups[key], published)
     return "\n\n".join([*parts, *_repeat(sources)]) + "\n"
 
 
@@ -109,7 +109,8 @@ def _section(group: Sequence[tuple[Source, Record]], published: Published) -> li
     facts = [
         f"{one['tasks']} tasks of the {one['split']} split, seed {one['seed']}, {one['queries']} queries per class",
         *([options] if options else []),
-        f"chance {level_text(one['chance'], metric)}, nearest neighbour {figure_text(one['floor'], metric)}",
+        f"{CHANCE_WORDS[metric]} {level_text(one['chance'], metric)}",
+        f"nearest neighbour {figure_text(one['floor'], metric)}",
     ]
     notes = dict.fromkeys(text for _, record in group for text in remarks(record))
     cited = [entry for entry in published if _matches(entry, one)]
@@ -176,11 +177,11 @@ def _own_figures(group: Sequence[tuple[Source, Record]]) -> list[str]:
 
 
 def _repeat(sources: Sequence[Source]) -> list[str]:
-    """Return how to repeat each run, and on what it ran."""
+    """Return how to repeat each run."""
     parts = ["## Commands"]
     for source in sources:
-        facts = [str(source.status.get("outcome", "")), machine(source.environment)]
-        parts.append(f"`{source.name}`: {'; '.join(fact for fact in facts if fact) or 'nothing recorded'}")
+        outcome = source.status.get("outcome")
+        parts.append(f"`{source.name}`" + (f" ({outcome})" if outcome else "") + ":")
         if source.command:
             parts.append(f"```sh\n{source.command}\n```")
     return parts

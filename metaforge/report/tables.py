@@ -17,6 +17,8 @@ from metaforge.report.records import shape_text
 Row = list[str]
 
 METRIC_WORDS = {"accuracy": "accuracy", "mse": "mean squared error"}
+# What a learner scores that knows nothing of the inputs.
+CHANCE_WORDS = {"accuracy": "chance", "mse": "support mean"}
 
 
 def plus_minus(mean: float, half: float | None) -> str:
@@ -53,7 +55,13 @@ def steps_text(steps: int | None) -> str:
 def score_rows(results: Sequence[Mapping[str, Any]]) -> tuple[Row, list[Row]]:
     """Return headings and rows: a row for each shape of tasks and each number of adaptation steps."""
     metric = results[0]["metric"]
-    headings = ["tasks", "adaptation steps", f"{METRIC_WORDS[metric]} ± 95 % CI", "chance", "nearest neighbour"]
+    headings = [
+        "tasks",
+        "adaptation steps",
+        f"{METRIC_WORDS[metric]} ± 95 % CI",
+        CHANCE_WORDS[metric],
+        "nearest neighbour",
+    ]
     rows = [
         [
             shape_text(result),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fake_runs import Corners, FakeRun, Proportional, Reader, regression_run
+from fake_runs import FakeRun, Pixels, Proportional, Reader, regression_run
 from metaforge.errors import ConfigError
 from metaforge.evaluation import chance_level, evaluate, figure, nearest_neighbour
 from metaforge.keys import make_key
@@ -63,7 +63,7 @@ def test_the_file_holds_everything_and_the_answer_all_but_the_tasks(tmp_path: Pa
     assert tasks["floor"] == pytest.approx([1.0, 0.0] * 4)
     assert (record["shots"], record["ways"], record["queries"]) == (3, 5, 15)
     assert (record["norm"], record["transductive"], record["metric"]) == ("support", True, "accuracy")
-    assert (record["learner"], record["dataset"], record["note"]) == ("reader", "corners", "The data are synthetic.")
+    assert (record["learner"], record["dataset"], record["note"]) == ("reader", "pixels", "The data are synthetic.")
 
 
 def test_the_learners_own_figures_are_averaged_and_get_the_episodes_keys(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_references_of_one_task() -> None:
 
 
 def test_bytes_and_floats_have_the_same_floor() -> None:
-    dataset = Corners()
+    dataset = Pixels()
     batch = dataset.sample("test", TaskShape(3, 1, 2), 1, 1, seed=0)
     task = Task(*(Examples(part.x[0], part.y[0]) for part in batch))
     floats = Task(*(Examples(part.x / 255, part.y) for part in task))

@@ -14,8 +14,8 @@ from metaforge.config import Resolved, RunConfig
 from metaforge.protocols import Dataset, Examples, Fast, Key, Learner, Options, Params, Tags, Task, TaskShape, TaskSpec
 
 
-class Corners(Dataset):
-    """Classes as corners of `[C, H, W]` images, told apart by one bright pixel; see `sample` for what is known of them."""
+class Pixels(Dataset):
+    """Images of one bright pixel, whose place is the class; `sample` says what is known of the tasks."""
 
     Config = Options
     kind = "classification"
@@ -59,6 +59,9 @@ class Lines(Dataset):
 
     Config = Options
     kind = "regression"
+
+    def __init__(self) -> None:
+        pass
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         return TaskSpec("regression", (1,), 1, shape)
@@ -119,8 +122,8 @@ class FakeRun:
     device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, folder: Path | None, dataset: Any = None, learner: Any = Reader, **settings: Any) -> None:
-        self.folder, self.dataset, self.make = folder, dataset or Corners(), learner
-        named = (SimpleNamespace(name="reader"), SimpleNamespace(name="corners"))
+        self.folder, self.dataset, self.make = folder, dataset or Pixels(), learner
+        named = (SimpleNamespace(name="reader"), SimpleNamespace(name="pixels"))
         self.resolved = Resolved(RunConfig.model_validate(settings), *named, backbone=None)  # type: ignore[arg-type]
         self.values = {"w": torch.ones(())}
 

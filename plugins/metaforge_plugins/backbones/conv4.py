@@ -36,8 +36,8 @@ class Conv4Options(Options):
 
     variant: Literal["stride", "stride-flat", "pool", "pool-32", "relation"] = Field(
         "stride",
-        description="stride: MAML on Omniglot (spatial mean, 64 features); stride-flat: Reptile, iMAML; pool: ProtoNets, "
-        "84-pixel networks with 64 filters; pool-32: 84-pixel networks with 32; relation: a 64-channel map",
+        description="stride: MAML on Omniglot (spatial mean, 64 features); stride-flat: Reptile, iMAML; pool:"
+        " ProtoNets, 84-pixel networks with 64 filters; pool-32: 84-pixel networks with 32; relation: a 64-channel map",
     )
     filters: int | None = Field(None, ge=1, le=4096, description="filters per block, if not the variant's own number")
     affine: Literal["both", "shift", "none"] = Field(

@@ -105,9 +105,9 @@ class MetaDropout(Regularizer):
 
     def masked(self, name: str, output: Tensor, at: Pass) -> Tensor:
         """Return z ∘ m / (1 − p), m ~ Bernoulli(1 − p) `[1, features, 1, ...]`: no step, role or draw is in its key."""
-        if at.key is None or (at.role == "query" and not self.config.query):
-            return output
         rate = self.config.rates[min(self.order[name], len(self.config.rates) - 1)]
+        if at.key is None or rate == 0 or (at.role == "query" and not self.config.query):
+            return output
         features = output.shape[1:] if self.config.shape == "element" else (output.shape[1], *(1,) * (output.dim() - 2))
         kept = uniform(fold_in(fold_in(at.key, "meta-dropout"), name), (1, *features), output.dtype) >= rate
         return output * kept / (1 - rate)

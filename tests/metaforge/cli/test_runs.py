@@ -96,17 +96,20 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
             folder=folder or Path("runs/new"), summary={"loss": 0.25, "steps": resolved.run.train.steps}
         )
 
-    def evaluate_folder(folder: Path, registry: Any, **chosen: Any) -> dict[str, Any]:
-        found.append(SimpleNamespace(folder=folder, **chosen))
-        return {"accuracy": {"mean": 0.5}}
+    def load(folder: Path, registry: Any) -> Any:
+        def evaluate(**chosen: Any) -> dict[str, Any]:
+            found.append(SimpleNamespace(folder=folder, **chosen))
+            return {"accuracy": {"mean": 0.5}}
+
+        return SimpleNamespace(evaluate=evaluate)
 
     def episode_grid(task: Task, path: Path) -> None:
         found.append(SimpleNamespace(task=task))
         path.write_bytes(b"picture")
 
     for name, function in [
-        ("metaforge.train", run_training),
-        ("metaforge.evaluation", evaluate_folder),
+        ("metaforge.training", run_training),
+        ("metaforge.run", load),
         ("metaforge.report.pictures", episode_grid),
     ]:
         module = ModuleType(name)
@@ -133,7 +136,7 @@ def test_train_answers_in_json_and_can_evaluate_at_once(calls: Calls) -> None:
     answer = json.loads(result.stdout)
     assert answer["folder"] == "here/run"
     assert answer["evaluation"] == {"accuracy": {"mean": 0.5}}
-    assert calls[1].tasks is None
+    assert calls[1].folder == Path("here/run")
 
 
 def test_a_dry_run_has_no_folder(calls: Calls) -> None:

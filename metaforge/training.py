@@ -36,7 +36,7 @@ def run_training(
     dry_run: bool = False,
     hooks: Sequence[object] = (),
 ) -> Run:
-    """Train what a configuration describes and return the run; with `dry_run`, take one step in a folder that is thrown away.
+    """Train what a configuration describes and return the run; with `dry_run`, take one step in a temporary folder.
 
     Raises a `MetaForgeError` whose exit code says what went wrong; the folder's status records it too.
     """
@@ -225,6 +225,7 @@ class _Training:
         worst = next((n for n, g in result.grads.items() if not bool(g.isfinite().all())), "none")
         return DivergedError(
             f"The loss or the meta-gradient is no longer finite at outer step {step + 1}.",
-            where=f"learner {type(self.learner).__name__}, training episodes with a bad loss: {bad or 'none'}; first bad gradient: {worst}",
-            remedy="lower the inner or the outer learning rate, or set train.clip; the weights before this step are saved",
+            where=f"learner {type(self.learner).__name__}; training episodes with a bad loss: {bad or 'none'};"
+            f" first bad gradient: {worst}",
+            remedy="lower the inner or the outer learning rate, or set train.clip; the weights before it are saved",
         )

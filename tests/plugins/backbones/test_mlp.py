@@ -1,0 +1,34 @@
+"""The multi-layer perceptron."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from metaforge.model import with_head
+from metaforge.protocols import TaskShape, TaskSpec
+from metaforge_plugins.backbones.mlp import MLP, MLPOptions
+
+WAVE = TaskSpec("regression", (1,), 1, TaskShape(1, 10, 10))
+
+
+def test_the_sinusoid_network_has_1761_parameters() -> None:
+    network = with_head(lambda: MLP(MLPOptions()).build(WAVE), 1, (1,))()
+    assert sum(p.numel() for p in network.parameters()) == 1761
+    assert [m.out_features for m in network.modules() if isinstance(m, nn.Linear)] == [40, 40, 1]
+    assert network(torch.zeros(7, 1)).shape == (7, 1)
+
+
+@pytest.mark.parametrize(("activation", "kind"), [("relu", nn.ReLU), ("tanh", nn.Tanh)])
+def test_images_are_flattened(activation: str, kind: type[nn.Module]) -> None:
+    spec = TaskSpec("classification", (1, 6, 5), 5, TaskShape(5, 1, 1))
+    network = MLP(MLPOptions(widths=(8, 4), activation=activation)).build(spec)  # type: ignore[arg-type]
+    assert network(torch.zeros(3, 1, 6, 5)).shape == (3, 4)
+    assert sum(isinstance(m, kind) for m in network) == 2  # type: ignore[arg-type]
+
+
+def test_there_is_at_least_one_layer() -> None:
+    with pytest.raises(ValidationError):
+        MLPOptions(widths=())
