@@ -9,13 +9,14 @@ import pluggy
 
 if TYPE_CHECKING:
     from metaforge.api import load, train
+    from metaforge.functional import one_task
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "hookimpl", "load", "train"]
+__all__ = ["__version__", "hookimpl", "load", "one_task", "train"]
 
 hookimpl = pluggy.HookimplMarker("metaforge")
 
-_PUBLIC = {"train": "metaforge.api", "load": "metaforge.api"}
+_PUBLIC = {"train": "metaforge.api", "load": "metaforge.api", "one_task": "metaforge.functional"}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from torch.func import grad, vjp, vmap
 from torch.utils._pytree import tree_map
 
 from metaforge.errors import ConfigError
-from metaforge.functional import added, score, split_state, sum_of
+from metaforge.functional import added, one_task, score, split_state, sum_of
 from metaforge.protocols import Aux, Examples, Kind, Learner, Params, Regularizer, Task
 
 Plan = Literal["loop", "vmap", "fold"]
@@ -138,7 +138,7 @@ def evaluate(
 
     with torch.no_grad():
         if plan == "loop":
-            results = [one(_task(tasks, i), None if keys is None else keys[i]) for i in range(len(tasks.support.x))]
+            results = [one(one_task(tasks, i), None if keys is None else keys[i]) for i in range(len(tasks.support.x))]
             return Scores(*_stacked(results))
         scores: Scores = vmap(one, in_dims=(0, None if keys is None else 0))(tasks, keys)
         return scores
@@ -153,7 +153,7 @@ class _Part(NamedTuple):
 
 def _looped(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:
     step = grad(_loss_of(learner, state), has_aux=True)
-    results = [step(params, _task(tasks, i), keys[i]) for i in range(len(keys))]
+    results = [step(params, one_task(tasks, i), keys[i]) for i in range(len(keys))]
     return _per_task(*(_stacked(column) for column in zip(*results, strict=True)))
 
 
@@ -209,10 +209,6 @@ def _penalty_grads(regularizer: Regularizer, params: Params, state: Params) -> P
 
 def _sliced(tasks: Task, piece: slice) -> Task:
     return cast(Task, tree_map(lambda t: t[piece], tasks))
-
-
-def _task(tasks: Task, index: int) -> Task:
-    return cast(Task, tree_map(lambda t: t[index], tasks))
 
 
 def _stacked(results: Sequence[Any]) -> Any:

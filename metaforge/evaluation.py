@@ -14,12 +14,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from metaforge import engine
 from metaforge.config import Resolved
 from metaforge.errors import ConfigError
-from metaforge.functional import score
+from metaforge.functional import one_task, score
 from metaforge.keys import make_key
 from metaforge.protocols import Dataset, Kind, Learner, Params, Task, TaskShape, TaskSpec
 from metaforge.report.records import Figure, Record, without_tasks, write_evaluation
@@ -199,7 +198,7 @@ def _chunk(spec: TaskSpec, device: torch.device) -> int:
 def _references(spec: TaskSpec, raw: Task, columns: _Columns) -> None:
     """Add chance and floor of a batch; from the data as sampled, so that no precision or device changes them."""
     for index in range(len(raw.support.x)):
-        task = _at(raw, index)
+        task = one_task(raw, index)
         columns.floor.append(float(nearest_neighbour(spec.kind, task)))
         columns.chance.append(float(chance_level(spec.kind, task, spec.shape.ways)))
 
@@ -285,8 +284,3 @@ def _jsonable(values: Sequence[float]) -> list[float | None]:
 def _name(choice: Any, plugin: object) -> str:
     """Return the name that the configuration gives a plugin, or its class's where it was handed over in Python."""
     return str(choice.name) if choice is not None else type(plugin).__name__
-
-
-def _at(tasks: Task, index: int) -> Task:
-    task: Task = tree_map(lambda tensor: tensor[index], tasks)
-    return task

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from metaforge.protocols import STATE, GradientTransform, Kind, Params
+from metaforge.protocols import STATE, Examples, GradientTransform, Kind, Params, Task
 
 # Dictionaries of parameters with dotted names.
 
@@ -57,6 +57,11 @@ def sum_of(terms: Iterable[Tensor]) -> Tensor:
     """Return the sum of at least one tensor."""
     first, *rest = terms
     return sum(rest, first)
+
+
+def one_task(tasks: Task, index: int = 0) -> Task:
+    """Return one task of a batch."""
+    return Task(*(Examples(part.x[index], part.y[index]) for part in tasks))
 
 
 # Losses and scores of one task.

@@ -233,7 +233,7 @@ class Learner(Component, Protocol):
         ...
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Fast:
-        """Return what was learned from the support set, in any structure; `steps` overrides the learner's own number."""
+        """Return what was learned from the support set, in any structure; `steps` overrides its own number."""
         ...
 
     def predict(self, values: Params, fast: Fast, x: Tensor, *, key: Key | None = None) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from metaforge import engine
 from metaforge.evaluation import Plan, Subject, plan_of
-from metaforge.protocols import Examples, Task, TaskShape
+from metaforge.functional import one_task
+from metaforge.protocols import Task, TaskShape
 from metaforge.report.pictures import Fit, episode_grid, regression_fits, score_histogram, steps_curve, training_curve
 from metaforge.report.records import PICTURES, caption, headline, read_evaluations, read_metrics
 
@@ -57,7 +58,7 @@ def _examples(run: Subject, record: Mapping[str, Any], folder: Path) -> list[Pat
     if plan.spec.kind == "classification" and len(plan.spec.x_shape) == 3:
         out = folder / f"episode-{split}.png"
         tasks = run.dataset.sample(split, shape, 0, 1, seed=seed)
-        episode_grid(_first(tasks), out, _predicted(run, plan, tasks, steps)[0], title=f"{caption(record)}, task 0")
+        episode_grid(one_task(tasks), out, _predicted(run, plan, tasks, steps)[0], title=f"{caption(record)}, task 0")
         return [out]
     return []
 
@@ -83,7 +84,3 @@ def _predicted(run: Subject, plan: Plan, tasks: Task, steps: int | None) -> Tens
     batch = engine.prepare(tasks, run.device, run.dtype)
     with torch.no_grad():
         return engine.evaluate(plan.learner, run.values, batch, steps=steps).predictions.cpu()
-
-
-def _first(tasks: Task) -> Task:
-    return Task(*(Examples(part.x[0], part.y[0]) for part in tasks))

@@ -60,7 +60,8 @@ def task(seed: int = 0, kind: Kind = "classification", *, ways: int = 3, shots: 
 
 def tasks(count: int, kind: Kind = "classification", **sizes: int) -> Task:
     """Return a batch of random tasks `[count, ...]`."""
-    return tree_map(lambda *leaves: torch.stack(leaves), *(task(seed, kind, **sizes) for seed in range(count)))
+    batch: Task = tree_map(lambda *leaves: torch.stack(leaves), *(task(seed, kind, **sizes) for seed in range(count)))
+    return batch
 
 
 def keys(count: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
+from torch.func import vmap
 
 from metaforge.functional import cross_entropy, one_hot
 from metaforge.keys import fold_in, make_key, permutation, uniform
@@ -87,7 +87,7 @@ class MANN(Learner):
     def predict(self, values: Params, fast: Memory, x: Tensor, *, key: Key | None = None) -> Tensor:
         """Return logits `[n, ways]`, each query as the one example that follows the supports."""
         features = self.model(values, x, Pass(key, 0, "query")).flatten(1)
-        return torch.func.vmap(lambda one: self.step(values, fast, one)[1])(self.projected(values, features))
+        return vmap(lambda one: self.step(values, fast, one)[1])(self.projected(values, features))
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the mean cross-entropy over the stream of all examples in a random order."""
@@ -135,7 +135,7 @@ class MANN(Learner):
         hidden, cell = self.controller(values, memory, projected)
         interface = hidden @ values["mann.interface"] + values["mann.interface.bias"]
         c = self.config
-        keys, adds, gate = interface.split([c.heads * c.width, c.heads * c.width, c.heads])
+        keys, adds, gate = interface.tensor_split([c.heads * c.width, 2 * c.heads * c.width])
         least = least_used(memory.usage, c.heads)
         writes = write_weights(gate.sigmoid(), memory.read_weights, least)
         rows = memory.rows * (1.0 - least.sum(0)).unsqueeze(-1) + writes.T @ adds.tanh().reshape(c.heads, c.width)
