@@ -44,11 +44,12 @@ class MetaDropoutOptions(Options):
 class MetaDropout(Regularizer):
     """Perturbs activations inside adaptation: by one mask per task (`mask`), or by noise that is learned (`learned`).
 
-    Learned noise is drawn for the support set alone, in evaluation too: there its key is `make_key(0, "meta-dropout")`.
+    Learned noise is for learners with an inner loop. It is drawn for the support set alone, in evaluation too: there
+    its key is `make_key(0, "meta-dropout")`.
     """
 
     Config = MetaDropoutOptions
-    reference: ClassVar[str] = "Lee, Nam, Yang, Hwang 2020, openreview.net BJgd81SYwr, equations 3 to 6"
+    reference: ClassVar[str] = "Lee, Nam, Yang, Hwang 2020, openreview.net BJgd81SYwr"
 
     def __init__(self, config: MetaDropoutOptions) -> None:
         self.config = config
