@@ -20,7 +20,11 @@ class FOMAML(InnerLoopLearner):
     reference: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.2"
     first_order: ClassVar[bool] = True
     defaults: ClassVar = {
-        "classification": {"learner": {"steps": 1, "test_steps": 3}, "adapters": {"sgd": {"lr": 2.0}}},
+        "classification": {
+            "learner": {"steps": 1, "test_steps": 3},
+            "adapters": {"sgd": {"lr": 0.4}},
+            "train": {"queries": 5, "tasks": 4, "steps": 5000, "lr": 2e-3, "schedule": "cosine"},
+        },
         "regression": {
             "learner": {"steps": 1, "test_steps": 5},
             "adapters": {"sgd": {"lr": 0.01}},

@@ -108,8 +108,8 @@ class LEO(Learner):
         return sum_of(terms), Aux({"score": score("classification", logits, task.query.y).detach()}, state)
 
     def features_of(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Tensor, Params]:
-        """Return the features of support and query, and the state's change; under `running` statistics as one batch."""
-        if self.norm != "running":
+        """Return the features of support and query, and the state's change; under running statistics as one batch."""
+        if self.norm in ("transductive", "support"):
             at, given = Pass(key, 0, "support"), task.support.x
             fixed = values | self.model.statistics(values, given, at)
             return self.embed(values, given, at), self.embed(fixed, task.query.x, Pass(key, 0, "query")), {}

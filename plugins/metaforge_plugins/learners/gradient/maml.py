@@ -19,7 +19,11 @@ class MAML(InnerLoopLearner):
     Config = InnerLoopOptions
     reference: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, algorithm 2"
     defaults: ClassVar = {
-        "classification": {"learner": {"steps": 1, "test_steps": 3}, "adapters": {"sgd": {"lr": 2.0}}},
+        "classification": {
+            "learner": {"steps": 1, "test_steps": 3},
+            "adapters": {"sgd": {"lr": 0.4}},
+            "train": {"queries": 5, "tasks": 4, "steps": 5000, "lr": 2e-3, "schedule": "cosine"},
+        },
         "regression": {
             "learner": {"steps": 1, "test_steps": 5},
             "adapters": {"sgd": {"lr": 0.01}},

@@ -16,7 +16,7 @@ from torch.func import vmap
 from metaforge.functional import cross_entropy, one_hot
 from metaforge.keys import fold_in, make_key, permutation, uniform
 from metaforge.model import Model, feature_size, seeded
-from metaforge.protocols import Aux, Examples, Key, Learner, NormPolicy, Options, Params, Parts, Pass, Tags, Task
+from metaforge.protocols import Aux, Examples, Key, Learner, Options, Params, Parts, Pass, Tags, Task
 
 
 class MANNOptions(Options):
@@ -28,7 +28,6 @@ class MANNOptions(Options):
     heads: int = Field(4, ge=1, le=64, description="read heads, each with a write of its own")
     decay: float = Field(0.95, ge=0.0, le=1.0, description="factor γ by which usage fades at each step; 0.99 in the paper")
     sharpness: float = Field(1.0, gt=0.0, description="factor on the cosines before the softmax; 1 in the paper")
-    norm: NormPolicy = Field("running", description="whose statistics batch norm uses in evaluation")
 
 
 class Memory(NamedTuple):
@@ -58,7 +57,7 @@ class MANN(Learner):
     def __init__(self, config: MANNOptions, parts: Parts) -> None:
         assert parts.backbone is not None
         self.config, self.ways = config, parts.spec.outputs
-        self.model = Model(parts.backbone, norm=config.norm, regularizers=parts.regularizers)
+        self.model = Model(parts.backbone, norm="running", regularizers=parts.regularizers)
         with seeded(make_key(0, "structure")):
             self.features = feature_size(parts.backbone(), parts.spec.x_shape)
         self.norm, self.transductive = self.model.norm, self.model.transductive
