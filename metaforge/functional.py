@@ -53,6 +53,11 @@ def added(params: Params, updates: Params) -> Params:
     return total
 
 
+def advanced(values: Params, changes: Params) -> Params:
+    """Return the changed entries of `values`, after `changes` were added: what a later pass of the same task sees."""
+    return {name: values[name] + change for name, change in changes.items()}
+
+
 def sum_of(terms: Iterable[Tensor]) -> Tensor:
     """Return the sum of at least one tensor."""
     first, *rest = terms
@@ -112,7 +117,7 @@ class Chain:
         return self._joined({name: a.start(select(meta, name), params) for name, a in self.adapters.items()})
 
     def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
-        """Return the last adapter's updates, each adapter's output being the next one's gradient, and the new state."""
+        """Return the last adapter's output, each adapter's output being the next one's gradient, and the new state."""
         states = {}
         for name, adapter in self.adapters.items():
             grads, states[name] = adapter.update(select(meta, name), grads, select(state, name), params, step)
@@ -150,10 +155,11 @@ def descend(
     total: Params = {}
     for step in range(steps):
         at = detached(fast) if first_order else fast
-        grads, delta = grad(lambda moved, step=step: objective(base | moved, step), has_aux=True)(at)
+        seen = base | advanced(base, total)
+        grads, delta = grad(lambda moved, step=step, seen=seen: objective(seen | moved, step), has_aux=True)(at)
         if first_order:
             grads = detached(grads)
         updates, state = adapter.update(meta, grads, state, fast, step)
-        fast = {name: value + updates[name] for name, value in fast.items()}
+        fast = {name: value - updates[name] for name, value in fast.items()}
         total = added(total, detached(delta))
     return fast, added(total, prefixed("adapters", adapter.carry(meta, state)))

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from metaforge.functional import added, criterion, descend, prefixed, score, sum_of
+from metaforge.functional import added, advanced, criterion, descend, prefixed, score, sum_of
 from metaforge.keys import fold_in
 from metaforge.model import Model, with_head
 from metaforge.protocols import (
@@ -96,7 +96,7 @@ class InnerLoopLearner(Learner):
     def query_loss(self, values: Params, fast: Params, task: Task, key: Key, state: Params) -> tuple[Tensor, Aux]:
         """Return the task loss on the query set under the adapted entries, with the score as a figure."""
         at = Pass(key, self.config.steps, "query")
-        prediction, more = self.model.observe(values | fast, task.query.x, at)
+        prediction, more = self.model.observe(values | advanced(values, state) | fast, task.query.x, at)
         figures = {"score": score(self.spec.kind, prediction, task.query.y).detach()}
         return self.criterion(prediction, task.query.y), Aux(figures, added(state, more))
 

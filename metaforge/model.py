@@ -19,9 +19,13 @@ from metaforge.protocols import STATE, Key, NormPolicy, Params, Pass, Regularize
 @contextmanager
 def seeded(key: Key) -> Iterator[None]:
     """Let modules draw their initial weights from torch's generator seeded by `key`, and put the generator back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(int(key))
+    generator = torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(int(key))
+    try:
         yield
+    finally:
+        generator.set_state(before)
 
 
 def with_head(backbone: Callable[[], nn.Module], outputs: int, x_shape: Sequence[int]) -> Callable[[], nn.Module]:
@@ -87,10 +91,9 @@ class Model:
 
     @property
     def norm_names(self) -> frozenset[str]:
-        """Names, under `model.`, of the parameters that belong to norm layers."""
-        return frozenset(
-            f"model.{layer}.{name}" for layer, m in self.norm_layers.items() for name, _ in m.named_parameters()
-        )
+        """Names, under `model.`, of the parameters that belong to norm layers of any kind."""
+        norms = {n: m for n, m in self.module.named_modules() if isinstance(m, layers.NORMS)}
+        return frozenset(f"model.{layer}.{name}" for layer, m in norms.items() for name, _ in m.named_parameters())
 
     def init(self, key: Key) -> Params:
         """Return fresh weights, running statistics and regularizers' parameters; equal for equal keys."""
@@ -100,8 +103,8 @@ class Model:
         if self.frame.policy in ("running", "per-step"):
             lead = (self._steps + 1,) if self.frame.policy == "per-step" else ()
             for name, layer in self.norm_layers.items():
-                values[f"{STATE}model.{name}.mean"] = torch.zeros(*lead, layer.features)
-                values[f"{STATE}model.{name}.var"] = torch.ones(*lead, layer.features)
+                values[f"{STATE}model.{name}.mean"] = layer.mean.expand(*lead, -1).clone()
+                values[f"{STATE}model.{name}.var"] = layer.var.expand(*lead, -1).clone()
         modules = dict(self.module.named_modules())
         for name, regularizer in self.regularizers.items():
             values |= prefixed(f"regularizers.{name}", regularizer.init(modules, fold_in(key, name)))
@@ -119,7 +122,12 @@ class Model:
             return output, self.frame.deltas
 
     def statistics(self, values: Params, x: Tensor, at: Pass) -> Params:
-        """Return the statistics of `x` under the policy `support`, to be laid over the values; `{}` under any other."""
+        """Return the statistics that predictions are to use, to be laid over the values.
+
+        Under `support` those of `x`, under `per-step` in evaluation those of the step `at`; `{}` under any other.
+        """
+        if self.frame.policy == "per-step" and at.key is None:
+            return {name: self._reached(values[name], at.step) for name in self._state_names}
         if self.frame.policy != "support" or not self.norm_layers:
             return {}
         with self.frame.running(at, {}, values):
@@ -129,6 +137,10 @@ class Model:
     def draws(self, key: Key | None) -> int:
         """Return over how many draws of noise the support loss is averaged."""
         return max((r.draws(key) for r in self.regularizers.values()), default=1)
+
+    @staticmethod
+    def _reached(slots: Tensor, step: int) -> Tensor:
+        return slots[min(step, len(slots) - 1)].unsqueeze(0)
 
     def _tensors(self, values: Params, x: Tensor) -> Params:
         """Return the module's parameters, and its buffers on the device of `x`; floats get the type of `x`."""

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from metaforge.errors import ConfigError
 from metaforge.keys import fold_in, uniform
 from metaforge.protocols import STATE, NormPolicy, Params, Pass
 
@@ -81,7 +82,15 @@ class BatchNorm(nn.Module):
         self.name, self.frame = name, frame
         self.features = int(native.num_features)  # type: ignore[arg-type]
         self.eps, momentum = float(native.eps), native.momentum  # type: ignore[arg-type]
-        self.momentum = 0.1 if momentum is None else float(momentum)  # type: ignore[arg-type]
+        if momentum is None:
+            raise ConfigError(
+                "A batch norm with momentum=None keeps a cumulative average, which has no place in a pure model.",
+                where=f"backbone, layer {name!r}",
+                remedy="give its momentum a number, such as 0.1",
+            )
+        self.momentum = float(momentum)  # type: ignore[arg-type]
+        # Where running statistics start: those of a network that was trained before, or 0 and 1.
+        self.mean, self.var = _statistics(native, self.features)
         self.weight: nn.Parameter | None = native.weight  # type: ignore[assignment]
         self.bias: nn.Parameter | None = native.bias  # type: ignore[assignment]
 
@@ -139,12 +148,19 @@ class InstanceNorm(nn.Module):
         return out if self.bias is None else out + BatchNorm.broadcast(self.bias, x)
 
 
+def _statistics(native: nn.Module, features: int) -> tuple[Tensor, Tensor]:
+    mean, var = native.running_mean, native.running_var
+    if isinstance(mean, Tensor) and isinstance(var, Tensor):
+        return mean.detach().clone(), var.detach().clone()
+    return torch.zeros(features), torch.ones(features)
+
+
 class Dropout(nn.Module):
     """Dropout by the pass's key: one draw per inner step in training, the identity in evaluation."""
 
-    def __init__(self, rate: float, name: str, frame: Frame) -> None:
+    def __init__(self, rate: float, name: str, frame: Frame, *, channels: bool = False) -> None:
         super().__init__()
-        self.rate, self.name, self.frame = rate, name, frame
+        self.rate, self.name, self.frame, self.channels = rate, name, frame, channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` with a share `rate` of its entries zeroed and the rest scaled to keep the mean."""
@@ -152,10 +168,14 @@ class Dropout(nn.Module):
         if at.key is None or self.rate == 0.0:
             return x
         key = fold_in(fold_in(fold_in(at.key, self.name), at.role), at.step)
-        return x * (uniform(key, x.shape, x.dtype) >= self.rate) / (1.0 - self.rate)
+        shape = (*x.shape[:2], *(1,) * (x.dim() - 2)) if self.channels else x.shape
+        return x * (uniform(key, shape, x.dtype) >= self.rate) / (1.0 - self.rate)
 
 
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_CHANNEL_DROPOUT = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_NOISY = (nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
+NORMS = (BatchNorm, LayerNorm, InstanceNorm, nn.GroupNorm)
 _INSTANCE = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
@@ -186,6 +206,12 @@ def _replacement(module: nn.Module, name: str, frame: Frame) -> nn.Module | None
         return LayerNorm(module)
     if isinstance(module, _INSTANCE):
         return InstanceNorm(module)
-    if isinstance(module, nn.Dropout):
-        return Dropout(module.p, name, frame)
+    if isinstance(module, (nn.Dropout, *_CHANNEL_DROPOUT)):
+        return Dropout(module.p, name, frame, channels=not isinstance(module, nn.Dropout))
+    if isinstance(module, _NOISY):
+        raise ConfigError(
+            f"A layer of type {type(module).__name__} draws noise that no key governs.",
+            where=f"backbone, layer {name!r}",
+            remedy="use nn.Dropout, or noise of a regularizer",
+        )
     return None

@@ -7,8 +7,9 @@ begins with `state.` is *state* (running statistics, say): it is saved and hande
 learner returns what to add to it in `Aux.state`. Every other entry is a parameter of the outer optimiser. What
 adaptation makes for a task (`Fast`) may be laid over the values with `values | fast`.
 
-**Keys.** Randomness is an argument: a key is an int64 scalar tensor, see `metaforge.functional`. `key=None` means
-evaluation: no noise is drawn, no statistics are collected.
+**Keys.** Randomness is an argument: a key is an int64 scalar tensor, see `metaforge.keys`. `key=None` means
+evaluation: no statistics are collected and no noise is drawn (a regularizer whose method needs noise in evaluation
+draws it from a key that it documents).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ Params = dict[str, Tensor]
 Key = Tensor
 Fast = Any
 Kind = Literal["classification", "regression"]
+BatchNormPolicy = Literal["transductive", "support", "running"]
 NormPolicy = Literal["transductive", "support", "running", "per-step"]
 
 STATE = "state."
@@ -154,7 +156,10 @@ class Backbone(Component, Protocol):
 
 
 class GradientTransform(Protocol):
-    """Gradients in, updates out (to be added), with what it meta-learns and what it carries within a task."""
+    """Gradients in, transformed gradients out, with what it meta-learns and what it carries within a task.
+
+    The inner loop subtracts what the last transform of a chain returns, so that any chain still descends.
+    """
 
     def init(self, params: Params) -> Params:
         """Return what is meta-learned or carried for these parameters, under names of its own; `{}` if nothing."""
@@ -165,7 +170,7 @@ class GradientTransform(Protocol):
         return {}
 
     def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
-        """Return (updates to add to `params`, new state); `meta` is what `init` returned."""
+        """Return (what to subtract from `params`, new state); `meta` is what `init` returned."""
         ...
 
     def carry(self, meta: Params, state: Params) -> Params:

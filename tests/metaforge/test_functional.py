@@ -180,7 +180,7 @@ def test_first_order_keeps_no_graph_of_the_inner_loop() -> None:
         if node is not None:
             kinds.add(node.name())
             pending += [parent for parent, _ in node.next_functions]
-    assert kinds == {"AddBackward0", "torch::autograd::AccumulateGrad"}
+    assert kinds == {"SubBackward0", "torch::autograd::AccumulateGrad"}
 
 
 def test_the_objective_sees_every_value_and_its_state_is_summed_without_a_graph() -> None:
@@ -190,9 +190,10 @@ def test_the_objective_sees_every_value_and_its_state_is_summed_without_a_graph(
         seen.append((set(moved), step))
         return quadratic(moved["w"], A) * moved["scale"], {"state.count": moved["scale"] * (step + 1)}
 
-    values = {"w": THETA, "scale": torch.ones((), dtype=torch.float64, requires_grad=True)}
+    one = torch.ones((), dtype=torch.float64)
+    values = {"w": THETA, "scale": one.clone().requires_grad_(), "state.count": one}
     fast, state = descend(objective, values, {"w": THETA}, sgd(0.1), 3)
-    assert seen == [({"w", "scale"}, step) for step in range(3)]
+    assert seen == [({"w", "scale", "state.count"}, step) for step in range(3)]
     assert set(fast) == {"w"}
     assert float(state["state.count"]) == 6
     assert not state["state.count"].requires_grad
@@ -203,10 +204,33 @@ def test_the_objective_sees_every_value_and_its_state_is_summed_without_a_graph(
 
 
 def test_a_chain_hands_each_output_to_the_next_as_its_gradient() -> None:
-    # Two of plain descent: the second turns the first's update round again.
     chain = Chain({"one": SGD(SGDOptions(lr=0.5)), "two": SGD(SGDOptions(lr=0.2))})
     updates, _ = chain.update({}, {"w": torch.ones(2)}, {}, {"w": torch.zeros(2)}, 0)
     close(updates["w"], 0.1, 0.1)
+
+
+def test_a_later_pass_sees_what_the_earlier_ones_changed() -> None:
+    # Each step halves the distance to 8: one after the other, not four times the first half.
+    def objective(moved: Params, step: int) -> tuple[Tensor, Params]:
+        return quadratic(moved["w"], A), {"state.mean": 0.5 * (8.0 - moved["state.mean"])}
+
+    values = {"w": THETA, "state.mean": torch.zeros((), dtype=torch.float64)}
+    _, state = descend(objective, values, {"w": THETA}, sgd(0.1), 4)
+    assert float(state["state.mean"]) == 7.5
+
+
+@pytest.mark.parametrize("names", [("sgd", "sgd"), ("meta-sgd", "sgd"), ("sgd", "adam"), ("adam", "meta-sgd")])
+def test_any_chain_descends(names: tuple[str, str]) -> None:
+    made = {
+        "sgd": SGD(SGDOptions(lr=0.5)),
+        "meta-sgd": MetaSGD(MetaSGDOptions(lr=0.5)),
+        "adam": Adam(AdamOptions(lr=0.1)),
+    }
+    chain = Chain({f"{place}-{name}": made[name] for place, name in enumerate(names)})
+    params = {"w": THETA}
+    values = params | prefixed("adapters", chain.init(params))
+    fast, _ = descend(lambda v, step: (support(v["w"]), {}), values, params, chain, 3)
+    assert float(support(fast["w"])) < float(support(THETA))
 
 
 def test_a_chain_keeps_entries_and_state_apart() -> None:

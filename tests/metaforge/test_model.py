@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from metaforge.errors import ConfigError
 from metaforge.keys import make_key
 from metaforge.model import Model, feature_size, seeded, with_head
 from metaforge.protocols import Key, Options, Params, Pass, Regularizer
 from toys import POLICIES, double
 
-TRAINING = Pass(make_key(0), 0, "support")
+KEY = make_key(0)
+TRAINING = Pass(KEY, 0, "support")
 MEAN, VAR = "state.model.1.mean", "state.model.1.var"
 
 
@@ -111,7 +113,7 @@ def test_a_network_without_batch_norm_has_no_policy() -> None:
     assert not model.transductive
     assert model.statistics(values, inputs(), TRAINING) == {}
     assert model.observe(values, inputs(), TRAINING)[1] == {}
-    assert model.norm_names == frozenset()
+    assert model.norm_names == {"model.1.weight", "model.1.bias"}
 
 
 def test_support_statistics_are_those_of_the_support_set() -> None:
@@ -229,3 +231,26 @@ def test_with_head_adds_a_linear_layer_to_flattened_features(outputs: int) -> No
     assert feature_size(body(), (2, 5, 6)) == 3 * 3 * 4
     module = with_head(body, outputs, (2, 5, 6))()
     assert module(torch.zeros(7, 2, 5, 6)).shape == (7, outputs)
+
+
+def test_a_trained_network_keeps_its_running_statistics() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    module[1].running_mean += 2.0  # type: ignore[operator, union-attr]
+    module[1].running_var *= 3.0  # type: ignore[operator, union-attr]
+    model = Model(lambda: module, norm="running")
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(model.init(KEY), x), module.eval()(x))
+
+
+def test_channel_dropout_follows_the_key_and_noise_without_one_is_refused() -> None:
+    model = Model(lambda: nn.Sequential(nn.Conv2d(1, 64, 1), nn.Dropout2d(0.5)))
+    values, x = model.init(KEY), torch.ones(3, 1, 4, 4)
+    kept = model(values, x, Pass(KEY)).flatten(2).abs().sum(-1) > 0
+    whole = (model(values, x, Pass(KEY)) != 0).flatten(2).all(-1)
+    assert torch.equal(kept, whole)
+    assert 0.3 < float(kept.float().mean()) < 0.7
+    assert bool((model(values, x) != 0).all())
+    with pytest.raises(ConfigError, match="no key governs"):
+        Model(lambda: nn.AlphaDropout(0.1))
+    with pytest.raises(ConfigError, match="momentum=None"):
+        Model(lambda: nn.BatchNorm1d(3, momentum=None))

@@ -16,6 +16,7 @@ from metaforge.protocols import Adapter, Examples, Kind, Learner, Params, Parts,
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 
 POLICIES = ("transductive", "support", "running", "per-step")
+BATCH_POLICIES = POLICIES[:3]
 FEATURES = 3
 
 # The quadratic task of ALGORITHMS.md, appendix F1.

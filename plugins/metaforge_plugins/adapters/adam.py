@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from metaforge.protocols import Adapter, Options, Params
 
@@ -50,18 +51,23 @@ class Adam(Adapter):
         return first | {f"second.{n}": torch.zeros_like(v) for n, v in params.items()} | {"count": some.new_zeros(())}
 
     def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
-        """Return −α m̂ / (√v̂ + ε)."""
+        """Return α m̂ / (√v̂ + ε)."""
         beta1, beta2 = self.config.beta1, self.config.beta2
         new, updates = {"count": state["count"] + 1}, {}
         unbias = (1 - beta2 ** new["count"]).sqrt()
+        rate = self.config.lr / (1 - beta1 ** (step + 1))
         for name, g in grads.items():
             new[f"first.{name}"] = first = beta1 * state[f"first.{name}"] + (1 - beta1) * g
             new[f"second.{name}"] = second = beta2 * state[f"second.{name}"] + (1 - beta2) * g * g
-            updates[name] = (
-                -self.config.lr / (1 - beta1 ** (step + 1)) * first / (second.sqrt() / unbias + self.config.eps)
-            )
+            updates[name] = rate * first / (root(second) / unbias + self.config.eps)
         return updates, new
 
     def carry(self, meta: Params, state: Params) -> Params:
         """Return the change of the second moments and of the count."""
         return {name: state[name.removeprefix("state.")].detach() - value for name, value in meta.items()}
+
+
+def root(x: Tensor) -> Tensor:
+    """Return √x with derivative 0 at 0, where the true one is infinite: a dead unit has a gradient of exactly zero."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)

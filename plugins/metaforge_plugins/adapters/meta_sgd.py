@@ -33,5 +33,5 @@ class MetaSGD(Adapter):
         return {f"rate.{name}": torch.full_like(value, self.lr) for name, value in params.items()}
 
     def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
-        """Return −α ∘ g."""
-        return {name: -meta[f"rate.{name}"] * g for name, g in grads.items()}, state
+        """Return α ∘ g."""
+        return {name: meta[f"rate.{name}"] * g for name, g in grads.items()}, state

@@ -25,5 +25,5 @@ class SGD(Adapter):
         self.lr = config.lr
 
     def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
-        """Return −α g."""
-        return {name: -self.lr * g for name, g in grads.items()}, state
+        """Return α g."""
+        return {name: self.lr * g for name, g in grads.items()}, state

@@ -78,3 +78,16 @@ def test_it_is_differentiable_and_vectorises() -> None:
     batch = torch.stack([THETA, -THETA, 3 * THETA])
     together = vmap(lambda w: adapted(adam, {"w": w}, 3)[0]["w"])(batch)
     torch.testing.assert_close(together, torch.stack([adapted(adam, {"w": w}, 3)[0]["w"] for w in batch]))
+
+
+def test_a_zero_gradient_gives_no_step_and_no_infinite_derivative() -> None:
+    adam = Adam(AdamOptions())
+    params = {"w": torch.zeros(2, dtype=torch.float64)}
+    meta = adam.init(params)
+
+    def moved(w: torch.Tensor) -> torch.Tensor:
+        gradients = {"w": w**3}
+        return adam.update(meta, gradients, adam.start(meta, params), params, 0)[0]["w"].sum()
+
+    assert not moved(params["w"]).any()
+    assert torch.func.grad(moved)(params["w"]).isfinite().all()

@@ -23,7 +23,7 @@ def test_there_is_one_rate_per_weight() -> None:
 def test_rates_may_be_negative() -> None:
     rates = {"rate.w": torch.tensor([0.1, -0.1], dtype=torch.float64)}
     updates, _ = MetaSGD(MetaSGDOptions()).update(rates, {"w": THETA}, {}, {"w": THETA}, 0)
-    close(updates["w"], -0.05, 0.025)
+    close(updates["w"], 0.05, -0.025)
 
 
 def test_a_constant_rate_is_plain_descent_to_the_bit() -> None:

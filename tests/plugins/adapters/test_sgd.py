@@ -11,9 +11,9 @@ from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from toys import THETA, A, H, close
 
 
-def test_the_update_is_minus_rate_times_gradient() -> None:
+def test_the_update_is_rate_times_gradient() -> None:
     updates, state = SGD(SGDOptions(lr=0.1)).update({}, {"w": H @ (THETA - A)}, {"kept": THETA}, {"w": THETA}, 0)
-    close(THETA + updates["w"], 0.475, -0.075)
+    close(THETA - updates["w"], 0.475, -0.075)
     assert state == {"kept": THETA}
 
 

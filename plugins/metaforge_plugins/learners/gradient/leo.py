@@ -1,8 +1,8 @@
 """LEO: adapt in a low-dimensional latent space from which the classifier's weights are decoded.
 
 Rusu, Rao, Sygnowski, Vinyals, Pascanu, Osindero, Hadsell, "Meta-Learning with Latent Embedding Optimization", ICLR 2019
-(arXiv 1807.05960). The paper works on fixed features of a network that was trained beforehand; here the backbone is trained
-jointly unless `train_backbone` is off, which is a different method: do not set its figures beside the paper's.
+(arXiv 1807.05960). The paper works on fixed features of a network that was trained beforehand; here the backbone is
+trained jointly unless `train_backbone` is off. That is a different method: do not set its figures beside the paper's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from metaforge.functional import cross_entropy, one_hot, score, sum_of
 from metaforge.keys import fold_in, make_key, normal, uniform
 from metaforge.model import Model, feature_size, seeded
-from metaforge.protocols import Aux, Examples, Key, Learner, NormPolicy, Options, Params, Parts, Pass, Tags, Task
+from metaforge.protocols import Aux, BatchNormPolicy, Examples, Key, Learner, Options, Params, Parts, Pass, Tags, Task
 
 MATRICES = ("leo.encoder", "leo.relation.0", "leo.relation.1", "leo.relation.2", "leo.decoder")
 
@@ -44,11 +44,11 @@ class LEOOptions(Options):
     orthogonality: float = Field(1e-3, ge=0.0, description="weight of the correlation among the decoder's latent rows")
     scale: float = Field(1.0, gt=0.0, description="length to which every image's features are scaled")
     train_backbone: bool = Field(True, description="train the backbone jointly; the paper keeps it fixed")
-    norm: NormPolicy = Field("running", description="whose statistics batch norm uses in evaluation")
+    norm: BatchNormPolicy = Field("running", description="whose statistics batch norm uses in evaluation")
 
 
 class LEO(Learner):
-    """Encodes the support set into one code per class, descends on the codes, and decodes them into a linear classifier."""
+    """Encodes the support set into one code per class, descends on the codes, and decodes a linear classifier."""
 
     Config = LEOOptions
     reference: ClassVar[str] = "Rusu et al. 2019, arXiv 1807.05960, algorithm 1"
@@ -189,9 +189,10 @@ def divergence(mean: Tensor, log_std: Tensor) -> Tensor:
 def correlation(matrix: Tensor) -> Tensor:
     """Return the mean squared difference between the correlations of a matrix's rows and the identity."""
     rows = F.normalize(matrix, dim=-1)
-    return (rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)).square().mean()
+    excess: Tensor = rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+    return excess.square().mean()
 
 
 def glorot(key: Key, shape: tuple[int, int]) -> Tensor:
     """Return a matrix drawn uniformly from ±√(6 / (inputs + outputs))."""
-    return (2.0 * uniform(key, shape) - 1.0) * (6.0 / sum(shape)) ** 0.5
+    return (2.0 * uniform(key, shape) - 1.0) * math.sqrt(6.0 / sum(shape))

@@ -5,7 +5,7 @@ Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018 (arXiv
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,9 @@ class ReptileOptions(InnerLoopOptions):
 
     steps: int = Field(5, ge=1, le=1000, description="inner steps in training (k)")
     test_steps: int = Field(50, ge=0, le=1000, description="inner steps in evaluation")
+    adapt: Literal["weights", "all"] = Field(
+        "all", description="what is meta-learned and moves: all, or all but the norm layers' own parameters"
+    )
     batch: int = Field(10, ge=1, description="examples in one inner step of training")
 
 
@@ -64,9 +67,10 @@ class Reptile(InnerLoopLearner):
         fast, state = descend(objective, values, start, self.adapter, self.config.steps, first_order=True)
         distance = sum_of((start[name] - fast[name].detach()).square().sum() for name in self.adapted)
         with torch.no_grad():
-            statistics = self.model.statistics(values | fast, data.x, Pass(key, self.config.steps, "support"))
-            prediction = self.model(values | fast | statistics, data.x, Pass(key, self.config.steps, "query"))
-        figures = {"score": score(self.spec.kind, prediction, data.y), "fit": self.criterion(prediction, data.y)}
+            shown = batches(self.config.steps)
+            statistics = self.model.statistics(values | fast, shown.x, Pass(key, self.config.steps, "support"))
+            prediction = self.model(values | fast | statistics, shown.x, Pass(key, self.config.steps, "query"))
+        figures = {"score": score(self.spec.kind, prediction, shown.y), "fit": self.criterion(prediction, shown.y)}
         return 0.5 * distance, Aux({n: v.detach() for n, v in figures.items()}, state)
 
     def minibatches(self, data: Examples, key: Key) -> Minibatches:

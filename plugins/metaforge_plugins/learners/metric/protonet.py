@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from metaforge.functional import cross_entropy, one_hot, score
 from metaforge.keys import fold_in
 from metaforge.model import Model
-from metaforge.protocols import Aux, Examples, Key, Learner, NormPolicy, Options, Params, Parts, Pass, Tags, Task
+from metaforge.protocols import Aux, BatchNormPolicy, Examples, Key, Learner, Options, Params, Parts, Pass, Tags, Task
 
 
 class ProtoNetOptions(Options):
     """Options of prototypical networks."""
 
     distance: Literal["euclidean", "cosine"] = Field("euclidean", description="squared Euclidean distance, or cosine")
-    norm: NormPolicy = Field("running", description="whose statistics batch norm uses in evaluation")
+    norm: BatchNormPolicy = Field("running", description="whose statistics batch norm uses in evaluation")
 
 
 class ProtoNet(Learner):

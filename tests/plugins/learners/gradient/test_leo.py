@@ -1,4 +1,4 @@
-"""LEO: descent through a linear decoder is preconditioned descent, and every network takes part in the meta-gradient."""
+"""LEO: descent through a linear decoder is preconditioned descent, and every network has its meta-gradient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,18 @@ from metaforge.functional import split_state
 from metaforge.keys import make_key
 from metaforge.protocols import Examples, Params, Parts, Task
 from metaforge_plugins.learners.gradient.leo import LEO, MATRICES, correlation, divergence
-from toys import POLICIES, assert_equal_steps, assert_loss_has_its_gradient, fresh, learner, smooth, spec, step, task, tasks
+from toys import (
+    POLICIES,
+    assert_equal_steps,
+    assert_loss_has_its_gradient,
+    fresh,
+    learner,
+    smooth,
+    spec,
+    step,
+    task,
+    tasks,
+)
 
 KEY = make_key(0)
 SIZES = {"latent": 3, "dropout": 0.3, "latent_rate": 0.5, "weight_rate": 0.1, "scale": 2.0, "kl": 0.1}

@@ -130,6 +130,29 @@ def test_running_statistics_leave_in_the_state(norm: str) -> None:
     assert torch.equal(built.loss(values, task(), KEY)[0], built.loss(moved, task(), KEY)[0])
 
 
+def test_running_statistics_stay_sane_over_many_inner_steps() -> None:
+    built = learner(MAML, backbone=smooth("batch"), steps=30, norm="running")
+    values = fresh(built)
+    for _ in range(3):
+        values |= {n: values[n] + change for n, change in built.loss(values, task(), KEY)[1].state.items()}
+    assert all(bool((v > 0).all()) for n, v in values.items() if n.startswith("state.") and n.endswith(".var"))
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2])
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_each_number_of_steps_has_its_own_statistics(asked: int, moved: int) -> None:
+    built = learner(MAML, backbone=smooth("batch"), steps=2, norm="per-step")
+    values, example = fresh(built), task()
+    changed = {name: value.clone() for name, value in values.items()}
+    for name in (name for name in values if name.endswith(".mean")):
+        changed[name][moved] += 1.0
+    one, two = (
+        built.predict(v, built.adapt(v, example.support, steps=asked), example.query.x) for v in (values, changed)
+    )
+    # The inner steps pass the slots below; the prediction takes the slot that was reached.
+    assert torch.equal(one, two) is (moved > asked)
+
+
 def test_the_loss_backpropagates_by_autograd_too() -> None:
     built = learner(MAML, backbone=smooth("batch"), steps=2)
     values = {name: value.requires_grad_() for name, value in fresh(built).items()}

@@ -191,4 +191,3 @@ def test_an_untrained_network_does_not_beat_the_first_instance_ceiling() -> None
     first = evaluate(one, values, batch, keys, plan="vmap", measure=True).measures["instance_1"]
     ceiling = sum(1 / n for n in (1, 2, 3)) / 3
     assert float(first.mean()) <= ceiling + 3 * float(first.std()) / len(keys) ** 0.5
-

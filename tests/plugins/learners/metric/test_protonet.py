@@ -13,7 +13,17 @@ from metaforge.functional import split_state
 from metaforge.keys import make_key
 from metaforge.protocols import Examples, Params, Parts, Task, TaskShape, TaskSpec
 from metaforge_plugins.learners.metric.protonet import ProtoNet
-from toys import POLICIES, assert_equal_steps, assert_loss_has_its_gradient, fresh, learner, smooth, step, task, tasks
+from toys import (
+    BATCH_POLICIES,
+    assert_equal_steps,
+    assert_loss_has_its_gradient,
+    fresh,
+    learner,
+    smooth,
+    step,
+    task,
+    tasks,
+)
 
 KEY = make_key(0)
 
@@ -52,13 +62,13 @@ def cloud(built: Any, values: Params, example: Task) -> Tensor:
     return built.predict(values, built.adapt(values, example.support), example.query.x).softmax(-1)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("norm", POLICIES)
+@pytest.mark.parametrize("norm", BATCH_POLICIES)
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 def test_finite_differences(distance: str, norm: str) -> None:
     assert_loss_has_its_gradient(learner(ProtoNet, backbone=smooth("batch"), distance=distance, norm=norm))
 
 
-@pytest.mark.parametrize("norm", POLICIES)
+@pytest.mark.parametrize("norm", BATCH_POLICIES)
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 def test_vectorised_equals_loop(distance: str, norm: str) -> None:
     built = learner(ProtoNet, backbone=smooth("batch"), distance=distance, norm=norm)
@@ -97,7 +107,7 @@ def test_support_order_and_duplicates_do_not_matter() -> None:
         torch.testing.assert_close(cloud(built, values, example._replace(support=support)), expected)
 
 
-@pytest.mark.parametrize("norm", POLICIES)
+@pytest.mark.parametrize("norm", BATCH_POLICIES)
 def test_relabelling_permutes_the_logits(norm: str) -> None:
     built = learner(ProtoNet, backbone=smooth("batch"), norm=norm)
     values, example, order = fresh(built), task(), torch.tensor([2, 0, 1])
@@ -125,7 +135,7 @@ def test_cosine_ignores_lengths() -> None:
     torch.testing.assert_close(built.predict({}, built.adapt({}, F2.support), 9 * F2.query.x), logits)
 
 
-@pytest.mark.parametrize("norm", POLICIES)
+@pytest.mark.parametrize("norm", BATCH_POLICIES)
 def test_whether_a_query_depends_on_the_others_is_as_declared(norm: str) -> None:
     built = learner(ProtoNet, backbone=smooth("batch"), norm=norm)
     values, example = fresh(built), task()
