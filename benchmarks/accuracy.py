@@ -1,7 +1,7 @@
 """Train and evaluate every built-in learner by one documented command each, and write `docs/results.md` from the runs.
 
-`python -m benchmarks.accuracy` (or `make results`) needs the real Omniglot images and about 90 minutes on two cores. A run
-that is finished and evaluated is not repeated; `--only NAME` trains one, `--table` only writes the table.
+`python -m benchmarks.accuracy` (or `make results`) needs the real Omniglot images and about 90 minutes on two cores. A
+run that is finished and evaluated is not repeated; `--only NAME` trains one, `--table` only writes the table.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ PUBLISHED = Path(__file__).with_name("published.toml")
 
 # Nothing but the budget is tuned here: each learner's own defaults are the settings.
 COMMANDS = {
-    "protonet": "train --learner protonet --dataset omniglot --budget 5m",
-    "maml": "train --learner maml --dataset omniglot --budget 10m",
-    "fomaml": "train --learner fomaml --dataset omniglot --budget 10m",
-    "reptile": "train --learner reptile --dataset omniglot --budget 15m",
-    "leo": "train --learner leo --dataset omniglot --budget 15m",
-    "mann": "train --learner mann --dataset omniglot --budget 15m",
+    "protonet": "train --learner protonet --dataset omniglot --steps 1000000 --budget 5m",
+    "maml": "train --learner maml --dataset omniglot --steps 1000000 --budget 10m",
+    "fomaml": "train --learner fomaml --dataset omniglot --steps 1000000 --budget 10m",
+    "reptile": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m",
+    "leo": "train --learner leo --dataset omniglot --steps 1000000 --budget 15m",
+    "mann": "train --learner mann --dataset omniglot --steps 1000000 --budget 15m",
     "cnp-sinusoid": "train --learner cnp --dataset sinusoid --budget 5m",
     "maml-sinusoid": "train --learner maml --dataset sinusoid --budget 5m",
 }

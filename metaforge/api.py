@@ -11,13 +11,12 @@ from torch import nn
 
 from metaforge.config import Layer, file_layer, resolve
 from metaforge.errors import ConfigError
+from metaforge.layers import SINGLES
 from metaforge.protocols import Options, TaskSpec
 from metaforge.registry import Registry, scan
 from metaforge.run import Run
 from metaforge.run import load as load_run
 from metaforge.training import run_training
-
-_SECTION = {"steps": "train", "tasks": "train", "budget": "train", "lr": "train"}
 
 
 def train(
@@ -42,35 +41,53 @@ def train(
     """Train a learner and return the run.
 
     A component is a name, or a table of its options with `name` among them; `backbone` may also be any `nn.Module`, or
-    `module:Class` of the caller's own. `settings` nests like a run file, e.g. `{"task": {"ways": 20}}`.
+    `module:Class` of the caller's own. `settings` nests like a run file, e.g. `{"task": {"ways": 20}}`; where both
+    speak of a value, the keyword is right.
     """
-    registry = registry or scan()
-    values: dict[str, Any] = {
-        key: dict(value) if isinstance(value, Mapping) else value for key, value in (settings or {}).items()
-    }
-    registry, name = _backbone(registry, backbone)
+    registry, name = _backbone(registry or scan(), backbone)
     components = {
         "learner": learner,
         "dataset": dataset,
         "backbone": name,
         "adapters": adapters,
         "regularizers": regularizers,
+        "seed": seed,
+        "device": device,
     }
-    values |= {key: value for key, value in components.items() if value is not None}
-    for key, value in {"steps": steps, "tasks": tasks, "budget": budget, "lr": lr}.items():
-        if value is not None:
-            values.setdefault(_SECTION[key], {})[key] = value
-    values |= {key: value for key, value in {"seed": seed, "device": device}.items() if value is not None}
+    values: dict[str, Any] = {key: value for key, value in components.items() if value is not None}
+    section = {"steps": steps, "tasks": tasks, "budget": budget, "lr": lr}
+    values["train"] = {key: value for key, value in section.items() if value is not None}
     layers = [file_layer(Path(config))] if config is not None else []
-    resolved = resolve([*layers, Layer("keyword", values)], registry)
+    layers += [Layer("settings", _for_named(settings or {}, values)), Layer("keyword", values)]
+    resolved = resolve(layers, registry)
     folder = None if out is None else Path(out)
     return run_training(resolved, registry, folder=folder, command="metaforge.train(...)", hooks=hooks)
 
 
-def load(folder: Path | str, *, backbone: nn.Module | str | None = None, registry: Registry | None = None) -> Run:
-    """Return the run of a folder; a run with a backbone of the caller's own needs it again."""
+def load(
+    folder: Path | str,
+    *,
+    backbone: nn.Module | str | None = None,
+    device: str | None = None,
+    registry: Registry | None = None,
+) -> Run:
+    """Return the run of a folder; a run with a backbone of the caller's own needs it again.
+
+    `device` is where to use it, whatever it was trained on; None means the device of its configuration.
+    """
     wider, _ = _backbone(registry or scan(), backbone)
-    return load_run(folder, wider)
+    return load_run(folder, wider, device=device)
+
+
+def _for_named(settings: Mapping[str, Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings in which options without a plugin's name are meant for the one that a keyword names."""
+    made = dict(settings)
+    for key in SINGLES:
+        table, chosen = settings.get(key), keywords.get(key)
+        name = chosen.get("name") if isinstance(chosen, Mapping) else chosen
+        if isinstance(table, Mapping) and "name" not in table and name is not None:
+            made[key] = {"name": name, **table}
+    return made
 
 
 def _backbone(registry: Registry, backbone: Any) -> tuple[Registry, Any]:

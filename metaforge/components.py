@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from metaforge.config import Resolved, data_root
-from metaforge.errors import ConfigError
+from metaforge.errors import ConfigError, DataError
 from metaforge.functional import Chain
 from metaforge.protocols import Dataset, Learner, Parts, Regularizer, TaskShape, TaskSpec
 
@@ -42,7 +42,10 @@ class Components:
         return tuple(self._regularizers.values())
 
     def training_spec(self) -> TaskSpec:
-        """Return the spec of training tasks, checked against the data; so are the tasks that the run is about."""
+        """Return the spec of training tasks, checked against the data; so are those to validate and to evaluate on.
+
+        A run whose training ends well can thus be evaluated. Raises `ConfigError` or `DataError` naming the setting.
+        """
         if self._learner.cls.tags.fixed_ways and self.training_shape.ways != self.task_shape.ways:
             raise ConfigError(
                 f"The learner {self._learner.name!r} has one output per class, so it cannot train with"
@@ -50,7 +53,20 @@ class Components:
                 where="train.ways",
                 remedy="leave train.ways out, or set task.ways to the same number",
             )
-        return self.dataset.spec("train", self.training_shape)
+        found = self._spec("train", "training", self.training_shape)
+        settings = self.resolved.run
+        if settings.train.validate_every:
+            self._spec("val", "validation (train.validate_every)", self.task_shape)
+        for shots in settings.evaluate.shots or [self.task_shape.shots]:
+            self._spec(settings.evaluate.split, "evaluation (evaluate.split)", self.task_shape._replace(shots=shots))
+        return found
+
+    def _spec(self, split: str, purpose: str, shape: TaskShape) -> TaskSpec:
+        try:
+            return self.dataset.spec(split, shape)
+        except (ConfigError, DataError) as error:
+            where = f"the {split!r} split, for {purpose}; {error.where}"
+            raise type(error)(error.what, where=where, remedy=error.remedy) from error
 
     def learner(self, spec: TaskSpec) -> Learner:
         """Return the learner for tasks of a spec; learners of one run share their values, whatever the spec."""

@@ -7,9 +7,7 @@ set of adapters, regularizers or hooks replaces the set below. Every value keeps
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +16,19 @@ from typing import Any
 from pydantic import BaseModel
 
 from metaforge.errors import ConfigError, PluginError
-from metaforge.layers import SETS, SINGLES, Fold, Layer, file_layer, flags_layer, flatten, normalised, parse_setting
+from metaforge.layers import (
+    SETS,
+    SINGLES,
+    Fold,
+    Layer,
+    commented,
+    file_layer,
+    flags_layer,
+    flatten,
+    normalised,
+    parse_setting,
+    writable,
+)
 from metaforge.registry import Entry, Registry
 from metaforge.sections import EngineConfig, EvaluateConfig, RunConfig, TaskConfig, TrainConfig
 from metaforge.validation import validated
@@ -41,7 +51,12 @@ __all__ = [
 ]
 
 _KNOWN = (*RunConfig.model_fields, *SINGLES, *SETS)
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
+# A table, its kind of plugin, the need of a learner without which it means nothing, and why.
+_NEEDS = (
+    ("backbone", "backbone", "backbone", "uses no backbone"),
+    ("adapters", "adapter", "adapter", "uses no adapter"),
+    ("regularizers", "regularizer", "backbone", "has no backbone for a regularizer to act on"),
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ class Resolved:
         """Return a run file that reproduces this configuration by itself, whatever the defaults become."""
         import tomli_w
 
-        return tomli_w.dumps(_written(self.to_dict()))
+        return tomli_w.dumps(writable(self.to_dict()))
 
 
 def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = True) -> Resolved:
@@ -209,17 +224,17 @@ def _check_kinds(
 
 def _drop_unneeded(fold: Fold, name: str, cls: type[Any]) -> None:
     """Drop default components that the learner has no use for; refuse those that the user gave, and gaps."""
-    for key, kind in (("backbone", "backbone"), ("adapters", "adapter")):
+    for key, kind, need, uses in _NEEDS:
         chosen = fold.values.get(key, {})
-        if kind not in cls.tags.needs:
+        if need not in cls.tags.needs:
             if fold.values.pop(key, None) and key in fold.given:
                 what = chosen.get("name", "options") if key == "backbone" else ", ".join(chosen)
                 raise ConfigError(
-                    f"The learner {name!r} uses no {kind}, but one is given: {what}.",
+                    f"The learner {name!r} {uses}, but one is given: {what}.",
                     where=fold.given[key],
                     remedy=f"leave the {kind} out, or choose a learner that uses one",
                 )
-        elif not chosen or (key == "backbone" and "name" not in chosen):
+        elif kind == need and (not chosen or (key == "backbone" and "name" not in chosen)):
             raise ConfigError(
                 f"The learner {name!r} needs {'an' if kind == 'adapter' else 'a'} {kind}, and none is chosen.",
                 where=fold.given.get(key, "no default applies"),
@@ -280,20 +295,6 @@ def _origin(origins: Mapping[str, str], path: str) -> str:
     return origins[inside[0]] if inside else "default"
 
 
-def _written(value: Any) -> Any:
-    """Return values as TOML can hold them: it has no null, so the word `none` stands for it."""
-    if isinstance(value, Mapping):
-        return {key: _written(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_written(one) for one in value]
-    return "none" if value is None else value
-
-
 def annotated(resolved: Resolved) -> str:
     """Return a run file of one value per line, with the origin of each as a comment."""
-    rows = []
-    for path, value in flatten(_written(resolved.to_dict())):
-        key = ".".join(part if _BARE.fullmatch(part) else json.dumps(part) for part in path.split("."))
-        rows.append((f"{key} = {'{}' if isinstance(value, Mapping) else json.dumps(value)}", resolved.origins[path]))
-    width = max(len(text) for text, _ in rows)
-    return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in rows)
+    return commented(writable(resolved.to_dict()), resolved.origins)

@@ -51,12 +51,6 @@ class DivergedError(MetaForgeError):
     exit_code = 6
 
 
-class RunLockedError(MetaForgeError):
-    """Another process is writing this run folder (exit code 7)."""
-
-    exit_code = 7
-
-
 class StorageError(MetaForgeError):
     """A folder cannot be written, or the disk is full (exit code 8)."""
 

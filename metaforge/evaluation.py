@@ -26,13 +26,6 @@ from metaforge.report.records import Figure, Record, without_tasks, write_evalua
 ENOUGH = 600
 METRICS: dict[Kind, str] = {"classification": "accuracy", "regression": "mse"}
 
-# Numbers that go through the network together. Measured on one AVX-512 thread, three gradient steps of a four-layer
-# convolutional net on 28 px images, 5-way 1-shot (62,720 numbers in a task): vmap of 4 tasks 46 tasks/s, of 25 tasks 13
-# with the allocator as it comes (34 tuned), a loop 25. On vectors, vmap of 100 tasks is 30 times a loop.
-_NUMBERS = {"cpu": 1 << 18}
-_NUMBERS_ELSEWHERE = 1 << 22
-_MOST = 100
-
 
 class Subject(Protocol):
     """What evaluation needs of a trained run; nothing is written where `folder` is None."""
@@ -91,10 +84,11 @@ def evaluate(
     own where None; `progress` is told (evaluations done, evaluations in all). Raises `ConfigError` for what the learner
     cannot do, `DataError` for tasks that the data cannot make.
     """
-    if tasks < 1:
-        raise ConfigError(f"An evaluation on {tasks} tasks says nothing.", where="evaluate.tasks", remedy="use 1000")
+    _check_numbers(tasks, shots, steps)
     task = run.resolved.run.task
-    shapes = [TaskShape(ways or task.ways, k, task.queries) for k in dict.fromkeys(shots or [task.shots])]
+    shapes = [
+        TaskShape(task.ways if ways is None else ways, k, task.queries) for k in dict.fromkeys(shots or [task.shots])
+    ]
     # All are planned before the first is begun: what cannot be done is said at once.
     plans = [plan_of(run, split, shape, steps) for shape in shapes]
     total, done = tasks * sum(len(plan.steps) for plan in plans), 0
@@ -138,6 +132,19 @@ def plan_of(run: Subject, split: str, shape: TaskShape, steps: Sequence[int] | N
     return Plan(spec, learner, tuple(sorted({*steps} if steps else {0, learner.steps})))
 
 
+def _check_numbers(tasks: int, shots: Sequence[int] | None, steps: Sequence[int] | None) -> None:
+    """Raise `ConfigError` for numbers that make no evaluation."""
+    if tasks < 1:
+        raise ConfigError(f"An evaluation on {tasks} tasks says nothing.", where="evaluate.tasks", remedy="use 1000")
+    for name, numbers, least in (("shots", shots or (), 1), ("steps", steps or (), 0)):
+        if min(numbers, default=least) < least:
+            raise ConfigError(
+                f"evaluate.{name} has {min(numbers)}, but should be {least} or more.",
+                where=f"evaluate.{name}",
+                remedy=f"leave it out to use the run's own {name}",
+            )
+
+
 def figure(values: Sequence[float]) -> Figure:
     """Return mean, standard deviation (n - 1) and 95 % interval (1.96 sd / √n) of the finite values, and their number.
 
@@ -177,7 +184,7 @@ def _evaluated(run: Subject, plan: Plan, tasks: int, split: str, seed: int, prog
     columns = _Columns()
     asked = run.resolved.run.engine
     chosen = engine.choose_plan(plan.learner, asked.plan)
-    chunk = asked.chunk or _chunk(plan.spec, run.device)
+    chunk = engine.choose_chunk(plan.spec, run.device, asked.chunk, training=False)
     with torch.no_grad():
         for first in range(0, tasks, chunk):
             count = min(chunk, tasks - first)
@@ -187,12 +194,6 @@ def _evaluated(run: Subject, plan: Plan, tasks: int, split: str, seed: int, prog
             _scored(run, plan, raw, keys.to(run.device), chosen, columns)
             progress((first + count) * len(plan.steps))
     return _record(run, plan, tasks, split, seed, columns)
-
-
-def _chunk(spec: TaskSpec, device: torch.device) -> int:
-    """Return how many tasks to compute together; the size of a task decides."""
-    numbers = math.prod(spec.x_shape) * spec.shape.ways * (spec.shape.shots + spec.shape.queries)
-    return min(max(_NUMBERS.get(device.type, _NUMBERS_ELSEWHERE) // numbers, 1), _MOST)
 
 
 def _references(spec: TaskSpec, raw: Task, columns: _Columns) -> None:

@@ -9,24 +9,25 @@ from typing import Any
 
 import torch
 
-from metaforge import checkpoint, evaluation, runtime
+from metaforge import checkpoint, engine, evaluation, runtime
 from metaforge.components import Components
 from metaforge.config import Resolved, file_layer, resolve
 from metaforge.errors import ConfigError
-from metaforge.protocols import Dataset, Learner, Params, TaskSpec
+from metaforge.functional import one_task
+from metaforge.protocols import Dataset, Learner, Params, Task, TaskSpec
 from metaforge.registry import Registry
 from metaforge.report import gallery, page
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained learner: its folder, its configuration and its values.
+    """A trained learner: its folder (None after a dry run), its configuration and its values.
 
-    `learner = run.learner()` is the learner of its tasks; `learner.adapt(run.values, support)` and
-    `learner.predict(run.values, fast, x)` apply it to one.
+    `learner = run.learner()` is the learner of its tasks, `task = run.task()` one of them;
+    `fast = learner.adapt(run.values, task.support)` and `learner.predict(run.values, fast, task.query.x)` apply it.
     """
 
-    folder: Path
+    folder: Path | None
     resolved: Resolved
     parts: Components
     values: Params
@@ -47,15 +48,29 @@ class Run:
         """Return the spec of the tasks that the run is about."""
         shape = self.parts.task_shape
         shape = shape if shots is None else shape._replace(shots=shots)
-        return self.dataset.spec(split or self.resolved.run.evaluate.split, shape)
+        return self.dataset.spec(self.resolved.run.evaluate.split if split is None else split, shape)
 
     def learner(self, spec: TaskSpec | None = None) -> Learner:
         """Return the learner for tasks of a spec, by default those that the run is about."""
         return self.parts.learner(spec or self.spec())
 
+    def task(
+        self, index: int = 0, *, split: str | None = None, seed: int | None = None, shots: int | None = None
+    ) -> Task:
+        """Return one task, ready for the learner: on the run's device, with bytes as floats in [0, 1].
+
+        By default it is a task that the run is evaluated on: number `index` of its `[evaluate]` split and seed.
+        """
+        settings = self.resolved.run.evaluate
+        split = settings.split if split is None else split
+        spec = self.spec(split, shots=shots)
+        batch = self.dataset.sample(split, spec.shape, index, 1, seed=settings.seed if seed is None else seed)
+        return engine.prepare(one_task(batch), self.device, self.dtype)
+
     def evaluate(
         self,
         *,
+        ways: int | None = None,
         shots: Sequence[int] | None = None,
         steps: Sequence[int] | None = None,
         tasks: int | None = None,
@@ -65,31 +80,40 @@ class Run:
     ) -> dict[str, Any]:
         """Return mean scores ± 95 % CI on test tasks, and write records, pictures and the report to the run's folder.
 
-        What is not given follows the run's `[evaluate]` settings.
+        What is not given follows the run's settings; an empty list of `shots` means the task's own number, one of
+        `steps` none and the learner's own. Nothing is written after a dry run.
         """
         settings = self.resolved.run.evaluate
-        split = split or settings.split
+        split = settings.split if split is None else split
         found = evaluation.evaluate(
             self,
-            shots=shots or settings.shots or None,
-            steps=steps if steps is not None else settings.steps or None,
-            tasks=tasks or settings.tasks,
+            ways=ways,
+            shots=settings.shots if shots is None else shots,
+            steps=settings.steps if steps is None else steps,
+            tasks=settings.tasks if tasks is None else tasks,
             split=split,
             seed=settings.seed if seed is None else seed,
             progress=progress,
         )
+        if self.folder is None:
+            return {**found, "folder": None, "pictures": []}
         pictures = self.report(split=split)
         return {**found, "folder": str(self.folder), "pictures": [str(path) for path in pictures]}
 
     def report(self, *, split: str | None = None) -> list[Path]:
         """Draw the run's pictures, write its `report.md`, and return the pictures' paths."""
-        drawn = gallery.draw(self, split=split or self.resolved.run.evaluate.split)
+        if self.folder is None:
+            return []
+        drawn = gallery.draw(self, split=self.resolved.run.evaluate.split if split is None else split)
         page.write_report(self.folder)
         return drawn
 
 
-def load(folder: Path | str, registry: Registry) -> Run:
-    """Return the run of a folder, from its `config.toml` and its latest checkpoint."""
+def load(folder: Path | str, registry: Registry, *, device: str | None = None) -> Run:
+    """Return the run of a folder, from its `config.toml` and its latest checkpoint.
+
+    It is used on `device`, or on that of its configuration where None: what was trained on one can be used on another.
+    """
     folder = Path(folder)
     if not (folder / "config.toml").is_file():
         raise ConfigError(
@@ -99,7 +123,7 @@ def load(folder: Path | str, registry: Registry) -> Run:
     resolved = resolve([file_layer(folder / "config.toml")], registry)
     runtime.prepare(resolved.run.engine.threads)
     parts = Components(resolved)
-    device = runtime.choose_device(resolved.run.device)
+    chosen = runtime.choose_device(resolved.run.device if device is None else device)
     saved = checkpoint.load_latest(folder / "ckpt")
-    values = {name: value.to(device) for name, value in saved.values.items()}
-    return Run(folder, resolved, parts, values, device, {"steps": saved.facts["step"]})
+    values = {name: value.to(chosen) for name, value in saved.values.items()}
+    return Run(folder, resolved, parts, values, chosen, {"steps": saved.facts["step"]})

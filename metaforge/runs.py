@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from metaforge.errors import ConfigError, StorageError
 
@@ -86,10 +89,45 @@ class RunFolder:
         """Record how the run stands."""
         write_json(self.path / "status.json", {"outcome": outcome, "updated": _now(), **facts})
 
+    def ended(self, outcome: str, error: BaseException | None, facts: Mapping[str, Any]) -> None:
+        """Record how the run ended, with the exit code of the command that ran it."""
+        if error is None:
+            self.status(outcome, exit_code=0, **facts)
+            return
+        usual = 130 if isinstance(error, KeyboardInterrupt) else 1
+        code = getattr(error, "exit_code", usual)
+        self.status(outcome, exit_code=code, error=str(error) or type(error).__name__, **facts)
+
     def record(self, metrics: Mapping[str, float]) -> None:
-        """Append one line to the metrics."""
+        """Append one line to the metrics; a figure that is not finite is null, because JSON has no such numbers."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with storage(self.path), (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(dict(metrics)) + "\n")
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM): like Ctrl-C, but with an exit code of its own."""
+
+    exit_code = 143
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end what runs inside as Ctrl-C would, so that a run saves what it has; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> NoReturn:
+        # A second signal must not cut short what the first one lets the run save.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated("terminated (SIGTERM)")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Stopwatch:

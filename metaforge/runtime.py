@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from metaforge.errors import ConfigError
+from metaforge.errors import ConfigError, nearest
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -20,9 +20,11 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    usable = f"use one of: auto, {', '.join(key for key, there in available.items() if there)}"
+    if name not in available:
+        raise ConfigError(f"There is no device {name!r}.{nearest(name, available)}", where="device", remedy=usable)
     if not available[name]:
-        usable = ", ".join(key for key, there in available.items() if there)
-        raise ConfigError(f"No {name} device is available here.", where="device", remedy=f"use one of: auto, {usable}")
+        raise ConfigError(f"No {name} device is available here.", where="device", remedy=usable)
     return torch.device(name)
 
 

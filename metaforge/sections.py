@@ -46,7 +46,7 @@ class TrainConfig(Section):
         default=None, gt=0, description="Stop after this time: seconds, or a text such as 10m."
     )
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="The outer optimiser.")
-    lr: float = Field(default=1e-3, gt=0, description="Learning rate of the outer optimiser.")
+    lr: float = Field(default=1e-3, gt=0, le=1e6, description="Learning rate of the outer optimiser.")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="How the outer learning rate falls over the run."
     )
@@ -64,7 +64,7 @@ class TrainConfig(Section):
         default=None, description="Query examples per class in training; the task's where not set."
     )
     validate_every: int = Field(default=0, ge=0, description="Outer steps between validations; 0 for none.")
-    validate_tasks: Count = Field(default=100, description="Tasks per validation.")
+    validate_tasks: int = Field(default=100, ge=2, description="Tasks per validation.")
     log_every: Count = Field(default=20, description="Outer steps between records of the metrics.")
 
 

@@ -11,7 +11,7 @@ import typer
 
 from metaforge import __version__
 from metaforge.cli import data, plugins, runs
-from metaforge.cli.output import put
+from metaforge.cli.output import flush_quietly, put
 
 app = typer.Typer(
     name="metaforge",
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Few-shot learning and meta-learning in PyTorch, where every algorithm is a plugin.",
     epilog="Exit codes: 0 ok, 1 unexpected, 2 usage or configuration, 3 data, 4 plugin, 5 checkpoint, 6 diverged, "
-    "7 run locked, 8 storage, 130 interrupted.",
+    "8 storage, 130 interrupted, 143 terminated.",
 )
 app.command("list-plugins")(plugins.list_plugins)
 app.command("describe")(plugins.describe)
@@ -52,4 +52,7 @@ def main() -> None:
             # A console that lacks a character gets a substitute, not a traceback.
             with contextlib.suppress(ValueError):
                 stream.reconfigure(errors="replace")
-    app()
+    try:
+        app()
+    finally:
+        flush_quietly()

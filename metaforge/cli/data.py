@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,13 +43,13 @@ def inspect(name: Name, settings: options.Settings = None, json: options.AsJson 
         return
     put(f"{name}: {dataset.kind}" + (f" ({dataset.note})" if dataset.note else ""))
     for split, found in facts["splits"].items():
-        put(f"  {split}: " + ", ".join(f"{key} {value}" for key, value in found.items()))
-    put("  task: " + ", ".join(f"{key} {value}" for key, value in facts["task"].items()))
+        put(f"  {split}: {_listed(found)}")
+    put(f"  task: {_listed(facts['task'])}")
 
 
 @app.command("fetch")
 @guarded
-def fetch(name: Name) -> None:
+def fetch(name: Name, json: options.AsJson = False) -> None:
     """Download a data set; this is the only command that uses the network."""
     from metaforge.config import data_root
     from metaforge.errors import DataError
@@ -57,8 +58,12 @@ def fetch(name: Name) -> None:
     get = getattr(scan().load("dataset", name), "fetch", None)
     if get is None:
         raise DataError(f"The data set {name!r} has nothing to fetch.", remedy="use it as it is")
-    for path in get(data_root(), _Bytes()):
-        put(str(path))
+    files = [str(path) for path in get(data_root(), _Bytes())]
+    if json:
+        put_json({"name": name, "files": files})
+        return
+    for path in files:
+        put(path)
 
 
 @app.command("preview")
@@ -70,6 +75,7 @@ def preview(
     index: Annotated[int, typer.Option("--index", min=0, help="Number of the task.")] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the tasks.")] = 0,
     settings: options.Settings = None,
+    json: options.AsJson = False,
 ) -> None:
     """Draw one task of a data set."""
     from metaforge.protocols import Examples, Task
@@ -80,7 +86,10 @@ def preview(
     task = Task(*(Examples(part.x[0], part.y[0]) for part in batch))
     out.parent.mkdir(parents=True, exist_ok=True)
     episode_grid(task, out)
-    put(str(out))
+    if json:
+        put_json({"name": name, "split": split, "index": index, "seed": seed, **shape._asdict(), "picture": str(out)})
+    else:
+        put(str(out))
 
 
 def _opened(name: str, settings: list[str] | None) -> tuple[Any, TaskShape]:
@@ -95,6 +104,17 @@ def _opened(name: str, settings: list[str] | None) -> tuple[Any, TaskShape]:
     dataset = resolved.dataset.cls(resolved.dataset.config, root=data_root())
     task = resolved.run.task
     return dataset, TaskShape(task.ways, task.shots, task.queries)
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    """Return facts in a line, with no more digits than a person wants."""
+
+    def word(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.4g}"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    return ", ".join(f"{key} {word(value)}" for key, value in facts.items())
 
 
 class _Bytes:

@@ -19,13 +19,34 @@ RegularizerSet = Annotated[str | None, typer.Option("--regularizer", help="Regul
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="Run file (TOML).")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A setting, e.g. train.lr=0.01 or learner.inner_steps=3; may be repeated."),
+    typer.Option("--set", help="A setting, e.g. train.lr=0.01 or learner.steps=3; may be repeated."),
 ]
 Steps = Annotated[int | None, typer.Option("--steps", help="Outer steps.")]
 Budget = Annotated[str | None, typer.Option("--budget", help="Stop after this time, e.g. 90s, 10m, 1h30m.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the run.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON on stdout.")]
+
+
+# Each flag of a run, the parameter that holds it, and the setting that it means.
+_FLAGS = {
+    "--learner": ("learner", "learner.name"),
+    "--dataset": ("dataset", "dataset.name"),
+    "--backbone": ("backbone", "backbone.name"),
+    "--adapter": ("adapter", "adapters"),
+    "--regularizer": ("regularizer", "regularizers"),
+    "--steps": ("steps", "train.steps"),
+    "--budget": ("budget", "train.budget"),
+    "--seed": ("seed", "seed"),
+    "--device": ("device", "device"),
+}
+
+
+def run_layers(given: Mapping[str, Any]) -> list[Layer]:
+    """Return the layers that the parameters of `train` or `config` mean."""
+    flags = {flag: (path, given[parameter]) for flag, (parameter, path) in _FLAGS.items()}
+    return layers(given["config"], given["settings"], flags)
 
 
 def layers(config: Path | None, settings: Sequence[str] | None, flags: Mapping[str, tuple[str, Any]]) -> list[Layer]:

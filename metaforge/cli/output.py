@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
@@ -37,8 +37,12 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt as stop:
-            say("Interrupted.")
-            raise typer.Exit(INTERRUPTED) from stop
+            code = getattr(stop, "exit_code", INTERRUPTED)
+            say("Interrupted." if code == INTERRUPTED else "Terminated.")
+            raise typer.Exit(code) from stop
+        except BrokenPipeError as gone:
+            # Whoever read the answer (`head`, say) has had enough.
+            raise typer.Exit(0) from gone
         except Exception as error:
             _end(error)
 
@@ -61,9 +65,20 @@ def _end(error: Exception) -> NoReturn:
     raise typer.Exit(1) from error
 
 
+def flush_quietly() -> None:
+    """Write out what is still to be written; a reader who is gone is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            # The interpreter would flush once more at its end, and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def say(text: str) -> None:
-    """Print for a person, on stderr."""
-    print(text, file=sys.stderr)  # noqa: T201
+    """Print for a person, on stderr; where nobody reads, the work goes on."""
+    with suppress(BrokenPipeError):
+        print(text, file=sys.stderr)  # noqa: T201
 
 
 def put(text: str) -> None:

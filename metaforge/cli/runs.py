@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from metaforge import hookimpl
 from metaforge.cli import options
 from metaforge.cli.output import guarded, put, put_json, say
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from metaforge.config import Resolved
+    from metaforge.hooks import RunInfo
     from metaforge.registry import Registry
 
 
@@ -34,44 +38,49 @@ def train(
         Path | None, typer.Option("--out", "-o", help="Run folder; default runs/DATASET-LEARNER-TIME.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, train one step, write nothing.")
+        bool, typer.Option("--dry-run", help="Check everything, train one step, evaluate two tasks, write nothing.")
     ] = False,
     evaluate_after: Annotated[bool, typer.Option("--evaluate", help="Evaluate right after training.")] = False,
-    no_progress: Annotated[bool, typer.Option("--no-progress", help="Show no progress.")] = False,
+    no_progress: options.NoProgress = False,
     json: options.AsJson = False,
 ) -> None:
     """Train a learner; everything about the run is kept in a folder."""
-    registry, resolved = _resolved(
-        learner, dataset, backbone, adapter, regularizer, config, settings, steps, budget, seed, device
-    )
+    registry, resolved = _resolved(locals())
+    from metaforge.runs import terminable
     from metaforge.training import run_training
 
     command = shlex.join(["metaforge", *sys.argv[1:]])
-    hooks = [] if no_progress else _progress(registry, resolved)
-    run = run_training(resolved, registry, folder=out, command=command, dry_run=dry_run, hooks=hooks)
-    answer: dict[str, Any] = {"folder": None if dry_run else str(run.folder), **run.summary}
-    if evaluate_after and not dry_run:
+    hooks = [*([] if no_progress else _progress(registry, resolved)), _Announcement()]
+    with terminable():
+        run = run_training(resolved, registry, folder=out, command=command, dry_run=dry_run, hooks=hooks)
+    answer: dict[str, Any] = {"dry_run": True} if dry_run else {"folder": str(run.folder)}
+    answer |= run.summary
+    if evaluate_after and run.folder is not None:
         answer["evaluation"] = _evaluated(run.folder, registry, progress=not no_progress)
     if json:
         put_json(answer)
         return
     evaluation = answer.pop("evaluation", None)
+    if answer.pop("dry_run", False):
+        put("dry run: nothing was written")
     _put_facts(answer)
     if evaluation is not None:
         _put_evaluation(evaluation)
-    if not dry_run and not evaluate_after:
+    elif run.folder is not None:
         say(f"Next: metaforge evaluate {shlex.quote(str(run.folder))}")
 
 
 @guarded
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
+    ways: Annotated[int | None, typer.Option("--ways", min=1, help="Classes in a task.")] = None,
     shots: Annotated[str | None, typer.Option("--shots", help="Support examples per class, e.g. 1,5,10.")] = None,
     steps: Annotated[str | None, typer.Option("--steps", help="Adaptation steps, e.g. 0,1,5.")] = None,
     tasks: Annotated[int | None, typer.Option("--tasks", min=1, help="Tasks to evaluate on.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split of the data set.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the tasks.")] = None,
-    no_progress: Annotated[bool, typer.Option("--no-progress", help="Show no progress.")] = False,
+    device: options.Device = None,
+    no_progress: options.NoProgress = False,
     json: options.AsJson = False,
 ) -> None:
     """Evaluate a trained run on tasks that it has never seen; figures and pictures go into its folder."""
@@ -79,6 +88,7 @@ def evaluate(
     from metaforge.registry import scan
 
     chosen = {
+        "ways": ways,
         "shots": options.numbers("--shots", shots),
         "steps": options.numbers("--steps", steps),
         "tasks": tasks,
@@ -87,7 +97,7 @@ def evaluate(
     }
     if not run.is_dir():
         raise ConfigError(f"There is no run folder {run}.", remedy="`metaforge train` makes one and prints its path")
-    found = _evaluated(run, scan(), progress=not no_progress, **chosen)
+    found = _evaluated(run, scan(), device=device, progress=not no_progress, **chosen)
     if json:
         put_json(found)
     else:
@@ -110,9 +120,7 @@ def config(
     json: options.AsJson = False,
 ) -> None:
     """Show the configuration that the same flags give `train`, with the origin of every value; it is a run file."""
-    _, resolved = _resolved(
-        learner, dataset, backbone, adapter, regularizer, config, settings, steps, budget, seed, device, required=False
-    )
+    _, resolved = _resolved(locals(), required=False)
     if json:
         put_json({"values": resolved.to_dict(), "origins": dict(resolved.origins), "notes": list(resolved.notes)})
         return
@@ -121,37 +129,13 @@ def config(
     put(annotated(resolved))
 
 
-def _resolved(
-    learner: str | None,
-    dataset: str | None,
-    backbone: str | None,
-    adapter: str | None,
-    regularizer: str | None,
-    file: Path | None,
-    settings: list[str] | None,
-    steps: int | None,
-    budget: str | None,
-    seed: int | None,
-    device: str | None,
-    *,
-    required: bool = True,
-) -> tuple[Registry, Resolved]:
+def _resolved(given: Mapping[str, Any], *, required: bool = True) -> tuple[Registry, Resolved]:
+    """Return the plugins and the configuration that a command's parameters, by name, mean."""
     from metaforge.config import resolve
     from metaforge.registry import scan
 
-    flags: dict[str, tuple[str, Any]] = {
-        "--learner": ("learner.name", learner),
-        "--dataset": ("dataset.name", dataset),
-        "--backbone": ("backbone.name", backbone),
-        "--adapter": ("adapters", adapter),
-        "--regularizer": ("regularizers", regularizer),
-        "--steps": ("train.steps", steps),
-        "--budget": ("train.budget", budget),
-        "--seed": ("seed", seed),
-        "--device": ("device", device),
-    }
     registry = scan()
-    resolved = resolve(options.layers(file, settings, flags), registry, complete=required)
+    resolved = resolve(options.run_layers(given), registry, complete=required)
     for note in resolved.notes:
         say(f"Note: {note}")
     return registry, resolved
@@ -166,12 +150,31 @@ def _progress(registry: Registry, resolved: Resolved) -> list[object]:
     return [] if any(choice.cls is cls for choice in resolved.hooks) else [cls(cls.Config())]
 
 
-def _evaluated(folder: Path, registry: Registry, *, progress: bool, **chosen: Any) -> dict[str, Any]:
+class _Announcement:
+    """Says on stderr where a run is kept: when it begins, and when it ends before its time."""
+
+    @hookimpl
+    def metaforge_run_start(self, run: RunInfo) -> None:
+        """Say where the run is kept and how it computes."""
+        facts = {key: run.environment[key] for key in ("device", "threads", "plan", "chunk") if key in run.environment}
+        if run.folder is not None:
+            say(f"run folder: {run.folder}  ({', '.join(f'{key} {value}' for key, value in facts.items())})")
+
+    @hookimpl
+    def metaforge_run_end(self, run: RunInfo, error: BaseException | None) -> None:
+        """Say that what was learned is not lost."""
+        if error is not None and run.folder is not None and (run.folder / "ckpt" / "LATEST").is_file():
+            say(f"What was learned so far is in {run.folder}")
+
+
+def _evaluated(
+    folder: Path, registry: Registry, *, progress: bool, device: str | None = None, **chosen: Any
+) -> dict[str, Any]:
     from metaforge.cli.output import counting
     from metaforge.run import load
 
     with counting("evaluating", show=progress) as tell:
-        return load(folder, registry).evaluate(progress=tell, **chosen)
+        return load(folder, registry, device=device).evaluate(progress=tell, **chosen)
 
 
 def _put_evaluation(found: dict[str, Any]) -> None:

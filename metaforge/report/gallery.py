@@ -26,7 +26,7 @@ def draw(run: Subject, *, split: str) -> list[Path]:
     folder = run.folder / PICTURES
     drawn = []
     records = [record for record in read_evaluations(run.folder) if record["split"] == split]
-    if any("loss" in row for row in read_metrics(run.folder / "metrics.jsonl")):
+    if any(row.get("loss") is not None for row in read_metrics(run.folder / "metrics.jsonl")):
         drawn.append(folder / "training.png")
         names = [choice.name for choice in (run.resolved.dataset, run.resolved.learner) if choice is not None]
         metric = "mse" if run.dataset.kind == "regression" else "accuracy"

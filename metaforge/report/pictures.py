@@ -41,29 +41,33 @@ class Fit(NamedTuple):
 
 
 def training_curve(metrics_jsonl_path: Path, out: Path, *, title: str = "", metric: str = "accuracy") -> None:
-    """Draw loss and score against the outer step, from a run's metrics; `DataError` if there are none."""
-    rows = [row for row in read_metrics(metrics_jsonl_path) if "loss" in row]
+    """Draw loss and (where there is one) score against the outer step; `DataError` if a run has no metrics."""
+    rows = [row for row in read_metrics(metrics_jsonl_path) if row.get("loss") is not None]
     if not rows:
         raise DataError(
             "There is no training to draw.", where=str(metrics_jsonl_path), remedy="train for a step or more"
         )
-    figure = new_figure(7.2, 5.4, title)
-    top, bottom = figure.subplots(2, 1, sharex=True)
-    _series(top, rows, "loss", INK, "training loss")
-    _series(bottom, rows, "score", BLUE, "training tasks")
-    validated = [row for row in rows if "val_score" in row]
+    scored = [row for row in rows if row.get("score") is not None]
+    validated = [row for row in rows if row.get("val_score") is not None]
+    two = bool(scored or validated)
+    figure = new_figure(7.2, 5.4 if two else 3.0, title)
+    axes = figure.subplots(2 if two else 1, 1, sharex=True, squeeze=False)[:, 0]
+    _series(axes[0], rows, "loss", INK, "training loss")
+    axes[0].set_ylabel("loss")
+    _log_if_wide(axes[0], [row["loss"] for row in rows])
+    if scored:
+        _series(axes[1], scored, "score", BLUE, "training tasks")
     if validated:
         steps = [row["step"] for row in validated]
         heights = [row["val_score"] for row in validated]
         spread = [row.get("val_score_ci") or 0.0 for row in validated]
-        bottom.errorbar(
+        axes[1].errorbar(
             steps, heights, spread, color=VERMILION, marker="s", ms=4, lw=1.2, capsize=2, label="validation"
         )
-    top.set_ylabel("loss")
-    _log_if_wide(top, [row["loss"] for row in rows])
-    _score_axis(bottom, metric, [row["score"] for row in rows if "score" in row])
-    bottom.set_xlabel("outer step")
-    bottom.legend(frameon=False, loc="best")
+    if two:
+        _score_axis(axes[1], metric, [row["score"] for row in scored])
+        axes[1].legend(frameon=False, loc="best")
+    axes[-1].set_xlabel("outer step")
     save(figure, out)
 
 

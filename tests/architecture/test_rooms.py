@@ -82,7 +82,40 @@ def test_light_rooms_do_not_import_torch_when_they_are_imported(room: str) -> No
 
 BANNED_CALLS = {"eval", "exec", "torch.load", "torch.save", "os.system", "pickle.load", "pickle.loads", "marshal.loads"}
 BANNED_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
-GLOBAL_RANDOMNESS = {"torch.manual_seed", "np.random.seed", "numpy.random.seed", "random.seed"}
+# Functions that draw from a generator of the whole process, or change one.
+GLOBAL_RANDOMNESS = ("torch.random.", "np.random.", "numpy.random.", "random.", "torch.default_generator")
+GLOBAL_RANDOMNESS += ("torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.seed")
+GLOBAL_RANDOMNESS += ("torch.rand", "torch.randn", "torch.randint", "torch.randperm", "torch.normal")
+GLOBAL_RANDOMNESS += ("torch.bernoulli", "torch.multinomial", "torch.set_rng_state", "torch.get_rng_state")
+# The one place where modules may draw their initial weights, and where the generator is put back afterwards.
+SEEDED = ("metaforge/model.py", "seeded")
+
+# Modules that may touch what lies outside the program; no others may.
+FILES = {
+    "metaforge/checkpoint.py": "saved states",
+    "metaforge/cli/data.py": "the folder of a preview",
+    "metaforge/cli/output.py": "the null device, when a reader has left",
+    "metaforge/data/archives.py": "archives and downloads",
+    "metaforge/data/cache.py": "the cache",
+    "metaforge/data/images.py": "image files",
+    "metaforge/data/trees.py": "folders of images",
+    "metaforge/layers.py": "run files",
+    "metaforge/report/records.py": "what reports are made of",
+    "metaforge/runs.py": "run folders",
+    "metaforge/runtime.py": "the processor's name",
+    "metaforge/summaries.py": "the first line of a plugin's source",
+    "metaforge/training.py": "the temporary folder of a dry run",
+    "plugins/metaforge_plugins/datasets/omniglot.py": "split lists",
+}
+CLOCK = {"metaforge/cli/plugins.py": "times of imports", "metaforge/runs.py": "when and how long a run was"}
+ENVIRONMENT = {
+    "metaforge/cli/output.py": "METAFORGE_DEBUG",
+    "metaforge/config.py": "METAFORGE_DATA",
+    "metaforge/data/cache.py": "METAFORGE_CACHE",
+    "metaforge/registry.py": "METAFORGE_PLUGINS",
+}
+NETWORK = {"metaforge/data/archives.py": "downloads, when the user asks for one"}
+PROCESSES = {"metaforge/runs.py": "git, for the commit of a run"}
 
 
 @pytest.mark.parametrize("path", [*CORE, *PLUGINS], ids=name_of)
@@ -97,6 +130,83 @@ def test_nothing_that_runs_code_from_data(path: Path) -> None:
             for keyword in node.keywords:
                 shell = keyword.arg == "shell" and ast.unparse(keyword.value) != "False"
                 assert not shell, f"line {node.lineno} runs a shell"
+
+
+@pytest.mark.parametrize("path", [*CORE, *PLUGINS], ids=name_of)
+def test_no_generator_of_the_whole_process_is_drawn_from_or_seeded(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    allowed: set[ast.AST] = set()
+    if name_of(path) == SEEDED[0]:
+        (seeded,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == SEEDED[1]]
+        allowed = set(ast.walk(seeded))
+    imported = {
+        alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "random" and "random" not in imported and not isinstance(node, ast.ImportFrom):
+                continue  # a variable of that name
+            banned = any(name == one or (one.endswith(".") and name.startswith(one)) for one in GLOBAL_RANDOMNESS)
+            assert not banned or node in allowed, f"{name_of(path)}:{node.lineno} uses {name}"
+
+
+def touched(path: Path) -> dict[str, set[str]]:
+    """Return what a file touches outside the program, by kind of room."""
+    found: dict[str, set[str]] = {
+        "files": set(),
+        "clock": set(),
+        "environment": set(),
+        "network": set(),
+        "processes": set(),
+    }
+    reading = {"read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink", "rename", "touch", "open"}
+    for node in nodes(path):
+        if isinstance(node, ast.Call):
+            function = node.func
+            called = ast.unparse(function)
+            owned = isinstance(function, ast.Attribute) and function.attr in reading
+            # `Image.open` of bytes and an opener of a URL open no file.
+            if called == "open" or (owned and called not in ("Image.open", "opener.open")):
+                found["files"].add(called)
+        for module in modules_imported(node):
+            top = module.split(".")[0]
+            if top in ("tempfile", "shutil"):
+                found["files"].add(module)
+            if top == "time":
+                found["clock"].add(module)
+            if top in ("socket", "http", "urllib") and not module.startswith("urllib.parse"):
+                found["network"].add(module)
+            if top in ("subprocess", "multiprocessing"):
+                found["processes"].add(module)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("datetime.datetime", "datetime.date.today"):
+            found["clock"].add(ast.unparse(node))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv", "os.putenv"):
+            found["environment"].add(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("what", "rooms"),
+    [
+        ("files", FILES),
+        ("clock", CLOCK),
+        ("environment", ENVIRONMENT),
+        ("network", NETWORK),
+        ("processes", PROCESSES),
+    ],
+)
+def test_what_lies_outside_the_program_is_touched_in_few_rooms(what: str, rooms: dict[str, str]) -> None:
+    found = {name_of(path): touched(path)[what] for path in [*CORE, *PLUGINS]}
+    strangers = {name: sorted(things) for name, things in found.items() if things and name not in rooms}
+    assert not strangers, f"{strangers}: do it in one of {sorted(rooms)}, or say here why not"
+    idle = sorted(name for name in rooms if not found.get(name))
+    assert not idle, f"{idle} may touch {what} and do not: take them off the list"
 
 
 @pytest.mark.parametrize("path", [*CORE, *PLUGINS], ids=name_of)
@@ -146,5 +256,9 @@ def test_defaults_are_plugins() -> None:
 
 
 @pytest.mark.parametrize("path", [*CORE, *PLUGINS], ids=name_of)
-def test_files_stay_short(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= 400
+def test_files_and_functions_stay_short(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 300
+    for node in nodes(path):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno is not None:
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= 50, f"{node.name} has {lines} lines"

@@ -250,11 +250,17 @@ def test_set_changes_options_of_plugins_in_the_chain_only(registry: Registry) ->
 
 
 def test_regularizers_and_shorthands(registry: Registry) -> None:
-    resolved = resolve([PLAIN, with_values(regularizers=["noise"])], registry)
+    resolved = resolve([INNER_LOOP, with_values(regularizers=["noise"])], registry)
     assert [choice.name for choice in resolved.regularizers] == ["noise"]
-    assert (
-        resolve([PLAIN, with_values(regularizers="noise"), with_values(regularizers={})], registry).regularizers == ()
-    )
+    cleared = resolve([INNER_LOOP, with_values(regularizers="noise"), with_values(regularizers={})], registry)
+    assert cleared.regularizers == ()
+
+
+def test_a_regularizer_is_refused_where_there_is_no_backbone_to_act_on(registry: Registry) -> None:
+    with pytest.raises(ConfigError, match=r"'plain' has no backbone for a regularizer to act on.*noise") as caught:
+        resolve([PLAIN, with_values(regularizers=["noise"])], registry)
+    assert "leave the regularizer out" in caught.value.remedy
+    assert resolve([PLAIN, with_values(regularizers=[])], registry).regularizers == ()
 
 
 def test_defaults_that_the_learner_has_no_use_for_are_dropped(registry: Registry) -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metaforge.engine import choose_plan, evaluate, meta_gradients, prepare
+from metaforge.engine import choose_chunk, choose_plan, evaluate, meta_gradients, prepare
 from metaforge.errors import ConfigError
 from metaforge.functional import split_state
 from metaforge.keys import make_key
-from metaforge.protocols import Examples, Options, Params, Regularizer, Task
+from metaforge.protocols import Examples, Options, Params, Regularizer, Task, TaskShape, TaskSpec
 from metaforge_plugins.learners.amortised.cnp import CNP
 from metaforge_plugins.learners.gradient.maml import MAML
 from metaforge_plugins.learners.metric.protonet import ProtoNet
@@ -209,3 +209,19 @@ def test_one_task_of_a_batch_is_that_task_alone() -> None:
     torch.testing.assert_close(step(built, values, tasks(2)).losses[1], alone)
     with pytest.raises(KeyError):
         meta_gradients(built, {"model.0.0.weight": torch.ones(1)}, tasks(1), make_key(0).unsqueeze(0))
+
+
+@pytest.mark.parametrize(
+    ("queries", "training", "chunk"),
+    # 23,520 and 62,720 numbers in a task: a batch of 16 stays whole with 5 queries and is divided with 15.
+    [(5, True, 22), (15, True, 8), (5, False, 11), (15, False, 4)],
+)
+def test_the_size_of_a_task_decides_how_many_are_computed_together(queries: int, training: bool, chunk: int) -> None:
+    images = TaskSpec("classification", (1, 28, 28), 5, TaskShape(5, 1, queries))
+    cpu = torch.device("cpu")
+    assert choose_chunk(images, cpu, None, training=training) == chunk
+    assert choose_chunk(images, cpu, 3, training=training) == 3
+    huge = TaskSpec("classification", (3, 800, 800), 5, TaskShape(5, 1, queries))
+    assert choose_chunk(huge, cpu, None, training=training) == 1
+    small = TaskSpec("regression", (1,), 1, TaskShape(1, 5, queries))
+    assert choose_chunk(small, cpu, None, training=training) >= 100

@@ -13,7 +13,12 @@ from torch import nn
 
 import metaforge
 from metaforge import hookimpl
-from metaforge.errors import ConfigError, DivergedError, StorageError
+from metaforge.config import Layer, resolve
+from metaforge.errors import ConfigError, DataError, DivergedError, PluginError, StorageError
+from metaforge.evaluation import figure
+from metaforge.protocols import Aux, Key, Learner, Options, Params, Tags, Task
+from metaforge.registry import scan
+from metaforge.training import _Training, run_training
 
 QUICK: dict[str, Any] = {
     "dataset": {"name": "sinusoid"},
@@ -66,11 +71,70 @@ def test_evaluation_leaves_the_values_alone(tmp_path: Path) -> None:
 
 def test_a_learner_adapts_in_python(tmp_path: Path) -> None:
     run = trained(tmp_path / "run")
-    learner = run.learner()
-    task = run.dataset.sample("test", run.spec().shape, 0, 1, seed=1)
-    support = type(task.support)(*(part[0] for part in task.support))
-    fast = learner.adapt(run.values, support)
-    assert learner.predict(run.values, fast, task.query.x[0]).shape == task.query.y[0].shape
+    learner, task = run.learner(), run.task(3, shots=4)
+    assert task.support.x.shape == (4, 1)
+    fast = learner.adapt(run.values, task.support)
+    assert learner.predict(run.values, fast, task.query.x).shape == task.query.y.shape
+    batch = run.dataset.sample("test", run.spec(shots=4).shape, 3, 1, seed=run.resolved.run.evaluate.seed)
+    assert torch.equal(task.support.x, batch.support.x[0])
+    assert not torch.equal(run.task(3, split="val").query.y, run.task(3, split="val", seed=1).query.y)
+
+
+def test_a_task_of_images_is_ready_for_the_learner(tmp_path: Path) -> None:
+    run = metaforge.train("protonet", "glyphs", steps=1, tasks=1, out=tmp_path / "run")
+    task = run.task()
+    assert task.support.x.dtype == run.dtype
+    assert 0.0 <= float(task.support.x.min()) < float(task.support.x.max()) <= 1.0
+    fast = run.learner().adapt(run.values, task.support)
+    assert run.learner().predict(run.values, fast, task.query.x).shape == (75, 5)
+
+
+def test_a_run_is_used_on_the_device_asked_for(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    config = run.folder / "config.toml"
+    config.write_text(config.read_text().replace('device = "auto"', 'device = "mps"'))
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ConfigError, match="No mps device"):
+            metaforge.load(run.folder)
+    assert metaforge.load(run.folder, device="cpu").device.type == "cpu"
+    with pytest.raises(ConfigError, match="There is no device 'cpt'"):
+        metaforge.load(run.folder, device="cpt")
+
+
+def test_evaluation_refuses_what_makes_none(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    for wrong in ({"tasks": 0}, {"shots": [0]}, {"steps": [-1]}, {"split": ""}, {"ways": 0}):
+        with pytest.raises((ConfigError, DataError)):
+            run.evaluate(**{"tasks": 2, **wrong})
+    answer = run.evaluate(tasks=2, shots=[], steps=[])
+    assert [result["shots"] for result in answer["results"]] == [10]
+    assert [score["steps"] for score in answer["results"][0]["scores"]] == [0, run.learner().steps]
+
+
+def test_settings_lie_below_the_keywords(tmp_path: Path) -> None:
+    settings = {
+        "learner": {"steps": 2},
+        "dataset": {"phase": "plus"},
+        "train": {"lr": 0.5, "tasks": 2, "steps": 9},
+        "seed": 4,
+    }
+    run = metaforge.train("maml", {"name": "sinusoid"}, steps=1, lr=0.01, settings=settings, out=tmp_path / "run")
+    config = run.resolved.run
+    assert (config.train.steps, config.train.lr, config.train.tasks, config.seed) == (1, 0.01, 2, 4)
+    assert run.resolved.learner is not None
+    assert run.resolved.dataset is not None
+    assert run.resolved.learner.config.model_dump()["steps"] == 2
+    assert run.resolved.dataset.config.model_dump()["phase"] == "plus"
+    assert run.resolved.origins["learner.steps"] == "settings"
+
+
+def test_options_without_a_name_are_meant_for_the_one_that_a_keyword_names(tmp_path: Path) -> None:
+    settings = {"dataset": {"jitter": 0.25, "train": 20}, "train": {"tasks": 1}}
+    other = {"name": "glyphs", "val": 10}
+    run = metaforge.train("protonet", other, steps=1, settings=settings, out=tmp_path / "run")
+    assert run.resolved.dataset is not None
+    options = run.resolved.dataset.config.model_dump()
+    assert (options["jitter"], options["train"], options["val"]) == (0.25, 20, 10)
 
 
 def test_any_module_is_a_backbone_and_stays_as_it_was(tmp_path: Path) -> None:
@@ -159,10 +223,207 @@ def test_hooks_are_called_in_order_and_may_stop_a_run(tmp_path: Path) -> None:
 
 def test_a_raising_hook_fails_the_run_but_it_still_ends(tmp_path: Path) -> None:
     watch = Watch(fail_at=3)
-    with pytest.raises(RuntimeError, match="a hook broke"):
+    with pytest.raises(PluginError, match="metaforge_after_step of Watch raised RuntimeError: a hook broke") as caught:
         trained(tmp_path / "run", hooks=[watch])
+    assert isinstance(caught.value.__cause__, RuntimeError)
     assert watch.seen[-1] == "failed"
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["exit_code"], status["steps"]) == ("failed", 4, 3)
+    assert metaforge.load(tmp_path / "run").summary["steps"] == 3
+
+
+class Clumsy:
+    """Breaks when the run has ended."""
+
+    @hookimpl
+    def metaforge_run_end(self) -> None:
+        raise ValueError("too late")
+
+
+def test_the_end_is_told_to_all_and_recorded_whoever_breaks_then(tmp_path: Path) -> None:
+    first, last = Watch(), Watch()
+    with pytest.raises(PluginError, match="metaforge_run_end of Clumsy"):
+        trained(tmp_path / "run", hooks=[first, Clumsy(), last])
+    assert first.seen[-1] == last.seen[-1] == "finished"
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["exit_code"], status["steps"]) == ("finished", 4, 6)
+
+
+def test_the_first_error_is_the_one_told(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="metaforge_after_step of Watch") as caught:
+        trained(tmp_path / "run", hooks=[Clumsy(), Watch(fail_at=1)])
+    assert "metaforge_run_end of Clumsy" in caught.value.__notes__[0]
     assert json.loads((tmp_path / "run" / "status.json").read_text())["outcome"] == "failed"
+
+
+class Facts:
+    """Gives facts to record, one under a name that the status has too."""
+
+    @hookimpl
+    def metaforge_run_facts(self) -> Mapping[str, str]:
+        return {"outcome": "splendid", "tracker": "http://here"}
+
+
+def test_facts_of_hooks_are_recorded_apart(tmp_path: Path) -> None:
+    trained(tmp_path / "run", hooks=[Facts()])
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["outcome"] == "finished"
+    assert status["facts"] == {"outcome": "splendid", "tracker": "http://here"}
+
+
+class Interrupt:
+    """Presses Ctrl-C at a step."""
+
+    @hookimpl
+    def metaforge_before_step(self, step: int) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_keeps_what_it_has_and_reports_it(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "run", hooks=[Interrupt()])
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["exit_code"], status["steps"]) == ("stopped", 130, 3)
+    assert metaforge.load(tmp_path / "run").summary["steps"] == 3
+    assert "stopped" in (tmp_path / "run" / "report.md").read_text()
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_validation_is_recorded_at_its_step_and_a_stopped_run_to_its_end(tmp_path: Path) -> None:
+    settings = {"train": {"validate_every": 3, "validate_tasks": 4, "log_every": 100}}
+    run = trained(tmp_path / "run", steps=9, hooks=[Watch(stop_at=5)], settings=settings)
+    rows = rows_of(run.folder)
+    assert [row["step"] for row in rows] == [3, 5]
+    assert {"val_score", "val_score_ci"} <= rows[0].keys()
+    assert "val_score" not in rows[1]
+    assert run.summary["outcome"] == "stopped"
+
+
+@pytest.mark.parametrize("plan", ["loop", "vmap"])
+def test_validation_obeys_the_plan(tmp_path: Path, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from metaforge import engine
+
+    plans: list[str] = []
+    original = engine.evaluate
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        plans.append(options["plan"])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(engine, "evaluate", spy)
+    settings = {"train": {"validate_every": 2, "validate_tasks": 5}, "engine": {"plan": plan, "chunk": 2}}
+    run = trained(tmp_path / "run", steps=2, settings=settings)
+    assert plans == [plan] * 3
+    environment = json.loads((run.folder / "env.json").read_text())
+    assert (environment["plan"], environment["chunk"]) == (plan, 2)
+
+
+def test_one_task_is_no_validation(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.validate_tasks is 1"):
+        trained(tmp_path / "run", settings={"train": {"validate_tasks": 1}})
+
+
+def test_the_intervals_of_a_run_are_those_of_evaluation(tmp_path: Path) -> None:
+    seen: list[Mapping[str, float]] = []
+
+    class Collect:
+        @hookimpl
+        def metaforge_after_eval(self, metrics: Mapping[str, float]) -> None:
+            seen.append(metrics)
+
+    settings = {"train": {"validate_every": 1, "validate_tasks": 4}, "evaluate": {"seed": 9}}
+    run = trained(tmp_path / "run", steps=1, settings=settings, hooks=[Collect()])
+    learner, scores = run.learner(run.spec("val")), []
+    for index in range(4):
+        task = run.task(index, split="val", seed=9)
+        error = learner.predict(run.values, learner.adapt(run.values, task.support), task.query.x) - task.query.y
+        scores.append(float(error.square().mean()))
+    expected = figure(scores)
+    assert seen[0]["score"] == pytest.approx(expected["mean"], rel=1e-5)
+    assert seen[0]["score_ci"] == pytest.approx(expected["ci"], rel=1e-4)
+
+
+class Mute(Learner):
+    """Learns a line and gives no score; its own figure is not always a number."""
+
+    Config = Options
+    tags = Tags(kinds=frozenset({"regression"}))
+
+    def __init__(self, config: Any, parts: Any) -> None: ...
+
+    def init(self, key: Key) -> Params:
+        return {"slope": torch.zeros(())}
+
+    def adapt(self, values: Params, support: Any, *, steps: Any = None, key: Any = None) -> Any:
+        return {}
+
+    def predict(self, values: Params, fast: Any, x: Any, *, key: Any = None) -> Any:
+        return values["slope"] * x
+
+    def loss(self, values: Params, task: Task, key: Key) -> Any:
+        loss = (self.predict(values, {}, task.query.x) - task.query.y).square().mean()
+        return loss, Aux({"odd": loss.detach() * torch.nan})
+
+
+def test_a_learner_without_a_score_shows_none(tmp_path: Path) -> None:
+    registry = scan().including("learner", "mute", Mute)
+    run = metaforge.train("mute", "sinusoid", steps=2, tasks=2, out=tmp_path / "run", registry=registry)
+    (row,) = rows_of(run.folder)
+    assert {"score", "score_ci"}.isdisjoint(row)
+    assert row["loss"] > 0
+    assert row["odd"] is None
+    assert "score" not in run.summary
+    assert (run.folder / "pictures" / "training.png").is_file()
+
+
+class Poisoned(torch.optim.SGD):
+    """Steps to a place that is not finite, at its third step."""
+
+    count = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.count += 1
+        super().step(closure)
+        if self.count == 3:
+            self.param_groups[0]["params"][0].data.flatten()[0] = torch.inf
+
+
+def test_values_that_the_last_step_spoilt_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Training, "_optimizer", lambda self, leaves: Poisoned(leaves, lr=1e-3))
+    with pytest.raises(DivergedError, match=r"The value 'model\.\S+' is no longer finite after outer step 3") as caught:
+        trained(tmp_path / "run", steps=3)
+    assert "training episodes 6 to 8" in caught.value.where
+    assert "the values after step 2 are saved" in caught.value.remedy
+    loaded = metaforge.load(tmp_path / "run")
+    assert loaded.summary["steps"] == 2
+    assert all(bool(value.isfinite().all()) for value in loaded.values.values())
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 6
+
+
+def test_an_outer_rate_beyond_reason_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.lr"):
+        trained(tmp_path / "run", lr=1e30)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "where"),
+    [
+        ({"evaluate": {"split": "tset"}}, ConfigError, r"evaluate\.split"),
+        ({"evaluate": {"shots": [1, 40]}}, DataError, r"evaluate\.split"),
+        ({"train": {"shots": 1, "queries": 1, "validate_every": 5}, "task": {"shots": 40}}, DataError, "'val' split"),
+    ],
+)
+def test_what_follows_a_training_is_checked_before_it(
+    tmp_path: Path, settings: Any, error: type[Exception], where: str
+) -> None:
+    small = {"name": "glyphs", "train": 20, "val": 10, "test": 10}
+    with pytest.raises(error, match=where):
+        metaforge.train("protonet", small, steps=1, settings=settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_ways_of_training_must_fit_a_learner_with_fixed_outputs(tmp_path: Path) -> None:
@@ -170,14 +431,14 @@ def test_ways_of_training_must_fit_a_learner_with_fixed_outputs(tmp_path: Path) 
         metaforge.train("maml", "glyphs", steps=1, settings={"train": {"ways": 7}}, out=tmp_path / "run")
 
 
-def test_a_dry_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from metaforge.config import Layer, resolve
-    from metaforge.registry import scan
-    from metaforge.training import run_training
-
+def test_a_dry_run_tries_everything_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    registry = scan()
-    resolved = resolve([Layer("test", {"learner": "maml", "dataset": "sinusoid"})], registry)
-    run = run_training(resolved, registry, dry_run=True)
+    registry, watch = scan(), Watch()
+    values = {"learner": "maml", "dataset": "sinusoid", "train": {"validate_every": 50}}
+    run = run_training(resolve([Layer("test", values)], registry), registry, dry_run=True, hooks=[watch])
     assert run.summary["steps"] == 1
+    assert run.folder is None
+    assert watch.seen == ["start", "step 1", "saved 1", "eval val", "finished"]
+    assert list(tmp_path.iterdir()) == []
+    assert run.evaluate(tasks=3)["pictures"] == []
     assert list(tmp_path.iterdir()) == []

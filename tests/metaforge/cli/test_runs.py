@@ -16,9 +16,12 @@ from pydantic import Field
 from typer.testing import CliRunner, Result
 
 from metaforge.cli.app import app
+from metaforge.cli.runs import _Announcement
 from metaforge.errors import DataError, DivergedError
+from metaforge.hooks import RunInfo
 from metaforge.protocols import Dataset, Examples, Learner, Options, Task, TaskShape, TaskSpec
 from metaforge.registry import Registry
+from metaforge.runs import Terminated
 
 runner = CliRunner()
 
@@ -93,12 +96,13 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
             raise found.error
         found.append(SimpleNamespace(resolved=resolved, folder=folder, command=command, dry_run=dry_run, hooks=hooks))
         return SimpleNamespace(
-            folder=folder or Path("runs/new"), summary={"loss": 0.25, "steps": resolved.run.train.steps}
+            folder=None if dry_run else folder or Path("runs/new"),
+            summary={"loss": 0.25, "steps": resolved.run.train.steps},
         )
 
-    def load(folder: Path, registry: Any) -> Any:
+    def load(folder: Path, registry: Any, *, device: str | None = None) -> Any:
         def evaluate(**chosen: Any) -> dict[str, Any]:
-            found.append(SimpleNamespace(folder=folder, **chosen))
+            found.append(SimpleNamespace(folder=folder, device=device, **chosen))
             return {"accuracy": {"mean": 0.5}}
 
         return SimpleNamespace(evaluate=evaluate)
@@ -145,7 +149,11 @@ def test_a_dry_run_has_no_folder(calls: Calls) -> None:
     assert calls[0].folder is None
     assert calls[0].dry_run
     assert "Next" not in result.stderr
+    assert result.stdout.startswith("dry run: nothing was written\n")
+    assert "folder" not in result.stdout
     assert not Path("runs").exists()
+    answer = json.loads(command("train -l guess -d dots --dry-run --json").stdout)
+    assert answer == {"dry_run": True, "loss": 0.25, "steps": 1000}
 
 
 def test_a_file_is_a_layer_below_the_flags(calls: Calls) -> None:
@@ -172,6 +180,7 @@ def test_a_file_is_a_layer_below_the_flags(calls: Calls) -> None:
         ("train -l guess", 2, "No data set is chosen"),
         ("evaluate nowhere", 2, "no run folder nowhere"),
         ("evaluate . --shots 1,x", 2, "whole numbers"),
+        ("evaluate . --ways 0", 2, "ways"),
         ("config -l gues", 4, "Did you mean 'guess'?"),
         ("data inspect dts", 4, "Did you mean 'dots'?"),
         ("data preview dots --out x.png --set task.ways=10", 3, "ask for at most 9 ways"),
@@ -195,6 +204,8 @@ def test_bad_input_gets_a_sentence_and_an_exit_code(arguments: str, code: int, s
         (OSError(28, "No space left on device", "runs/x"), 8, "No space left"),
         (RuntimeError("odd"), 1, "Unexpected error: RuntimeError: odd"),
         (KeyboardInterrupt(), 130, "Interrupted."),
+        (Terminated(), 143, "Terminated."),
+        (BrokenPipeError(), 0, ""),
     ],
 )
 def test_errors_of_the_workers_end_in_their_exit_code(
@@ -208,11 +219,12 @@ def test_errors_of_the_workers_end_in_their_exit_code(
 
 
 def test_evaluate_passes_on_what_is_given(calls: Calls) -> None:
-    result = command("evaluate . --shots 1,5 --steps 0,3 --tasks 9 --split val --seed 4 --json")
+    result = command("evaluate . --shots 1,5 --steps 0,3 --tasks 9 --split val --seed 4 --ways 3 --device cpu --json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout) == {"accuracy": {"mean": 0.5}}
     call = calls[0]
     assert (call.shots, call.steps, call.tasks, call.split, call.seed) == ([1, 5], [0, 3], 9, "val", 4)
+    assert (call.ways, call.device) == (3, "cpu")
 
 
 def test_config_prints_a_run_file_with_origins() -> None:
@@ -242,11 +254,19 @@ def test_data_inspect() -> None:
     assert "made of dots" in command("data inspect dots").stdout
 
 
+def test_numbers_are_shown_as_a_person_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Dots, "facts", lambda self, split: {"images": 16000, "error": 4.2516666666, "what": "dots"})
+    assert "  test: images 16,000, error 4.252, what dots\n" in command("data inspect dots").stdout
+    assert json.loads(command("data inspect dots --json").stdout)["splits"]["test"]["error"] == 4.2516666666
+
+
 def test_data_fetch_says_how_far_it_is() -> None:
     result = command("data fetch dots")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.strip().endswith("dots.zip")
     assert len(result.stderr.splitlines()) == 11
+    answer = json.loads(command("data fetch dots --json").stdout)
+    assert (answer["name"], [Path(path).name for path in answer["files"]]) == ("dots", ["dots.zip"])
 
 
 def test_data_preview_draws_one_task(calls: Calls) -> None:
@@ -254,3 +274,22 @@ def test_data_preview_draws_one_task(calls: Calls) -> None:
     assert result.exit_code == 0, result.stderr
     assert Path("pictures/x.png").read_bytes() == b"picture"
     assert calls[0].task.support.x.tolist() == [3.0]
+    answer = json.loads(command("data preview dots --out x.png --index 2 --json").stdout)
+    assert (answer["picture"], answer["index"], answer["shots"]) == ("x.png", 2, 1)
+
+
+def test_the_announcement_says_where_the_run_is_and_that_nothing_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    announcement, info = _Announcement(), RunInfo(tmp_path, Any, environment={"plan": "vmap", "chunk": 4, "os": "x"})  # type: ignore[arg-type]
+    announcement.metaforge_run_start(info)
+    assert f"run folder: {tmp_path}  (plan vmap, chunk 4)" in capsys.readouterr().err
+    announcement.metaforge_run_end(info, KeyboardInterrupt())
+    assert capsys.readouterr().err == ""
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "ckpt" / "LATEST").write_text("step-0000001")
+    announcement.metaforge_run_end(info, KeyboardInterrupt())
+    assert f"What was learned so far is in {tmp_path}" in capsys.readouterr().err
+    announcement.metaforge_run_start(RunInfo(None, Any))  # type: ignore[arg-type]
+    announcement.metaforge_run_end(info, None)
+    assert capsys.readouterr().err == ""

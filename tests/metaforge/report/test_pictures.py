@@ -68,6 +68,17 @@ def test_training_curve(tmp_path: Path, count: int, metric: str) -> None:
     assert {BLUE, VERMILION} <= colours(tmp_path / "curve.png")
 
 
+def test_training_curve_of_a_learner_without_scores_and_of_figures_that_are_not_finite(tmp_path: Path) -> None:
+    rows = [{"step": i, "loss": None if i == 2 else 1.0 / i, "odd": None} for i in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training_curve(tmp_path / "metrics.jsonl", tmp_path / "curve.png")
+    assert BLUE not in colours(tmp_path / "curve.png")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 0.2, "score": null, "val_score": 0.5}\n')
+    training_curve(tmp_path / "metrics.jsonl", tmp_path / "curve.png")
+    assert VERMILION in colours(tmp_path / "curve.png")
+
+
 def test_training_curve_without_training(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no training"):
         training_curve(tmp_path / "metrics.jsonl", tmp_path / "curve.png")

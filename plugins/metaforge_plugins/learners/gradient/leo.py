@@ -30,19 +30,17 @@ class LEOOptions(Options):
     steps: int = Field(5, ge=0, le=1000, description="steps on the latent codes")
     finetune: int = Field(5, ge=0, le=1000, description="steps on the decoded weights, after those on the codes")
     latent: int = Field(64, ge=1, le=4096, description="size of a class's latent code")
-    code_std: float = Field(0.1, gt=0.0, description="standard deviation with which a code's noise starts")
-    latent_rate: float = Field(1.0, description="rate from which each latent dimension's own rate starts")
+    code_std: float = Field(0.03, gt=0.0, description="standard deviation with which a code's noise starts")
+    latent_rate: float = Field(0.05, description="rate from which each latent dimension's own rate starts")
     weight_rate: float = Field(1e-3, description="rate from which each weight dimension's own rate starts")
-    dropout: float = Field(
-        0.3, ge=0.0, lt=1.0, description="share of the features that the encoder does not see in training"
-    )
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of the features hidden from the encoder in training")
     kl: float = Field(1e-3, ge=0.0, description="weight β of the codes' divergence from a standard normal")
     encoder_penalty: float = Field(
         1e-5, ge=0.0, description="weight γ of the squared distance from code to adapted code"
     )
     l2: float = Field(1e-8, ge=0.0, description="weight of the squared weights of encoder, relation net and decoder")
     orthogonality: float = Field(1e-3, ge=0.0, description="weight of the correlation among the decoder's latent rows")
-    scale: float = Field(1.0, gt=0.0, description="length to which every image's features are scaled")
+    scale: float = Field(8.0, gt=0.0, description="length to which every image's features are scaled")
     train_backbone: bool = Field(True, description="train the backbone jointly; the paper keeps it fixed")
     norm: BatchNormPolicy = Field("running", description="whose statistics batch norm uses in evaluation")
 
@@ -55,8 +53,16 @@ class LEO(Learner):
     tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), adapts=True, fixed_ways=False, stochastic=True)
     defaults: ClassVar = {
         "classification": {
-            "train": {"ways": 5, "queries": 5, "tasks": 16, "steps": 3000, "schedule": "cosine", "lr": 2e-3},
-            "backbone": {"variant": "stride-flat"},
+            "train": {
+                "ways": 20,
+                "queries": 5,
+                "tasks": 1,
+                "steps": 5000,
+                "schedule": "cosine",
+                "lr": 2e-3,
+                "clip": 1.0,
+            },
+            "backbone": {"variant": "pool"},
         }
     }
 
@@ -152,10 +158,13 @@ class LEO(Learner):
     def descend(
         self, values: Params, codes: Tensor, support: Examples, steps: int | None, key: Key | None
     ) -> tuple[Tensor, Tensor]:
-        """Return adapted (class weights, codes): z ← z − a ∘ ∇_z L_S, then w ← w − b ∘ ∇_w L_S."""
+        """Return adapted (class weights, codes): z ← z − a ∘ ∇_z L_S, then w ← w − b ∘ ∇_w L_S.
+
+        L_S is summed over classes and averaged over shots, so that the learned rates suit any number of ways.
+        """
 
         def support_loss(weights: Tensor) -> Tensor:
-            return cross_entropy(support.x @ weights.T, support.y)
+            return self.ways * cross_entropy(support.x @ weights.T, support.y)
 
         def decoded(z: Tensor, step: int) -> Tensor:
             return self.decode(values, z, None if key is None else fold_in(fold_in(key, "decode"), step))

@@ -28,7 +28,7 @@ class MANNOptions(Options):
     width: int = Field(40, ge=1, le=8192, description="width of a memory row")
     heads: int = Field(4, ge=1, le=64, description="read heads, each with a write of its own")
     decay: float = Field(0.95, ge=0.0, le=1.0, description="factor γ of usage at each step; 0.99 in the paper")
-    sharpness: float = Field(1.0, gt=0.0, description="factor on the cosines before the softmax; 1 in the paper")
+    sharpness: float = Field(10.0, gt=0.0, description="factor on the cosines before the softmax; 1 in the paper")
 
 
 class Memory(NamedTuple):
@@ -51,7 +51,17 @@ class MANN(Learner):
     tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), stochastic=True)
     defaults: ClassVar = {
         "classification": {
-            "train": {"ways": 5, "shots": 1, "queries": 9, "tasks": 16, "steps": 4000, "lr": 1e-3, "clip": 10.0},
+            "train": {
+                "ways": 5,
+                "shots": 1,
+                "queries": 9,
+                "tasks": 16,
+                "steps": 3000,
+                "schedule": "cosine",
+                "lr": 3e-3,
+                "clip": 10.0,
+            },
+            "backbone": {"variant": "stride-flat"},
         }
     }
 

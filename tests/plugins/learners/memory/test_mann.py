@@ -27,9 +27,9 @@ KEY = make_key(0)
 SIZES = {"hidden": 6, "rows": 9, "width": 5, "heads": 2}
 
 
-def built(backbone: Any = None) -> Any:
+def built(backbone: Any = None, **options: Any) -> Any:
     """Return a small MANN."""
-    return learner(MANN, backbone=backbone, **SIZES)
+    return learner(MANN, backbone=backbone, **SIZES | options)
 
 
 def outputs(one: Any, values: Params, x: Tensor, y: Tensor) -> Tensor:
@@ -65,7 +65,9 @@ def test_cosines() -> None:
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_finite_differences(norm: str) -> None:
-    assert_loss_has_its_gradient(built(smooth(norm)))
+    # With more rows than writes no row is used again: where the least-used row changes, the loss jumps. Unsharpened
+    # cosines keep the fifth derivative, and with it the error of the differences, small.
+    assert_loss_has_its_gradient(built(smooth(norm), rows=40, sharpness=1.0))
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
