@@ -22,6 +22,8 @@ from metaforge.model import Model, feature_size, seeded
 from metaforge.protocols import Aux, BatchNormPolicy, Examples, Key, Learner, Options, Params, Parts, Pass, Tags, Task
 
 MATRICES = ("leo.encoder", "leo.relation.0", "leo.relation.1", "leo.relation.2", "leo.decoder")
+# Bound on the log of a deviation: an unbounded one overflows early in training, when backbone and codes move together.
+LARGEST = 1.0
 
 
 class LEOOptions(Options):
@@ -59,8 +61,8 @@ class LEO(Learner):
                 "tasks": 1,
                 "steps": 5000,
                 "schedule": "cosine",
-                "lr": 2e-3,
-                "clip": 1.0,
+                "lr": 1e-3,
+                "clip": 0.1,
             },
             "backbone": {"variant": "pool"},
         }
@@ -144,7 +146,7 @@ class LEO(Learner):
         related = (hidden.relu() @ values["leo.relation.2"]).mean(1)
         members = one_hot(y, self.ways, features.dtype)
         mean, log_std = (members.T @ related / members.sum(0).unsqueeze(-1)).chunk(2, -1)
-        return mean, log_std + math.log(self.config.code_std)
+        return mean, log_std.clamp_max(LARGEST) + math.log(self.config.code_std)
 
     def decode(self, values: Params, codes: Tensor, key: Key | None) -> Tensor:
         """Return class weights `[ways, features]`: w ~ N(μ, σ²), (μ, σ) linear in z; μ itself in evaluation.
@@ -153,7 +155,7 @@ class LEO(Learner):
         """
         mean, log_std = (codes @ values["leo.decoder"]).chunk(2, -1)
         offset = (2.0 / (self.features + self.ways)) ** 0.5
-        return sample(mean, (log_std.exp() - (1.0 - offset)).clamp_min(1e-10), key)
+        return sample(mean, (log_std.clamp_max(LARGEST).exp() - (1.0 - offset)).clamp_min(1e-10), key)
 
     def descend(
         self, values: Params, codes: Tensor, support: Examples, steps: int | None, key: Key | None
