@@ -8,7 +8,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 .PHONY: demo test lint types architecture pytest results clean
 
 demo: $(VENV)/installed
-	$(BIN)/metaforge train --learner protonet --out runs/demo-$$(date +%Y%m%d-%H%M%S) --steps 500 --evaluate
+	$(BIN)/metaforge train --learner protonet --out runs/demo-$$(date +%Y%m%d-%H%M%S) --steps 400 --evaluate
 
 test: lint types architecture pytest
 

@@ -31,10 +31,11 @@ class ProtoNet(Learner):
     Config = ProtoNetOptions
     reference: ClassVar[str] = "Snell, Swersky, Zemel 2017, arXiv 1703.05175, algorithm 1"
     tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), fixed_ways=False)
+    # As many ways as the authors; at an equal number of images, more classes taught faster than more queries.
     defaults: ClassVar = {
         "classification": {
-            "train": {"ways": 20, "queries": 5, "tasks": 1, "steps": 3000, "schedule": "cosine", "lr": 2e-3},
-            "backbone": {"name": "conv4", "variant": "stride-flat"},
+            "train": {"ways": 60, "queries": 2, "tasks": 1, "steps": 1500, "schedule": "cosine", "lr": 3e-3},
+            "backbone": {"name": "conv4", "variant": "pool"},
         }
     }
 
