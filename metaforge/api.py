@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +95,37 @@ def _for_named(settings: Mapping[str, Any], keywords: Mapping[str, Any]) -> dict
 def _backbone(registry: Registry, backbone: Any) -> tuple[Registry, Any]:
     """Return a registry that knows the caller's own backbone, and the name it has there."""
     if isinstance(backbone, str) and ":" in backbone and not _installed(registry, backbone):
-        module, _, attribute = backbone.partition(":")
-        made = getattr(import_module(module), attribute, None)
-        if not callable(made):
-            raise ConfigError(
-                f"{backbone!r} names nothing that builds a module.", where="backbone", remedy="write module:Class"
-            )
-        return _with_module(registry, attribute, made)
+        return _with_module(registry, backbone.partition(":")[2], _maker(backbone))
     if isinstance(backbone, nn.Module):
         return _with_module(registry, type(backbone).__name__, lambda: backbone)
     return registry, backbone
+
+
+def _maker(path: str) -> Any:
+    """Return what `module:Class` names; `ConfigError` if that cannot be imported, or called without arguments."""
+    module, _, attribute = path.partition(":")
+    try:
+        made = getattr(import_module(module), attribute, None)
+    except Exception as error:
+        raise ConfigError(
+            f"{path!r} cannot be imported: {type(error).__name__}: {error}.",
+            where="backbone",
+            remedy="write module:Class of a module that Python finds, or hand over the torch module itself",
+        ) from error
+    if not callable(made):
+        raise ConfigError(
+            f"{path!r} names nothing that builds a module.", where="backbone", remedy="write module:Class"
+        )
+    with contextlib.suppress(ValueError):  # Some classes of C have no signature to ask.
+        try:
+            signature(made).bind()
+        except TypeError as error:
+            raise ConfigError(
+                f"{path!r} cannot be built without arguments: {error}.",
+                where="backbone",
+                remedy="name a class or function that needs none, or hand over the torch module itself",
+            ) from error
+    return made
 
 
 def _installed(registry: Registry, name: str) -> bool:

@@ -25,6 +25,7 @@ class Components:
         self._learner, self._dataset = resolved.learner, resolved.dataset
         self.dataset: Dataset = self._dataset.cls(self._dataset.config, root=data_root())
         self._regularizers: dict[str, Regularizer] = {c.name: c.cls(c.config) for c in resolved.regularizers}
+        self._refuse_idle_regularizers()
         task, train = resolved.run.task, resolved.run.train
         self.task_shape = TaskShape(task.ways, task.shots, task.queries)
         self.training_shape = TaskShape(
@@ -41,6 +42,20 @@ class Components:
         """The regularizers, for their terms in the outer loss."""
         return tuple(self._regularizers.values())
 
+    def _refuse_idle_regularizers(self) -> None:
+        """Raise `ConfigError` for a regularizer that needs an inner loop beside a learner that has none."""
+        if "adapter" in self._learner.cls.tags.needs:
+            return
+        for name, regularizer in self._regularizers.items():
+            if regularizer.needs_inner_loop():
+                raise ConfigError(
+                    f"The regularizer {name!r}, with its present options, acts only where an adapter moves the network's"
+                    f" weights; the learner {self._learner.name!r} uses none.",
+                    where=f"regularizers.{name}",
+                    remedy=f"change its options (`metaforge describe {name}` lists them), leave it out, or choose a"
+                    " learner that uses an adapter",
+                )
+
     def training_spec(self) -> TaskSpec:
         """Return the spec of training tasks, checked against the data; so are those to validate and to evaluate on.
 
@@ -53,7 +68,7 @@ class Components:
                 where="train.ways",
                 remedy="leave train.ways out, or set task.ways to the same number",
             )
-        found = self._spec("train", "training", self.training_shape)
+        found = self._spec("train", "training (train.ways, train.shots, train.queries)", self.training_shape)
         settings = self.resolved.run
         if settings.train.validate_every:
             self._spec("val", "validation (train.validate_every)", self.task_shape)

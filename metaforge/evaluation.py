@@ -246,7 +246,7 @@ def _record(run: Subject, plan: Plan, tasks: int, split: str, seed: int, columns
         "chance": figure(columns.chance),
         "floor": figure(columns.floor),
         "scores": scores,
-        "measures": {name: figure(values) for name, values in columns.measures.items()},
+        "measures": {name: _strict_figure(values) for name, values in columns.measures.items()},
         "per_task": {
             "chance": columns.chance,
             "floor": columns.floor,
@@ -257,7 +257,7 @@ def _record(run: Subject, plan: Plan, tasks: int, split: str, seed: int, columns
 
 
 def _strict_figure(values: Sequence[float]) -> Figure:
-    """Return the figure of scores; none but the count where one is not finite: leaving it out would flatter."""
+    """Return the figure of values; none but the count where one is not finite: leaving it out would flatter."""
     found = figure(values)
     return found if found["tasks"] == len(values) else {"mean": None, "sd": None, "ci": None, "tasks": found["tasks"]}
 

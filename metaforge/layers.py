@@ -69,7 +69,9 @@ def flags_layer(flags: Iterable[tuple[str, str, Any]]) -> Layer:
         for name in parts[:-1]:
             target = target.setdefault(name, {})
             if not isinstance(target, dict):
-                raise ConfigError(f"{flag} reaches into a value that another flag sets.", where=path)
+                raise ConfigError(
+                    f"{flag} reaches into a value that another flag sets.", where=path, remedy="give one of them"
+                )
         if parts[-1] in target and target[parts[-1]] != value:
             raise ConfigError(
                 f"{origins[path]} and {flag} set {path} to different values: {target[parts[-1]]!r} and {value!r}.",
@@ -127,7 +129,11 @@ def _single(layer: Layer, key: str, value: Any) -> dict[str, Any]:
         raise _not_a_table(layer, key, value)
     name = value.get("name", "")
     if not isinstance(name, str):
-        raise ConfigError(f"{key}.name is {name!r}, not a text.", where=layer.origin_of(f"{key}.name"))
+        raise ConfigError(
+            f"{key}.name is {name!r}, not a text.",
+            where=layer.origin_of(f"{key}.name"),
+            remedy=f"write the name of a plugin; `metaforge list-plugins --kind {key}` shows them",
+        )
     return dict(value)
 
 

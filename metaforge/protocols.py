@@ -189,6 +189,10 @@ class Regularizer(Component, Protocol):
 
     def __init__(self, config: Any) -> None: ...
 
+    def needs_inner_loop(self) -> bool:
+        """Return whether, with these options, it means something only where an adapter moves the network's weights."""
+        return False
+
     def init(self, modules: Mapping[str, nn.Module], key: Key) -> Params:
         """Return what the regularizer meta-learns, given the network's modules by name; `{}` if nothing."""
         return {}

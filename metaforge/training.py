@@ -265,7 +265,8 @@ class _Training:
     def _lost(self, step: int, bad: Sequence[str]) -> DivergedError:
         where = f"learner {type(self.learner).__name__}; values that are not finite: {', '.join(bad[:5])}"
         if step == 0:
-            return DivergedError(f"The initial value {bad[0]!r} is not finite.", where=where)
+            remedy = "check the learner's options, and the initial weights of a backbone of your own"
+            return DivergedError(f"The initial value {bad[0]!r} is not finite.", where=where, remedy=remedy)
         first = self.step * self.config.tasks
         return DivergedError(
             f"The value {bad[0]!r} is no longer finite after outer step {step}.",

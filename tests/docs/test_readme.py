@@ -33,7 +33,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     assert code.count("metaforge.train(") == 2
     # Fewer steps, tasks and characters: what is to be seen is that every line works.
     code = re.sub(r"steps=\d+", "steps=2", code).replace("tasks=100", "tasks=4")
-    code = code.replace('dataset="glyphs"', 'dataset={"name": "glyphs", "train": 20, "test": 10}')
+    code = code.replace('dataset="glyphs"', 'dataset={"name": "glyphs", "train": 60, "test": 10}')
     (tmp_path / "readme.py").write_text(code, "utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "readme.py"],

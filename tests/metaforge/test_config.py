@@ -339,8 +339,9 @@ def test_the_default_dataset_is_that_of_the_learner_s_kind(registry: Registry) -
     ],
 )
 def test_bad_values_are_named_by_dotted_path(registry: Registry, values: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
         resolve([PLAIN, with_values(**values)], registry)
+    assert caught.value.remedy
 
 
 def test_all_bad_values_are_named_at_once(registry: Registry) -> None:
@@ -432,8 +433,9 @@ def test_flags_that_contradict_each_other_are_refused() -> None:
     assert flags_layer([("--learner", "learner.name", "a"), ("--set", "learner.name", "a")]).values == {
         "learner": {"name": "a"}
     }
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="reaches into a value") as caught:
         flags_layer([("--set", "train", 1), ("--set", "train.lr", 1)])
+    assert caught.value.remedy
     with pytest.raises(ConfigError, match="key=value"):
         parse_setting("train.lr")
     with pytest.raises(ConfigError):

@@ -154,6 +154,17 @@ def test_predictions_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
     assert "On 3 of 3 tasks the predictions after 2 adaptation steps are not finite." in summary["warn"]
 
 
+def test_a_figure_of_the_learners_own_that_is_not_finite_on_a_task_has_no_mean(tmp_path: Path) -> None:
+    class Odd(Reader):
+        def measure(self, values: Any, task: Any, key: Any) -> Any:
+            return {"odd": values["w"] / (key != make_key(7, "test", 3))}
+
+    (result,) = run_evaluation(FakeRun(tmp_path, learner=Odd))["results"]
+    assert result["measures"]["odd"] == {"mean": None, "sd": None, "ci": None, "tasks": 7}
+    record = json.loads((tmp_path / "evaluation" / "test-5w1s.json").read_text())
+    assert record["per_task"]["measures"]["odd"] == [1.0, 1.0, 1.0, None, 1.0, 1.0, 1.0, 1.0]
+
+
 def test_no_tasks_are_refused() -> None:
     with pytest.raises(ConfigError, match="0 tasks"):
         run_evaluation(FakeRun(None), tasks=0)

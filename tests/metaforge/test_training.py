@@ -129,12 +129,12 @@ def test_settings_lie_below_the_keywords(tmp_path: Path) -> None:
 
 
 def test_options_without_a_name_are_meant_for_the_one_that_a_keyword_names(tmp_path: Path) -> None:
-    settings = {"dataset": {"jitter": 0.25, "train": 20}, "train": {"tasks": 1}}
+    settings = {"dataset": {"jitter": 0.25, "train": 60}, "train": {"tasks": 1}}
     other = {"name": "glyphs", "val": 10}
     run = metaforge.train("protonet", other, steps=1, settings=settings, out=tmp_path / "run")
     assert run.resolved.dataset is not None
     options = run.resolved.dataset.config.model_dump()
-    assert (options["jitter"], options["train"], options["val"]) == (0.25, 20, 10)
+    assert (options["jitter"], options["train"], options["val"]) == (0.25, 60, 10)
 
 
 def test_any_module_is_a_backbone_and_stays_as_it_was(tmp_path: Path) -> None:
@@ -155,6 +155,23 @@ def test_a_module_by_path_is_for_python_only(tmp_path: Path) -> None:
     config.write_text('[learner]\nname = "maml"\n[backbone]\nname = "torch.nn:Flatten"\n')
     with pytest.raises(metaforge.errors.MetaForgeError):
         metaforge.train("maml", config=config, out=tmp_path / "refused")
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "remedy"),
+    [
+        ("nope:Class", "cannot be imported: ModuleNotFoundError", "write module:Class"),
+        (":Class", "cannot be imported: ValueError", "write module:Class"),
+        ("torch.nn:Nope", "names nothing that builds a module", "write module:Class"),
+        ("torch.nn:Linear", "cannot be built without arguments: missing a required argument", "that needs none"),
+        ("torch.nn.functional:relu", "cannot be built without arguments", "that needs none"),
+    ],
+)
+def test_a_path_that_makes_no_backbone_is_refused(tmp_path: Path, path: str, said: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{path}' {said}") as caught:
+        trained(tmp_path / "run", backbone=path)
+    assert remedy in caught.value.remedy
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_diverging_run_stops_by_name_and_keeps_the_weights_before(tmp_path: Path) -> None:
@@ -380,6 +397,20 @@ def test_a_learner_without_a_score_shows_none(tmp_path: Path) -> None:
     assert (run.folder / "pictures" / "training.png").is_file()
 
 
+class Born(Mute):
+    """Begins with a value that is no number."""
+
+    def init(self, key: Key) -> Params:
+        return {"slope": torch.tensor(torch.nan)}
+
+
+def test_initial_values_that_are_not_finite_are_told_with_what_to_do(tmp_path: Path) -> None:
+    registry = scan().including("learner", "born", Born)
+    with pytest.raises(DivergedError, match="The initial value 'slope' is not finite") as caught:
+        metaforge.train("born", "sinusoid", steps=2, out=tmp_path / "run", registry=registry)
+    assert "learner's options" in caught.value.remedy
+
+
 class Poisoned(torch.optim.SGD):
     """Steps to a place that is not finite, at its third step."""
 
@@ -420,9 +451,15 @@ def test_an_outer_rate_beyond_reason_is_refused(tmp_path: Path) -> None:
 def test_what_follows_a_training_is_checked_before_it(
     tmp_path: Path, settings: Any, error: type[Exception], where: str
 ) -> None:
-    small = {"name": "glyphs", "train": 20, "val": 10, "test": 10}
+    small = {"name": "glyphs", "train": 60, "val": 10, "test": 10}
     with pytest.raises(error, match=where):
         metaforge.train("protonet", small, steps=1, settings=settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_tasks_that_the_data_cannot_make_are_told_by_their_settings(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"training \(train\.ways, train\.shots, train\.queries\)"):
+        metaforge.train("protonet", {"name": "glyphs", "train": 20}, steps=1, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

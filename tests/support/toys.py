@@ -118,6 +118,7 @@ def assert_equal_steps(one: MetaStep, two: MetaStep, tolerance: float = 1e-9) ->
     """Fail unless gradients, changes of state, losses and figures agree."""
     assert one.grads.keys() == two.grads.keys()
     assert one.state.keys() == two.state.keys()
+    assert one.metrics.keys() == two.metrics.keys()
     torch.testing.assert_close(one.losses, two.losses, rtol=tolerance, atol=tolerance)
     for ours, theirs in ((one.grads, two.grads), (one.state, two.state), (one.metrics, two.metrics)):
         for name in ours:

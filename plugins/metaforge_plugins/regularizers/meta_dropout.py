@@ -55,6 +55,10 @@ class MetaDropout(Regularizer):
         self.config = config
         self.order: dict[str, int] = {}
 
+    def needs_inner_loop(self) -> bool:
+        """Return whether it acts on the passes of an inner loop alone: learned noise, and masks that spare queries."""
+        return self.config.mode == "learned" or not self.config.query
+
     def init(self, modules: Mapping[str, nn.Module], key: Key) -> Params:
         """Return φ: under `learned`, a twin of each convolution and hidden linear layer, and one column for the head.
 

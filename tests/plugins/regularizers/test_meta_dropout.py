@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
+from metaforge.components import Components
+from metaforge.config import Layer, resolve
 from metaforge.errors import ConfigError
 from metaforge.functional import select
 from metaforge.keys import make_key
 from metaforge.model import Model, with_head
 from metaforge.protocols import Params, Pass
+from metaforge.registry import scan
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.learners.gradient.fomaml import FOMAML
 from metaforge_plugins.learners.gradient.maml import MAML
@@ -277,3 +280,27 @@ def test_options_are_checked() -> None:
     for wrong in ({"rates": ()}, {"rates": (1.0,)}, {"rates": (-0.1,)}, {"test_draws": 0}, {"mode": "learnt"}):
         with pytest.raises(ValidationError):
             MetaDropout.Config(**wrong)  # type: ignore[arg-type]
+
+
+# Beside learners without an inner loop.
+
+
+def components(learner: str, **options: Any) -> Components:
+    """Return the parts of a run of a learner with the regularizer."""
+    return Components(resolve([Layer("test", {"learner": learner, "regularizers": {"meta-dropout": options}})], scan()))
+
+
+@pytest.mark.parametrize("name", ["protonet", "leo", "mann"])
+@pytest.mark.parametrize("options", [{"mode": "learned"}, {"query": False}], ids=["learned", "mask"])
+def test_what_acts_on_an_inner_loop_alone_is_refused_without_one(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"'meta-dropout', .*; the learner '{name}' uses none") as caught:
+        components(name, **options)
+    assert caught.value.where == "regularizers.meta-dropout"
+    assert "leave it out" in caught.value.remedy
+
+
+def test_it_is_accepted_with_an_inner_loop_and_masks_everywhere() -> None:
+    for options in ({"mode": "learned"}, {"query": False}, {}):
+        assert components("maml", **options).regularizers
+    for name in ("protonet", "leo", "mann"):
+        assert components(name).regularizers

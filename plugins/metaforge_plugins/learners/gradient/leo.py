@@ -1,8 +1,10 @@
 """LEO: adapt in a low-dimensional latent space from which the classifier's weights are decoded.
 
 Rusu, Rao, Sygnowski, Vinyals, Pascanu, Osindero, Hadsell, "Meta-Learning with Latent Embedding Optimization", ICLR 2019
-(arXiv 1807.05960). The paper works on fixed features of a network that was trained beforehand; here the backbone is
-trained jointly unless `train_backbone` is off. That is a different method: do not set its figures beside the paper's.
+(arXiv 1807.05960). Departures, for which its figures do not stand beside the paper's: the backbone is trained jointly
+unless `train_backbone` is off (the paper: fixed features of a network trained beforehand); features are scaled to the
+length `scale`; `latent_rate` and `code_std` start small; deviations are bounded (`LARGEST`); the support loss is summed
+over classes and averaged over shots; training tasks have 20 ways; the meta-gradient is clipped as a whole.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from metaforge.model import Model, feature_size, seeded
 from metaforge.protocols import Aux, BatchNormPolicy, Examples, Key, Learner, Options, Params, Parts, Pass, Tags, Task
 
 MATRICES = ("leo.encoder", "leo.relation.0", "leo.relation.1", "leo.relation.2", "leo.decoder")
-# Bound on the log of a deviation: an unbounded one overflows early in training, when backbone and codes move together.
+# Bound on the log of a deviation (of codes: of its ratio to the starting one; of weights: before the offset is added):
+# an unbounded one overflows early in training, when backbone and codes move together.
 LARGEST = 1.0
 
 
@@ -32,9 +35,9 @@ class LEOOptions(Options):
     steps: int = Field(5, ge=0, le=1000, description="steps on the latent codes")
     finetune: int = Field(5, ge=0, le=1000, description="steps on the decoded weights, after those on the codes")
     latent: int = Field(64, ge=1, le=4096, description="size of a class's latent code")
-    code_std: float = Field(0.03, gt=0.0, description="standard deviation with which a code's noise starts")
-    latent_rate: float = Field(0.05, description="rate from which each latent dimension's own rate starts")
-    weight_rate: float = Field(1e-3, description="rate from which each weight dimension's own rate starts")
+    code_std: float = Field(0.03, gt=0.0, description="deviation with which a code's noise starts; 1.0 in the paper")
+    latent_rate: float = Field(0.05, description="start of each latent dimension's own rate; 1.0 in the paper")
+    weight_rate: float = Field(1e-3, description="start of each weight dimension's own rate; as in the paper")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of the features hidden from the encoder in training")
     kl: float = Field(1e-3, ge=0.0, description="weight β of the codes' divergence from a standard normal")
     encoder_penalty: float = Field(

@@ -37,7 +37,7 @@ class Reptile(InnerLoopLearner):
     config: ReptileOptions
     defaults: ClassVar = {
         "classification": {
-            "adapters": {"adam": {"lr": 1e-3, "beta1": 0.0}},
+            "adapters": {"adam": {"lr": 3e-3, "beta1": 0.0}},
             "train": {
                 "shots": 5,
                 "queries": 5,

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from metaforge.engine import evaluate
 from metaforge.functional import split_state
-from metaforge.keys import make_key
-from metaforge.protocols import Examples, Params, Parts, Task
+from metaforge.keys import fold_in, make_key, normal
+from metaforge.protocols import Examples, Params, Parts, Pass, Task
 from metaforge_plugins.learners.gradient.leo import LEO, MATRICES, correlation, divergence
 from toys import (
     BATCH_POLICIES,
@@ -154,6 +154,37 @@ def test_every_network_has_a_meta_gradient() -> None:
     values = fresh(one)
     grads = grad(lambda v: one.loss(v, task(), KEY)[0])(values)
     assert all(grads[name].any() for name in values), "the codes must not be cut from the graph"
+
+
+def test_the_loss_is_that_of_the_queries_and_each_penalty_by_its_weight() -> None:
+    off = dict.fromkeys(("kl", *PENALTIES), 0.0)
+
+    def of(**penalties: float) -> Any:
+        return built(backbone=smooth("batch"), norm="support", **off | penalties)
+
+    plain, example = of(), task()
+    values, (support, query) = fresh(plain), example
+    logits = plain.predict(values, plain.adapt(values, support, key=KEY), query.x, key=KEY)
+    base = plain.loss(values, example, KEY)[0]
+    torch.testing.assert_close(base, F.cross_entropy(logits, query.y))
+    x = plain.embed(values, support.x, Pass(KEY, 0, "support"))
+    mean, log_std = plain.encode(values, x, support.y, KEY)
+    code = torch.distributions.Normal(mean, log_std.exp())
+    codes = mean + log_std.exp() * normal(fold_in(KEY, "sample"), mean.shape, mean.dtype)
+    adapted = plain.descend(values, codes, Examples(x, support.y), None, KEY)[1]
+    rows = values["leo.decoder"]
+    cosine = rows @ rows.T / torch.outer(rows.norm(dim=1), rows.norm(dim=1))
+    terms = {
+        "kl": torch.distributions.kl_divergence(code, torch.distributions.Normal(0.0, 1.0)).mean(),
+        "encoder_penalty": ((adapted - codes) ** 2).mean(),
+        "l2": sum((values[name] ** 2).sum() for name in MATRICES),
+        "orthogonality": ((cosine - torch.eye(len(rows))) ** 2).mean(),
+    }
+    assert terms.keys() == off.keys()
+    for name, term in terms.items():
+        assert term > 1e-6
+        difference = of(**{name: 0.7}).loss(values, example, KEY)[0] - base
+        torch.testing.assert_close(difference, 0.7 * term, rtol=1e-7, atol=0.0)
 
 
 def test_the_encoder_penalty_holds_the_adapted_code_constant() -> None:

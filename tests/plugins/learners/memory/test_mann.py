@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from metaforge.engine import evaluate
 from metaforge.functional import one_hot
-from metaforge.keys import make_key
+from metaforge.keys import fold_in, make_key, permutation
 from metaforge.protocols import Params
 from metaforge_plugins.learners.memory.mann import (
     MANN,
@@ -151,6 +152,18 @@ def test_the_stream_holds_support_and_query_once_each_in_an_order_drawn_from_the
     assert not torch.equal(one.stream(values, example, make_key(1), None)[1], y)
 
 
+def test_the_stream_is_the_examples_in_that_order_each_with_its_own_label() -> None:
+    one = built()
+    values, example = fresh(one), task()
+    x, y = (torch.cat(pair) for pair in zip(*example, strict=True))
+    places = permutation(fold_in(KEY, "order"), len(y))
+    assert not torch.equal(places, torch.arange(len(y)))
+    for key in (None, make_key(1)):
+        logits, labels, _ = one.stream(values, example, KEY, key)
+        torch.testing.assert_close(logits, outputs(one, values, x[places], y[places]))
+        assert torch.equal(labels, y[places])
+
+
 def test_loss_is_the_mean_over_the_stream_of_the_stated_example_order() -> None:
     one = built()
     values, example = fresh(one), task()
@@ -193,3 +206,9 @@ def test_an_untrained_network_does_not_beat_the_first_instance_ceiling() -> None
     first = evaluate(one, values, batch, keys, plan="vmap", measure=True).measures["instance_1"]
     ceiling = sum(1 / n for n in (1, 2, 3)) / 3
     assert float(first.mean()) <= ceiling + 3 * float(first.std()) / len(keys) ** 0.5
+
+
+def test_fewer_rows_than_heads_are_refused() -> None:
+    assert MANN.Config(rows=2, heads=2).rows == 2
+    with pytest.raises(ValidationError, match="rows is 1, but each of the 2 heads writes to a row of its own"):
+        MANN.Config(rows=1, heads=2)
