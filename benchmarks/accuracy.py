@@ -1,4 +1,4 @@
-"""Train and evaluate every built-in learner by one documented command each, and write `docs/results.md` from their records.
+"""Train and evaluate each built-in learner by one documented command, and write `docs/results.md` from their records.
 
 `python -m benchmarks.accuracy` (or `make results`) needs the real Omniglot images and about 90 minutes on two cores. A
 run that is finished and evaluated is not repeated; `--only NAME` trains one, `--table` only writes the table.
@@ -26,12 +26,9 @@ PUBLISHED = Path(__file__).with_name("published.toml")
 COMMANDS = {
     "protonet": "train --learner protonet --dataset omniglot --steps 1000000 --budget 5m"
     " --set train.ways=100 --set train.queries=1",
-    "maml": "train --learner maml --dataset omniglot --steps 1000000 --budget 10m"
-    " --set backbone.variant=pool-32",
-    "fomaml": "train --learner fomaml --dataset omniglot --steps 1000000 --budget 10m"
-    " --set backbone.variant=pool-32",
-    "reptile": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m"
-    " --set backbone.variant=pool-32",
+    "maml": "train --learner maml --dataset omniglot --steps 1000000 --budget 10m --set backbone.variant=pool-32",
+    "fomaml": "train --learner fomaml --dataset omniglot --steps 1000000 --budget 10m --set backbone.variant=pool-32",
+    "reptile": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",
     "leo": "train --learner leo --dataset omniglot --steps 1000000 --budget 15m",
     "mann": "train --learner mann --dataset omniglot --steps 1000000 --budget 15m",
     "cnp-sinusoid": "train --learner cnp --dataset sinusoid --budget 5m",

@@ -49,7 +49,7 @@ class Components:
         for name, regularizer in self._regularizers.items():
             if regularizer.needs_inner_loop():
                 raise ConfigError(
-                    f"The regularizer {name!r}, with its present options, acts only where an adapter moves the network's"
+                    f"The regularizer {name!r}, as configured, acts only where an adapter moves the network's"
                     f" weights; the learner {self._learner.name!r} uses none.",
                     where=f"regularizers.{name}",
                     remedy=f"change its options (`metaforge describe {name}` lists them), leave it out, or choose a"
