@@ -30,7 +30,8 @@ COMMANDS = {
     "fomaml": "train --learner fomaml --dataset omniglot --steps 1000000 --budget 10m --set backbone.variant=pool-32",
     "reptile": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",
     "leo": "train --learner leo --dataset omniglot --steps 1000000 --budget 15m",
-    "mann": "train --learner mann --dataset omniglot --steps 1000000 --budget 15m",
+    "mann": "train --learner mann --dataset omniglot --steps 1000000 --budget 15m"
+    " --set task.queries=9 --set backbone.filters=32 --set engine.chunk=16",
     "cnp-sinusoid": "train --learner cnp --dataset sinusoid --budget 5m",
     "maml-sinusoid": "train --learner maml --dataset sinusoid --budget 5m",
 }

@@ -21,7 +21,7 @@ class FOMAML(InnerLoopLearner):
     first_order: ClassVar[bool] = True
     defaults: ClassVar = {
         "classification": {
-            "learner": {"steps": 1, "test_steps": 3},
+            "learner": {"steps": 3, "test_steps": 5},
             "adapters": {"sgd": {"lr": 0.4}},
             "train": {"queries": 5, "tasks": 8, "steps": 5000, "lr": 2e-3, "schedule": "cosine"},
         },
