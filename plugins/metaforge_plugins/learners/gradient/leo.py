@@ -62,7 +62,7 @@ class LEO(Learner):
                 "ways": 20,
                 "queries": 5,
                 "tasks": 1,
-                "steps": 5000,
+                "steps": 1500,
                 "schedule": "cosine",
                 "lr": 1e-3,
                 "clip": 0.1,

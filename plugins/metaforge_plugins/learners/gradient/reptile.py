@@ -45,7 +45,7 @@ class Reptile(InnerLoopLearner):
                 "optimizer": "sgd",
                 "lr": 1.0,
                 "schedule": "linear",
-                "steps": 4000,
+                "steps": 2000,
             },
         },
         "regression": {
