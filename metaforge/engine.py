@@ -79,7 +79,7 @@ def choose_plan(learner: Learner, plan: str) -> Plan:
             remedy="use 'loop', 'vmap' or 'auto'",
         )
     if plan in ("loop", "vmap", "fold"):
-        return plan  # type: ignore[return-value]
+        return cast(Plan, plan)
     return "vmap" if learner.tags.adapts else "fold"
 
 
@@ -191,6 +191,7 @@ def _folded(learner: Learner, params: Params, state: Params, tasks: Task, keys: 
         losses, aux = batched(weights, tasks, keys)
         return losses, aux
 
+    # torch's stub knows only the pair that `vjp` returns without `has_aux`.
     losses, pull, (_, aux) = vjp(losses_of, params, has_aux=True)  # type: ignore[misc]
     return _Part(losses, lambda weight: pull(weight)[0], _mean(aux.state), aux.metrics)
 
@@ -205,7 +206,10 @@ def _loss_of(learner: Learner, state: Params) -> Callable[[Params, Task, Tensor]
 
 def _per_task(grads: Params, aux: tuple[Tensor, Aux]) -> _Part:
     losses, (metrics, state) = aux
-    pull = lambda weight: {name: torch.tensordot(weight, value, 1) for name, value in grads.items()}  # noqa: E731
+
+    def pull(weight: Tensor) -> Params:
+        return {name: torch.tensordot(weight, value, 1) for name, value in grads.items()}
+
     return _Part(losses, pull, _mean(state), metrics)
 
 
