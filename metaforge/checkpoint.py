@@ -1,12 +1,18 @@
-"""Checkpoints: safetensors, JSON and a manifest of SHA-256 digests, written beside and renamed, verified at loading."""
+"""Checkpoints: safetensors, JSON and a manifest of SHA-256 digests, written beside and renamed, verified at loading.
+
+`step-<step>/` holds `model.safetensors` (the learner's values), `train.safetensors` (the outer optimiser's),
+`state.json` (everything else) and `MANIFEST.json` (size and SHA-256 of each). A folder has its final name only when all
+of it is on the disk. `LATEST` and `BEST` name one each, for people and for what must not be pruned.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,79 +22,196 @@ from safetensors.torch import save as tensor_bytes
 
 from metaforge.errors import CheckpointError
 from metaforge.protocols import Params
-from metaforge.runs import storage, write_atomically
+from metaforge.storage import require_space, storage, synced, write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
+# Schema 1 had no `train.safetensors`: such a checkpoint can be evaluated, and cannot be trained on.
+_FILES: Mapping[int, tuple[str, ...]] = {
+    1: ("model.safetensors", "state.json"),
+    2: ("model.safetensors", "train.safetensors", "state.json"),
+}
 _MANIFEST = "MANIFEST.json"
+# Far above what MetaForge writes; a larger one is not read into memory.
+_MOST_JSON = 64 << 20
 
 
 class Checkpoint(NamedTuple):
-    """What was saved: the learner's values and facts about them."""
+    """What was saved after an outer step: the learner's values, the outer optimiser's tensors, and all other facts."""
 
+    step: int
     values: Params
+    training: Params
     facts: dict[str, Any]
 
 
-def save(folder: Path, step: int, values: Params, facts: Mapping[str, Any]) -> Path:
-    """Write `folder/step-<step>` whole or not at all, point `LATEST` to it, and return its path."""
-    name = f"step-{step:07d}"
-    path, temporary = folder / name, folder / f".{name}.{os.getpid()}.part"
+def save(folder: Path, step: int, values: Params, training: Params, facts: Mapping[str, Any]) -> Path:
+    """Write `folder/step-<step>` whole or not at all, point `LATEST` to it, and return its path.
+
+    A valid checkpoint of that step is left as it is. Raises `StorageError` where there is no room, before anything is
+    written.
+    """
+    path = _path(folder, step)
     files = {
-        "model.safetensors": tensor_bytes({key: value.detach().cpu().contiguous() for key, value in values.items()}),
+        "model.safetensors": _tensor_bytes(values),
+        "train.safetensors": _tensor_bytes(training),
         "state.json": json.dumps({"schema": SCHEMA, "step": step, **facts}, indent=1).encode(),
     }
     manifest = {key: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for key, data in files.items()}
     files[_MANIFEST] = json.dumps(manifest, indent=1).encode()
     with storage(folder):
         folder.mkdir(exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        for key, data in files.items():
-            with (temporary / key).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-        write_atomically(folder / "LATEST", name + "\n")
+        if not (path.exists() and fault(path) is None):
+            require_space(folder, sum(map(len, files.values())))
+            _write(folder, path, files)
+    write_atomically(folder / "LATEST", path.name + "\n")
     return path
 
 
-def load_latest(folder: Path) -> Checkpoint:
-    """Return the checkpoint that `LATEST` names; raise `CheckpointError` where there is none or it is damaged."""
+def _write(folder: Path, path: Path, files: Mapping[str, bytes]) -> None:
+    temporary = folder / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
+    temporary.mkdir()
     try:
-        name = (folder / "LATEST").read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
+        for key, data in files.items():
+            with (temporary / key).open("wb") as file:
+                file.write(data)
+                synced(file)
+        synced(temporary)
+        if path.exists():
+            # Only a damaged one of the same step is in the way, and it is of no use to anybody.
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        synced(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def mark_best(folder: Path, path: Path) -> None:
+    """Point `BEST` to a checkpoint, so that it is not pruned."""
+    write_atomically(folder / "BEST", path.name + "\n")
+
+
+def steps(folder: Path) -> list[int]:
+    """Return the steps of all checkpoints, valid or not, the latest first."""
+    names = [path.name.removeprefix("step-") for path in folder.glob("step-*")] if folder.is_dir() else []
+    return sorted({int(name) for name in names if name.isdecimal()}, reverse=True)
+
+
+def best(folder: Path) -> int | None:
+    """Return the step of the checkpoint that did best in validation, or None."""
+    try:
+        name = (folder / "BEST").read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    number = name.removeprefix("step-")
+    return int(number) if name != number and number.isdecimal() else None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted save left behind; only the one process that writes the run may call this."""
+    for leftover in folder.glob(".*.part"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def prune(folder: Path, keep: int) -> list[Path]:
+    """Remove all checkpoints but the last `keep` valid ones and the best, and return what was removed."""
+    kept = {best(folder)}
+    removed = []
+    with storage(folder):
+        for step in steps(folder):
+            path = _path(folder, step)
+            if step not in kept and len(kept - {best(folder)}) >= keep:
+                # Renamed first: a removal cut short leaves a leftover, not half a checkpoint.
+                leftover = folder / f".{path.name}.{os.getpid()}.part"
+                os.replace(path, leftover)
+                shutil.rmtree(leftover)
+                removed.append(path)
+            elif fault(path) is None:
+                kept.add(step)
+    return removed
+
+
+def load_latest(folder: Path) -> tuple[Checkpoint, list[CheckpointError]]:
+    """Return the last valid checkpoint, and what is wrong with each later one; raise `CheckpointError` if none is."""
+    bad: list[CheckpointError] = []
+    for step in steps(folder):
+        try:
+            return load(_path(folder, step)), bad
+        except CheckpointError as error:
+            bad.append(error)
+    if not bad:
         raise CheckpointError(
             "There is no checkpoint.", where=str(folder), remedy="name the folder of a run that has saved one"
-        ) from error
-    if not name.startswith("step-") or not name.removeprefix("step-").isdecimal():
-        raise _damaged(folder / "LATEST", f"it names {name[:40]!r}, which is no checkpoint")
-    return load(folder / name)
+        )
+    raise CheckpointError(
+        f"None of the {len(bad)} checkpoints can be used. {bad[0].what}", where=bad[0].where, remedy=bad[0].remedy
+    )
 
 
 def load(path: Path) -> Checkpoint:
     """Return a checkpoint after every file has been compared with the manifest; nothing is half-used."""
-    manifest = _json(path / _MANIFEST, _read(path / _MANIFEST))
-    files = {}
-    for name in ("model.safetensors", "state.json"):
-        data, entry = _read(path / name), manifest.get(name)
-        if not isinstance(entry, dict) or hashlib.sha256(data).hexdigest() != entry.get("sha256"):
-            raise _damaged(path / name, "its SHA-256 is not the one in the manifest")
-        files[name] = data
+    files = dict(_verified(path))
     facts = _json(path / "state.json", files["state.json"])
-    if facts.get("schema") != SCHEMA:
-        raise _damaged(path / "state.json", f"its schema is {facts.get('schema')!r}, this MetaForge reads {SCHEMA}")
-    try:
-        return Checkpoint(parse_tensors(files["model.safetensors"]), facts)
-    except SafetensorError as error:
-        raise _damaged(path / "model.safetensors", str(error)) from error
+    step = facts.get("step")
+    if not isinstance(step, int) or _path(path.parent, step).name != path.name:
+        raise _damaged(path / "state.json", f"it is of step {step!r}")
+    tensors = {}
+    for name in ("model.safetensors", "train.safetensors"):
+        try:
+            tensors[name] = parse_tensors(files[name]) if name in files else {}
+        except (SafetensorError, ValueError) as error:
+            raise _damaged(path / name, str(error)) from error
+    return Checkpoint(step, tensors["model.safetensors"], tensors["train.safetensors"], facts)
 
 
-def _read(path: Path) -> bytes:
+def fault(path: Path) -> CheckpointError | None:
+    """Return what is wrong with a checkpoint, or None where every file is as its manifest says."""
     try:
-        return path.read_bytes()
+        load(path)
+    except CheckpointError as error:
+        return error
+    return None
+
+
+def _verified(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield each file of a checkpoint with its content, once size and digest are those of the manifest."""
+    if path.is_symlink():
+        raise _damaged(path, "it is a link")
+    manifest = _json(path / _MANIFEST, _read(path / _MANIFEST, _MOST_JSON))
+    names = next((names for names in _FILES.values() if set(names) == set(manifest)), None)
+    if names is None:
+        raise _damaged(path / _MANIFEST, f"it lists {', '.join(sorted(map(str, manifest)))[:80] or 'no files'}")
+    for name in names:
+        entry = manifest[name]
+        size = entry.get("size") if isinstance(entry, dict) else None
+        if not isinstance(size, int) or isinstance(size, bool) or (name.endswith(".json") and size > _MOST_JSON):
+            raise _damaged(path / _MANIFEST, f"it gives no size for {name}")
+        data = _read(path / name, size)
+        if len(data) != size or hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+            raise _damaged(path / name, "its size or its SHA-256 is not the one in the manifest")
+        found = _json(path / name, data).get("schema") if name == "state.json" else None
+        if name == "state.json" and not (isinstance(found, int) and _FILES.get(found) == names):
+            raise _damaged(path / name, f"its schema is {found!r}, this MetaForge reads up to {SCHEMA}")
+        yield name, data
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:07d}"
+
+
+def _tensor_bytes(tensors: Params) -> bytes:
+    return tensor_bytes({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+
+
+def _read(path: Path, most: int) -> bytes:
+    """Return a file's content, at most one byte more than `most`."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise _damaged(path, "it is missing or no plain file")
+        with path.open("rb") as file:
+            return file.read(most + 1)
     except OSError as error:
         raise _damaged(path, error.strerror or "it cannot be read") from error
 
@@ -96,7 +219,7 @@ def _read(path: Path) -> bytes:
 def _json(path: Path, data: bytes) -> dict[str, Any]:
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, "it is not JSON") from error
     if not isinstance(content, dict):
         raise _damaged(path, "it is not a JSON object")

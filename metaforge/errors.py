@@ -51,6 +51,12 @@ class DivergedError(MetaForgeError):
     exit_code = 6
 
 
+class RunLockedError(MetaForgeError):
+    """Another process writes the run (exit code 7)."""
+
+    exit_code = 7
+
+
 class StorageError(MetaForgeError):
     """A folder cannot be written, or the disk is full (exit code 8)."""
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import pluggy
 
-from metaforge.errors import MetaForgeError, PluginError
+from metaforge.errors import MetaForgeError, PluginError, nearest
+from metaforge.hookcalls import Place, Trace, calling, wrapping
 
 if TYPE_CHECKING:
     from metaforge.config import Resolved
@@ -26,13 +29,28 @@ class RunInfo:
     """What a hook may know of its run: its resolved configuration, its command and the folder that keeps it.
 
     `folder` is None in a dry run, which keeps nothing. `environment` is what `env.json` says: the machine, the versions
-    of all plugins, the engine's plan and chunk.
+    of all plugins, the engine's plan and chunk. `start` is the outer step after which this process continues: 0 in a
+    new run; in a resumed one that of the checkpoint, and whatever the folder says of later steps is to be forgotten.
     """
 
     folder: Path | None
     config: Resolved
     command: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
+    start: int = 0
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A plugin with hooks that remembers something over a resume; both methods are optional, but only together."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what to remember, as values that JSON can hold; called after every step, kept with a checkpoint."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` returned, as JSON gives it back; called before a resumed run's `metaforge_run_start`."""
+        ...
 
 
 class Specs:
@@ -84,68 +102,144 @@ def names() -> tuple[str, ...]:
     return tuple(name for name in vars(Specs) if name.startswith("metaforge_"))
 
 
+def carriers(components: Iterable[object]) -> list[object]:
+    """Return those components of a run that carry hooks of their own, in the order given."""
+    return [component for component in components if any(_methods(component))]
+
+
+def misfits(plugin: object) -> list[str]:
+    """Return how the hooks of a plugin, an object or its class, do not fit the specs, each as a clause of a sentence.
+
+    Each of these would otherwise be a hook that is never called, or called with less than it waits for.
+    """
+    found = []
+    for name, options in _methods(plugin):
+        hook = _hook(name, options)
+        if hook not in names():
+            if not options.get("optionalhook"):
+                near = nearest(hook, names()).strip()
+                found.append(f"there is no hook {hook!r}" + (f" ({near})" if near else ""))
+        elif not options:
+            found.append(f"{name!r} is not marked with @metaforge.hookimpl")
+        else:
+            found += _signature_misfits(plugin, name, hook)
+            found += _manner_misfits(getattr(plugin, name), name, options)
+    return found
+
+
 def hook_manager(plugins: Sequence[object]) -> pluggy.PluginManager:
     """Return a manager of this run's own, which calls the plugins in the order given.
 
     Raises `PluginError` where a plugin implements a hook that does not exist, or asks for an argument unknown to it. An
-    exception in a hook surfaces as a `PluginError` too, which names the plugin and the hook.
+    exception in a hook surfaces as a `PluginError` too, which names the plugin and the hook. With
+    METAFORGE_TRACE_HOOKS=1 every call is told on stderr.
     """
     manager = pluggy.PluginManager("metaforge")
     manager.add_hookspecs(Specs)
+    trace = Trace(manager) if os.environ.get("METAFORGE_TRACE_HOOKS") == "1" else None
     # pluggy calls the last one registered first.
     for number, plugin in reversed(list(enumerate(plugins, start=1))):
-        name = f"{type(plugin).__name__} ({number})"
+        wrong = ["it is a class: hand over an object of it"] if inspect.isclass(plugin) else misfits(plugin)
         try:
-            manager.register(_Named(plugin), name=name)
-            manager.check_pending()
+            if not wrong:
+                label = f"{type(plugin).__name__} ({number})"
+                manager.register(_Named(plugin, label, trace), name=label)
         except pluggy.PluginValidationError as error:
+            wrong = [str(error)]
+        if wrong:
+            cls = plugin if inspect.isclass(plugin) else type(plugin)
             raise PluginError(
-                f"The hook plugin {type(plugin).__name__} does not fit the hook specs: {error}",
-                where=type(plugin).__module__,
+                f"The hook plugin {cls.__name__} does not fit the hook specs: {'; '.join(wrong)}",
+                where=f"{cls.__module__}:{cls.__qualname__}",
                 remedy=f"the hooks are {', '.join(names())}",
-            ) from error
+            )
+    manager.check_pending()
     return manager
 
 
 def end_run(manager: pluggy.PluginManager, run: RunInfo, outcome: Outcome, error: BaseException | None) -> None:
     """Call every plugin's `metaforge_run_end`, whatever another one raises; raise the first exception afterwards."""
     raised: list[MetaForgeError] = []
-    plugins = manager.get_plugins()
-    for ending in reversed(manager.hook.metaforge_run_end.get_hookimpls()):
-        alone = manager.subset_hook_caller("metaforge_run_end", [one for one in plugins if one is not ending.plugin])
+    endings = reversed(manager.hook.metaforge_run_end.get_hookimpls())
+    # One that implements it twice is still called once.
+    for plugin in dict.fromkeys(ending.plugin for ending in endings):
+        others = [one for one in manager.get_plugins() if one is not plugin]
         try:
-            alone(run=run, outcome=outcome, error=error)
+            manager.subset_hook_caller("metaforge_run_end", others)(run=run, outcome=outcome, error=error)
         except MetaForgeError as caught:
             raised.append(caught)
     if raised:
         raise raised[0]
 
 
+def states(plugins: Mapping[str, object]) -> dict[str, Mapping[str, Any]]:
+    """Return what plugins, by name, want to remember over a resume; a `PluginError` names one that cannot say it."""
+    found = {}
+    for name, plugin in plugins.items():
+        if isinstance(plugin, Stateful):
+            with Place(type(plugin), "state").noted():
+                found[name] = json.loads(json.dumps(plugin.state(), allow_nan=False))
+    return found
+
+
+def restore_states(plugins: Mapping[str, object], remembered: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give plugins back what they wanted to remember; a `PluginError` names one that cannot take it up."""
+    for name, plugin in plugins.items():
+        if isinstance(plugin, Stateful) and name in remembered:
+            with Place(type(plugin), "restore").noted():
+                plugin.restore(remembered[name])
+
+
+def _methods(plugin: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the methods that are hooks, or look like one, with the options of their mark (empty: it has none)."""
+    for name in dir(plugin):
+        # Looked up without asking: a property of a data set, say, may be dear or raise.
+        method = inspect.getattr_static(plugin, name, None)
+        method = method.__func__ if isinstance(method, (staticmethod, classmethod)) else method
+        options = getattr(method, "metaforge_impl", None) if inspect.isroutine(method) else None
+        if isinstance(options, Mapping):
+            yield name, options
+        elif name.startswith("metaforge_") and inspect.isroutine(method):
+            yield name, {}
+
+
+def _hook(name: str, options: Mapping[str, Any]) -> str:
+    return options.get("specname") or name
+
+
+def _signature_misfits(plugin: object, name: str, hook: str) -> list[str]:
+    known = list(inspect.signature(getattr(Specs, hook)).parameters)[1:]
+    parameters = list(inspect.signature(getattr(plugin, name)).parameters.values())
+    if inspect.isclass(plugin) and inspect.isfunction(inspect.getattr_static(plugin, name)):
+        del parameters[:1]
+    found = []
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            found.append(f"{name} collects arguments with *, which are never given: name those wanted")
+        elif parameter.name not in known and parameter.default is parameter.empty:
+            found.append(f"{name} asks for {parameter.name!r}, which is none of {', '.join(known)}")
+        elif parameter.name in known and parameter.kind is parameter.KEYWORD_ONLY:
+            found.append(f"{name} takes {parameter.name!r} by keyword only, which is never given so")
+        elif parameter.name in known and parameter.default is not parameter.empty:
+            found.append(f"{name} has a default for {parameter.name!r}, which hides that it is given")
+    return found
+
+
+def _manner_misfits(method: Callable[..., Any], name: str, options: Mapping[str, Any]) -> list[str]:
+    if options.get("hookwrapper"):
+        return [f"{name} is a wrapper of the old kind: mark it with hookimpl(wrapper=True)"]
+    if options.get("wrapper"):
+        return [] if inspect.isgeneratorfunction(method) else [f"{name} is marked as a wrapper and does not yield"]
+    if inspect.isgeneratorfunction(method) or inspect.iscoroutinefunction(method):
+        return [f"{name} is a generator or a coroutine, which nobody would run"]
+    return []
+
+
 class _Named:
     """A plugin's hook implementations, whose exceptions name them; MetaForge's own errors are clear as they are."""
 
-    def __init__(self, plugin: object) -> None:
-        for name in dir(plugin):
-            method = getattr(plugin, name)
-            options = getattr(method, "metaforge_impl", None)
-            if isinstance(options, Mapping):
-                # pluggy wants its wrappers to be generators, as they are written.
-                wraps = options.get("wrapper") or options.get("hookwrapper")
-                setattr(self, name, method if wraps else _named(method, type(plugin), name))
-
-
-def _named(method: Callable[..., Any], cls: type[Any], hook: str) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(*arguments: Any) -> Any:
-        try:
-            return method(*arguments)
-        except MetaForgeError:
-            raise
-        except Exception as error:
-            raise PluginError(
-                f"The hook {hook} of {cls.__name__} raised {type(error).__name__}: {error}",
-                where=f"{cls.__module__}:{cls.__qualname__}",
-                remedy="run without this hook, or correct it (METAFORGE_DEBUG=1 shows the trace)",
-            ) from error
-
-    return call
+    def __init__(self, plugin: object, label: str, trace: Trace | None) -> None:
+        for name, options in _methods(plugin):
+            place = Place(type(plugin), _hook(name, options), label, trace)
+            make = wrapping if options.get("wrapper") else calling
+            setattr(self, name, make(getattr(plugin, name), place))

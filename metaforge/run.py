@@ -124,6 +124,6 @@ def load(folder: Path | str, registry: Registry, *, device: str | None = None) -
     runtime.prepare(resolved.run.engine.threads)
     parts = Components(resolved)
     chosen = runtime.choose_device(resolved.run.device if device is None else device)
-    saved = checkpoint.load_latest(folder / "ckpt")
+    saved, _ = checkpoint.load_latest(folder / "ckpt")
     values = {name: value.to(chosen) for name, value in saved.values.items()}
-    return Run(folder, resolved, parts, values, chosen, {"steps": saved.facts["step"]})
+    return Run(folder, resolved, parts, values, chosen, {"steps": saved.step})

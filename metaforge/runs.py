@@ -1,53 +1,24 @@
 """The run folder: everything that says what a run was, written as it happens.
 
-`config.toml` (resolved), `command.txt`, `env.json`, `metrics.jsonl`, `status.json`, `ckpt/`, `evaluation/`,
-`pictures/`, `report.md`.
+`config.toml` (resolved), `command.txt`, `env.json`, `metrics.jsonl`, `status.json`, `run.lock`, `ckpt/`,
+`evaluation/`, `pictures/`, `report.md`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import signal
+import secrets
 import subprocess
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from metaforge.errors import ConfigError, StorageError
-
-
-@contextmanager
-def storage(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write below `path` into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"Cannot write {error.filename or path}: {error.strerror}.",
-            where=str(path),
-            remedy="choose another folder with --out, or free space and check its permissions",
-        ) from error
-
-
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a file beside its name, then rename it: a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with storage(path):
-        try:
-            temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write an object as JSON, atomically."""
-    write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+from metaforge.lines import append_lines, begin_lines
+from metaforge.locks import RunLock
+from metaforge.storage import storage, write_atomically, write_json
 
 
 def read_json(path: Path) -> Any:
@@ -61,10 +32,11 @@ def read_json(path: Path) -> Any:
 
 
 class RunFolder:
-    """One run's folder; only the process that created it writes it."""
+    """One run's folder; only the process that holds its lock writes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = RunLock(path)
 
     @classmethod
     def create(cls, path: Path, *, config: str, command: str, environment: Mapping[str, Any]) -> RunFolder:
@@ -77,13 +49,38 @@ class RunFolder:
                 raise StorageError(
                     f"The folder {path} exists already.",
                     where="--out",
-                    remedy="name a new folder: a run never overwrites another",
+                    remedy="name a new folder (a run never overwrites another), or go on with --resume",
                 ) from error
             (path / "pictures").mkdir()
+        folder = cls(path)
         write_atomically(path / "config.toml", config)
         write_atomically(path / "command.txt", command + "\n")
         write_json(path / "env.json", {**environment, **_git_facts()})
-        return cls(path)
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Take over the folder of a run that has ended, or whose process has died; raise `RunLockedError` otherwise."""
+        if not (path / "config.toml").is_file():
+            raise ConfigError(
+                f"{path} is no run folder: it has no config.toml.",
+                where="--resume",
+                remedy="name the folder that `metaforge train` printed",
+            )
+        folder = cls(path)
+        with storage(path):
+            for leftover in path.glob(".*.part"):
+                leftover.unlink(missing_ok=True)
+        return folder
+
+    def resumed(self, step: int, *, config: str, command: str, facts: Mapping[str, Any]) -> None:
+        """Record that the run goes on after a step: later records go, the configuration is the present one."""
+        begin_lines(self.path / "metrics.jsonl", start=step, step_of=lambda line: int(json.loads(line)["step"]))
+        write_atomically(self.path / "config.toml", config)
+        write_atomically(self.path / "command.txt", (self.path / "command.txt").read_text("utf-8") + command + "\n")
+        environment = read_json(self.path / "env.json")
+        resumes = [*environment.get("resumed", []), {"step": step, "at": _now(), **facts}]
+        write_json(self.path / "env.json", {**environment, "resumed": resumes})
 
     def status(self, outcome: str, **facts: Any) -> None:
         """Record how the run stands."""
@@ -101,40 +98,18 @@ class RunFolder:
     def record(self, metrics: Mapping[str, float]) -> None:
         """Append one line to the metrics; a figure that is not finite is null, because JSON has no such numbers."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        with storage(self.path), (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(finite, allow_nan=False) + "\n")
+        append_lines(self.path / "metrics.jsonl", [json.dumps(finite, allow_nan=False)])
 
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM): like Ctrl-C, but with an exit code of its own."""
-
-    exit_code = 143
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end what runs inside as Ctrl-C would, so that a run saves what it has; only in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: object) -> NoReturn:
-        # A second signal must not cut short what the first one lets the run save.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated("terminated (SIGTERM)")
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def close(self) -> None:
+        """Let others write the run."""
+        self._lock.release()
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Seconds since it was made, and those that a run had taken before."""
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
+    def __init__(self, before: float = 0.0) -> None:
+        self._start = time.perf_counter() - before
 
     @property
     def seconds(self) -> float:
@@ -143,13 +118,8 @@ class Stopwatch:
 
 
 def default_folder(what: str) -> Path:
-    """Return a new name below `runs/` that says what the run is and when it began."""
-    stem = Path("runs") / f"{what}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, number = stem, 1
-    while path.exists():
-        number += 1
-        path = stem.with_name(f"{stem.name}-{number}")
-    return path
+    """Return a name below `runs/` that says what the run is and when it began, and that no other run has."""
+    return Path("runs") / f"{what}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def _now() -> str:

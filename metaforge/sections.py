@@ -10,6 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 Count = Annotated[int, Field(ge=1)]
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+# What a file may write where seconds are wanted; its schema says so.
+Duration = Annotated[str, Field(pattern=rf"^\s*(?=[0-9])(?:{_DURATION.pattern})\s*$")]
+Positive = Annotated[float, Field(gt=0)]
 
 
 def seconds(value: Any) -> Any:
@@ -42,7 +45,7 @@ class TrainConfig(Section):
 
     steps: int = Field(default=1000, ge=0, description="Outer steps, that is, updates of the meta-parameters.")
     tasks: Count = Field(default=16, description="Tasks per outer step.")
-    budget: Annotated[float | None, BeforeValidator(seconds)] = Field(
+    budget: Annotated[float | None, BeforeValidator(seconds, json_schema_input_type=Positive | Duration | None)] = Field(
         default=None, gt=0, description="Stop after this time: seconds, or a text such as 10m."
     )
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="The outer optimiser.")
@@ -54,6 +57,13 @@ class TrainConfig(Section):
         default=None, gt=0, description="Largest norm of the meta-gradient; longer ones are scaled down."
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of the outer optimiser.")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        default="stop", description="What to do with a step whose numbers are not sound: end the run, or leave it out."
+    )
+    skip_limit: int = Field(default=10, ge=0, description="Steps that may be left out before the run ends.")
+    divergence: float | None = Field(
+        default=1e6, gt=1, description="Largest norm of the meta-gradient, in multiples of its running median."
+    )
     ways: Count | None = Field(
         default=None, description="Classes in a training task; the task's own number where not set."
     )
@@ -66,6 +76,16 @@ class TrainConfig(Section):
     validate_every: int = Field(default=0, ge=0, description="Outer steps between validations; 0 for none.")
     validate_tasks: int = Field(default=100, ge=2, description="Tasks per validation.")
     log_every: Count = Field(default=20, description="Outer steps between records of the metrics.")
+
+
+class CheckpointConfig(Section):
+    """When what was learned is saved, and how much of it is kept."""
+
+    every: Count | None = Field(default=None, description="Outer steps between checkpoints; by time where not set.")
+    interval: Annotated[float, BeforeValidator(seconds, json_schema_input_type=Positive | Duration)] = Field(
+        default=60.0, ge=0, description="Time between checkpoints where `every` is not set: seconds, or 10m."
+    )
+    keep: Count = Field(default=2, description="Checkpoints to keep, beside the best in validation.")
 
 
 class EvaluateConfig(Section):
@@ -105,5 +125,6 @@ class RunConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="Where to compute.")
     task: TaskConfig = Field(default=TaskConfig(), description="The tasks that the run is about.")
     train: TrainConfig = Field(default=TrainConfig(), description="The outer loop.")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="What is saved during the run.")
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="The evaluation after training.")
     engine: EngineConfig = Field(default=EngineConfig(), description="How the computation is carried out.")

@@ -25,6 +25,17 @@ Steps = Annotated[int | None, typer.Option("--steps", help="Outer steps.")]
 Budget = Annotated[str | None, typer.Option("--budget", help="Stop after this time, e.g. 90s, 10m, 1h30m.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the run.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default runs/DATASET-LEARNER-TIME.")]
+Resume = Annotated[
+    Path | None, typer.Option("--resume", help="Go on with the run of this folder after its last checkpoint.")
+]
+AcceptPlugins = Annotated[
+    bool, typer.Option("--accept-plugins", help="Resume although plugins have other versions now.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, train one step, evaluate two tasks, write nothing.")
+]
+EvaluateAfter = Annotated[bool, typer.Option("--evaluate", help="Evaluate right after training.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON on stdout.")]
 

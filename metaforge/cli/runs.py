@@ -34,40 +34,38 @@ def train(
     budget: options.Budget = None,
     seed: options.Seed = None,
     device: options.Device = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run folder; default runs/DATASET-LEARNER-TIME.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, train one step, evaluate two tasks, write nothing.")
-    ] = False,
-    evaluate_after: Annotated[bool, typer.Option("--evaluate", help="Evaluate right after training.")] = False,
+    out: options.Out = None,
+    resume: options.Resume = None,
+    accept_plugins: options.AcceptPlugins = False,
+    dry_run: options.DryRun = False,
+    evaluate_after: options.EvaluateAfter = False,
     no_progress: options.NoProgress = False,
     json: options.AsJson = False,
 ) -> None:
     """Train a learner; everything about the run is kept in a folder."""
-    registry, resolved = _resolved(locals())
-    from metaforge.runs import terminable
+    _require_one_way(resume, out=out, config=config, dry_run=dry_run)
+    registry, resolved = _resolved(locals(), folder=resume)
     from metaforge.training import run_training
 
     command = shlex.join(["metaforge", *sys.argv[1:]])
     hooks = [*([] if no_progress else _progress(registry, resolved)), _Announcement()]
-    with terminable():
-        run = run_training(resolved, registry, folder=out, command=command, dry_run=dry_run, hooks=hooks)
-    answer: dict[str, Any] = {"dry_run": True} if dry_run else {"folder": str(run.folder)}
-    answer |= run.summary
+    run = run_training(
+        resolved,
+        registry,
+        folder=resume or out,
+        command=command,
+        dry_run=dry_run,
+        hooks=hooks,
+        resuming=resume is not None,
+        accept_plugins=accept_plugins,
+    )
+    answer = run.summary | ({"dry_run": True} if run.folder is None else {"folder": str(run.folder)})
     if evaluate_after and run.folder is not None:
         answer["evaluation"] = _evaluated(run.folder, registry, progress=not no_progress)
     if json:
         put_json(answer)
-        return
-    evaluation = answer.pop("evaluation", None)
-    if answer.pop("dry_run", False):
-        put("dry run: nothing was written")
-    _put_facts(answer)
-    if evaluation is not None:
-        _put_evaluation(evaluation)
-    elif run.folder is not None:
-        say(f"Next: metaforge evaluate {shlex.quote(str(run.folder))}")
+    else:
+        _put_run(answer)
 
 
 @guarded
@@ -129,13 +127,32 @@ def config(
     put(annotated(resolved))
 
 
-def _resolved(given: Mapping[str, Any], *, required: bool = True) -> tuple[Registry, Resolved]:
-    """Return the plugins and the configuration that a command's parameters, by name, mean."""
+def _require_one_way(resume: Path | None, **others: Any) -> None:
+    """Raise `ConfigError` where a run is to be resumed and begun at once."""
+    from metaforge.errors import ConfigError
+
+    clashing = [f"--{name.replace('_', '-')}" for name, value in others.items() if resume is not None and value]
+    if clashing:
+        raise ConfigError(
+            f"--resume and {clashing[0]} cannot be given together.",
+            remedy="a resumed run has its folder and its configuration; change single settings with --set",
+        )
+
+
+def _resolved(
+    given: Mapping[str, Any], *, required: bool = True, folder: Path | None = None
+) -> tuple[Registry, Resolved]:
+    """Return the plugins and the configuration that a command's parameters, by name, mean (on top of a run's own)."""
     from metaforge.config import resolve
     from metaforge.registry import scan
 
-    registry = scan()
-    resolved = resolve(options.run_layers(given), registry, complete=required)
+    registry, layers = scan(), options.run_layers(given)
+    if folder is not None:
+        from metaforge.resume import configuration
+
+        resolved = configuration(folder, layers, registry)
+    else:
+        resolved = resolve(layers, registry, complete=required)
     for note in resolved.notes:
         say(f"Note: {note}")
     return registry, resolved
@@ -159,6 +176,17 @@ class _Announcement:
         facts = {key: run.environment[key] for key in ("device", "threads", "plan", "chunk") if key in run.environment}
         if run.folder is not None:
             say(f"run folder: {run.folder}  ({', '.join(f'{key} {value}' for key, value in facts.items())})")
+        if "resumed" in run.environment:
+            self._say_resumed(run.start, run.environment["resumed"])
+
+    @staticmethod
+    def _say_resumed(step: int, facts: Mapping[str, Any]) -> None:
+        """Say where a run goes on, which checkpoints were of no use, and what is not as it was."""
+        for damaged in facts["damaged"]:
+            say(f"Warning: {damaged}")
+        say(f"resumed after outer step {step}{'' if facts['exact'] else ', not exactly: these have changed'}")
+        for line in facts["differences"]:
+            say(f"  {line}")
 
     @hookimpl
     def metaforge_run_end(self, run: RunInfo, error: BaseException | None) -> None:
@@ -175,6 +203,18 @@ def _evaluated(
 
     with counting("evaluating", show=progress) as tell:
         return load(folder, registry, device=device).evaluate(progress=tell, **chosen)
+
+
+def _put_run(answer: dict[str, Any]) -> None:
+    """Print what a training came to, and what can be done next."""
+    evaluation, folder = answer.pop("evaluation", None), answer.get("folder")
+    if answer.pop("dry_run", False):
+        put("dry run: nothing was written")
+    _put_facts(answer)
+    if evaluation is not None:
+        _put_evaluation(evaluation)
+    elif folder is not None:
+        say(f"Next: metaforge evaluate {shlex.quote(folder)}")
 
 
 def _put_evaluation(found: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metaforge.errors import DataError
-from metaforge.runs import storage, write_atomically
+from metaforge.storage import storage, write_atomically
 
 Record = dict[str, Any]
 Figure = dict[str, Any]

@@ -18,9 +18,10 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 POINTS: dict[str, dict[str, str]] = PYPROJECT["project"]["entry-points"]
 
 LIGHT = ("__init__", "__main__", "cli", "registry", "summaries", "hooks", "config", "layers", "sections", "validation")
-LIGHT += ("errors", "scaffold")
-# Two names that are also torch's own: what they say of a plugin, the core has to say of its outer optimiser.
-ORDINARY_WORDS = {"sgd", "adam", "progress"}
+LIGHT += ("distributions", "loading", "errors", "scaffold", "hookcalls", "lines")
+# Two names that are also torch's own: what they say of a plugin, the core has to say of its outer optimiser. Two that
+# are formats of files.
+ORDINARY_WORDS = {"sgd", "adam", "progress", "csv", "jsonl"}
 
 
 def name_of(path: Path) -> str:
@@ -100,18 +101,31 @@ FILES = {
     "metaforge/data/images.py": "image files",
     "metaforge/data/trees.py": "folders of images",
     "metaforge/layers.py": "run files",
+    "metaforge/lines.py": "what hooks write line by line",
+    "metaforge/locks.py": "the lock of a run",
     "metaforge/report/records.py": "what reports are made of",
     "metaforge/runs.py": "run folders",
     "metaforge/runtime.py": "the processor's name",
+    "metaforge/scaffold.py": "the project of a new plugin",
+    "metaforge/storage.py": "whatever is written whole or not at all",
     "metaforge/summaries.py": "the first line of a plugin's source",
+    "metaforge/testing/hooks.py": "the temporary folder of a toy run",
+    "metaforge/testing/learners.py": "the temporary folder of a checkpoint",
     "metaforge/training.py": "the temporary folder of a dry run",
     "plugins/metaforge_plugins/datasets/omniglot.py": "split lists",
 }
-CLOCK = {"metaforge/cli/plugins.py": "times of imports", "metaforge/runs.py": "when and how long a run was"}
+CLOCK = {
+    "metaforge/cli/plugins.py": "times of imports",
+    "metaforge/hookcalls.py": "times of hooks, when they are traced",
+    "metaforge/locks.py": "since when a run is written",
+    "metaforge/runs.py": "when and how long a run was",
+    "metaforge/signals.py": "how soon a second Ctrl-C follows",
+}
 ENVIRONMENT = {
     "metaforge/cli/output.py": "METAFORGE_DEBUG",
     "metaforge/config.py": "METAFORGE_DATA",
     "metaforge/data/cache.py": "METAFORGE_CACHE",
+    "metaforge/hooks.py": "METAFORGE_TRACE_HOOKS",
     "metaforge/registry.py": "METAFORGE_PLUGINS",
 }
 NETWORK = {"metaforge/data/archives.py": "downloads, when the user asks for one"}

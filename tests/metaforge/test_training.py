@@ -18,7 +18,7 @@ from metaforge.errors import ConfigError, DataError, DivergedError, PluginError,
 from metaforge.evaluation import figure
 from metaforge.protocols import Aux, Key, Learner, Options, Params, Tags, Task
 from metaforge.registry import scan
-from metaforge.training import _Training, run_training
+from metaforge.training import run_training
 
 QUICK: dict[str, Any] = {
     "dataset": {"name": "sinusoid"},
@@ -245,8 +245,9 @@ def test_a_raising_hook_fails_the_run_but_it_still_ends(tmp_path: Path) -> None:
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert watch.seen[-1] == "failed"
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert (status["outcome"], status["exit_code"], status["steps"]) == ("failed", 4, 3)
-    assert metaforge.load(tmp_path / "run").summary["steps"] == 3
+    # A step counts once its hooks have seen it: the run can go on from the one before.
+    assert (status["outcome"], status["exit_code"], status["steps"]) == ("failed", 4, 2)
+    assert metaforge.load(tmp_path / "run").summary["steps"] == 2
 
 
 class Clumsy:
@@ -424,11 +425,11 @@ class Poisoned(torch.optim.SGD):
 
 
 def test_values_that_the_last_step_spoilt_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Training, "_optimizer", lambda self, leaves: Poisoned(leaves, lr=1e-3))
+    monkeypatch.setattr("metaforge.outer._optimizer_for", lambda config, leaves: Poisoned(leaves, lr=1e-3))
     with pytest.raises(DivergedError, match=r"The value 'model\.\S+' is no longer finite after outer step 3") as caught:
         trained(tmp_path / "run", steps=3)
     assert "training episodes 6 to 8" in caught.value.where
-    assert "the values after step 2 are saved" in caught.value.remedy
+    assert "the state after step 2 is saved" in caught.value.remedy
     loaded = metaforge.load(tmp_path / "run")
     assert loaded.summary["steps"] == 2
     assert all(bool(value.isfinite().all()) for value in loaded.values.values())

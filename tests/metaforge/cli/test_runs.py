@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from metaforge.errors import DataError, DivergedError
 from metaforge.hooks import RunInfo
 from metaforge.protocols import Dataset, Examples, Learner, Options, Task, TaskShape, TaskSpec
 from metaforge.registry import Registry
-from metaforge.runs import Terminated
+from metaforge.signals import Interrupted
 
 runner = CliRunner()
 
@@ -91,7 +92,17 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     monkeypatch.setattr("metaforge.registry.scan", lambda: made)
     found = Calls()
 
-    def run_training(resolved: Any, registry: Any, *, folder: Any, command: str, dry_run: bool, hooks: Any) -> Any:
+    def run_training(
+        resolved: Any,
+        registry: Any,
+        *,
+        folder: Any,
+        command: str,
+        dry_run: bool,
+        hooks: Any,
+        resuming: bool,
+        accept_plugins: bool,
+    ) -> Any:
         if found.error is not None:
             raise found.error
         found.append(SimpleNamespace(resolved=resolved, folder=folder, command=command, dry_run=dry_run, hooks=hooks))
@@ -204,7 +215,7 @@ def test_bad_input_gets_a_sentence_and_an_exit_code(arguments: str, code: int, s
         (OSError(28, "No space left on device", "runs/x"), 8, "No space left"),
         (RuntimeError("odd"), 1, "Unexpected error: RuntimeError: odd"),
         (KeyboardInterrupt(), 130, "Interrupted."),
-        (Terminated(), 143, "Terminated."),
+        (Interrupted(signal.SIGTERM), 143, "Terminated."),
         (BrokenPipeError(), 0, ""),
     ],
 )

@@ -1,0 +1,78 @@
+"""One writer per run: a lock that names its holder and does not outlive it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import IO
+
+from metaforge.errors import RunLockedError
+from metaforge.storage import storage
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - not a POSIX system: the record of the holder is all there is
+    fcntl = None  # type: ignore[assignment]
+
+
+class RunLock:
+    """The right to write a run folder; `RunLockedError` names who has it.
+
+    The system gives the lock back when its holder dies, so a dead holder's is recovered. On file systems of several
+    machines, where the system's locks may mean nothing, the record of a holder on another machine is believed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "run.lock"
+        with storage(folder):
+            self._file: IO[str] = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            self._acquire()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _acquire(self) -> None:
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise self._held(self._holder()) from error
+        holder = self._holder()
+        elsewhere = bool(holder) and (fcntl is None or holder.get("host") != platform.node())
+        if elsewhere:
+            raise self._held(holder)
+        mine = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        self._write(json.dumps(mine))
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if not self._file.closed:
+            self._write("")
+            self._file.close()
+
+    def _holder(self) -> dict[str, object]:
+        self._file.seek(0)
+        try:
+            found = json.loads(self._file.read(4096) or "{}")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, text: str) -> None:
+        with storage(self.path):
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(text)
+            self._file.flush()
+
+    def _held(self, holder: dict[str, object]) -> RunLockedError:
+        said = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"
+        return RunLockedError(
+            f"The run is being written by {said}.",
+            where=str(self.path.parent),
+            remedy=f"wait until it ends, or stop it; if it is surely dead, remove {self.path.name}",
+        )

@@ -1,0 +1,137 @@
+"""Going on with a run: what must be as it was, what may differ and makes the run inexact, and how each is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from metaforge.checkpoint import Checkpoint
+from metaforge.config import Layer, Resolved, file_layer, resolve
+from metaforge.errors import CheckpointError, ConfigError, PluginError
+from metaforge.hooks import RunInfo
+from metaforge.layers import flatten
+from metaforge.outer import Outer
+from metaforge.protocols import Params
+from metaforge.registry import Registry
+from metaforge.runs import read_json
+from metaforge.state import Saver, State
+
+# Settings that change no weight and no figure of the training.
+_HARMLESS = ("evaluate", "checkpoint", "hooks", "device")
+# Where the arithmetic is done, and by what: other answers may differ in the last bits.
+_ENVIRONMENT = ("device", "threads", "torch", "plan", "chunk", "processor", "platform", "python")
+
+
+def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> Resolved:
+    """Return a run's own configuration with the user's layers on top.
+
+    Raises `PluginError` naming the distribution of a plugin that is no longer there, `ConfigError` where the layers
+    choose another learner or data set.
+    """
+    path = folder / "config.toml"
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder} is no run folder: it has no config.toml.",
+            where="--resume",
+            remedy="name the folder that `metaforge train` printed",
+        )
+    own = file_layer(path)
+    for key in ("learner", "dataset"):
+        before = own.values.get(key, {}).get("name")
+        for layer in layers:
+            name = layer.values.get(key, {}).get("name", before)
+            if name != before:
+                raise ConfigError(
+                    f"The run began with the {key} {before!r} and cannot go on with {name!r}.",
+                    where=layer.origin_of(f"{key}.name"),
+                    remedy="leave it out, or train a new run",
+                )
+    try:
+        return resolve([own, *layers], registry)
+    except PluginError as error:
+        plugins = read_json(folder / "env.json").get("plugins", {})
+        used = "; ".join(f"{plugin} of {distribution}" for plugin, distribution in plugins.items())
+        raise PluginError(
+            error.what, where=f"{error.where}; the run was trained with {used}", remedy=error.remedy
+        ) from error
+
+
+def take_up(saver: Saver, run: RunInfo, fresh: Params, *, accept_plugins: bool) -> tuple[State, dict[str, Any]]:
+    """Return the last valid state of a run and what is to be told of it, once all of it has been checked.
+
+    `fresh` are initial values of the learner. A run that was ended before it saved anything begins anew. Raises
+    `CheckpointError` for a state that is damaged or of another learner, `PluginError` for plugins that have changed.
+    """
+    found = saver.find()
+    if found is None:
+        return State(), {"exact": True, "differences": [], "damaged": []}
+    state, saved, bad = found
+    check_values(saved, fresh)
+    Outer(run.config.run.train, state.values, state.training)
+    # In the learner's own order: sums over all entries depend on it in their last bits, and a file has another.
+    state = replace(state, values={name: state.values[name] for name in fresh})
+    changes = differences(saved.facts, run.config.to_dict(), run.environment, accept_plugins=accept_plugins)
+    lost = [f"{error.what} ({error.where})" for error in bad]
+    return state, {"exact": not changes, "differences": changes, "damaged": lost}
+
+
+def check_values(saved: Checkpoint, fresh: Params) -> None:
+    """Raise `CheckpointError` unless saved values are those of the learner: names, shapes and precision."""
+    for name in [*fresh, *(name for name in saved.values if name not in fresh)]:
+        ours, theirs = (
+            None if one is None else f"{tuple(one.shape)} {one.dtype}"
+            for one in (fresh.get(name), saved.values.get(name))
+        )
+        if ours != theirs:
+            raise CheckpointError(
+                f"The checkpoint of step {saved.step} is not one of this learner: {name} is {theirs or 'missing'},"
+                f" but should be {ours or 'absent'}.",
+                where="--resume",
+                remedy="resume the run with the options that it was trained with",
+            )
+    if saved.facts["schema"] == 1:
+        raise CheckpointError(
+            f"The checkpoint of step {saved.step} was saved without the outer optimiser's state (schema 1).",
+            where="--resume",
+            remedy="`metaforge evaluate` can use it; to train on, train a new run",
+        )
+
+
+def differences(
+    saved: Mapping[str, Any], config: Mapping[str, Any], environment: Mapping[str, Any], *, accept_plugins: bool
+) -> list[str]:
+    """Return each difference that keeps the run from going on exactly as it would have, as `what: before -> now`.
+
+    Raises `PluginError` where a plugin has another version now, unless those are accepted.
+    """
+    before, now = saved.get("environment", {}), environment
+    was, has = before.get("plugins", {}), now.get("plugins", {})
+    # A component that a setting has replaced is named with that setting.
+    other = [name for name in was if has.get(name, was[name]) != was[name]]
+    changed = [f"{name}: {was[name]} -> {has[name]}" for name in other]
+    if changed and not accept_plugins:
+        raise PluginError(
+            f"The run was trained with other versions of its plugins: {'; '.join(changed)}.",
+            where="--resume",
+            remedy=f"install what it was trained with (pip install '{'=='.join(was[other[0]].split())}'), or accept the"
+            " difference with --accept-plugins",
+        )
+    found = changed + [
+        f"{name}: {before[name]} -> {now.get(name)}"
+        for name in _ENVIRONMENT
+        if name in before and before[name] != now.get(name)
+    ]
+    old, new = (dict(flatten(dict(values))) for values in (saved.get("config", {}), config))
+    for path in {**old, **new}:
+        if old.get(path) != new.get(path) and not _harmless(path, new):
+            found.append(f"{path}: {old.get(path)} -> {new.get(path)}")
+    return found
+
+
+def _harmless(path: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a setting may change without a change of the steps that are still to come."""
+    lengthens = path in ("train.steps", "train.budget") and config.get("train.schedule") == "constant"
+    # The device and the threads that it came to are compared as facts of the environment.
+    return lengthens or path == "engine.threads" or path.partition(".")[0] in _HARMLESS

@@ -1,0 +1,127 @@
+"""Early stopping: what counts as better, for how long it waits, and that it remembers both over a resume."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import metaforge
+from hooking import drive, run_of
+from metaforge import hooks
+from metaforge.errors import ConfigError
+from metaforge_plugins.hooks.early_stop import EarlyStop
+
+
+def made(**options: Any) -> EarlyStop:
+    return EarlyStop(EarlyStop.Config(**options), console=Console(file=io.StringIO(), width=20))
+
+
+def said(plugin: EarlyStop) -> str:
+    assert isinstance(plugin.console.file, io.StringIO)
+    return plugin.console.file.getvalue()
+
+
+def stop_of(
+    plugin: EarlyStop, scores: Sequence[float], *, dataset: str = "glyphs", start: int = 0, loss: float = 1.0
+) -> int | None:
+    """Return the step at which a run stops that is validated at every second step and scores these."""
+    run = run_of(None, start=start, dataset=dataset, validate_every=2)
+    validations = {start + 2 * (i + 1): {"score": score} for i, score in enumerate(scores)}
+    steps = [(step, {"loss": loss}) for step in range(start + 1, start + 2 * len(scores) + 1)]
+    return drive(plugin, run, steps, validations=validations)
+
+
+@pytest.mark.parametrize(
+    ("options", "scores", "stop"),
+    [
+        ({"patience": 2}, [0.5, 0.6, 0.6, 0.5, 0.9], 8),
+        ({"patience": 2}, [0.5, 0.4, 0.6, 0.5, 0.7, 0.1], None),
+        ({"patience": 1}, [0.5, 0.5], 4),
+        ({"patience": 2, "mode": "min"}, [0.5, 0.4, 0.3, 0.2, 0.2, 0.2], 12),
+        ({"patience": 1, "min_delta": 0.1}, [0.5, 0.59], 4),
+        ({"patience": 1, "min_delta": 0.1}, [0.5, 0.61], None),
+        ({"patience": 1, "mode": "min", "min_delta": 0.1}, [0.5, 0.41], 4),
+        # Small gains count from the last figure that was better by enough, not from one another.
+        ({"patience": 3, "min_delta": 0.1}, [0.5, 0.55, 0.59, 0.61, 0.65], None),
+        ({"patience": 2}, [math.nan, 0.5, math.nan, math.inf], 8),
+        ({"patience": 2}, [math.nan, math.nan], 4),
+        ({"patience": 2, "metric": "loss"}, [0.1, 0.2, 0.3], 6),
+    ],
+)
+def test_it_stops_after_so_many_validations_without_a_better_one(options: Any, scores: Any, stop: int | None) -> None:
+    assert stop_of(made(**options), scores) == stop
+
+
+def test_better_is_what_suits_the_figure() -> None:
+    falling = [0.5, 0.4, 0.3]
+    assert stop_of(made(patience=2), falling) == 6
+    assert stop_of(made(patience=2), falling, dataset="sinusoid") is None
+    assert stop_of(made(patience=2, mode="max"), falling, dataset="sinusoid") == 6
+
+
+def test_it_says_why_it_stopped() -> None:
+    plugin = made(patience=2)
+    stop_of(plugin, [0.75, 0.5, 0.25])
+    assert said(plugin) == (
+        "Stopped early at step 6: val_score is 0.25, the best is 0.75; nothing better in 2 validations.\n"
+    )
+    plugin = made(patience=1)
+    stop_of(plugin, [math.nan])
+    assert said(plugin).endswith("val_score is nan, no finite one so far; nothing better in 1 validation.\n")
+    plugin = made(patience=1, min_delta=0.125)
+    stop_of(plugin, [0.5, 0.6])
+    assert said(plugin).endswith("val_score is 0.6, the best is 0.5; nothing better by 0.125 in 1 validation.\n")
+    plugin = made()
+    stop_of(plugin, [0.75, 0.5, 0.25])
+    assert said(plugin) == ""
+    assert EarlyStop(EarlyStop.Config()).console.stderr
+
+
+def test_only_validations_are_judged() -> None:
+    plugin, run = made(patience=1, metric="loss", mode="max"), run_of(None, validate_every=9)
+    assert drive(plugin, run, [(step, {"loss": -float(step)}) for step in range(1, 9)]) is None
+    hook = hooks.hook_manager([plugin]).hook
+    hook.metaforge_after_eval(run=run, step=8, split="test", metrics={"score": 0.0})
+    assert hook.metaforge_should_stop(run=run, step=8, metrics={"loss": 0.0}) is None
+
+
+def test_best_and_patience_survive_a_resume() -> None:
+    before, after = made(patience=3), made(patience=3)
+    assert stop_of(before, [0.5, 0.9, 0.8]) is None
+    remembered = hooks.states({"early-stop": before})
+    assert remembered == {"early-stop": {"best": 0.9, "waited": 1}}
+    hooks.restore_states({"early-stop": after}, remembered)
+    assert stop_of(after, [0.85, 0.86, 0.1], start=6) == 10
+    # Without what it remembers it would have gone on; so does a new run with the same plugin.
+    assert stop_of(made(patience=3), [0.85, 0.86, 0.1], start=6) is None
+    assert stop_of(after, [0.1, 0.2, 0.3]) is None
+
+
+def test_a_run_without_validation_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs validations") as caught:
+        drive(made(), run_of(None, validate_every=0), [])
+    assert "train.validate_every" in caught.value.remedy
+
+
+def test_a_figure_that_does_not_exist_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"no figure 'val_scroe' to stop by\. Did you mean 'val_score'") as caught:
+        stop_of(made(metric="val_scroe"), [0.5])
+    assert "loss, val_score" in caught.value.remedy
+
+
+def test_a_run_is_stopped(tmp_path: Path) -> None:
+    settings = {
+        "train": {"validate_every": 1, "validate_tasks": 2, "tasks": 1},
+        "hooks": {"early-stop": {"patience": 1, "min_delta": 1e9}, "csv": {}, "jsonl": {}},
+    }
+    run = metaforge.train("cnp", "sinusoid", steps=9, settings=settings, out=tmp_path / "run")
+    assert run.folder is not None
+    assert (run.summary["outcome"], run.summary["steps"]) == ("stopped", 2)
+    assert len((run.folder / "steps.jsonl").read_text().splitlines()) == 4
+    assert (run.folder / "metrics.csv").read_text().startswith("step,split,metric,value\n1,train,")

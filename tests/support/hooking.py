@@ -1,0 +1,43 @@
+"""A run as hooks see it, without the training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from metaforge.config import Layer, resolve
+from metaforge.hooks import RunInfo, end_run, hook_manager
+from metaforge.registry import scan
+
+
+def run_of(folder: Path | None, *, start: int = 0, dataset: str = "glyphs", **train: Any) -> RunInfo:
+    """Return what hooks know of a run of ProtoNet, or of CNP where the data set is one of functions."""
+    learner = "cnp" if dataset == "sinusoid" else "protonet"
+    values = {"learner": learner, "dataset": dataset, "train": {"steps": 20, **train}}
+    return RunInfo(folder, resolve([Layer("test", values)], scan()), start=start)
+
+
+def drive(
+    plugin: object,
+    run: RunInfo,
+    steps: Iterable[tuple[int, Mapping[str, float]]],
+    *,
+    validations: Mapping[int, Mapping[str, float]] | None = None,
+    outcome: Any = "finished",
+) -> int | None:
+    """Call a plugin's hooks as a training does; return the step at which it stopped the run, if it did."""
+    hook = (manager := hook_manager([plugin])).hook
+    hook.metaforge_run_start(run=run)
+    stopped = None
+    for step, given in steps:
+        metrics = dict(given)
+        hook.metaforge_after_step(run=run, step=step, metrics=metrics)
+        if validations and step in validations:
+            hook.metaforge_after_eval(run=run, step=step, split="val", metrics=validations[step])
+            metrics |= {f"val_{name}": value for name, value in validations[step].items()}
+        if hook.metaforge_should_stop(run=run, step=step, metrics=metrics):
+            stopped = step
+            break
+    end_run(manager, run, outcome, None)
+    return stopped
