@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
+from safetensors.torch import load as parsed_tensors
 from safetensors.torch import save as tensor_bytes
 
 from metaforge.errors import CheckpointError
@@ -52,8 +52,8 @@ def save(folder: Path, step: int, values: Params, training: Params, facts: Mappi
     """
     path = _path(folder, step)
     files = {
-        "model.safetensors": _tensor_bytes(values),
-        "train.safetensors": _tensor_bytes(training),
+        "model.safetensors": to_bytes(values),
+        "train.safetensors": to_bytes(training),
         "state.json": json.dumps({"schema": SCHEMA, "step": step, **facts}, indent=1).encode(),
     }
     manifest = {key: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for key, data in files.items()}
@@ -160,7 +160,7 @@ def load(path: Path) -> Checkpoint:
     tensors = {}
     for name in ("model.safetensors", "train.safetensors"):
         try:
-            tensors[name] = parse_tensors(files[name]) if name in files else {}
+            tensors[name] = from_bytes(files[name]) if name in files else {}
         except (SafetensorError, ValueError) as error:
             raise _damaged(path / name, str(error)) from error
     return Checkpoint(step, tensors["model.safetensors"], tensors["train.safetensors"], facts)
@@ -201,8 +201,14 @@ def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:07d}"
 
 
-def _tensor_bytes(tensors: Params) -> bytes:
+def to_bytes(tensors: Params) -> bytes:
+    """Return tensors in the safetensors format."""
     return tensor_bytes({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+
+
+def from_bytes(data: bytes) -> Params:
+    """Return the tensors of bytes in the safetensors format."""
+    return parsed_tensors(data)
 
 
 def _read(path: Path, most: int) -> bytes:

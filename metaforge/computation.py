@@ -9,29 +9,31 @@ import torch
 from metaforge import engine, runtime
 from metaforge.components import Components
 from metaforge.config import Resolved
+from metaforge.distributed import World
 from metaforge.keys import make_key
 from metaforge.protocols import Params, Task
 
 
 class Computation:
-    """The parts of a run, put to work on batches of tasks."""
+    """The parts of a run, put to work on batches of tasks, alone or as one of several processes."""
 
-    def __init__(self, resolved: Resolved) -> None:
-        self.settings = resolved.run
+    def __init__(self, resolved: Resolved, world: World) -> None:
+        self.settings, self.world = resolved.run, world
         runtime.prepare(resolved.run.engine.threads)
         self.parts = Components(resolved)
         spec = self.parts.training_spec()
         self.learner = self.parts.learner(spec)
-        self.device = runtime.choose_device(resolved.run.device)
+        self.device = world.device
         self.dtype = self.parts.dtype
         asked = resolved.run.engine
         self.plan = engine.choose_plan(self.learner, asked.plan)
+        self.share = world.share(resolved.run.train.tasks, asked.shards if asked.reduce == "exact" else None)
         chunk = engine.choose_chunk(spec, self.device, asked.chunk, training=True)
-        self.chunk = min(chunk, resolved.run.train.tasks)
+        self.chunk = min(chunk, max(self.share.groups))
 
     def environment(self) -> dict[str, Any]:
         """Return what a reader of the results must know: machine, versions, plugins, and how it is computed."""
-        chosen = {"device": str(self.device), "plan": self.plan, "chunk": self.chunk}
+        chosen = {"device": str(self.device), "plan": self.plan, "chunk": self.chunk, "processes": self.world.size}
         return {**runtime.facts(), "plugins": self.parts.provenance(), **chosen}
 
     def initial(self) -> Params:
@@ -39,14 +41,14 @@ class Computation:
         values = self.learner.init(make_key(self.settings.seed, "init"))
         return {name: value.to(self.device, self.dtype) for name, value in values.items()}
 
-    def sample(self, episodes: range) -> Task:
-        """Return training episodes `[episodes, ...]`, as the data set gives them."""
-        shape, seed = self.parts.training_shape, self.settings.seed
-        return self.parts.dataset.sample("train", shape, episodes[0], len(episodes), seed=seed)
+    def sample(self, step: int) -> Task:
+        """Return this process's training episodes of an outer step `[episodes, ...]`, as the data set gives them."""
+        shape, seed, own = self.parts.training_shape, self.settings.seed, self._own(step)
+        return self.parts.dataset.sample("train", shape, own[0], len(own), seed=seed)
 
-    def gradients(self, values: Params, tasks: Task, episodes: range) -> engine.MetaStep:
-        """Return the meta-gradient of a batch of training episodes."""
-        keys = [make_key(self.settings.seed, "train", episode) for episode in episodes]
+    def gradients(self, values: Params, tasks: Task, step: int) -> engine.MetaStep:
+        """Return the meta-gradient of an outer step's whole batch, given this process's part of it."""
+        keys = [make_key(self.settings.seed, "train", episode) for episode in self._own(step)]
         return engine.meta_gradients(
             self.learner,
             values,
@@ -55,17 +57,29 @@ class Computation:
             plan=self.plan,
             chunk=self.chunk,
             regularizers=self.parts.regularizers,
+            share=self.share,
         )
+
+    def episodes(self, step: int) -> range:
+        """Return the training episodes of an outer step."""
+        return range((step - 1) * self.share.total, step * self.share.total)
+
+    def _own(self, step: int) -> range:
+        return self.episodes(step)[self.share.first : self.share.first + sum(self.share.groups)]
 
     def validation_scores(self, values: Params, tasks: int) -> list[float]:
         """Return the scores of the first tasks of the validation split."""
         spec = self.parts.dataset.spec("val", self.parts.task_shape)
         tester = self.parts.learner(spec)
         chunk = engine.choose_chunk(spec, self.device, self.settings.engine.chunk, training=False)
+        pieces = [range(first, min(first + chunk, tasks)) for first in range(0, tasks, chunk)]
+        # The same pieces for any number of processes: how many tasks run together shows in the last bits.
+        size, ends = self.world.size, [len(pieces) * rank // self.world.size for rank in range(self.world.size + 1)]
+        shares = [pieces[ends[rank] : ends[rank + 1]] for rank in range(size)]
         scores: list[float] = []
-        for first in range(0, tasks, chunk):
-            count = min(chunk, tasks - first)
-            batch = self.parts.dataset.sample("val", spec.shape, first, count, seed=self.settings.evaluate.seed)
+        for piece in shares[self.world.rank]:
+            seed = self.settings.evaluate.seed
+            batch = self.parts.dataset.sample("val", spec.shape, piece[0], len(piece), seed=seed)
             batch = engine.prepare(batch, self.device, self.dtype)
             scores += engine.evaluate(tester, values, batch, plan=self.plan).scores.tolist()
-        return scores
+        return self.world.gathered(scores, [sum(map(len, share)) for share in shares])

@@ -9,6 +9,7 @@ A plan says how the batch runs; all plans give the same gradients.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,22 @@ def choose_chunk(spec: TaskSpec, device: torch.device, asked: int | None, *, tra
     return chunk if training else min(chunk, _MOST_EVALUATED)
 
 
+@dataclass(frozen=True)
+class Share:
+    """This process's part of a batch of `total` tasks, in groups, and how the parts of all processes are joined.
+
+    `groups` are numbers of tasks that follow one another, from task `first` on.
+    `gather` returns a column of figures of all tasks, given that of the own ones; `join` the sum of the gradients of
+    all groups of all processes, given those of the own ones.
+    """
+
+    total: int
+    groups: tuple[int, ...]
+    first: int = 0
+    gather: Callable[[Tensor], Tensor] = lambda own: own
+    join: Callable[[list[Params]], Params] = lambda groups: functools.reduce(added, groups)
+
+
 def meta_gradients(
     learner: Learner,
     values: Params,
@@ -102,38 +119,47 @@ def meta_gradients(
     plan: Plan = "loop",
     chunk: int | None = None,
     regularizers: Sequence[Regularizer] = (),
+    share: Share | None = None,
 ) -> MetaStep:
     """Return the gradient of the mean task loss (and of the regularizers' terms) over a batch of tasks.
 
-    `tasks` has a leading axis on every tensor, `keys` is `[tasks]`. At most `chunk` tasks run at once.
+    `tasks` has a leading axis on every tensor, `keys` is `[tasks]`. At most `chunk` tasks run at once. With a `share`,
+    these tasks are a part of the batch, and the answer is that of the whole batch.
     """
     params, state = split_state(values)
-    count = keys.shape[0]
-    combining = [r for r in regularizers if r.combine(keys.new_ones(count, dtype=torch.float32)) is not None]
+    share = share or Share(len(keys), (len(keys),))
+    combining = [r for r in regularizers if r.combine(keys.new_ones(share.total, dtype=torch.float32)) is not None]
     run = {"loop": _looped, "vmap": _vmapped, "fold": _folded}[plan]
+    groups: list[Params] = []
     parts: list[_Part] = []
-    grads: Params = {}
-    for first in range(0, count, chunk or count):
-        piece = slice(first, min(first + (chunk or count), count))
-        part = run(learner, params, state, _sliced(tasks, piece), keys[piece])
-        if not combining:
-            # Every weight is known, so this piece's graph can go before the next piece begins.
-            grads = added(grads, part.pull(torch.full_like(part.losses, 1 / count)))
-            part = part._replace(pull=_spent)
-        parts.append(part)
+    first = 0
+    for size in share.groups:
+        sums = Params()
+        for begin in range(first, first + size, chunk or size):
+            piece = slice(begin, min(begin + (chunk or size), first + size))
+            part = run(learner, params, state, _sliced(tasks, piece), keys[piece])
+            sums = added(sums, {n: len(part.losses) / share.total * change for n, change in part.state.items()})
+            if not combining:
+                # Every weight is known, so this piece's graph can go before the next piece begins.
+                sums = added(sums, part.pull(torch.full_like(part.losses, 1 / share.total)))
+                part = part._replace(pull=_spent)
+            parts.append(part._replace(group=len(groups)))
+        groups.append(sums)
+        first += size
     losses = torch.cat([part.losses for part in parts])
+    metrics = {n: torch.cat([part.metrics[n] for part in parts]) for n in parts[0].metrics}
+    columns = share.gather(torch.stack([losses, *(figures.to(losses.dtype) for figures in metrics.values())], 1))
     if combining:
-        weights = grad(lambda x: _combined(x, combining))(losses)
-        for part, weight in zip(parts, weights.split([len(part.losses) for part in parts]), strict=True):
-            grads = added(grads, part.pull(weight))
+        weights = grad(lambda x: _combined(x, combining))(columns[:, 0])
+        own = weights[share.first : share.first + len(losses)]
+        for part, weight in zip(parts, own.split([len(part.losses) for part in parts]), strict=True):
+            groups[part.group] = added(groups[part.group], part.pull(weight))
+    joined = share.join(groups)
+    grads, change = split_state(joined)
     for regularizer in regularizers:
         grads = added(grads, _penalty_grads(regularizer, params, state))
-    shares = [len(part.losses) / count for part in parts]
-    change = {
-        n: sum_of(share * part.state[n] for share, part in zip(shares, parts, strict=True)) for n in parts[0].state
-    }
-    metrics = {n: torch.cat([part.metrics[n] for part in parts]) for n in parts[0].metrics}
-    return MetaStep(grads, change, losses, metrics)
+    figures = dict(zip(metrics, columns[:, 1:].unbind(1), strict=True))
+    return MetaStep(grads, change, columns[:, 0], figures)
 
 
 def evaluate(
@@ -171,6 +197,7 @@ class _Part(NamedTuple):
     pull: Callable[[Tensor], Params]
     state: Params
     metrics: Params
+    group: int = 0
 
 
 def _looped(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:

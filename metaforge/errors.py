@@ -63,6 +63,12 @@ class StorageError(MetaForgeError):
     exit_code = 8
 
 
+class WorkerError(MetaForgeError):
+    """Another process of the run has ended or does not answer (exit code 9)."""
+
+    exit_code = 9
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -105,6 +105,25 @@ class RunFolder:
         self._lock.release()
 
 
+class Bystander(RunFolder):
+    """The folder of a run as those of its processes see it that write nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def resumed(self, step: int, *, config: str, command: str, facts: Mapping[str, Any]) -> None:
+        """Leave it to the leading process."""
+
+    def status(self, outcome: str, **facts: Any) -> None:
+        """Leave it to the leading process."""
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Leave it to the leading process."""
+
+    def close(self) -> None:
+        """Leave it to the leading process."""
+
+
 class Stopwatch:
     """Seconds since it was made, and those that a run had taken before."""
 
@@ -117,9 +136,10 @@ class Stopwatch:
         return max(time.perf_counter() - self._start, 1e-9)
 
 
-def default_folder(what: str) -> Path:
-    """Return a name below `runs/` that says what the run is and when it began, and that no other run has."""
-    return Path("runs") / f"{what}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+def default_folder(what: str, job: str | None = None) -> Path:
+    """Return a name below `runs/` that says what the run is, and when it began or which job it is; no other has it."""
+    unique = job or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    return Path("runs") / f"{what}-{unique}"
 
 
 def _now() -> str:

@@ -15,17 +15,17 @@ from metaforge.errors import ConfigError, nearest
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` means CUDA where there is one, else the CPU."""
+def choose_device(name: str, index: int = 0) -> torch.device:
+    """Return the device of that name, number `index` of several; `auto` means CUDA where there is one, else the CPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     usable = f"use one of: auto, {', '.join(key for key, there in available.items() if there)}"
     if name not in available:
         raise ConfigError(f"There is no device {name!r}.{nearest(name, available)}", where="device", remedy=usable)
     if not available[name]:
         raise ConfigError(f"No {name} device is available here.", where="device", remedy=usable)
-    return torch.device(name)
+    return torch.device(name, index) if index and name == "cuda" else torch.device(name)
 
 
 def prepare(threads: int | None) -> None:

@@ -12,7 +12,8 @@ Count = Annotated[int, Field(ge=1)]
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 # What a file may write where seconds are wanted; its schema says so.
 Duration = Annotated[str, Field(pattern=rf"^\s*(?=[0-9])(?:{_DURATION.pattern})\s*$")]
-Positive = Annotated[float, Field(gt=0)]
+Budget = Annotated[float, Field(gt=0)] | Duration | None
+Interval = Annotated[float, Field(ge=0)] | Duration
 
 
 def seconds(value: Any) -> Any:
@@ -45,7 +46,7 @@ class TrainConfig(Section):
 
     steps: int = Field(default=1000, ge=0, description="Outer steps, that is, updates of the meta-parameters.")
     tasks: Count = Field(default=16, description="Tasks per outer step.")
-    budget: Annotated[float | None, BeforeValidator(seconds, json_schema_input_type=Positive | Duration | None)] = Field(
+    budget: Annotated[float | None, BeforeValidator(seconds, json_schema_input_type=Budget)] = Field(
         default=None, gt=0, description="Stop after this time: seconds, or a text such as 10m."
     )
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="The outer optimiser.")
@@ -82,7 +83,7 @@ class CheckpointConfig(Section):
     """When what was learned is saved, and how much of it is kept."""
 
     every: Count | None = Field(default=None, description="Outer steps between checkpoints; by time where not set.")
-    interval: Annotated[float, BeforeValidator(seconds, json_schema_input_type=Positive | Duration)] = Field(
+    interval: Annotated[float, BeforeValidator(seconds, json_schema_input_type=Interval)] = Field(
         default=60.0, ge=0, description="Time between checkpoints where `every` is not set: seconds, or 10m."
     )
     keep: Count = Field(default=2, description="Checkpoints to keep, beside the best in validation.")
@@ -111,6 +112,14 @@ class EngineConfig(Section):
     )
     chunk: Count | None = Field(
         default=None, description="Tasks computed together, which bounds memory; chosen where not set."
+    )
+    reduce: Literal["fast", "exact"] = Field(
+        default="fast",
+        description="How processes add up their gradients: as fast as they can, or in an order that gives the same bits"
+        " for any number of them.",
+    )
+    shards: Count = Field(
+        default=4, description="Groups of tasks whose sums are added in order where reduce is `exact`."
     )
     dtype: Literal["float32", "float64"] = Field(default="float32", description="Precision of the computation.")
     threads: Count | None = Field(default=None, description="CPU threads; torch's own choice where not set.")

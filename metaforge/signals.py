@@ -26,22 +26,18 @@ class Interrupted(KeyboardInterrupt):
 class Requests:
     """What the process was asked to do; read at step boundaries.
 
-    Until a loop reads them (`with requests.deferred()`), a request interrupts whatever runs, as Ctrl-C always did.
+    Until a loop reads `number` (`with requests.deferred()`), a request interrupts whatever runs, as Ctrl-C always did.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, impatient: bool) -> None:
+        self._impatient = impatient
         self.number: int | None = None
         self._deferred = False
         self._since = 0.0
 
-    def raise_pending(self) -> None:
-        """Raise `Interrupted` if the process was asked to end."""
-        if self.number is not None:
-            raise Interrupted(self.number)
-
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only take note of requests inside: the code there calls `raise_pending` where it can end."""
+        """Only take note of requests inside: the code there looks at `number` where it can end."""
         self._deferred = True
         try:
             yield
@@ -51,7 +47,8 @@ class Requests:
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
         now = time.monotonic()
-        if self.number is not None and number == signal.SIGINT and now - self._since < _IMPATIENT:
+        again = self.number is not None and number == signal.SIGINT
+        if self._impatient and again and now - self._since < _IMPATIENT:
             os._exit(_CODES[signal.SIGINT])
         first = self.number is None
         self.number = number if first else self.number
@@ -61,9 +58,12 @@ class Requests:
 
 
 @contextmanager
-def requests() -> Iterator[Requests]:
-    """Receive SIGTERM and SIGINT inside; in another thread than the main one, where none arrive, nothing changes."""
-    found = Requests()
+def requests(*, impatient: bool = True) -> Iterator[Requests]:
+    """Receive SIGTERM and SIGINT inside; in another thread than the main one, where none arrive, nothing changes.
+
+    Unless `impatient`, a second Ctrl-C does not leave at once: a launcher may pass on the one that arrived here too.
+    """
+    found = Requests(impatient=impatient)
     if threading.current_thread() is not threading.main_thread():
         yield found
         return

@@ -11,6 +11,7 @@ from typing import Any
 
 from metaforge import checkpoint
 from metaforge.errors import CheckpointError, PluginError
+from metaforge.functional import prefixed, select
 from metaforge.protocols import Params
 from metaforge.sections import CheckpointConfig
 
@@ -120,3 +121,20 @@ def _state(saved: checkpoint.Checkpoint, folder: Path) -> State:
             where=str(folder),
             remedy="`metaforge evaluate` can use it; to train on, train a new run",
         ) from error
+
+
+def packed(state: State, facts: Mapping[str, Any]) -> bytes:
+    """Return a state, and facts to tell with it, as bytes for another process."""
+    tensors = prefixed("values", state.values) | prefixed("training", state.training)
+    rest = {name: getattr(state, name) for name in _FACTS} | {"step": state.step}
+    head = json.dumps({"state": rest, "order": list(tensors), "facts": dict(facts)}).encode()
+    return len(head).to_bytes(8, "little") + head + checkpoint.to_bytes(tensors)
+
+
+def unpacked(data: bytes) -> tuple[State, dict[str, Any]]:
+    """Return what `packed` was given."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    head, tensors = json.loads(data[8:end]), checkpoint.from_bytes(data[end:])
+    rest = head["state"] | {name: tuple(head["state"][name]) for name in ("norms", "skipped")}
+    ordered = {key: tensors[key] for key in head["order"]}
+    return State(**rest, values=select(ordered, "values"), training=select(ordered, "training")), head["facts"]

@@ -8,22 +8,24 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pluggy
 
-from metaforge import engine, resume, soundness
+from metaforge import distributed, engine, resume, runtime, soundness
 from metaforge.computation import Computation
 from metaforge.config import Resolved
+from metaforge.distributed import World
 from metaforge.errors import DivergedError, MetaForgeError
 from metaforge.figures import score_figures, training_figures
-from metaforge.hooks import Outcome, RunInfo, Stateful, carriers, end_run, hook_manager
+from metaforge.hooks import Outcome, RunInfo, carriers, end_run, hook_manager, restore_states, states
 from metaforge.outer import Outer
 from metaforge.registry import Registry
 from metaforge.run import Run
-from metaforge.runs import RunFolder, Stopwatch, default_folder
-from metaforge.signals import Requests, requests
-from metaforge.state import Saver, State, better
+from metaforge.runs import Bystander, RunFolder, Stopwatch, default_folder
+from metaforge.signals import Interrupted, Requests, requests
+from metaforge.state import Saver, State, better, packed, unpacked
 
 _FACTS = ("steps", "seconds", "tasks_per_second", "loss", "score")
 
@@ -46,14 +48,19 @@ def run_training(
     of plugins than it began with. Raises a `MetaForgeError` whose exit code says what went wrong; the folder's status
     records it too.
     """
-    if dry_run:
-        with tempfile.TemporaryDirectory() as temporary:
-            return _Training(resolved, Path(temporary) / "run", command, hooks, dry=True).run()
-    names = [choice.entry.name for choice in (resolved.dataset, resolved.learner) if choice is not None]
-    training = _Training(resolved, folder or default_folder("-".join(names)), command, hooks, resuming=resuming)
-    if resuming:
-        training.restore(accept_plugins=accept_plugins)
-    return training.run()
+    device = runtime.choose_device(resolved.run.device, distributed.local_rank())
+    with distributed.world(device) as world:
+        if dry_run:
+            with tempfile.TemporaryDirectory() as temporary:
+                return _Training(resolved, Path(temporary) / "run", command, hooks, world, dry=True).run()
+        names = [choice.entry.name for choice in (resolved.dataset, resolved.learner) if choice is not None]
+        path = world.path(folder or default_folder("-".join(names), distributed.job()))
+        # After a restart the processes take up what they have saved.
+        resuming = resuming or (distributed.attempt() > 0 and (path / "config.toml").is_file())
+        training = _Training(resolved, path, command, hooks, world, resuming=resuming)
+        if resuming:
+            training.restore(accept_plugins=accept_plugins)
+        return training.run()
 
 
 class _Training:
@@ -65,34 +72,41 @@ class _Training:
         path: Path,
         command: str,
         hooks: Sequence[object],
+        world: World,
         *,
         dry: bool = False,
         resuming: bool = False,
     ) -> None:
         self.resolved, self.config, self.dry = resolved, resolved.run.train, dry
         self.steps = min(1, self.config.steps) if dry else self.config.steps
-        self.computation = Computation(resolved)
-        self.plugins = {choice.name: choice.cls(choice.config) for choice in resolved.hooks}
+        self.world, self.computation = world, Computation(resolved, world)
         parts = self.computation.parts
+        # The leading process alone asks the hooks, and writes.
+        self.plugins = {choice.name: choice.cls(choice.config) for choice in resolved.hooks if world.leads}
         carried = carriers([self.computation.learner, parts.dataset, *parts.regularizers])
-        self.manager = hook_manager([*hooks, *carried, *self.plugins.values()])
+        self.manager = hook_manager([*hooks, *carried, *self.plugins.values()] if world.leads else [])
         environment = self.computation.environment()
         self.state = State()
         self.facts: dict[str, Any] = {}
         self.info = RunInfo(None if dry else path, resolved, command, environment)
-        if resuming:
+        config = resolved.to_toml()
+        if not world.leads:
+            self.folder: RunFolder = Bystander(path)
+        elif resuming:
             self.folder = RunFolder.reopen(path)
         else:
-            config = resolved.to_toml()
             self.folder = RunFolder.create(path, config=config, command=command, environment=environment)
         known = {"config": resolved.to_dict(), "environment": environment}
         self.saver = Saver(path, resolved.run.checkpoint, known)
 
     def restore(self, *, accept_plugins: bool) -> None:
         """Take up the last valid state of the run, and record what is not as it was."""
+        data = b""
         try:
-            fresh = self.computation.initial()
-            self.state, facts = resume.take_up(self.saver, self.info, fresh, accept_plugins=accept_plugins)
+            if self.world.leads:
+                fresh = self.computation.initial()
+                data = packed(*resume.take_up(self.saver, self.info, fresh, accept_plugins=accept_plugins))
+            self.state, facts = unpacked(self.world.told(data))
             self.folder.resumed(self.state.step, config=self.resolved.to_toml(), command=self.info.command, facts=facts)
         except BaseException:
             self.folder.close()
@@ -113,8 +127,8 @@ class _Training:
         outcome: Outcome = "failed"
         error: BaseException | None = None
         try:
-            with requests() as asked:
-                self._restore_hooks()
+            with requests(impatient=self.world.size == 1) as asked:
+                restore_states(self.plugins, self.state.hooks)
                 self.folder.status("running")
                 self.hook.metaforge_run_start(run=self.info)
                 self._take_facts()
@@ -142,7 +156,7 @@ class _Training:
 
     def _write_end(self, outcome: Outcome, error: BaseException | None) -> None:
         self.folder.ended(outcome, error, self.facts)
-        if not self.dry:
+        if self.world.leads and not self.dry:
             # A report that cannot be drawn must not hide why the run ended.
             with contextlib.suppress(*([] if error is None else [Exception])):
                 self._made(outcome).report()
@@ -157,11 +171,6 @@ class _Training:
         if found:
             self.facts["facts"] = {str(name): str(value) for name, value in found.items()}
 
-    def _restore_hooks(self) -> None:
-        for name, plugin in self.plugins.items():
-            if isinstance(plugin, Stateful) and name in self.state.hooks:
-                plugin.restore(self.state.hooks[name])
-
     def _loop(self, asked: Requests) -> Outcome:
         if not self.state.values:
             self.state = replace(self.state, values=self.computation.initial())
@@ -175,10 +184,12 @@ class _Training:
                     stop, best = self._step()
                     if best or self.saver.due(self.state):
                         self._save(best=best)
-                    if stop and not self._finished():
+                    stopping, number = self.world.largest(int(stop), asked.number or 0)
+                    if stopping and not self._finished():
                         self._save()
                         return "stopped"
-                    asked.raise_pending()
+                    if number:
+                        raise Interrupted(number)
             except BaseException as error:
                 # What was learned so far is not lost.
                 try:
@@ -199,13 +210,12 @@ class _Training:
 
     def _step(self) -> tuple[bool, bool]:
         """Take one outer step and all that belongs to it; return whether to stop, and whether it is the best so far."""
-        before, count = self.state, self.config.tasks
-        step, episodes = before.step + 1, range(before.step * count, (before.step + 1) * count)
-        tasks = self.computation.sample(episodes)
+        before, step = self.state, self.state.step + 1
+        tasks = self.computation.sample(step)
         self.hook.metaforge_before_step(run=self.info, step=step, tasks=tasks)
-        result = self.computation.gradients(before.values, tasks, episodes)
+        result = self.computation.gradients(before.values, tasks, step)
         try:
-            state = self._updated(result, step, episodes)
+            state = self._updated(result, step)
         except DivergedError:
             if self.config.on_nonfinite == "stop" or len(before.skipped) >= self.config.skip_limit:
                 raise
@@ -213,11 +223,15 @@ class _Training:
             self.outer = Outer(self.config, before.values, before.training)
             state = replace(before, step=step, skipped=(*before.skipped, step))
             self.facts["skipped"] = list(state.skipped)
-        return self._after(replace(state, seconds=self.watch.seconds))
+        # With a budget the clock decides what comes next, so all processes must read the same one.
+        seconds = self.watch.seconds
+        if self.config.budget is not None:
+            seconds = self.world.largest(int(seconds * 1e6))[0] / 1e6
+        return self._after(replace(state, seconds=seconds))
 
-    def _updated(self, result: engine.MetaStep, step: int, episodes: range) -> State:
+    def _updated(self, result: engine.MetaStep, step: int) -> State:
         """Return the state after a meta-gradient; raise `DivergedError` where it is not sound, or what it leads to."""
-        before = self.state
+        before, episodes = self.state, self.computation.episodes(step)
         norm, limit = float(soundness.norm_of(result.grads)), soundness.limit(before.norms, self.config.divergence)
         if not bool(result.losses.isfinite().all()) or not norm <= limit or math.isinf(norm):
             raise soundness.step_error(self._who, result, norm, limit, step, episodes)
@@ -243,27 +257,26 @@ class _Training:
     def _after(self, state: State) -> tuple[bool, bool]:
         """Tell the hooks, write the record where one is due, and let the step count."""
         step, metrics, best = state.step, training_figures(state, self.config, self.steps), False
-        self.hook.metaforge_after_step(run=self.info, step=step, metrics=metrics)
+        self.hook.metaforge_after_step(run=self.info, step=step, metrics=MappingProxyType(metrics))
         validated = self.config.validate_every > 0 and step % self.config.validate_every == 0
         if validated:
             found = self._validate(state, self.config.validate_tasks)
             metrics |= {f"val_{name}": value for name, value in found.items()}
             if best := better(found["score"], state.best, self.computation.parts.dataset.kind):
                 state = replace(state, best=found["score"])
-        stop = bool(self.hook.metaforge_should_stop(run=self.info, step=step, metrics=metrics))
+        stop = bool(self.hook.metaforge_should_stop(run=self.info, step=step, metrics=MappingProxyType(metrics)))
         last = stop or step >= self.steps or (self.config.budget or math.inf) <= state.seconds
         if last or validated or step % self.config.log_every == 0:
             self.folder.record({"step": step, **metrics})
             state = replace(state, window={})
-        remembered = {name: plugin.state() for name, plugin in self.plugins.items() if isinstance(plugin, Stateful)}
-        self.state = replace(state, hooks=remembered)
+        self.state = replace(state, hooks=states(self.plugins))
         self.facts |= {"steps": step, "seconds": state.seconds} | {k: v for k, v in metrics.items() if k in _FACTS}
         return stop, best
 
     def _validate(self, state: State, tasks: int) -> dict[str, float]:
         """Return the figures of the first tasks of the validation split, and tell the hooks."""
         metrics = score_figures(self.computation.validation_scores(state.values, tasks))
-        self.hook.metaforge_after_eval(run=self.info, step=state.step, split="val", metrics=metrics)
+        self.hook.metaforge_after_eval(run=self.info, step=state.step, split="val", metrics=MappingProxyType(metrics))
         return metrics
 
     def _rehearse(self) -> None:
@@ -273,6 +286,6 @@ class _Training:
         self._made("finished").evaluate(tasks=2)
 
     def _save(self, *, best: bool = False) -> None:
-        path = self.saver.save(self.state, best=best)
+        path = self.saver.save(self.state, best=best) if self.world.leads else None
         if path is not None:
             self.hook.metaforge_checkpoint(run=self.info, step=self.state.step, path=path)

@@ -36,6 +36,10 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check everything, train one step, evaluate two tasks, write nothing.")
 ]
 EvaluateAfter = Annotated[bool, typer.Option("--evaluate", help="Evaluate right after training.")]
+Processes = Annotated[int, typer.Option("--nproc", min=1, help="Processes on this machine; torchrun works as well.")]
+Restarts = Annotated[
+    int, typer.Option("--max-restarts", min=0, help="How often processes that die are started again (with --nproc).")
+]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON on stdout.")]
 

@@ -39,26 +39,32 @@ def train(
     accept_plugins: options.AcceptPlugins = False,
     dry_run: options.DryRun = False,
     evaluate_after: options.EvaluateAfter = False,
+    nproc: options.Processes = 1,
+    max_restarts: options.Restarts = 0,
     no_progress: options.NoProgress = False,
     json: options.AsJson = False,
 ) -> None:
     """Train a learner; everything about the run is kept in a folder."""
     _require_one_way(resume, out=out, config=config, dry_run=dry_run)
     registry, resolved = _resolved(locals(), folder=resume)
+    from metaforge import distributed
     from metaforge.training import run_training
 
-    command = shlex.join(["metaforge", *sys.argv[1:]])
+    if nproc > 1 and not distributed.launched():
+        raise typer.Exit(_launched(resolved, resume or out, nproc, max_restarts))
     hooks = [*([] if no_progress else _progress(registry, resolved)), _Announcement()]
     run = run_training(
         resolved,
         registry,
         folder=resume or out,
-        command=command,
+        command=shlex.join(["metaforge", *sys.argv[1:]]),
         dry_run=dry_run,
         hooks=hooks,
         resuming=resume is not None,
         accept_plugins=accept_plugins,
     )
+    if distributed.rank() > 0:
+        return
     answer = run.summary | ({"dry_run": True} if run.folder is None else {"folder": str(run.folder)})
     if evaluate_after and run.folder is not None:
         answer["evaluation"] = _evaluated(run.folder, registry, progress=not no_progress)
@@ -156,6 +162,18 @@ def _resolved(
     for note in resolved.notes:
         say(f"Note: {note}")
     return registry, resolved
+
+
+def _launched(resolved: Resolved, folder: Path | None, processes: int, restarts: int) -> int:
+    """Run this very command in several processes, all with one folder, and return its exit code."""
+    from metaforge.distributed import launch
+    from metaforge.runs import default_folder
+
+    words = sys.argv[1:]
+    if folder is None:
+        names = [choice.entry.name for choice in (resolved.dataset, resolved.learner) if choice is not None]
+        words = [*words, "--out", str(default_folder("-".join(names)))]
+    return launch(words, processes, restarts)
 
 
 def _progress(registry: Registry, resolved: Resolved) -> list[object]:

@@ -1,0 +1,225 @@
+"""Several processes as one run: who they are, how their parts of a batch are joined, and what they agree on.
+
+The one module that speaks to `torch.distributed`. Learners and plugins know nothing of it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import itertools
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from metaforge.engine import Share
+from metaforge.errors import ConfigError, WorkerError
+from metaforge.protocols import Params
+
+# A peer that is gone is noticed at once by gloo; this is for one that hangs.
+_TIMEOUT = datetime.timedelta(seconds=120)
+_SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class World:
+    """The processes of a run; alone, every method gives back what it is given."""
+
+    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
+        self.rank, self.size, self.device = rank, size, device or torch.device("cpu")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes, and asks the hooks."""
+        return self.rank == 0
+
+    def share(self, total: int, shards: int | None) -> Share:
+        """Return this process's part of a batch of `total` tasks.
+
+        With `shards` the batch is cut into as many groups whatever the number of processes, and their sums are added in
+        order: the same bits for any number of processes that divides it. Without, each process is one group.
+        """
+        groups = self.size if shards is None else shards
+        if groups % self.size or groups > total:
+            raise ConfigError(
+                f"{total} tasks in {groups} groups cannot be shared by {self.size} processes.",
+                where="engine.shards" if shards else "train.tasks",
+                remedy=f"choose a number of groups that {self.size} divides, and at least as many tasks",
+            )
+        ends = [total * index // groups for index in range(groups + 1)]
+        sizes = [after - before for before, after in itertools.pairwise(ends)]
+        each = groups // self.size
+        own = slice(self.rank * each, (self.rank + 1) * each)
+        if self.size == 1:
+            return Share(total, tuple(sizes))
+        counts = [sum(sizes[rank * each : (rank + 1) * each]) for rank in range(self.size)]
+        join = self._sum if shards is None else self._ordered_sum
+        return Share(total, tuple(sizes[own]), sum(counts[: self.rank]), functools.partial(self._gather, counts), join)
+
+    def largest(self, *numbers: int) -> list[int]:
+        """Return the largest of each number over all processes."""
+        if self.size == 1:
+            return list(numbers)
+        found = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        with _peers():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return [int(number) for number in found.tolist()]
+
+    def told(self, data: bytes) -> bytes:
+        """Return what the leading process has handed over."""
+        if self.size == 1:
+            return data
+        (size,) = self.largest(len(data) if self.leads else 0)
+        buffer = torch.zeros(size, dtype=torch.uint8, device=self.device)
+        if self.leads and size:
+            buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        with _peers():
+            dist.broadcast(buffer, 0)
+        return bytes(buffer.cpu().numpy().tobytes())
+
+    def path(self, own: Path) -> Path:
+        """Return the path that the leading process has chosen."""
+        return Path(os.fsdecode(self.told(os.fsencode(own))))
+
+    def gathered(self, own: list[float], counts: list[int]) -> list[float]:
+        """Return the numbers of all processes in order, given how many each of them has."""
+        if self.size == 1:
+            return own
+        column = torch.tensor(own, dtype=torch.float64, device=self.device)
+        return [float(number) for number in self._gather(counts, column.unsqueeze(1))[:, 0].tolist()]
+
+    def _gather(self, counts: list[int], own: Tensor) -> Tensor:
+        padded = own.new_zeros((max(counts), *own.shape[1:]))
+        padded[: len(own)] = own.detach()
+        parts = [torch.empty_like(padded) for _ in counts]
+        with _peers():
+            dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def _sum(self, groups: list[Params]) -> Params:
+        (own,) = groups
+        total = _flat(own)
+        with _peers():
+            dist.all_reduce(total)
+        return _like(own, total)
+
+    def _ordered_sum(self, groups: list[Params]) -> Params:
+        own = torch.stack([_flat(group) for group in groups])
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        with _peers():
+            dist.all_gather(parts, own)
+        rows = [row for part in parts for row in part.unbind(0)]
+        return _like(groups[0], functools.reduce(torch.add, rows))
+
+
+def _flat(params: Params) -> Tensor:
+    return torch.cat([value.detach().reshape(-1) for value in params.values()])
+
+
+def _like(params: Params, flat: Tensor) -> Params:
+    pieces = torch.split(flat, [value.numel() for value in params.values()])
+    return {name: piece.view(value.shape) for (name, value), piece in zip(params.items(), pieces, strict=True)}
+
+
+def launched() -> bool:
+    """Return whether torchrun started this process."""
+    return all(name in os.environ for name in _SET_BY_TORCHRUN)
+
+
+def attempt() -> int:
+    """Return how often torchrun has restarted the processes."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def job() -> str | None:
+    """Return the name that torchrun gave the job, the same after a restart; None without torchrun."""
+    return os.environ.get("TORCHELASTIC_RUN_ID") if launched() else None
+
+
+def rank() -> int:
+    """Return this process's number, 0 without torchrun."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def local_rank() -> int:
+    """Return this process's number on its machine, 0 without torchrun."""
+    return int(os.environ["LOCAL_RANK"]) if launched() else 0
+
+
+@contextmanager
+def world(device: torch.device) -> Iterator[World]:
+    """Join the processes that torchrun has started, or stand alone; leave them at the end."""
+    if not launched():
+        yield World(device=device)
+        return
+    number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with _peers():
+        dist.init_process_group(backend, store=_store(number, size), rank=number, world_size=size, timeout=_TIMEOUT)
+    try:
+        yield World(number, size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _store(number: int, size: int) -> Store:
+    """Return a store of this attempt's own: after a restart, the agent's still has the addresses of dead processes."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    serves = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = TCPStore(address, port, size, serves, timeout=_TIMEOUT)
+    return PrefixStore(f"metaforge/{job()}/{attempt()}", store)
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """Turn the failure of another process into one sentence."""
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        first = str(error).strip().partition("\n")[0][:200]
+        raise WorkerError(
+            f"Another process of the run has ended or does not answer: {first}",
+            where=f"process {os.environ.get('RANK', '?')} of {os.environ.get('WORLD_SIZE', '?')}",
+            remedy="the first error of another process says why; go on with --resume",
+        ) from error
+
+
+def launch(words: Sequence[str], processes: int, restarts: int) -> int:
+    """Run `metaforge` with these words in several processes of this machine, and return its exit code.
+
+    When one of them dies all are started again, at most `restarts` times.
+    """
+    # The agent's own store keeps the addresses of processes that are dead.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # What went wrong in a process, the process has said.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=restarts,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", "metaforge", *words)
+    except ChildFailedError as error:
+        failed = error.failures.get(0) or error.get_first_failure()[1]
+        return 128 - failed.exitcode if failed.exitcode < 0 else failed.exitcode
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
+    return 0
