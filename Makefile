@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two test processes of one thread each: more threads would only fight over the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint types architecture pytest results clean
+.PHONY: demo test lint types architecture pytest results docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/metaforge train --learner protonet --out runs/demo-$$(date +%Y%m%d-%H%M%S) --steps 400 --evaluate
@@ -36,6 +36,9 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 results: $(VENV)/installed
 	$(BIN)/python -m benchmarks.accuracy
+
+docs: $(VENV)/installed
+	$(BIN)/python -m docs.generate
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

@@ -14,7 +14,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load as parsed_tensors
@@ -25,6 +25,7 @@ from metaforge.protocols import Params
 from metaforge.storage import require_space, storage, synced, write_atomically
 
 SCHEMA = 2
+Which = Literal["latest", "best"] | int
 # Schema 1 had no `train.safetensors`: such a checkpoint can be evaluated, and cannot be trained on.
 _FILES: Mapping[int, tuple[str, ...]] = {
     1: ("model.safetensors", "state.json"),
@@ -58,10 +59,11 @@ def save(folder: Path, step: int, values: Params, training: Params, facts: Mappi
     }
     manifest = {key: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for key, data in files.items()}
     files[_MANIFEST] = json.dumps(manifest, indent=1).encode()
-    with storage(folder):
+    needed = sum(map(len, files.values()))
+    with storage(folder, needed):
         folder.mkdir(exist_ok=True)
-        if not (path.exists() and fault(path) is None):
-            require_space(folder, sum(map(len, files.values())))
+        if not (path.exists() and fault(folder, step) is None):
+            require_space(folder, needed)
             _write(folder, path, files)
     write_atomically(folder / "LATEST", path.name + "\n")
     return path
@@ -85,25 +87,28 @@ def _write(folder: Path, path: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def mark_best(folder: Path, path: Path) -> None:
-    """Point `BEST` to a checkpoint, so that it is not pruned."""
-    write_atomically(folder / "BEST", path.name + "\n")
+def mark_best(folder: Path, step: int) -> None:
+    """Point `BEST` to the checkpoint of a step, so that it is not pruned."""
+    write_atomically(folder / "BEST", _path(folder, step).name + "\n")
 
 
 def steps(folder: Path) -> list[int]:
     """Return the steps of all checkpoints, valid or not, the latest first."""
-    names = [path.name.removeprefix("step-") for path in folder.glob("step-*")] if folder.is_dir() else []
-    return sorted({int(name) for name in names if name.isdecimal()}, reverse=True)
+    found = [path.name for path in folder.glob("step-*")] if folder.is_dir() else []
+    return sorted((step for name in found if (step := _step_of(name)) is not None), reverse=True)
+
+
+def size(folder: Path, step: int) -> int:
+    """Return how many bytes a checkpoint's files have."""
+    return sum(file.lstat().st_size for file in _path(folder, step).glob("*"))
 
 
 def best(folder: Path) -> int | None:
     """Return the step of the checkpoint that did best in validation, or None."""
     try:
-        name = (folder / "BEST").read_text("utf-8").strip()
+        return _step_of((folder / "BEST").read_text("utf-8").strip())
     except (OSError, UnicodeDecodeError):
         return None
-    number = name.removeprefix("step-")
-    return int(number) if name != number and number.isdecimal() else None
 
 
 def sweep(folder: Path) -> None:
@@ -128,7 +133,7 @@ def prune(folder: Path, keep: int) -> list[Path]:
                 os.replace(path, leftover)
                 shutil.rmtree(leftover)
                 removed.append(path)
-            elif fault(path) is None:
+            elif fault(folder, step) is None:
                 kept.add(step)
     return removed
 
@@ -150,12 +155,31 @@ def load_latest(folder: Path) -> tuple[Checkpoint, list[CheckpointError]]:
     )
 
 
+def chosen(folder: Path, which: Which) -> Checkpoint:
+    """Return the last valid checkpoint, the best in validation, or that of a step; `CheckpointError` if it is none."""
+    if which == "latest":
+        return load_latest(folder)[0]
+    step = best(folder) if which == "best" else which
+    if step is None:
+        raise CheckpointError(
+            "No checkpoint is known to be the best.", where=str(folder), remedy="validate with train.validate_every=100"
+        )
+    if step not in steps(folder):
+        known = ", ".join(map(str, steps(folder)))
+        raise CheckpointError(
+            f"There is no checkpoint of step {step}.",
+            where=str(folder),
+            remedy=f"there are those of: {known or 'none'}",
+        )
+    return load(_path(folder, step))
+
+
 def load(path: Path) -> Checkpoint:
     """Return a checkpoint after every file has been compared with the manifest; nothing is half-used."""
     files = dict(_verified(path))
     facts = _json(path / "state.json", files["state.json"])
     step = facts.get("step")
-    if not isinstance(step, int) or _path(path.parent, step).name != path.name:
+    if type(step) is not int or _path(path.parent, step).name != path.name:
         raise _damaged(path / "state.json", f"it is of step {step!r}")
     tensors = {}
     for name in ("model.safetensors", "train.safetensors"):
@@ -166,10 +190,10 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(step, tensors["model.safetensors"], tensors["train.safetensors"], facts)
 
 
-def fault(path: Path) -> CheckpointError | None:
-    """Return what is wrong with a checkpoint, or None where every file is as its manifest says."""
+def fault(folder: Path, step: int) -> CheckpointError | None:
+    """Return what is wrong with the checkpoint of a step, or None where every file is as its manifest says."""
     try:
-        load(path)
+        load(_path(folder, step))
     except CheckpointError as error:
         return error
     return None
@@ -201,6 +225,14 @@ def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:07d}"
 
 
+def _step_of(name: str) -> int | None:
+    """Return the step of a checkpoint's folder, None where MetaForge would give it another name."""
+    number = name.removeprefix("step-")
+    # A name of more digits than a file name can have is read from `BEST` only, and Python would refuse it.
+    step = int(number) if number.isdecimal() and len(number) < 256 else -1
+    return step if _path(Path(), step).name == name else None
+
+
 def to_bytes(tensors: Params) -> bytes:
     """Return tensors in the safetensors format."""
     return tensor_bytes({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
@@ -224,12 +256,24 @@ def _read(path: Path, most: int) -> bytes:
 
 def _json(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=_once)
+    except KeyError as error:
+        raise _damaged(path, f"it says {error} twice") from error
     except (ValueError, RecursionError) as error:
         raise _damaged(path, "it is not JSON") from error
     if not isinstance(content, dict):
         raise _damaged(path, "it is not a JSON object")
     return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; raise `KeyError` for a name given twice, which two readers could read in two ways."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise KeyError(name)
+        found[name] = value
+    return found
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

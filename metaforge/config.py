@@ -143,7 +143,7 @@ def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = Tru
         fold.lay(Layer("default", {"dataset": {"name": dataset}}, given=False))
         for kind, name, cls in (("dataset", dataset, dataset_class), ("learner", learner, learner_class)):
             if cls is not None:
-                fold.lay(_plugin_defaults(kind, str(name), cls, dataset_class.kind))
+                fold.lay(_plugin_defaults(registry, kind, str(name), cls, dataset_class.kind))
     for layer in _without_stale(given, {"learner": None, "dataset": default}, fold):
         fold.lay(layer)
     if learner_class is not None:
@@ -172,7 +172,7 @@ def _default_dataset(registry: Registry, learner: type[Any] | None) -> str | Non
     return entries[0].qualified if entries[0].state == "ambiguous" else entries[0].name
 
 
-def _plugin_defaults(kind: str, name: str, cls: type[Any], task_kind: str) -> Layer:
+def _plugin_defaults(registry: Registry, kind: str, name: str, cls: type[Any], task_kind: str) -> Layer:
     """Return the settings that suit a plugin; it may speak of its own options, not choose learners or data sets."""
     layer = Layer(f"default of {kind} {name}", cls.defaults.get(task_kind, {}), given=False)
     other = "learner" if kind == "dataset" else "dataset"
@@ -182,7 +182,7 @@ def _plugin_defaults(kind: str, name: str, cls: type[Any], task_kind: str) -> La
             where=f"{cls.__module__}:{cls.__qualname__}",
             remedy="a plugin's defaults may set its own options, the run's sections and the other kinds of plugins",
         )
-    return normalised(layer, _KNOWN)
+    return normalised(layer, _KNOWN).renamed(lambda *plugin: registry.meant(registry.find(kind, name), *plugin))
 
 
 def _without_stale(layers: Sequence[Layer], names: Mapping[str, str | None], fold: Fold) -> list[Layer]:

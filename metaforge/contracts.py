@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from pydantic import BaseModel
 
@@ -45,7 +45,7 @@ _SINGLE = ("learner", "backbone", "dataset")
 def faults(kind: str, cls: type[Any]) -> list[str]:
     """Return what a class lacks to be a plugin of this kind, each as a clause of a sentence."""
     protocol = _PROTOCOLS[kind]
-    found = _config_faults(kind, cls)
+    found = _config_faults(kind, cls) + _fact_faults(kind, cls)
     for name in _members(protocol):
         stub = name in _REQUIRED.get(kind, ()) and getattr(cls, name, None) is getattr(protocol, name, None)
         if stub or not hasattr(cls, name):
@@ -54,9 +54,21 @@ def faults(kind: str, cls: type[Any]) -> list[str]:
             found += _signature_faults(name, getattr(protocol, name), getattr(cls, name))
     if "__init__" in vars(protocol) and cls.__init__ is not getattr(protocol, "__init__"):  # noqa: B009
         found += _signature_faults("__init__", getattr(protocol, "__init__"), cls.__init__)  # noqa: B009
-    if kind == "hook" and not any(name.startswith("metaforge_") for name in dir(cls)):
+    if kind == "hook" and not hooks.carriers([cls]):
         found.append(f"it has none of the hooks {', '.join(hooks.names())}")
-    return found
+    if kind == "hook":
+        found += _memory_faults(cls)
+    return [*found, *hooks.misfits(cls)]
+
+
+def _memory_faults(cls: type[Any]) -> list[str]:
+    """Return how the two optional methods of a hook plugin that remembers something do not belong together."""
+    has = [name for name in ("state", "restore") if callable(getattr(cls, name, None))]
+    if len(has) == 1:
+        return [f"it has {has[0]!r} without {'restore' if has == ['state'] else 'state'!r}"]
+    return [
+        fault for name in has for fault in _signature_faults(name, getattr(hooks.Stateful, name), getattr(cls, name))
+    ]
 
 
 def _config_faults(kind: str, cls: type[Any]) -> list[str]:
@@ -68,6 +80,21 @@ def _config_faults(kind: str, cls: type[Any]) -> list[str]:
         found.append("'Config' accepts unknown options (inherit from metaforge.protocols.Options)")
     if kind in _SINGLE and "name" in config.model_fields:
         found.append("'Config' has an option 'name', which in a run file chooses the plugin")
+    return found
+
+
+def _fact_faults(kind: str, cls: type[Any]) -> list[str]:
+    """Return which facts about itself a class gives in a form that nothing can be done with."""
+    found = []
+    if not isinstance(getattr(cls, "reference", ""), str):
+        found.append("'reference' is not a text")
+    defaults = getattr(cls, "defaults", {})
+    if not (isinstance(defaults, Mapping) and all(isinstance(one, Mapping) for one in defaults.values())):
+        found.append("'defaults' is not a mapping from kinds of task to settings")
+    if kind == "learner" and not isinstance(getattr(cls, "tags", None), protocols.Tags):
+        found.append("'tags' are not of type metaforge.protocols.Tags")
+    if kind == "dataset" and getattr(cls, "kind", "") not in get_args(protocols.Kind):
+        found.append(f"'kind' is not one of {', '.join(get_args(protocols.Kind))}")
     return found
 
 

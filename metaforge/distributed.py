@@ -178,7 +178,9 @@ def _store(number: int, size: int) -> Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     serves = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = TCPStore(address, port, size, serves, timeout=_TIMEOUT)
-    return PrefixStore(f"metaforge/{job()}/{attempt()}", store)
+    # One process may train several runs; the others count with it.
+    runs = store.add(f"metaforge/{attempt()}/runs of {number}", 1)
+    return PrefixStore(f"metaforge/{attempt()}/{runs}", store)
 
 
 @contextmanager

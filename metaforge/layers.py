@@ -6,16 +6,21 @@ import datetime
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from metaforge.errors import ConfigError, nearest
+from metaforge.validation import check_depth
 
 # Tables that choose one plugin (`name`, its options beside it), and ordered sets of plugins (a table by name for each).
 SINGLES = ("learner", "dataset", "backbone")
 SETS = {"adapters": "adapter", "regularizers": "regularizer", "hooks": "hook"}
+
+_MAX_BYTES = 2**20
+# Also a number of thousands of digits, bytes that are no text, and endless brackets.
+_NO_TOML = (ValueError, RecursionError)
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -41,15 +46,31 @@ class Layer:
         ends = range(len(parts), 0, -1)
         return next((found for end in ends if (found := self.origins.get(".".join(parts[:end])))), self.origin)
 
+    def renamed(self, name: Callable[[str, str], str]) -> Layer:
+        """Return this (normalised) layer with `name(kind, old)` for the name of each plugin that its values choose."""
+        values = dict(self.values)
+        for key in SINGLES:
+            if "name" in values.get(key, {}):
+                values[key] = {**values[key], "name": name(key, values[key]["name"])}
+        for key, kind in SETS.items():
+            if key in values:
+                values[key] = {name(kind, old): options for old, options in values[key].items()}
+        return replace(self, values=values)
+
 
 def file_layer(path: Path) -> Layer:
     """Return the layer that a TOML file describes; raise `ConfigError` if it cannot be read."""
     remedy = "a run file is TOML; `metaforge config` prints one"
     try:
-        return Layer(str(path), tomllib.loads(path.read_text(encoding="utf-8")))
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ConfigError(f"The file {path} is larger than {_MAX_BYTES:,} bytes.", remedy=remedy)
+        # Some editors begin a file with a mark that TOML does not know.
+        return Layer(str(path), tomllib.loads(data.decode("utf-8-sig")))
     except OSError as error:
         raise ConfigError(f"The file {path} cannot be read: {error.strerror}.", remedy=remedy) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except _NO_TOML as error:
         raise ConfigError(f"The file {path} is not valid TOML: {error}.", where=str(path), remedy=remedy) from error
 
 
@@ -94,7 +115,7 @@ def parse_value(text: str) -> Any:
     """Return what a text means as a TOML value; a bare word means itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except _NO_TOML:
         return text
     value = parsed["value"]
     dated = isinstance(value, (datetime.date, datetime.time))
@@ -104,6 +125,7 @@ def parse_value(text: str) -> Any:
 def normalised(layer: Layer, known: Iterable[str]) -> Layer:
     """Return a layer whose plugin tables are written in full; raise `ConfigError` for a table that does not exist."""
     known = list(known)
+    check_depth([layer.values, layer.patches], layer.origin)
     values = {}
     for key, value in layer.values.items():
         if key not in known:

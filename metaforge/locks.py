@@ -28,7 +28,9 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "run.lock"
         with storage(folder):
-            self._file: IO[str] = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115
+            # Never through a link: a stranger's run folder must not say which file is emptied.
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            self._file: IO[str] = open(os.open(self.path, flags, 0o666), "a+", encoding="utf-8")  # noqa: SIM115
         try:
             self._acquire()
         except BaseException:

@@ -56,6 +56,7 @@ class Outer:
         return found
 
     def _restore(self, training: Params) -> None:
+        self._require_whole(training)
         for key, value in training.items():
             slot, _, name = key.partition(".")
             if name not in self._leaves or value.shape not in (self._leaves[name].shape, torch.Size()):
@@ -66,6 +67,20 @@ class Outer:
             # The count of steps stays on the CPU, as the optimiser keeps it.
             there = value.clone() if value.dim() == 0 else value.to(self._leaves[name].device, copy=True)
             self._optimizer.state[self._leaves[name]][slot] = there
+
+    def _require_whole(self, training: Params) -> None:
+        """Raise `CheckpointError` where some of what the optimiser remembers of its steps is missing, or is no number.
+
+        It would fail in its next step, and not say why.
+        """
+        for name, leaf in self._leaves.items() if training and self._config.optimizer == "adam" else ():
+            for slot in ("step", "exp_avg", "exp_avg_sq"):
+                found = training.get(f"{slot}.{name}")
+                if found is None or found.dtype != (torch.float32 if slot == "step" else leaf.dtype):
+                    raise CheckpointError(
+                        f"The outer optimiser's {slot!r} of {name!r} is missing, or is no number of its precision.",
+                        remedy="resume the run with the options that it was trained with",
+                    )
 
 
 def _optimizer_for(config: TrainConfig, leaves: list[Tensor]) -> torch.optim.Optimizer:

@@ -94,7 +94,8 @@ class Tags:
     """Static facts of a learner, from which commands and conformance checks follow.
 
     `kinds` of tasks it solves; the components it `needs` (`backbone`, `adapter`); whether it `adapts` in steps that can
-    be counted; whether its number of outputs is fixed at construction; whether its loss draws noise.
+    be counted; whether its number of outputs is fixed at construction; whether its loss draws noise; whether the
+    gradient of its loss is that of the loss's value, as it is not where a method leaves terms of it out.
     """
 
     kinds: frozenset[Kind] = frozenset({"classification"})
@@ -102,6 +103,7 @@ class Tags:
     adapts: bool = False
     fixed_ways: bool = True
     stochastic: bool = False
+    exact_meta_gradient: bool = True
 
 
 class Component(Protocol):

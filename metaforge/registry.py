@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module, metadata
 from types import MappingProxyType
 from typing import Any, Literal
 
-from metaforge.errors import PluginError, nearest
+from metaforge.distributions import Claim, canonical, claims
+from metaforge.errors import ConfigError, PluginError, nearest
+from metaforge.loading import blamed, imported
 
-State = Literal["ready", "incompatible", "ambiguous", "hidden"]
+State = Literal["ready", "incompatible", "ambiguous", "hidden", "broken"]
 
 KINDS = ("learner", "adapter", "regularizer", "backbone", "dataset", "hook")
 GROUPS: Mapping[str, str] = MappingProxyType({f"metaforge.{kind}s": kind for kind in KINDS})
 DEFAULTS_GROUP = "metaforge.defaults"
 CORE = "metaforge"
+
+# What a run file can write as a table, and what names a class.
+_NAME = re.compile(r"(?!none$)[A-Za-z0-9][A-Za-z0-9_-]*")
+_TARGET = re.compile(r"[\w.]+\s*:\s*[\w.]+\s*(\[.*\])?")
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,15 @@ class Entry:
 class Registry:
     """The plugins that a command may use; an argument everywhere, never a global.
 
-    `defaults` maps a kind of task, or a kind of plugin, to the target of the entry that is used when none is named.
+    `defaults` maps a kind of task, or a kind of plugin, to the target of the entry that is used when none is named;
+    `notes` are sentences for people on what could not be read.
     """
 
-    def __init__(self, entries: Iterable[Entry], defaults: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, entries: Iterable[Entry], defaults: Mapping[str, str] | None = None, notes: Sequence[str] = ()
+    ) -> None:
         self._entries = _judged(entries)
+        self.notes = tuple(notes)
         self._defaults = dict(defaults or {})
         self._classes: dict[tuple[str, str], type[Any]] = {}
         self._own: dict[tuple[str, str], type[Any]] = {}
@@ -64,7 +73,7 @@ class Registry:
         entry = Entry(kind, name, f"{module}:{qualname}", "python", summary=summary)
         # The caller's own class wins over an installed plugin of that name: it was handed over on purpose.
         others = [known for known in self._entries if (known.kind, known.name) != (kind, name)]
-        wider = Registry([*others, entry], self._defaults)
+        wider = Registry([*others, entry], self._defaults, self.notes)
         wider._classes = dict(self._classes)
         wider._classes.pop((kind, entry.qualified), None)
         wider._own = {**self._own, (kind, entry.qualified): cls}
@@ -75,36 +84,41 @@ class Registry:
         return tuple(entry for entry in self._entries if kind is None or entry.kind == kind)
 
     def names(self, kind: str) -> list[str]:
-        """Return the names that can be used as they are."""
-        return sorted(entry.name for entry in self.entries(kind) if entry.state == "ready")
+        """Return the names that can be used as they are: qualified ones where a bare name is ambiguous."""
+        ready = [entry.name for entry in self.entries(kind) if entry.state == "ready"]
+        return sorted([*ready, *(entry.qualified for entry in self.entries(kind) if entry.state == "ambiguous")])
 
     def default(self, key: str) -> Entry | None:
         """Return the entry used when none is named, for a kind of task (a data set) or a kind of plugin."""
         target = self._defaults.get(key)
         return next((entry for entry in self._entries if entry.distribution == CORE and entry.target == target), None)
 
+    def meant(self, speaker: Entry, kind: str, name: str) -> str:
+        """Return in full the name in an entry's own defaults: whoever else claims it, its author knew of no other."""
+        rivals = [entry for entry in self.entries(kind) if entry.name == name and entry.state == "ambiguous"]
+        owners = (speaker.distribution, CORE)
+        return next((one.qualified for owner in owners for one in rivals if one.distribution == owner), name)
+
     def find(self, kind: str, name: str) -> Entry:
         """Return the entry that a name (or `distribution:name`) means; raise `PluginError` if it means none or many."""
         distribution, colon, bare = name.rpartition(":")
         found = [entry for entry in self.entries(kind) if entry.name == bare]
         if colon:
-            found = [entry for entry in found if _canonical(entry.distribution) == _canonical(distribution)]
+            found = [entry for entry in found if canonical(entry.distribution) == canonical(distribution)]
         if not found:
-            raise self._unknown(kind, name)
+            raise self.unknown(name, kind)
         usable = [entry for entry in found if entry.state in ("ready", "ambiguous")]
         if not usable:
             raise PluginError(
                 f"The {found[0].label} cannot be used: {found[0].reason}.",
                 where=found[0].target,
-                remedy="METAFORGE_PLUGINS lists the distributions whose plugins may be used"
-                if found[0].state == "hidden"
-                else f"install a matching version: pip install --upgrade {found[0].distribution}",
+                remedy=_REMEDIES[found[0].state].format(found[0].distribution),
             )
         if len(usable) > 1:
             choices = ", ".join(repr(entry.qualified) for entry in usable)
             raise PluginError(
                 f"The {kind} {name!r} is ambiguous: {len(usable)} installed distributions offer it.",
-                remedy=f"use one of {choices}",
+                remedy=f"use one of {choices}, or leave one out: METAFORGE_PLUGINS lists the distributions to be used",
             )
         return usable[0]
 
@@ -113,10 +127,12 @@ class Registry:
         entry = self.find(kind, name)
         key = (kind, entry.qualified)
         if key not in self._classes:
-            cls = self._own[key] if key in self._own else _imported(entry)
+            cls = self._own[key] if key in self._own else imported(entry)
             from metaforge.contracts import faults
 
-            if found := faults(kind, cls):
+            with blamed(entry):
+                found = faults(kind, cls)
+            if found:
                 raise PluginError(
                     f"The {entry.label} does not keep the contract of a {kind}: {'; '.join(found)}.",
                     where=entry.target,
@@ -125,47 +141,75 @@ class Registry:
             self._classes[key] = cls
         return self._classes[key]
 
-    def _unknown(self, kind: str, name: str) -> PluginError:
-        names = self.names(kind)
-        known = ", ".join(names) if names else "none"
+    def unknown(self, name: str, kind: str | None = None) -> PluginError:
+        """Return the error for a name that no plugin of a kind, or of any, has."""
+        names = [one for each in KINDS if kind in (None, each) for one in self.names(each)]
         elsewhere = sorted({entry.kind for entry in self._entries if entry.name == name and entry.kind != kind})
         also = f" Another kind has it: {', '.join(elsewhere)}." if elsewhere else ""
+        listing = "metaforge list-plugins" + (f" --kind {kind}" if kind else "")
         return PluginError(
-            f"No {kind} is called {name!r}.{nearest(name, names)}{also}",
-            where=f"installed {kind}s: {known} (interpreter {sys.executable})",
-            remedy=f"`metaforge list-plugins --kind {kind}` shows them; a package that offers it is installed with"
+            f"No {kind or 'plugin'} is called {name!r}.{nearest(name, names)}{also}",
+            where=f"installed {kind or 'plugin'}s: {', '.join(names) or 'none'} (interpreter {sys.executable})",
+            remedy=f"`{listing}` shows them; a package that offers it is installed with"
             f" `{sys.executable} -m pip install <package>`",
         )
+
+
+_REMEDIES: Mapping[str, str] = MappingProxyType(
+    {
+        "hidden": "METAFORGE_PLUGINS lists the distributions whose plugins may be used; add {} to it",
+        "incompatible": "install a matching version: pip install --upgrade {}",
+        "broken": "report it to the author of {0}, or uninstall it: pip uninstall {0}",
+    }
+)
+
+
+def kind_called(name: str) -> str:
+    """Return a kind by its name, in the singular or the plural; raise `ConfigError` if there is none."""
+    kind = name.removesuffix("s")
+    if kind in KINDS:
+        return kind
+    raise ConfigError(f"There is no kind {name!r}.{nearest(kind, KINDS)}", remedy=f"the kinds are {', '.join(KINDS)}")
 
 
 def scan() -> Registry:
     """Return the registry of what is installed, from entry points alone: no plugin is imported."""
     from metaforge.summaries import Summaries
 
+    found, notes = claims((*GROUPS, DEFAULTS_GROUP))
     allowed = _allowed()
+    absent = sorted((allowed or frozenset()) - {canonical(claim.distribution) for claim in found})
+    notes += [
+        f"METAFORGE_PLUGINS names {name!r}, but no installed distribution of that name has plugins." for name in absent
+    ]
     summaries = Summaries()
-    versions: dict[str, tuple[str, str]] = {}
+    reasons: dict[str, str] = {}
     entries, defaults = [], {}
-    points = metadata.entry_points()
-    for point in [point for group in (*GROUPS, DEFAULTS_GROUP) for point in points.select(group=group)]:
-        if point.dist is None:
-            continue
-        distribution = point.dist.name
-        if point.group == DEFAULTS_GROUP:
+    for claim in found:
+        if claim.group == DEFAULTS_GROUP:
             # Only MetaForge's own metadata may say what an unnamed choice means: installed never means active.
-            if distribution == CORE:
-                defaults[point.name] = point.value
+            if claim.distribution == CORE:
+                defaults[claim.name] = claim.target
             continue
-        if distribution not in versions:
-            versions[distribution] = (point.dist.version, _incompatibility(distribution, point.dist.requires))
-        version, reason = versions[distribution]
-        state: State = "incompatible" if reason else "ready"
-        if allowed is not None and distribution != CORE and _canonical(distribution) not in allowed:
-            state, reason = "hidden", "METAFORGE_PLUGINS does not name its distribution"
-        summary = summaries.of(point.value)
-        kind = GROUPS[point.group]
-        entries.append(Entry(kind, point.name, point.value, distribution, version, summary, state, reason))
-    return Registry(entries, defaults)
+        if claim.distribution not in reasons:
+            reasons[claim.distribution] = _incompatibility(claim)
+        state, reason = _state(claim, allowed, reasons[claim.distribution])
+        facts = (claim.target, claim.distribution, claim.version, summaries.of(claim.target), state, reason)
+        entries.append(Entry(GROUPS[claim.group], claim.name, *facts))
+    return Registry(entries, defaults, notes)
+
+
+def _state(claim: Claim, allowed: frozenset[str] | None, incompatible: str) -> tuple[State, str]:
+    """Return what an entry point alone tells of its plugin's state, and why."""
+    if allowed is not None and claim.distribution != CORE and canonical(claim.distribution) not in allowed:
+        return "hidden", "METAFORGE_PLUGINS does not name its distribution"
+    if incompatible:
+        return "incompatible", incompatible
+    if not _TARGET.fullmatch(claim.target):
+        return "broken", f"its entry point {claim.target!r} is not of the form module:Class"
+    if not _NAME.fullmatch(claim.name):
+        return "broken", "its name cannot be used: a name has letters, digits, '-' and '_', and is not 'none'"
+    return "ready", ""
 
 
 def _judged(entries: Iterable[Entry]) -> tuple[Entry, ...]:
@@ -179,9 +223,14 @@ def _judged(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 
 
 def _marked(entry: Entry, claimants: Sequence[str]) -> Entry:
-    if entry.state != "ready" or len(claimants) < 2:
+    if entry.state != "ready":
         return entry
-    reason = f"{' and '.join(claimants)} both offer it; use {entry.qualified!r}"
+    if claimants.count(entry.distribution) > 1:
+        return replace(entry, state="broken", reason=f"{entry.distribution} has several {entry.kind}s of this name")
+    rivals = [one for one in claimants if claimants.count(one) == 1]
+    if len(rivals) < 2:
+        return entry
+    reason = f"{' and '.join(rivals)} each offer it; use {entry.qualified!r}"
     return replace(entry, state="ambiguous", reason=reason)
 
 
@@ -190,65 +239,26 @@ def _allowed() -> frozenset[str] | None:
     setting = os.environ.get("METAFORGE_PLUGINS")
     if setting is None or not setting.strip():
         return None
-    return frozenset(_canonical(name.strip()) for name in setting.split(",") if name.strip() != "none")
+    names = [name.strip() for name in setting.split(",")]
+    return frozenset(canonical(name) for name in names if name and name != "none")
 
 
-def _canonical(distribution: str) -> str:
-    return distribution.lower().replace("_", "-").replace(".", "-")
-
-
-def _incompatibility(distribution: str, requires: Sequence[str] | None) -> str:
+def _incompatibility(claim: Claim) -> str:
     """Return why a distribution does not fit this MetaForge, by its own `Requires-Dist`, or an empty string."""
-    wanted = [line for line in requires or () if _canonical(line).startswith(CORE)]
-    if distribution == CORE or not wanted:
+    wanted = [line for line in claim.requires if canonical(line.strip()).startswith(CORE)]
+    if claim.distribution == CORE or not wanted:
         return ""
-    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.requirements import Requirement
 
     from metaforge import __version__
 
     for line in wanted:
         try:
             requirement = Requirement(line)
-        except InvalidRequirement:
+            applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        except ValueError:
             return f"its requirement {line!r} cannot be read"
-        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        about_us = _canonical(requirement.name) == CORE and applies
+        about_us = canonical(requirement.name) == CORE and applies
         if about_us and not requirement.specifier.contains(__version__, prereleases=True):
             return f"it requires metaforge{requirement.specifier}, this is metaforge {__version__}"
     return ""
-
-
-def _imported(entry: Entry) -> type[Any]:
-    """Return the class at an entry's target; any failure, `sys.exit` included, becomes one `PluginError`."""
-    module, _, attribute = entry.target.partition(":")
-    try:
-        # What a plugin prints while it is imported must not end up in a command's data.
-        with contextlib.redirect_stdout(sys.stderr):
-            found: Any = import_module(module.strip())
-            for part in attribute.split("[")[0].strip().split("."):
-                found = getattr(found, part)
-    except (Exception, SystemExit) as error:
-        cause = _first_cause(error)
-        said = f": {cause}" if str(cause) else ""
-        raise PluginError(
-            f"The {entry.label} cannot be loaded: {type(cause).__name__}{said}",
-            where=entry.target,
-            remedy=f"mend or uninstall it (pip uninstall {entry.distribution}), or choose another {entry.kind};"
-            " METAFORGE_DEBUG=1 shows the trace",
-        ) from error
-    if not isinstance(found, type):
-        raise PluginError(
-            f"The {entry.label} is not a class but of type {type(found).__name__}.",
-            where=entry.target,
-            remedy=f"report it to the author of {entry.distribution}",
-        )
-    return found
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """Return the innermost exception of a chain: the one that began it."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__) or error
-    return error

@@ -15,7 +15,8 @@ from metaforge.layers import flatten
 from metaforge.outer import Outer
 from metaforge.protocols import Params
 from metaforge.registry import Registry
-from metaforge.runs import read_json
+from metaforge.runs import read_json, require_run
+from metaforge.soundness import unsound
 from metaforge.state import Saver, State
 
 # Settings that change no weight and no figure of the training.
@@ -30,14 +31,8 @@ def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> 
     Raises `PluginError` naming the distribution of a plugin that is no longer there, `ConfigError` where the layers
     choose another learner or data set.
     """
-    path = folder / "config.toml"
-    if not path.is_file():
-        raise ConfigError(
-            f"{folder} is no run folder: it has no config.toml.",
-            where="--resume",
-            remedy="name the folder that `metaforge train` printed",
-        )
-    own = file_layer(path)
+    require_run(folder, where="--resume")
+    own = file_layer(folder / "config.toml")
     for key in ("learner", "dataset"):
         before = own.values.get(key, {}).get("name")
         for layer in layers:
@@ -51,7 +46,7 @@ def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> 
     try:
         return resolve([own, *layers], registry)
     except PluginError as error:
-        plugins = read_json(folder / "env.json").get("plugins", {})
+        plugins = _table(read_json(folder / "env.json"), "plugins")
         used = "; ".join(f"{plugin} of {distribution}" for plugin, distribution in plugins.items())
         raise PluginError(
             error.what, where=f"{error.where}; the run was trained with {used}", remedy=error.remedy
@@ -69,6 +64,18 @@ def take_up(saver: Saver, run: RunInfo, fresh: Params, *, accept_plugins: bool) 
         return State(), {"exact": True, "differences": [], "damaged": []}
     state, saved, bad = found
     check_values(saved, fresh)
+    if saved.facts["schema"] == 1:
+        raise CheckpointError(
+            f"The checkpoint of step {saved.step} was saved without the outer optimiser's state (schema 1).",
+            where="--resume",
+            remedy="`metaforge evaluate` can use it; to train on, train a new run",
+        )
+    if spoilt := unsound({**state.values, **state.training}):
+        raise CheckpointError(
+            f"In the checkpoint of step {saved.step} {spoilt[0]!r} is not finite.",
+            where="--resume",
+            remedy="train a new run from its config.toml",
+        )
     Outer(run.config.run.train, state.values, state.training)
     # In the learner's own order: sums over all entries depend on it in their last bits, and a file has another.
     state = replace(state, values={name: state.values[name] for name in fresh})
@@ -77,7 +84,7 @@ def take_up(saver: Saver, run: RunInfo, fresh: Params, *, accept_plugins: bool) 
     return state, {"exact": not changes, "differences": changes, "damaged": lost}
 
 
-def check_values(saved: Checkpoint, fresh: Params) -> None:
+def check_values(saved: Checkpoint, fresh: Params, *, where: str = "--resume") -> None:
     """Raise `CheckpointError` unless saved values are those of the learner: names, shapes and precision."""
     for name in [*fresh, *(name for name in saved.values if name not in fresh)]:
         ours, theirs = (
@@ -88,15 +95,9 @@ def check_values(saved: Checkpoint, fresh: Params) -> None:
             raise CheckpointError(
                 f"The checkpoint of step {saved.step} is not one of this learner: {name} is {theirs or 'missing'},"
                 f" but should be {ours or 'absent'}.",
-                where="--resume",
-                remedy="resume the run with the options that it was trained with",
+                where=where,
+                remedy="use the run with the options that it was trained with",
             )
-    if saved.facts["schema"] == 1:
-        raise CheckpointError(
-            f"The checkpoint of step {saved.step} was saved without the outer optimiser's state (schema 1).",
-            where="--resume",
-            remedy="`metaforge evaluate` can use it; to train on, train a new run",
-        )
 
 
 def differences(
@@ -106,8 +107,9 @@ def differences(
 
     Raises `PluginError` where a plugin has another version now, unless those are accepted.
     """
-    before, now = saved.get("environment", {}), environment
-    was, has = before.get("plugins", {}), now.get("plugins", {})
+    before, now = _table(saved, "environment"), environment
+    was = {str(name): str(version) for name, version in _table(before, "plugins").items()}
+    has = now.get("plugins", {})
     # A component that a setting has replaced is named with that setting.
     other = [name for name in was if has.get(name, was[name]) != was[name]]
     changed = [f"{name}: {was[name]} -> {has[name]}" for name in other]
@@ -123,10 +125,20 @@ def differences(
         for name in _ENVIRONMENT
         if name in before and before[name] != now.get(name)
     ]
-    old, new = (dict(flatten(dict(values))) for values in (saved.get("config", {}), config))
+    old, new = (dict(flatten(dict(values))) for values in (_table(saved, "config"), config))
     for path in {**old, **new}:
         if old.get(path) != new.get(path) and not _harmless(path, new):
             found.append(f"{path}: {old.get(path)} -> {new.get(path)}")
+    return found
+
+
+def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a table of what was saved, empty where there is none; raise `CheckpointError` if it is something else."""
+    found = values.get(name, {})
+    if not isinstance(found, Mapping):
+        raise CheckpointError(
+            f"What was saved as {name!r} is no table.", where="--resume", remedy="train a new run from its config.toml"
+        )
     return found
 
 

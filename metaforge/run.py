@@ -12,11 +12,13 @@ import torch
 from metaforge import checkpoint, engine, evaluation, runtime
 from metaforge.components import Components
 from metaforge.config import Resolved, file_layer, resolve
-from metaforge.errors import ConfigError
 from metaforge.functional import one_task
+from metaforge.keys import make_key
 from metaforge.protocols import Dataset, Learner, Params, Task, TaskSpec
 from metaforge.registry import Registry
 from metaforge.report import gallery, page
+from metaforge.resume import check_values
+from metaforge.runs import require_run
 
 
 @dataclass(frozen=True)
@@ -109,21 +111,27 @@ class Run:
         return drawn
 
 
-def load(folder: Path | str, registry: Registry, *, device: str | None = None) -> Run:
-    """Return the run of a folder, from its `config.toml` and its latest checkpoint.
+def load(
+    folder: Path | str,
+    registry: Registry,
+    *,
+    device: str | None = None,
+    which: checkpoint.Which = "latest",
+) -> Run:
+    """Return the run of a folder, with the values of its latest valid checkpoint, its best one or that of a step.
 
     It is used on `device`, or on that of its configuration where None: what was trained on one can be used on another.
+    Raises `CheckpointError` where that checkpoint is missing, damaged or of another learner.
     """
     folder = Path(folder)
-    if not (folder / "config.toml").is_file():
-        raise ConfigError(
-            f"{folder} is no run folder: it has no config.toml.",
-            remedy="name the folder that `metaforge train` printed",
-        )
+    require_run(folder)
     resolved = resolve([file_layer(folder / "config.toml")], registry)
     runtime.prepare(resolved.run.engine.threads)
     parts = Components(resolved)
     chosen = runtime.choose_device(resolved.run.device if device is None else device)
-    saved, _ = checkpoint.load_latest(folder / "ckpt")
+    saved = checkpoint.chosen(folder / "ckpt", which)
     values = {name: value.to(chosen) for name, value in saved.values.items()}
-    return Run(folder, resolved, parts, values, chosen, {"steps": saved.step})
+    run = Run(folder, resolved, parts, values, chosen, {"steps": saved.step})
+    fresh = run.learner().init(make_key(resolved.run.seed, "init"))
+    check_values(saved, {name: value.to(run.dtype) for name, value in fresh.items()}, where=str(folder))
+    return run

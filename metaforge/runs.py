@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import secrets
 import subprocess
 import time
@@ -18,17 +19,41 @@ from typing import Any
 from metaforge.errors import ConfigError, StorageError
 from metaforge.lines import append_lines, begin_lines
 from metaforge.locks import RunLock
-from metaforge.storage import storage, write_atomically, write_json
+from metaforge.storage import storage, synced, write_atomically, write_json
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file of a run; raise `ConfigError` where it is missing or damaged."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a run; raise `ConfigError` where it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path.name} cannot be read: {error}.", where=str(path.parent), remedy="name the folder of a run"
         ) from error
+    return found
+
+
+def require_run(path: Path, *, where: str = "") -> None:
+    """Raise `ConfigError` unless `path` is the folder of a run, without links, which could lead anywhere.
+
+    A stranger's folder is written where a run is resumed or evaluated.
+    """
+    if not (path / "config.toml").is_file():
+        raise ConfigError(
+            f"{path} is no run folder: it has no config.toml.",
+            where=where,
+            remedy="name the folder that `metaforge train` printed",
+        )
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            if (link := Path(folder, name)).is_symlink():
+                raise ConfigError(
+                    f"{link} is a link, and a run folder holds none.",
+                    where=where or str(path),
+                    remedy="put the file itself there, or remove the link",
+                )
 
 
 class RunFolder:
@@ -53,20 +78,20 @@ class RunFolder:
                 ) from error
             (path / "pictures").mkdir()
         folder = cls(path)
-        write_atomically(path / "config.toml", config)
-        write_atomically(path / "command.txt", command + "\n")
-        write_json(path / "env.json", {**environment, **_git_facts()})
+        try:
+            write_atomically(path / "command.txt", command + "\n")
+            write_json(path / "env.json", {**environment, **_git_facts()})
+            # The last one: a folder that has it is a run, with all that a resume reads.
+            write_atomically(path / "config.toml", config)
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
         """Take over the folder of a run that has ended, or whose process has died; raise `RunLockedError` otherwise."""
-        if not (path / "config.toml").is_file():
-            raise ConfigError(
-                f"{path} is no run folder: it has no config.toml.",
-                where="--resume",
-                remedy="name the folder that `metaforge train` printed",
-            )
+        require_run(path, where="--resume")
         folder = cls(path)
         with storage(path):
             for leftover in path.glob(".*.part"):
@@ -76,10 +101,12 @@ class RunFolder:
     def resumed(self, step: int, *, config: str, command: str, facts: Mapping[str, Any]) -> None:
         """Record that the run goes on after a step: later records go, the configuration is the present one."""
         begin_lines(self.path / "metrics.jsonl", start=step, step_of=lambda line: int(json.loads(line)["step"]))
+        environment, commands = read_json(self.path / "env.json"), self.path / "command.txt"
+        before = environment.get("resumed", [])
+        resumes = [*(before if isinstance(before, list) else [before]), {"step": step, "at": _now(), **facts}]
+        earlier = commands.read_text("utf-8", errors="replace") if commands.is_file() else ""
         write_atomically(self.path / "config.toml", config)
-        write_atomically(self.path / "command.txt", (self.path / "command.txt").read_text("utf-8") + command + "\n")
-        environment = read_json(self.path / "env.json")
-        resumes = [*environment.get("resumed", []), {"step": step, "at": _now(), **facts}]
+        write_atomically(commands, earlier + command + "\n")
         write_json(self.path / "env.json", {**environment, "resumed": resumes})
 
     def status(self, outcome: str, **facts: Any) -> None:
@@ -99,6 +126,13 @@ class RunFolder:
         """Append one line to the metrics; a figure that is not finite is null, because JSON has no such numbers."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         append_lines(self.path / "metrics.jsonl", [json.dumps(finite, allow_nan=False)])
+
+    def settle(self) -> None:
+        """Wait until the metrics are on the disk: a checkpoint must not outlive the records of its steps."""
+        metrics = self.path / "metrics.jsonl"
+        if metrics.is_file():
+            with storage(metrics), metrics.open("ab") as file:
+                synced(file)
 
     def close(self) -> None:
         """Let others write the run."""

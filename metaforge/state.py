@@ -22,7 +22,7 @@ class State:
 
     `values` are the learner's, `training` the outer optimiser's tensors; `window` has each task's figures since the
     last record, `norms` the meta-gradient's last norms, `skipped` the steps left out, `best` the best validation so
-    far, `hooks` what hook plugins want to remember.
+    far and `best_step` its step, `hooks` what hook plugins want to remember.
     """
 
     step: int = 0
@@ -33,10 +33,11 @@ class State:
     norms: tuple[float, ...] = ()
     skipped: tuple[int, ...] = ()
     best: float | None = None
+    best_step: int | None = None
     hooks: Mapping[str, Any] = field(default_factory=dict)
 
 
-_FACTS = ("seconds", "window", "norms", "skipped", "best", "hooks")
+_FACTS = ("seconds", "window", "norms", "skipped", "best", "best_step", "hooks")
 
 
 class Saver:
@@ -63,7 +64,7 @@ class Saver:
         facts = {name: getattr(state, name) for name in _FACTS} | dict(self._facts)
         path = checkpoint.save(self.folder, state.step, state.values, state.training, facts)
         if best:
-            checkpoint.mark_best(self.folder, path)
+            checkpoint.mark_best(self.folder, state.step)
         checkpoint.prune(self.folder, self._config.keep)
         self._last = (state.step, state.seconds)
         return None if known else path
@@ -80,6 +81,11 @@ class Saver:
         state = _state(saved, self.folder)
         self._last = (state.step, state.seconds)
         return state, saved, bad
+
+    def take_up(self, state: State) -> None:
+        """Let `BEST` name the best step of a state that a run goes on from: the process may have died before it did."""
+        if state.best_step is not None and checkpoint.best(self.folder) != state.best_step:
+            checkpoint.mark_best(self.folder, state.best_step)
 
 
 def better(score: float, best: float | None, kind: str) -> bool:
@@ -100,22 +106,31 @@ def _require_json(name: str, remembered: Any) -> None:
         ) from error
 
 
+def _finite(value: Any) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{value} where a finite number should be")
+    return float(value)
+
+
 def _state(saved: checkpoint.Checkpoint, folder: Path) -> State:
     facts = saved.facts
     state = State(step=saved.step, values=saved.values, training=saved.training)
     if facts["schema"] == 1:
         return state
     try:
+        best, best_step = facts["best"], facts.get("best_step")
         return replace(
             state,
-            seconds=float(facts["seconds"]),
+            seconds=_finite(facts["seconds"]),
+            # Figures of a learner's own may be anything; what the run itself decides by may not.
             window={str(name): [float(x) for x in figures] for name, figures in facts["window"].items()},
-            norms=tuple(float(norm) for norm in facts["norms"]),
+            norms=tuple(_finite(norm) for norm in facts["norms"]),
             skipped=tuple(int(step) for step in facts["skipped"]),
-            best=None if facts["best"] is None else float(facts["best"]),
-            hooks=dict(facts["hooks"]),
+            best=None if best is None else _finite(best),
+            best_step=None if best_step is None else int(best_step),
+            hooks={str(name): dict(remembered) for name, remembered in facts["hooks"].items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"The checkpoint of step {saved.step} lacks what a run needs to go on: {error!r}.",
             where=str(folder),

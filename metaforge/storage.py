@@ -19,13 +19,14 @@ _SLACK = 1 << 16
 
 
 @contextmanager
-def storage(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write below `path` into one sentence."""
+def storage(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn the system's refusal to write below `path` into one sentence, which also tells the bytes `needed`."""
     try:
         yield
     except OSError as error:
+        wanted = "" if needed is None else f" {needed:,} bytes are needed."
         raise StorageError(
-            f"Cannot write {error.filename or path}: {error.strerror or error}.{_room(path)}",
+            f"Cannot write {error.filename or path}: {error.strerror or error}.{wanted}{_room(path)}",
             where=str(path),
             remedy="free space and check the permissions, or choose another folder with --out",
         ) from error
@@ -45,10 +46,11 @@ def require_space(folder: Path, needed: int) -> None:
 def write_atomically(path: Path, data: str | bytes) -> None:
     """Write a file beside its name and rename it: a reader, or a reboot, finds the old content or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    with storage(path):
+    content = data.encode() if isinstance(data, str) else data
+    with storage(path, len(content)):
         try:
             with temporary.open("wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
+                file.write(content)
                 synced(file)
             os.replace(temporary, path)
             synced(path.parent)

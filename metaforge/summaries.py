@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+import io
+import re
+import tokenize
+from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from pathlib import Path
+
+# No more of a file is read than this many characters, and no more of a line is shown than that many.
+_FILE, _LINE = 1_000_000, 200
+_BLANK = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT)
+_BRACKETS = {"(": 1, "[": 1, ")": -1, "]": -1}
 
 
 class Summaries:
@@ -21,7 +28,8 @@ class Summaries:
             spec = self._spec(module.strip())
             if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
                 return ""
-            return first_line(Path(spec.origin).read_text(encoding="utf-8"), name.strip())
+            with tokenize.open(spec.origin) as file:
+                return first_line(file.read(_FILE), name.partition("[")[0].strip())
         except Exception:
             # A summary is a courtesy: a plugin whose source cannot be read is listed all the same.
             return ""
@@ -41,9 +49,34 @@ class Summaries:
 
 
 def first_line(source: str, name: str) -> str:
-    """Return the first line of the docstring of the class `name` in a module's source, or of the module."""
-    tree = ast.parse(source)
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    nodes: list[ast.ClassDef | ast.Module] = [*classes, tree]
-    found = [ast.get_docstring(node) for node in nodes]
-    return next((text.partition("\n")[0].strip() for text in found if text), "")
+    """Return the first line of the docstring of the class `name` in a module's source, or of the module.
+
+    Only the few tokens before a docstring are looked at: a syntax tree of every plugin would take listing too long.
+    """
+    header = re.search(rf"^class\s+{re.escape(name)}\s*[(:\[]", source, re.MULTILINE) if name else None
+    found = _docstring(_body(source[header.start() :])) if header else ""
+    return found or _docstring(_tokens(source))
+
+
+def _tokens(source: str) -> Iterator[tokenize.TokenInfo]:
+    return tokenize.generate_tokens(io.StringIO(source).readline)
+
+
+def _body(source: str) -> Iterator[tokenize.TokenInfo]:
+    """Yield the tokens after the colon that ends a class's header."""
+    depth, begun = 0, False
+    for token in _tokens(source):
+        if begun:
+            yield token
+        depth += _BRACKETS.get(token.string, 0)
+        begun = begun or (token.string == ":" and depth == 0)
+
+
+def _docstring(tokens: Iterator[tokenize.TokenInfo]) -> str:
+    """Return the first line of a body's docstring, or an empty string if it has none."""
+    first = next((token for token in tokens if token.type not in _BLANK), None)
+    if first is None or first.type != tokenize.STRING:
+        return ""
+    text = ast.literal_eval(first.string)
+    lines = text.strip().splitlines() if isinstance(text, str) else []
+    return lines[0].strip()[:_LINE] if lines else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import tempfile
 from collections.abc import Sequence
@@ -49,10 +48,11 @@ def run_training(
     records it too.
     """
     device = runtime.choose_device(resolved.run.device, distributed.local_rank())
-    with distributed.world(device) as world:
+    # From before the data are read until the report is written: the run ends in order whenever it is asked to.
+    with distributed.world(device) as world, requests(impatient=world.size == 1) as asked:
         if dry_run:
             with tempfile.TemporaryDirectory() as temporary:
-                return _Training(resolved, Path(temporary) / "run", command, hooks, world, dry=True).run()
+                return _Training(resolved, Path(temporary) / "run", command, hooks, world, dry=True).run(asked)
         names = [choice.entry.name for choice in (resolved.dataset, resolved.learner) if choice is not None]
         path = world.path(folder or default_folder("-".join(names), distributed.job()))
         # After a restart the processes take up what they have saved.
@@ -60,7 +60,7 @@ def run_training(
         training = _Training(resolved, path, command, hooks, world, resuming=resuming)
         if resuming:
             training.restore(accept_plugins=accept_plugins)
-        return training.run()
+        return training.run(asked)
 
 
 class _Training:
@@ -105,7 +105,10 @@ class _Training:
         try:
             if self.world.leads:
                 fresh = self.computation.initial()
-                data = packed(*resume.take_up(self.saver, self.info, fresh, accept_plugins=accept_plugins))
+                state, facts = resume.take_up(self.saver, self.info, fresh, accept_plugins=accept_plugins)
+                restore_states(self.plugins, state.hooks)
+                self.saver.take_up(state)
+                data = packed(state, facts)
             self.state, facts = unpacked(self.world.told(data))
             self.folder.resumed(self.state.step, config=self.resolved.to_toml(), command=self.info.command, facts=facts)
         except BaseException:
@@ -122,23 +125,21 @@ class _Training:
         """The run's hooks, ready to be called."""
         return self.manager.hook
 
-    def run(self) -> Run:
+    def run(self, asked: Requests) -> Run:
         """Train, and record how it ended whatever happens."""
         outcome: Outcome = "failed"
         error: BaseException | None = None
         try:
-            with requests(impatient=self.world.size == 1) as asked:
-                restore_states(self.plugins, self.state.hooks)
-                self.folder.status("running")
-                self.hook.metaforge_run_start(run=self.info)
-                self._take_facts()
-                outcome = self._loop(asked)
-                if self.dry:
-                    self._rehearse()
+            self.folder.status("running")
+            self.hook.metaforge_run_start(run=self.info)
+            self._take_facts()
+            outcome = self._loop(asked)
+            if self.dry:
+                self._rehearse()
         except BaseException as caught:
             error, outcome = caught, "stopped" if isinstance(caught, KeyboardInterrupt) else "failed"
         try:
-            self._write_end(outcome, error)
+            error = self._write_end(outcome, error)
         finally:
             try:
                 end_run(self.manager, self.info, outcome, error)
@@ -149,17 +150,23 @@ class _Training:
                     error = late
                 else:
                     error.add_note(str(late))
-            self.folder.close()
+            finally:
+                self.folder.close()
         if error is not None:
             raise error
         return self._made(outcome)
 
-    def _write_end(self, outcome: Outcome, error: BaseException | None) -> None:
-        self.folder.ended(outcome, error, self.facts)
-        if self.world.leads and not self.dry:
-            # A report that cannot be drawn must not hide why the run ended.
-            with contextlib.suppress(*([] if error is None else [Exception])):
+    def _write_end(self, outcome: Outcome, error: BaseException | None) -> BaseException | None:
+        """Record and report the end, and return the error to tell: where both go wrong, the one that ended the run."""
+        try:
+            self.folder.ended(outcome, error, self.facts)
+            if self.world.leads and not self.dry:
                 self._made(outcome).report()
+        except Exception as late:
+            if error is None:
+                raise
+            error.add_note(f"The end could not be recorded: {late}")
+        return error
 
     def _made(self, outcome: Outcome) -> Run:
         facts = {"outcome": outcome, **self.facts}
@@ -263,7 +270,7 @@ class _Training:
             found = self._validate(state, self.config.validate_tasks)
             metrics |= {f"val_{name}": value for name, value in found.items()}
             if best := better(found["score"], state.best, self.computation.parts.dataset.kind):
-                state = replace(state, best=found["score"])
+                state = replace(state, best=found["score"], best_step=step)
         stop = bool(self.hook.metaforge_should_stop(run=self.info, step=step, metrics=MappingProxyType(metrics)))
         last = stop or step >= self.steps or (self.config.budget or math.inf) <= state.seconds
         if last or validated or step % self.config.log_every == 0:
@@ -286,6 +293,9 @@ class _Training:
         self._made("finished").evaluate(tasks=2)
 
     def _save(self, *, best: bool = False) -> None:
-        path = self.saver.save(self.state, best=best) if self.world.leads else None
+        if not self.world.leads:
+            return
+        self.folder.settle()
+        path = self.saver.save(self.state, best=best)
         if path is not None:
             self.hook.metaforge_checkpoint(run=self.info, step=self.state.step, path=path)

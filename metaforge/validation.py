@@ -13,6 +13,8 @@ from metaforge.errors import ConfigError, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_DEPTH = 12
+
 
 def validated(model: type[Model], values: Mapping[str, Any], path: str, origins: Mapping[str, str]) -> Model:
     """Return the model that values mean; raise one `ConfigError` that names every bad value by its dotted path."""
@@ -32,6 +34,20 @@ def validated(model: type[Model], values: Mapping[str, Any], path: str, origins:
             " options, `metaforge config` every value of a run with its origin",
         )
     return made
+
+
+def check_depth(values: object, origin: str) -> None:
+    """Raise `ConfigError` for tables or lists that nest deeper than any setting, before anything walks them."""
+    level: list[Any] = [values]
+    for _ in range(_DEPTH):
+        inner = [list(one.values()) if isinstance(one, Mapping) else one for one in level]
+        level = [value for one in inner for value in one if isinstance(value, (Mapping, list, tuple))]
+    if level:
+        raise ConfigError(
+            f"Tables or lists nest more than {_DEPTH} levels deep.",
+            where=origin,
+            remedy="no setting does; `metaforge config` prints a run file",
+        )
 
 
 def options(model: type[BaseModel]) -> list[str]:

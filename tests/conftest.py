@@ -27,3 +27,14 @@ def omniglot_root() -> Path:
             "images_evaluation.zip into <data>/omniglot, and set METAFORGE_DATA to <data>"
         )
     return root.resolve()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what came of each check of the conformance kit on its faulty plugin, as the tests recorded it."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    found = [dict(report.user_properties)["fault"] for report in reports if "fault" in dict(report.user_properties)]
+    rows = sorted({tuple(row) for row in found})
+    if rows:
+        terminalreporter.section("checks and the faulty plugins that they must catch")
+        for check, plugin, caught in rows:
+            terminalreporter.write_line(f"{check:15} {plugin:26} {caught}")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from metaforge import __version__
-from metaforge.cli import data, plugins, runs
+from metaforge.cli import checking, ckpt, data, plugins, runs, scaffolding, schemas
 from metaforge.cli.output import flush_quietly, put
 
 app = typer.Typer(
@@ -20,13 +20,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Few-shot learning and meta-learning in PyTorch, where every algorithm is a plugin.",
     epilog="Exit codes: 0 ok, 1 unexpected, 2 usage or configuration, 3 data, 4 plugin, 5 checkpoint, 6 diverged, "
-    "8 storage, 130 interrupted, 143 terminated.",
+    "7 run in use, 8 storage, 9 worker lost, 130 interrupted, 143 terminated.",
 )
 app.command("list-plugins")(plugins.list_plugins)
 app.command("describe")(plugins.describe)
+app.command("new")(scaffolding.new)
+app.command("schema")(schemas.schema)
+app.command("check")(checking.check)
 app.command("train")(runs.train)
 app.command("evaluate")(runs.evaluate)
 app.command("config")(runs.config)
+app.add_typer(ckpt.app, name="ckpt")
 app.add_typer(data.app, name="data")
 
 

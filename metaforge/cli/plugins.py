@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from metaforge.cli.options import AsJson
-from metaforge.cli.output import guarded, put, put_json, put_table
+from metaforge.cli.output import guarded, put, put_json, put_table, say
 
 if TYPE_CHECKING:
     from metaforge.registry import Entry, Registry
@@ -22,18 +22,20 @@ def list_plugins(
     json: AsJson = False,
     load: Annotated[bool, typer.Option("--load", help="Import each plugin: times, and what is broken.")] = False,
 ) -> None:
-    """List the installed plugins; nothing is imported unless --load is given."""
-    from metaforge.registry import scan
+    """List the installed plugins; nothing is imported unless --load is given.
 
-    registry = scan()
-    rows = [dataclasses.asdict(entry) for entry in registry.entries(_kind(kind))]
-    if load:
-        rows = [row | _loaded(registry, entry) for row, entry in zip(rows, registry.entries(_kind(kind)), strict=True)]
+    A plugin that ends the process itself (os._exit, a crash of C code) ends a listing with --load too.
+    """
+    registry = _scanned()
+    entries = registry.entries(_kind(kind))
+    rows = [dataclasses.asdict(entry) | (_loaded(registry, entry) if load else {}) for entry in entries]
     if json:
         put_json(rows)
-        return
-    headings = ["kind", "name", "state", *(["import"] if load else []), "distribution", "summary"]
-    put_table(headings, [_cells(row) for row in rows])
+    else:
+        headings = ["kind", "name", "state", *(["import"] if load else []), "distribution", "summary"]
+        put_table(headings, [_cells(row) for row in rows])
+    if broken := sum(row["state"] == "broken" for row in rows):
+        say(f"Note: {broken} of {len(rows)} plugins {'is' if broken == 1 else 'are'} broken")
 
 
 @guarded
@@ -42,9 +44,8 @@ def describe(
 ) -> None:
     """Show what a plugin does: its options, tags, paper, and the command that uses it."""
     from metaforge.cli.describing import description, shown
-    from metaforge.registry import scan
 
-    registry = scan()
+    registry = _scanned()
     facts = description(registry, _found(registry, name, _kind(kind)))
     if json:
         put_json(facts)
@@ -52,20 +53,24 @@ def describe(
         put(shown(facts))
 
 
-def _kind(kind: str | None) -> str | None:
-    """Return a kind as the registry knows it; the plural is welcome."""
-    from metaforge.errors import ConfigError, nearest
-    from metaforge.registry import KINDS
+def _scanned() -> Registry:
+    """Return the registry; what could not be read is said on stderr."""
+    from metaforge.registry import scan
 
-    if kind is None or kind in KINDS:
-        return kind
-    if kind.removesuffix("s") in KINDS:
-        return kind.removesuffix("s")
-    raise ConfigError(f"There is no kind {kind!r}.{nearest(kind, KINDS)}", remedy=f"the kinds are {', '.join(KINDS)}")
+    registry = scan()
+    for note in registry.notes:
+        say(f"Note: {note}")
+    return registry
+
+
+def _kind(kind: str | None) -> str | None:
+    from metaforge.registry import kind_called
+
+    return None if kind is None else kind_called(kind)
 
 
 def _found(registry: Registry, name: str, kind: str | None) -> Entry:
-    from metaforge.errors import ConfigError, PluginError, nearest
+    from metaforge.errors import ConfigError
 
     if kind is not None:
         return registry.find(kind, name)
@@ -74,10 +79,7 @@ def _found(registry: Registry, name: str, kind: str | None) -> Entry:
     if len(kinds) > 1:
         raise ConfigError(f"{name!r} is the name of {' and '.join(kinds)} plugins.", remedy="choose one with --kind")
     if not kinds:
-        names = [entry.name for entry in registry.entries()]
-        raise PluginError(
-            f"No plugin is called {name!r}.{nearest(name, names)}", remedy="`metaforge list-plugins` shows all"
-        )
+        raise registry.unknown(name)
     return registry.find(kinds[0], name)
 
 

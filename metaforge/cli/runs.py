@@ -11,11 +11,12 @@ import typer
 
 from metaforge import hookimpl
 from metaforge.cli import options
-from metaforge.cli.output import guarded, put, put_json, say
+from metaforge.cli.output import guarded, printable, put, put_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from metaforge.checkpoint import Which
     from metaforge.config import Resolved
     from metaforge.hooks import RunInfo
     from metaforge.registry import Registry
@@ -83,6 +84,9 @@ def evaluate(
     tasks: Annotated[int | None, typer.Option("--tasks", min=1, help="Tasks to evaluate on.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split of the data set.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the tasks.")] = None,
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", help="latest, best (in validation), or a step.")
+    ] = "latest",
     device: options.Device = None,
     no_progress: options.NoProgress = False,
     json: options.AsJson = False,
@@ -101,7 +105,8 @@ def evaluate(
     }
     if not run.is_dir():
         raise ConfigError(f"There is no run folder {run}.", remedy="`metaforge train` makes one and prints its path")
-    found = _evaluated(run, scan(), device=device, progress=not no_progress, **chosen)
+    which = _which(checkpoint)
+    found = _evaluated(run, scan(), device=device, which=which, progress=not no_progress, **chosen)
     if json:
         put_json(found)
     else:
@@ -201,10 +206,10 @@ class _Announcement:
     def _say_resumed(step: int, facts: Mapping[str, Any]) -> None:
         """Say where a run goes on, which checkpoints were of no use, and what is not as it was."""
         for damaged in facts["damaged"]:
-            say(f"Warning: {damaged}")
+            say(f"Warning: {printable(damaged)}")
         say(f"resumed after outer step {step}{'' if facts['exact'] else ', not exactly: these have changed'}")
         for line in facts["differences"]:
-            say(f"  {line}")
+            say(f"  {printable(line)}")
 
     @hookimpl
     def metaforge_run_end(self, run: RunInfo, error: BaseException | None) -> None:
@@ -213,14 +218,32 @@ class _Announcement:
             say(f"What was learned so far is in {run.folder}")
 
 
+def _which(text: str) -> Which:
+    """Return which checkpoint a flag means."""
+    from metaforge.errors import ConfigError
+
+    if text in ("latest", "best"):
+        return "best" if text == "best" else "latest"
+    if not (text.isdecimal() and text.isascii() and len(text) < 20):
+        raise ConfigError(f"--checkpoint is {text!r}, but should be latest, best or a step.")
+    return int(text)
+
+
 def _evaluated(
-    folder: Path, registry: Registry, *, progress: bool, device: str | None = None, **chosen: Any
+    folder: Path,
+    registry: Registry,
+    *,
+    progress: bool,
+    device: str | None = None,
+    which: Which = "latest",
+    **chosen: Any,
 ) -> dict[str, Any]:
     from metaforge.cli.output import counting
     from metaforge.run import load
+    from metaforge.signals import requests
 
-    with counting("evaluating", show=progress) as tell:
-        return load(folder, registry, device=device).evaluate(progress=tell, **chosen)
+    with requests(), counting("evaluating", show=progress) as tell:
+        return load(folder, registry, device=device, which=which).evaluate(progress=tell, **chosen)
 
 
 def _put_run(answer: dict[str, Any]) -> None:

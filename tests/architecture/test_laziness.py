@@ -5,10 +5,22 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 HEAVY = ("torch", "numpy", "pydantic", "matplotlib", "PIL", "metaforge_plugins")
+
+
+RUN = """
+import sys
+sys.argv = ["metaforge", *{arguments!r}]
+from metaforge.cli.app import main
+try:
+    main()
+except SystemExit as stop:
+    assert (stop.code or 0) == {code}, stop.code
+"""
 
 
 def imported(code: str) -> set[str]:
@@ -20,17 +32,19 @@ def imported(code: str) -> set[str]:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list-plugins"], ["list-plugins", "--json"]])
 def test_commands_that_compute_nothing_import_nothing_heavy(arguments: list[str]) -> None:
-    code = f"""
-import sys
-sys.argv = ["metaforge", *{arguments!r}]
-from metaforge.cli.app import main
-try:
-    main()
-except SystemExit as stop:
-    assert not stop.code, stop.code
-"""
     # Typer reads options by way of pydantic, which is quick; everything else is ours to keep out.
-    assert imported(code) <= {"pydantic"}
+    assert imported(RUN.format(arguments=arguments, code=0)) <= {"pydantic"}
+
+
+def test_a_new_project_imports_nothing_heavy(tmp_path: Path) -> None:
+    arguments = ["new", "learner", "quick-idea", "--dir", str(tmp_path)]
+    assert imported(RUN.format(arguments=arguments, code=0)) <= {"pydantic"}
+    assert list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["describe", "nothing"], ["train", "--learner", "nothing"]])
+def test_a_name_that_is_not_found_costs_nothing(arguments: list[str]) -> None:
+    assert imported(RUN.format(arguments=arguments, code=4)) <= {"pydantic"}
 
 
 @pytest.mark.parametrize("module", ["metaforge", "metaforge.registry", "metaforge.hooks", "metaforge.errors"])

@@ -54,7 +54,8 @@ def test_latest_is_the_last_saved_and_nothing_is_left_over(tmp_path: Path) -> No
 
 def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     (saved(tmp_path) / "model.safetensors").write_bytes(b"")
-    assert checkpoint.fault(saved(tmp_path)) is None
+    saved(tmp_path)
+    assert checkpoint.fault(tmp_path, 7) is None
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -153,7 +154,7 @@ def test_tensors_with_a_false_header_are_refused(tmp_path: Path) -> None:
 
 def test_pruning_keeps_the_last_valid_ones_and_the_best(tmp_path: Path) -> None:
     paths = [saved(tmp_path, step) for step in range(1, 8)]
-    checkpoint.mark_best(tmp_path, paths[1])
+    checkpoint.mark_best(tmp_path, 2)
     (paths[6] / "state.json").unlink()
     removed = checkpoint.prune(tmp_path, keep=2)
     assert checkpoint.best(tmp_path) == 2

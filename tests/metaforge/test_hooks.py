@@ -5,17 +5,21 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import Field
 
+import metaforge
 from metaforge import hookimpl, hooks
 from metaforge.contracts import faults
 from metaforge.errors import ConfigError, PluginError
 from metaforge.hooks import RunInfo, carriers, end_run, hook_manager, misfits
 from metaforge.protocols import Component, Options
-from metaforge.registry import Registry
+from metaforge.registry import Registry, scan
+from metaforge_plugins.datasets.sinusoid import Sinusoid
 
 
 def run_info() -> RunInfo:
@@ -432,3 +436,43 @@ def test_a_class_of_hooks_is_checked_when_it_is_loaded() -> None:
     assert faults("hook", Wrong) == ["restore(self) should begin (self, state)"]
     with pytest.raises(PluginError, match="no hook 'metaforge_after_stpe'"):
         Registry([]).including("hook", "x", Misspelt).load("hook", "x")
+
+
+HEARD: list[str] = []
+
+
+class Hearing(Sinusoid):
+    """A data set that carries a hook."""
+
+    @hookimpl
+    def metaforge_run_start(self) -> None:
+        HEARD.append("data set")
+
+
+class Named(Component):
+    """A hook plugin that a configuration names."""
+
+    class Config(Options):
+        word: str = Field(default="", description="What it says.")
+
+    reference = ""
+    defaults: Mapping[Any, Any] = {}
+
+    def __init__(self, config: Any) -> None:
+        self.word = config.word
+
+    @hookimpl
+    def metaforge_run_start(self) -> None:
+        HEARD.append(self.word)
+
+
+def test_a_run_calls_objects_then_components_then_plugins_as_they_are_configured(tmp_path: Path) -> None:
+    HEARD.clear()
+    registry = scan().including("dataset", "hearing", Hearing)
+    for name in ("zeta", "alpha"):
+        registry = registry.including("hook", name, type(name, (Named,), {}))
+    given = Named(Named.Config(word="object"))
+    settings = {"hooks": {"zeta": {"word": "zeta"}, "alpha": {"word": "alpha"}}}
+    out = tmp_path / "run"
+    metaforge.train("cnp", "hearing", steps=1, tasks=1, settings=settings, hooks=[given], registry=registry, out=out)
+    assert HEARD == ["object", "data set", "zeta", "alpha"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from metaforge.errors import PluginError
-from metaforge.protocols import Adapter, Backbone, Learner, Options, Regularizer
+from metaforge.protocols import Adapter, Backbone, Dataset, Learner, Options, Regularizer
 from metaforge.registry import Entry, Registry, scan
 from metaforge.summaries import first_line
 
@@ -95,9 +95,39 @@ def test_the_summary_of_a_module_inside_packages_is_found_without_importing_them
     assert found == {"mine": "Mine, all mine.", "other": "The module.", "lost": ""}
 
 
-def test_first_line() -> None:
-    assert first_line('"""Module."""\nclass A:\n    """Class.\n\n    More."""', "A") == "Class."
-    assert first_line("x = 1", "A") == ""
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('"""Module."""\nclass A:\n    """Class.\n\n    More."""', "Class."),
+        ('"""Module."""\nclass A(B[int], meta={"a": 1}):  # words\n\n    # more\n    """\n    Class."""', "Class."),
+        ("class A: 'Class.'", "Class."),
+        ('"""Module."""\nclass AB:\n    """Other."""\nclass A:\n    x = "text"', "Module."),
+        ('class A:\n    """Class."""\n)))) no Python at all', "Class."),
+        ('#!/bin/python\n\n"""Module."""', "Module."),
+        ("class A:\n    b'bytes'", ""),
+        ('class A:\n    """   """', ""),
+        ("x = 1", ""),
+        ("", ""),
+        (f'class A:\n    """{"long " * 100}"""', ("long " * 40)),
+    ],
+)
+def test_first_line(source: str, found: str) -> None:
+    assert first_line(source, "A") == found
+
+
+@pytest.mark.parametrize(
+    ("content", "summary"),
+    [
+        ("# coding: latin-1\nclass Mine:\n    'Grüße.'\n".encode("latin-1"), "Grüße."),
+        (b"class Mine:\n    '\xff.'\n", ""),
+        (b"\x00\x01\x02", ""),
+        (b"class Mine:\n    'Early.'\n" + b"x = 1\n" * 2_000_000, "Early."),
+        (b"x = 1\n" * 2_000_000 + b"class Mine:\n    'Late.'\n", ""),
+    ],
+)
+def test_a_source_of_any_size_and_encoding_is_listed(install: Install, content: bytes, summary: str) -> None:
+    install("mf-source", "[metaforge.adapters]\nmine = mf_source:Mine").write_bytes(content)
+    assert scan().find("adapter", "mine").summary == summary
 
 
 def test_two_distributions_with_one_name_are_ambiguous_and_the_qualified_form_chooses(install: Install) -> None:
@@ -115,6 +145,83 @@ def test_two_distributions_with_one_name_are_ambiguous_and_the_qualified_form_ch
     assert registry.load("adapter", "mf-left:mine") is not registry.load("adapter", "mf-right:mine")
 
 
+def test_one_distribution_with_two_of_a_name_harms_itself_alone(install: Install) -> None:
+    install("mf-twice", "[metaforge.adapters]\nmine = mf_twice:Mine\nmine = mf_twice:Other", ADAPTER)
+    registry = scan()
+    found = [entry for entry in registry.entries("adapter") if entry.name == "mine"]
+    assert [entry.state for entry in found] == ["broken", "broken"]
+    assert found[0].reason == "mf-twice has several adapters of this name"
+    with pytest.raises(PluginError, match="cannot be used: mf-twice has several"):
+        registry.load("adapter", "mf-twice:mine")
+    install("mf-once", "[metaforge.adapters]\nmine = mf_once:Mine", ADAPTER)
+    assert scan().find("adapter", "mine").distribution == "mf-once"
+
+
+def test_names_in_an_entry_s_own_defaults_mean_its_own_distribution_s_or_metaforge_s() -> None:
+    ours, theirs = Entry("adapter", "x", "a:B", "metaforge"), Entry("adapter", "x", "c:D", "zoo")
+    registry = Registry([ours, theirs, Entry("adapter", "y", "a:B", "zoo"), Entry("adapter", "y", "e:F", "circus")])
+    assert registry.meant(theirs, "adapter", "x") == "zoo:x"
+    assert registry.meant(ours, "adapter", "x") == "metaforge:x"
+    assert registry.meant(Entry("learner", "z", "g:H", "circus"), "adapter", "x") == "metaforge:x"
+    assert registry.meant(ours, "adapter", "y") == "y"
+    assert registry.meant(theirs, "adapter", "unheard-of") == "unheard-of"
+
+
+@pytest.mark.parametrize(
+    ("point", "state"),
+    [
+        ("mine = mf_point", "broken"),
+        ("mine = mf_point:", "broken"),
+        ("mine = not a module:Mine", "broken"),
+        ("mine = mf_point:Mine [extra, other]", "ready"),
+        ("mine = mf_point : Mine", "ready"),
+        ("Mine_2 = mf_point:Mine", "ready"),
+        ("my own = mf_point:Mine", "broken"),
+        ("a.b = mf_point:Mine", "broken"),
+        ("a:b = mf_point:Mine", "broken"),
+        ("none = mf_point:Mine", "broken"),
+        ("m\x1b[31mine = mf_point:Mine", "broken"),
+    ],
+)
+def test_an_entry_point_that_nothing_can_be_done_with_is_broken(install: Install, point: str, state: str) -> None:
+    install("mf-point", f"[metaforge.adapters]\n{point}", ADAPTER)
+    registry = scan()
+    (entry,) = [entry for entry in registry.entries("adapter") if entry.distribution == "mf-point"]
+    assert entry.state == state
+    assert entry.name.isprintable()
+    assert bool(entry.reason) == (state == "broken")
+    if state == "ready":
+        assert registry.load("adapter", entry.name).__name__ == "Mine"
+    elif ":" not in entry.name:
+        with pytest.raises(PluginError, match="cannot be used: its ") as caught:
+            registry.load("adapter", entry.name)
+        assert "pip uninstall mf-point" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("metadata", "facts"),
+    [
+        ("Name: mf-meta\n", ("mf-meta", "")),
+        ("Name: mf-meta\nVersion: 1\x1b[2J\x07\n", ("mf-meta", "1 [2J ")),
+        ("Name: mf-meta\nVersion: 1\nVersion: 2\nName: other\n", ("mf-meta", "1")),
+        ("Version: 1\n", None),
+        ("Name: mf-\x1b[31mmeta\nVersion: 1\n", None),
+        ("", None),
+    ],
+)
+def test_metadata_of_any_kind_leave_the_list_whole(
+    install: Install, tmp_path: Path, metadata: str, facts: tuple[str, str] | None
+) -> None:
+    install("mf-meta", "[metaforge.adapters]\nmine = mf_meta:Mine", ADAPTER)
+    (tmp_path / "mf_meta-1.2.dist-info" / "METADATA").write_text(metadata, "utf-8")
+    registry = scan()
+    assert registry.default("hook") is not None
+    found = [entry for entry in registry.entries("adapter") if entry.name == "mine"]
+    assert [(entry.distribution, entry.version) for entry in found] == ([facts] if facts else [])
+    assert len(registry.notes) == (0 if facts else 1)
+    assert all(note.isprintable() and str(tmp_path) in note for note in registry.notes)
+
+
 @pytest.mark.parametrize(
     ("requires", "state"),
     [
@@ -125,6 +232,7 @@ def test_two_distributions_with_one_name_are_ambiguous_and_the_qualified_form_ch
         ("metaforge >= 99 ; extra == 'test'", "ready"),
         ("metaforge-extras>=99", "ready"),
         ("metaforge ~~ 3", "incompatible"),
+        ("metaforge>=0.1; planet == 'Mars'", "incompatible"),
     ],
 )
 def test_a_distribution_for_another_metaforge_is_incompatible(install: Install, requires: str, state: str) -> None:
@@ -159,6 +267,7 @@ def test_the_environment_can_hide_third_parties(
     if state == "hidden":
         with pytest.raises(PluginError, match="METAFORGE_PLUGINS"):
             registry.find("adapter", "mine")
+    assert [name in note for note in registry.notes for name in ["'x'"]] == [True] * allowed.count("x")
 
 
 def test_only_metaforge_s_own_metadata_name_defaults(install: Install) -> None:
@@ -173,7 +282,12 @@ def test_only_metaforge_s_own_metadata_name_defaults(install: Install) -> None:
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("raise RuntimeError('boom')", "RuntimeError: boom"),
+        ("raise RuntimeError('boom')", r"RuntimeError: boom\n"),
+        ("raise RuntimeError('\\n  \\nfirst\\x1b[2J line\\nmore')", r"RuntimeError: first \[2J line\n"),
+        ("raise RuntimeError('long' * 1000)", r"RuntimeError: (long){70,75}l?o?n?\n"),
+        ("class E(Exception):\n    def __str__(self): return 1 / 0\nraise E", "E: its message cannot be read"),
+        ("class Stop(BaseException): pass\nraise Stop('now')", "Stop: now"),
+        ("class M(type):\n    def __getattr__(cls, name): 1 / 0\nclass Mine(metaclass=M): pass", "ZeroDivisionError"),
         ("import sys\nsys.exit(3)", "SystemExit: 3"),
         ("import mf_nowhere", "No module named 'mf_nowhere'"),
         ("def (", "SyntaxError"),
@@ -191,6 +305,20 @@ def test_whatever_goes_wrong_on_import_is_one_error_with_the_first_cause(
     assert "adapter 'mine' of mf-broken 1.2" in caught.value.what
     assert caught.value.where == "mf_broken:Mine"
     assert caught.value.remedy
+
+
+def test_an_interrupt_is_the_user_s(install: Install) -> None:
+    install("mf-stop", "[metaforge.adapters]\nmine = mf_stop:Mine", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        scan().load("adapter", "mine")
+
+
+def test_a_plugin_cannot_take_stdout_away(install: Install, capfd: pytest.CaptureFixture[str]) -> None:
+    grab = "import os, sys\nsys.stdout = sys.stderr\nos.write(1, b'loud')\n"
+    install("mf-grab", "[metaforge.adapters]\nmine = mf_grab:Mine", grab + textwrap.dedent(ADAPTER))
+    scan().load("adapter", "mine")
+    sys.stdout.write("quiet\n")
+    assert capfd.readouterr() == ("quiet\n", "loud")
 
 
 def test_the_first_cause_of_a_chain_is_named(install: Install) -> None:
@@ -220,6 +348,9 @@ def test_an_unknown_name_gets_the_nearest_one_and_what_to_do() -> None:
         registry.find("learner", "lion")
     with pytest.raises(PluginError, match="'circus:leopard'"):
         registry.find("learner", "circus:leopard")
+    anything = registry.unknown("lin")
+    assert str(anything).startswith("No plugin is called 'lin'. Did you mean 'lion'?")
+    assert "installed plugins: leopard, lion (interpreter" in anything.where
 
 
 def test_including_a_class_of_one_s_own_takes_its_name_over() -> None:
@@ -276,6 +407,13 @@ def test_parameters_of_other_names_are_named() -> None:
     assert "__init__(self, config) should begin (self, config, parts)" in said
     assert "predict" not in said
     assert "loss" not in said
+
+
+def test_facts_of_the_wrong_type_are_named() -> None:
+    said = faulty("learner", broken(Learner, tags={"kinds": "all"}, reference=3, defaults={"classification": "fast"}))
+    for part in ("'tags' are not of type", "'reference' is not a text", "'defaults' is not a mapping"):
+        assert part in said
+    assert "'kind' is not one of classification, regression" in faulty("dataset", broken(Dataset, kind="poetry"))
 
 
 def test_a_regularizer_needs_nothing_but_its_options() -> None:

@@ -16,7 +16,9 @@ from metaforge.protocols import Adapter, Options, Params
 class MetaSGDOptions(Options):
     """Options of Meta-SGD."""
 
-    lr: float = Field(0.4, description="rate from which every weight's own rate starts; rates may become negative")
+    lr: float = Field(
+        0.4, ge=-10, le=10, description="rate from which every weight's own rate starts; rates may become negative"
+    )
 
 
 class MetaSGD(Adapter):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import prod
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -15,7 +15,9 @@ from metaforge.protocols import Backbone, Options, TaskSpec
 class MLPOptions(Options):
     """Options of the multi-layer perceptron."""
 
-    widths: tuple[int, ...] = Field((40, 40), min_length=1, description="units of each hidden layer")
+    widths: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
+        (40, 40), min_length=1, description="units of each hidden layer"
+    )
     activation: Literal["relu", "tanh"] = Field("relu", description="nonlinearity after each hidden layer")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
-from rich.console import Console
 
 from metaforge import hookimpl
 from metaforge.errors import ConfigError, nearest
@@ -33,9 +33,8 @@ class EarlyStop(Component):
     reference: ClassVar[str] = ""
     defaults: ClassVar[Mapping[Any, Mapping[str, Any]]] = {}
 
-    def __init__(self, config: Config, *, console: Console | None = None) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
-        self.console = console if console is not None else Console(stderr=True)
         self._best: float | None = None
         self._waited = 0
         self._validated = 0
@@ -73,12 +72,10 @@ class EarlyStop(Component):
             return None
         best = "no finite one so far" if self._best is None else f"the best is {self._best:.4g}"
         by = f" by {self.config.min_delta:.4g}" if self.config.min_delta else ""
-        self.console.print(
+        print(  # noqa: T201
             f"Stopped early at step {step}: {self.config.metric} is {value:.4g}, {best};"
             f" nothing better{by} in {self._waited} validation{'s' if self._waited > 1 else ''}.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            file=sys.stderr,
         )
         return True
 

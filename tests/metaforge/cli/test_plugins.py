@@ -53,7 +53,7 @@ def test_the_list_shows_every_plugin_with_its_state() -> None:
     lines = result.stdout.splitlines()
     assert len(lines) == 6
     assert lines[0].split() == ["kind", "name", "state", "distribution", "summary"]
-    assert "left and right both offer it; use 'left:twin'" in result.stdout
+    assert "left and right each offer it; use 'left:twin'" in result.stdout
     assert "it requires metaforge>=99" in result.stdout
     assert "\x1b" not in result.stdout
 
@@ -74,9 +74,18 @@ def test_loading_shows_times_and_what_is_broken() -> None:
     assert states["dataset", "halving"]["state"] == "broken"
     assert "No module named 'nowhere'" in states["dataset", "halving"]["reason"]
     assert states["hook", "old"]["seconds"] is None
-    text = runner.invoke(app, ["list-plugins", "--load"]).stdout
-    assert "broken" in text
-    assert " ms" in text
+    shown = runner.invoke(app, ["list-plugins", "--load"])
+    assert shown.exit_code == 0
+    assert "broken" in shown.stdout
+    assert " ms" in shown.stdout
+    assert "Note: 3 of 5 plugins are broken" in shown.stderr
+
+
+def test_what_could_not_be_read_is_said_beside_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaforge.registry.scan", lambda: Registry([], notes=["the attic is locked"]))
+    result = runner.invoke(app, ["list-plugins", "--json"])
+    assert (result.exit_code, json.loads(result.stdout)) == (0, [])
+    assert result.stderr == "Note: the attic is locked\n"
 
 
 def test_an_unknown_kind_is_a_usage_error() -> None:
@@ -118,6 +127,7 @@ def test_describe_as_json() -> None:
     [
         (["describe", "halving"], 2, "choose one with --kind"),
         (["describe", "halvin"], 4, "Did you mean 'halving'?"),
+        (["describe", "zzz"], 4, "pip install <package>"),
         (["describe", "halving", "--kind", "dataset"], 4, "No module named 'nowhere'"),
         (["describe", "twin"], 4, "'left:twin', 'right:twin'"),
         (["describe", "old"], 4, "it requires metaforge>=99"),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import metaforge
 from hooking import drive, run_of
@@ -19,12 +17,7 @@ from metaforge_plugins.hooks.early_stop import EarlyStop
 
 
 def made(**options: Any) -> EarlyStop:
-    return EarlyStop(EarlyStop.Config(**options), console=Console(file=io.StringIO(), width=20))
-
-
-def said(plugin: EarlyStop) -> str:
-    assert isinstance(plugin.console.file, io.StringIO)
-    return plugin.console.file.getvalue()
+    return EarlyStop(EarlyStop.Config(**options))
 
 
 def stop_of(
@@ -63,32 +56,43 @@ def test_better_is_what_suits_the_figure() -> None:
     assert stop_of(made(patience=2), falling) == 6
     assert stop_of(made(patience=2), falling, dataset="sinusoid") is None
     assert stop_of(made(patience=2, mode="max"), falling, dataset="sinusoid") == 6
+    run, losses = run_of(None, validate_every=1), [(step, {"loss": 1 / step}) for step in (1, 2, 3)]
+    validations = {step: {"score": 0.5} for step, _ in losses}
+    assert drive(made(patience=2, metric="loss"), run, losses, validations=validations) is None
+    assert drive(made(patience=2, metric="loss", mode="max"), run, losses, validations=validations) == 3
 
 
-def test_it_says_why_it_stopped() -> None:
+def test_it_says_why_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    def said() -> str:
+        out, err = capsys.readouterr()
+        assert out == ""
+        return err
+
     plugin = made(patience=2)
     stop_of(plugin, [0.75, 0.5, 0.25])
-    assert said(plugin) == (
+    assert said() == (
         "Stopped early at step 6: val_score is 0.25, the best is 0.75; nothing better in 2 validations.\n"
     )
     plugin = made(patience=1)
     stop_of(plugin, [math.nan])
-    assert said(plugin).endswith("val_score is nan, no finite one so far; nothing better in 1 validation.\n")
+    assert said().endswith("val_score is nan, no finite one so far; nothing better in 1 validation.\n")
     plugin = made(patience=1, min_delta=0.125)
     stop_of(plugin, [0.5, 0.6])
-    assert said(plugin).endswith("val_score is 0.6, the best is 0.5; nothing better by 0.125 in 1 validation.\n")
+    assert said().endswith("val_score is 0.6, the best is 0.5; nothing better by 0.125 in 1 validation.\n")
     plugin = made()
     stop_of(plugin, [0.75, 0.5, 0.25])
-    assert said(plugin) == ""
-    assert EarlyStop(EarlyStop.Config()).console.stderr
+    assert said() == ""
 
 
 def test_only_validations_are_judged() -> None:
     plugin, run = made(patience=1, metric="loss", mode="max"), run_of(None, validate_every=9)
     assert drive(plugin, run, [(step, {"loss": -float(step)}) for step in range(1, 9)]) is None
+    plugin.restore({"best": 9.0, "waited": 0})
     hook = hooks.hook_manager([plugin]).hook
     hook.metaforge_after_eval(run=run, step=8, split="test", metrics={"score": 0.0})
     assert hook.metaforge_should_stop(run=run, step=8, metrics={"loss": 0.0}) is None
+    hook.metaforge_after_eval(run=run, step=8, split="val", metrics={"score": 0.0})
+    assert hook.metaforge_should_stop(run=run, step=8, metrics={"loss": 0.0}) is True
 
 
 def test_best_and_patience_survive_a_resume() -> None:

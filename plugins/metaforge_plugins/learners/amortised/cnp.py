@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -18,12 +18,14 @@ from metaforge.functional import prefixed, score, select
 from metaforge.keys import fold_in, permutation, uniform
 from metaforge.protocols import Aux, Examples, Key, Learner, Options, Params, Parts, Tags, Task
 
+Units = Annotated[int, Field(ge=1, le=65536)]
+
 
 class CNPOptions(Options):
     """Options of conditional neural processes."""
 
-    encoder: tuple[int, ...] = Field((128, 128, 128, 128), min_length=1, description="units of each encoder layer")
-    decoder: tuple[int, ...] = Field((128, 128), description="units of each hidden decoder layer")
+    encoder: tuple[Units, ...] = Field((128, 128, 128, 128), min_length=1, description="units of each encoder layer")
+    decoder: tuple[Units, ...] = Field((128, 128), description="units of each hidden decoder layer")
     vary_context: bool = Field(
         True, description="draw for each training task how many of the support examples are seen, from one to all"
     )

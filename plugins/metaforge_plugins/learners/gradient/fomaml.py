@@ -5,12 +5,13 @@ Finn, Abbeel, Levine 2017 (arXiv 1703.03400, section 5.2); analysed by Nichol, A
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from metaforge.inner import InnerLoopLearner, InnerLoopOptions
-from metaforge.protocols import Aux, Key, Params, Task
+from metaforge.protocols import Aux, Key, Params, Tags, Task
 
 
 class FOMAML(InnerLoopLearner):
@@ -18,6 +19,7 @@ class FOMAML(InnerLoopLearner):
 
     Config = InnerLoopOptions
     reference: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.2"
+    tags: ClassVar[Tags] = replace(InnerLoopLearner.tags, exact_meta_gradient=False)
     first_order: ClassVar[bool] = True
     defaults: ClassVar = {
         "classification": {

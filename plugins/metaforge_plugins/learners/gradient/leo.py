@@ -36,8 +36,8 @@ class LEOOptions(Options):
     finetune: int = Field(5, ge=0, le=1000, description="steps on the decoded weights, after those on the codes")
     latent: int = Field(64, ge=1, le=4096, description="size of a class's latent code")
     code_std: float = Field(0.03, gt=0.0, description="deviation with which a code's noise starts; 1.0 in the paper")
-    latent_rate: float = Field(0.05, description="start of each latent dimension's own rate; 1.0 in the paper")
-    weight_rate: float = Field(1e-3, description="start of each weight dimension's own rate; as in the paper")
+    latent_rate: float = Field(0.05, ge=0.0, description="start of each latent dimension's own rate; 1.0 in the paper")
+    weight_rate: float = Field(1e-3, ge=0.0, description="start of each weight dimension's own rate; as in the paper")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of the features hidden from the encoder in training")
     kl: float = Field(1e-3, ge=0.0, description="weight β of the codes' divergence from a standard normal")
     encoder_penalty: float = Field(

@@ -5,6 +5,7 @@ Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018 (arXiv
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from metaforge.functional import descend, score, sum_of
 from metaforge.inner import InnerLoopLearner, InnerLoopOptions
 from metaforge.keys import fold_in, permutation
-from metaforge.protocols import Aux, Examples, Key, Params, Pass, Task
+from metaforge.protocols import Aux, Examples, Key, Params, Pass, Tags, Task
 
 
 class ReptileOptions(InnerLoopOptions):
@@ -33,6 +34,7 @@ class Reptile(InnerLoopLearner):
 
     Config = ReptileOptions
     reference: ClassVar[str] = "Nichol, Achiam, Schulman 2018, arXiv 1803.02999, algorithm 1"
+    tags: ClassVar[Tags] = replace(InnerLoopLearner.tags, stochastic=True, exact_meta_gradient=False)
     first_order: ClassVar[bool] = True
     config: ReptileOptions
     defaults: ClassVar = {

@@ -1,0 +1,39 @@
+"""`metaforge schema`: what a run file may say, for editors and other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metaforge.cli.options import AsJson
+from metaforge.cli.output import guarded, put, put_json, say
+from metaforge.cli.plugins import KindOption, _kind
+
+
+@guarded
+def schema(
+    kind: KindOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Print the JSON Schema of a run file, with the options of every installed plugin."""
+    from metaforge.registry import scan
+    from metaforge.schema import kind_schema, run_schema
+    from metaforge.storage import write_json
+
+    chosen = _kind(kind)
+    found = run_schema(scan()) if chosen is None else kind_schema(scan(), chosen)
+    for sentence in found.left_out:
+        say(f"Left out: {sentence}")
+    if out is None:
+        # The answer is JSON anyway.
+        put_json(found.value)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, found.value)
+    if json:
+        put_json({"file": str(out), "left_out": found.left_out})
+    else:
+        put(str(out))

@@ -1,0 +1,106 @@
+"""`docs/write-a-plugin.md` is followed to the letter: its files are written, installed, listed, checked and trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from blocks import ROOT, SHORTER_WORDS, Block, blocks, lines, shortened
+
+PAGE = ROOT / "docs" / "write-a-plugin.md"
+# The quick way is followed by the tests of the scaffold; downloads need a network.
+NOT_HERE = ("my-idea", "data fetch")
+# One interpreter for all commands between two installations: most of their time is spent importing torch.
+DRIVER = """
+import json, sys
+import pytest
+from typer.testing import CliRunner
+from metaforge.cli.app import app
+
+for words in json.load(sys.stdin):
+    if words[0] == "metaforge":
+        done = CliRunner().invoke(app, words[1:])
+        print("DONE", json.dumps([done.exit_code, done.stdout, done.stderr]))
+    else:
+        # The whole kit runs by `metaforge check`.
+        code = pytest.main([*words[3:], "-q", "-p", "no:cacheprovider", "-k", "config"])
+        print("\\nDONE", json.dumps([int(code), "", ""]))
+"""
+
+
+def walk(folder: Path, data: str) -> dict[str, str]:
+    """Follow the page in a folder; return what each command said, by the command as the page has it."""
+    prefix, said, pending = folder / "prefix", dict[str, str](), list[str]()
+    prefix.mkdir()
+    for block in blocks(PAGE):
+        if block.file:
+            write(folder, block, data)
+        for line in lines(block) if block.language == "sh" else ():
+            if any(words in line for words in NOT_HERE):
+                continue
+            if line.startswith("pip "):
+                said |= run(folder, pending, data)
+                pending = []
+                install = shlex.split(shortened(line, SHORTER_WORDS, prefix=str(prefix)))
+                subprocess.run([sys.executable, "-m", *install, "-q"], cwd=folder, check=True, timeout=120)
+            else:
+                pending.append(line)
+    return said | run(folder, pending, data)
+
+
+def write(folder: Path, block: Block, data: str) -> None:
+    text = re.sub(r"^steps = \d+$", "steps = 2", block.text, flags=re.MULTILINE).replace('"omniglot"', f'"{data}"')
+    path = folder / block.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert path.exists() == block.adds, f"{block.place}: {block.file}"
+    path.write_text((path.read_text("utf-8") + "\n\n" if block.adds else "") + text, "utf-8")
+
+
+def run(folder: Path, commands: list[str], data: str) -> dict[str, str]:
+    """Run commands in one fresh interpreter that finds the prefix; fail where one does not end well."""
+    if not commands:
+        return {}
+    words = [shlex.split(shortened(line, SHORTER_WORDS).replace("omniglot", data)) for line in commands]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(words),
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder / "prefix"), "METAFORGE_PLUGINS": "metaforge-my-ridge"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results: list[Any] = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("DONE ")]
+    for line, (code, out, err) in zip(commands, results, strict=True):
+        assert code == 0, f"{line}\n{out}\n{err}\n{done.stdout}"
+    return {line: out for line, (_, out, _) in zip(commands, results, strict=True)}
+
+
+def test_the_page_leads_from_nothing_to_a_learner_that_trains(tmp_path: Path) -> None:
+    real = (Path(os.environ.get("METAFORGE_DATA", "/nowhere")) / "omniglot").is_dir()
+    said = walk(tmp_path, "omniglot" if real else "glyphs")
+    (row,) = [line for line in said["metaforge list-plugins --kind learner"].splitlines() if " my-ridge " in line]
+    assert row.split()[:5] == ["learner", "my-ridge", "ready", "metaforge-my-ridge", "0.1.0"]
+    assert "shrinkage" in said["metaforge describe my-ridge"]
+    checks = [text for line, text in said.items() if line.startswith("metaforge check")]
+    assert len(checks) == 3
+    for text in checks:
+        assert int(re.findall(r"(\d+) run", text)[-1]) >= 4
+        assert " 0 failed" in text
+    for folder in ("my-ridge", "my-ridge-20-ways", "gratings"):
+        assert (tmp_path / "runs" / folder / "config.toml").is_file()
+    assert (tmp_path / "gratings.png").is_file()
+
+
+def test_two_files_are_enough() -> None:
+    beside = ("metaforge-my-ridge/tests/test_my_ridge.py", "run.toml")
+    files = {block.file for block in blocks(PAGE) if block.file and block.file not in beside}
+    assert files == {"metaforge-my-ridge/pyproject.toml", "metaforge-my-ridge/metaforge_my_ridge.py"}

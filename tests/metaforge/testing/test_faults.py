@@ -1,0 +1,87 @@
+"""A check that cannot fail is a defect: each catches a deliberately faulty plugin, and lets right ones pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import faulty_components
+import faulty_learners
+from metaforge.registry import Entry, scan
+from metaforge.testing import Check, Subject, checks_for, parametrize_with_checks
+from metaforge.testing.collection import all_checks
+
+REGISTRY = scan()
+
+
+def subject(kind: str, cls: type[Any], entry: Entry | None = None) -> Subject:
+    return Subject(kind, cls.__name__, cls, entry=entry, registry=REGISTRY)
+
+
+# The class is another one: the module of this entry is not to be imported here.
+LOUD = subject("learner", faulty_learners.Right, Entry("learner", "loud", "loud_plugin:Loud", "tests"))
+FAULTS = [
+    ("import", LOUD),
+    *((name, subject("learner", cls)) for name, cls in faulty_learners.FAULTS),
+    *((name, subject(kind, cls)) for name, kind, cls in faulty_components.FAULTS),
+]
+RIGHT = [
+    *(subject("learner", cls) for cls in (faulty_learners.Right, faulty_learners.Centres)),
+    *(subject(kind, cls) for kind, cls in faulty_components.RIGHT),
+]
+
+
+@pytest.mark.parametrize(("name", "faulty"), FAULTS, ids=[f"{name}-{one.name}" for name, one in FAULTS])
+def test_a_check_catches_a_faulty_plugin(
+    name: str,
+    faulty: Subject,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:
+    # The interpreter in which an import is tried must find the faulty module.
+    monkeypatch.setenv("PYTHONPATH", str(Path(faulty_learners.__file__).parent))
+    (check,) = [one for one in checks_for(faulty) if one.name == name]
+    record_property("fault", [name, faulty.label, "missed"])
+    with pytest.raises(AssertionError) as caught:
+        check(faulty)
+    assert len(str(caught.value)) > 20, "a failing check says what is wrong and how to mend it"
+    if faulty is LOUD:
+        for part in ("prints", "torch's global generator", "torch's default type"):
+            assert part in str(caught.value)
+    record_property("fault", [name, faulty.label, "caught"])
+
+
+@pytest.mark.parametrize(("code", "said"), [("raise SystemExit(7)", "ended the interpreter"), ("", "")])
+def test_an_import_that_ends_the_interpreter_is_told_from_a_quiet_one(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "brief_plugin.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    brief = subject("learner", faulty_learners.Right, Entry("learner", "brief", "brief_plugin:Brief", "tests"))
+    (check,) = [one for one in checks_for(brief) if one.name == "import"]
+    if not said:
+        check(brief)
+        return
+    with pytest.raises(AssertionError, match=said):
+        check(brief)
+
+
+def test_every_check_has_a_faulty_plugin() -> None:
+    names = [check.name for check in all_checks()]
+    assert len(names) == len(set(names)), "two checks have one name"
+    assert set(names) == {name for name, _ in FAULTS}
+
+
+@parametrize_with_checks(RIGHT)
+def test_right_plugins_pass(subject: Subject, check: Check) -> None:
+    check(subject)
+
+
+@pytest.mark.parametrize("check", all_checks(), ids=lambda check: check.name)
+def test_every_check_says_in_one_sentence_what_it_asks(check: Check) -> None:
+    assert check.text.endswith(".")
+    assert "\n" not in check.text
+    assert check.kinds

@@ -1,0 +1,357 @@
+"""Learners with one fault each, made from right ones: for every check of the kit, something that it must catch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from metaforge.functional import cross_entropy, one_hot
+from metaforge.inner import InnerLoopOptions
+from metaforge.keys import fold_in, normal
+from metaforge.model import Model
+from metaforge.protocols import Aux, Examples, Key, Learner, Options, Params, Parts, Tags, Task
+from metaforge.testing.toy import ToyLearner
+
+
+class Centres(Learner):
+    """A right one, of those that do not adapt in steps: nearest class centre in the network's features."""
+
+    Config = Options
+    tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), fixed_ways=False)
+    defaults: ClassVar = {"classification": {"task": {"ways": 3}}}
+
+    def __init__(self, config: Options, parts: Parts) -> None:
+        self.ways = parts.spec.outputs
+        self.model = Model(parts.backbone, norm="running")
+        self.norm, self.transductive = self.model.norm, self.model.transductive
+
+    def init(self, key: Key) -> Params:
+        return self.model.init(key)
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
+        members = one_hot(support.y, self.ways, support.x.dtype)
+        features = self.model(values, support.x).flatten(1)
+        return {"centres": members.T @ features / members.sum(0).unsqueeze(-1)}
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        return self.model(values, x).flatten(1) @ fast["centres"].T
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        return cross_entropy(self.predict(values, self.adapt(values, task.support), task.query.x), task.query.y), Aux(
+            {}
+        )
+
+
+class Right(ToyLearner):
+    """A right one, of those that adapt in steps."""
+
+    defaults: ClassVar = {
+        kind: {"adapters": {"sgd": {}}, "backbone": {"name": "mlp"}} for kind in ("classification", "regression")
+    }
+
+
+class OtherWords(Centres):
+    """Names an argument of `predict` otherwise than the protocol."""
+
+    def predict(self, values: Params, fast: Params, inputs: Tensor, *, key: Key | None = None) -> Tensor:
+        return super().predict(values, fast, inputs)
+
+
+class Mute(Centres):
+    pass
+
+
+class Undescribed(Centres):
+    """Has an option without a description."""
+
+    class Config(Options):
+        size: int = Field(3, ge=1)
+
+
+class Unbounded(Centres):
+    """Has an option that takes any number."""
+
+    class Config(Options):
+        sizes: tuple[int, ...] = Field((3,), description="sizes of something")
+
+
+class Lenient(Centres):
+    """Takes options that do not exist."""
+
+    class Config(BaseModel):
+        pass
+
+
+class Misled(Centres):
+    """Has defaults for a setting that does not exist."""
+
+    defaults: ClassVar = {"classification": {"train": {"speed": 3}}}
+
+
+class GlobalInit(Centres):
+    """Draws its values from torch's global generator."""
+
+    def init(self, key: Key) -> Params:
+        return super().init(key) | {"scale": torch.rand(3)}
+
+
+class Keyless(Centres):
+    """Gives other values each time that `init` is called."""
+
+    calls = 0
+
+    def init(self, key: Key) -> Params:
+        self.calls += 1
+        return super().init(fold_in(key, self.calls))
+
+
+class Counting(Centres):
+    """Keeps an integer among its values."""
+
+    def init(self, key: Key) -> Params:
+        return super().init(key) | {"count": torch.zeros((), dtype=torch.int64)}
+
+
+class Sideways(Centres):
+    """Gives predictions `[outputs, n]`."""
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        return super().predict(values, fast, x).T
+
+
+class Single(Centres):
+    """Answers in single precision whatever it is asked in."""
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        return super().predict(values, fast, x).float()
+
+
+class Stranger(Centres):
+    """Adds to a state that `init` does not give."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss, aux._replace(state={"state.seen": torch.ones(())})
+
+
+class Tally(Centres):
+    """Figures that are not scalars."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss, aux._replace(metrics={"each": task.query.y.double()})
+
+
+class Rough(Centres):
+    """Changes the inputs in place."""
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
+        support.x.mul_(0.5)
+        return super().adapt(values, support)
+
+
+class Mindful(Centres):
+    """Remembers the task before."""
+
+    before: Tensor | None = None
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
+        fast = super().adapt(values, support)
+        before, self.before = self.before, fast["centres"]
+        return fast if before is None else {"centres": fast["centres"] + 0.01 * before}
+
+
+class GlobalNoise(Centres):
+    """Draws the noise of its loss from the global generator."""
+
+    tags: ClassVar[Tags] = replace(Centres.tags, stochastic=True)
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss * (1 + 0.1 * torch.rand(())), aux
+
+
+class Backward(Centres):
+    """Leaves gradients on the values."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        for value in values.values():
+            value.requires_grad_()
+        return super().loss(values, task, key)
+
+
+class Leaking(Centres):
+    """Shifts its predictions by the query labels that its loss has seen."""
+
+    seen: Tensor | None = None
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        self.seen = one_hot(task.query.y, self.ways, task.query.x.dtype)
+        return super().loss(values, task, key)
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        found = super().predict(values, fast, x)
+        return found if self.seen is None else found + self.seen
+
+
+class Borrowing(Right):
+    """Normalises by the other queries, and denies it."""
+
+    def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.transductive = False
+
+
+class Boasting(Centres):
+    """Says that its predictions depend on the other queries, which they do not."""
+
+    def __init__(self, config: Options, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.transductive = True
+
+
+class Ordered(Centres):
+    """Favours the first class for early queries."""
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        found = super().predict(values, fast, x)
+        return found + torch.arange(len(x), dtype=found.dtype).unsqueeze(-1) * found[:1]
+
+
+class Noisy(Centres):
+    """Draws noise from its key, and denies it."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss * (1 + 0.1 * normal(key, (), loss.dtype)), aux
+
+
+class Silent(Centres):
+    """Says that it draws noise, and draws none."""
+
+    tags: ClassVar[Tags] = replace(Centres.tags, stochastic=True)
+
+
+class Stubborn(Right):
+    """Takes its own number of steps whatever is asked of it."""
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
+        return super().adapt(values, support, steps=1)
+
+
+class Secret(Right):
+    """Adapts in steps, and denies it."""
+
+    tags: ClassVar[Tags] = replace(Right.tags, adapts=False)
+
+
+class Boundless(Right):
+    """Has one output per class, and denies it."""
+
+    tags: ClassVar[Tags] = replace(Right.tags, fixed_ways=False)
+
+
+class Hoarder(Centres):
+    """Keeps a part of what it was given on the instance, not in the values."""
+
+    scale: Tensor = torch.ones(())
+
+    def init(self, key: Key) -> Params:
+        self.scale = 1 + normal(key, ()).abs()
+        return super().init(key)
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        return super().predict(values, fast, x) * self.scale.to(x)
+
+
+class Impulsive(Centres):
+    """Weighs its loss by how many calls it has had: one for all tasks under vmap, one for each in a loop."""
+
+    calls = 0
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        self.calls += 1
+        loss, aux = super().loss(values, task, key)
+        return loss * self.calls, aux
+
+
+class Branching(Centres):
+    """Branches on a tensor's value, which no transform can follow."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return (loss if float(loss) > 1.0 else 2 * loss), aux
+
+
+class FirstOrder(Right):
+    """Leaves the second derivatives out, and denies it."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        fast, state = self.descend(values, task.support, self.config.steps, key, first_order=True)
+        return self.query_loss(values, fast, task, key, state)
+
+
+class Detached(Centres):
+    """Learns from copies of its values: no gradient comes back."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        return super().loss({name: value.detach() for name, value in values.items()}, task, key)
+
+
+class Climbing(Right):
+    """Ascends the support loss."""
+
+    def support_loss(self, values: Params, batch: Examples, step: int, key: Key | None) -> tuple[Tensor, Params]:
+        loss, state = super().support_loss(values, batch, step, key)
+        return -loss, state
+
+
+class Unlearning(Centres):
+    """Has the gradient of its loss the wrong way round."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return -loss, aux
+
+
+# Check, learner.
+FAULTS: list[tuple[str, type[Learner]]] = [
+    ("contract", OtherWords),
+    ("summary", Mute),
+    ("config", Undescribed),
+    ("config", Unbounded),
+    ("config", Lenient),
+    ("defaults", Misled),
+    ("init", GlobalInit),
+    ("init", Keyless),
+    ("init", Counting),
+    ("shapes", Sideways),
+    ("shapes", Single),
+    ("shapes", Stranger),
+    ("shapes", Tally),
+    ("pure", Rough),
+    ("pure", Mindful),
+    ("pure", GlobalNoise),
+    ("pure", Backward),
+    ("no-leak", Leaking),
+    ("transductive", Borrowing),
+    ("transductive", Boasting),
+    ("query-order", Ordered),
+    ("stochastic", Noisy),
+    ("stochastic", Silent),
+    ("steps", Stubborn),
+    ("steps", Secret),
+    ("ways", Boundless),
+    ("checkpoint", Hoarder),
+    ("vectorised", Impulsive),
+    ("vectorised", Branching),
+    ("meta-gradient", FirstOrder),
+    ("meta-gradient", Detached),
+    ("adapts", Climbing),
+    ("learns", Unlearning),
+    ("learns", Detached),
+]

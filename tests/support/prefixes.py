@@ -1,0 +1,69 @@
+"""A folder of installed distributions, as pip would leave it, and `metaforge` run in a process that sees it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from textwrap import dedent
+from typing import NamedTuple
+
+
+class Cost(NamedTuple):
+    """What a command took: seconds of processor time, and seconds on the clock."""
+
+    processor: float
+    clock: float
+
+
+class Prefix:
+    """A folder that is put before the installed packages."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, distribution: str, points: str, source: str = "", *, requires: str = "", metadata: str = "") -> Path:
+        """Install a distribution of one module, which writes down that it was imported; return the module's file."""
+        module = distribution.replace("-", "_")
+        info = self.folder / f"{module}-1.2.dist-info"
+        info.mkdir(parents=True)
+        said = metadata or f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n"
+        (info / "METADATA").write_text(said + (f"Requires-Dist: {requires}\n" if requires else ""), "utf-8")
+        (info / "entry_points.txt").write_text(dedent(points), "utf-8")
+        path = self.folder / f"{module}.py"
+        noted = f'open({str(self.folder / f"{module}.imported")!r}, "w").close()\n'
+        path.write_text(noted + dedent(source), "utf-8")
+        return path
+
+    def imported(self) -> list[str]:
+        """Return the modules that were imported since they were last asked for."""
+        marks = sorted(self.folder.glob("*.imported"))
+        for mark in marks:
+            mark.unlink()
+        return [mark.stem for mark in marks]
+
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run `metaforge` with these arguments and environment variables."""
+        return subprocess.run(
+            [sys.executable, "-m", "metaforge", *arguments],
+            cwd=self.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.folder), **variables},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def cost(self, *arguments: str, times: int = 3) -> Cost:
+        """Return the least that a command takes in several runs; it must succeed."""
+        costs = []
+        for _ in range(times):
+            before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            done = self.run(*arguments)
+            after, end = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            assert done.returncode == 0, done.stderr
+            used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+            costs.append(Cost(used, end - begin))
+        return Cost(min(cost.processor for cost in costs), min(cost.clock for cost in costs))

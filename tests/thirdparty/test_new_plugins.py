@@ -1,0 +1,115 @@
+"""What `metaforge new` writes is installed by pip, listed, checked and trained, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from prefixes import Prefix
+
+KINDS = ("learner", "adapter", "dataset", "regularizer", "backbone", "hook")
+# Two short trainings in which every new plugin has its part.
+TRAININGS = {
+    "learner": "--learner my-learner --dataset my-dataset --regularizer my-regularizer --set hooks=my-hook",
+    "adapter": "--learner maml --dataset my-dataset --adapter my-adapter --backbone my-backbone",
+}
+
+
+def tool(*command: str, cwd: Path, **variables: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the folder of a new project for each kind of plugin."""
+    outside = Prefix(tmp_path_factory.mktemp("projects"))
+    found = {}
+    for kind in KINDS:
+        made = outside.run("new", kind, f"my-{kind}", "--json")
+        assert made.returncode == 0, made.stderr
+        found[kind] = outside.folder / json.loads(made.stdout)["folder"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def prefix(projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Prefix:
+    """Return a prefix in which pip has installed all of them."""
+    folder = tmp_path_factory.mktemp("prefix")
+    offline = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
+    # Built from a copy: whatever a build leaves behind is no part of the project.
+    copies = [shutil.copytree(path, folder / "sources" / path.name) for path in projects.values()]
+    tool(sys.executable, "-m", "pip", "install", "-q", *offline, "--target", str(folder), *map(str, copies), cwd=folder)
+    return Prefix(folder)
+
+
+def test_new_plugins_are_listed_with_their_distribution_and_version(prefix: Prefix) -> None:
+    rows = {row["name"]: row for row in json.loads(prefix.run("list-plugins", "--json").stdout)}
+    for kind in KINDS:
+        row = rows[f"my-{kind}"]
+        assert (row["kind"], row["distribution"], row["version"]) == (kind, f"metaforge-my-{kind}", "0.1.0")
+        assert row["state"] == "ready", row["reason"]
+        assert row["summary"]
+        assert (prefix.folder / f"metaforge_my_{kind}" / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("kind", ["learner", "adapter", "dataset"])
+def test_a_new_plugin_passes_its_checks(prefix: Prefix, kind: str) -> None:
+    checked = prefix.run("check", f"my-{kind}")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    run, failed = (int(part.split()[0]) for part in checked.stdout.splitlines()[-1].split(", ")[:2])
+    assert (run > 10, failed) == (True, 0)
+
+
+def test_the_tests_of_new_projects_pass(prefix: Prefix, projects: dict[str, Path]) -> None:
+    paths = [str(projects[kind] / "tests") for kind in ("regularizer", "backbone", "hook")]
+    # One of the checks starts a process of its own: the kinds above have had it.
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "not import")
+    said = tool(*command, *paths, cwd=prefix.folder, PYTHONPATH=str(prefix.folder))
+    assert int(said.splitlines()[-1].split()[0]) > 20
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_new_plugins_are_trained(prefix: Prefix, kind: str, tmp_path: Path) -> None:
+    shortly = ("--steps", "3", "--set", "train.tasks=2", "--no-progress", "--json", "--out", str(tmp_path / "run"))
+    trained = prefix.run("train", *TRAININGS[kind].split(), *shortly)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["steps"] == 3
+    recorded = (tmp_path / "run" / "env.json").read_text("utf-8")
+    for used in re.findall("my-([a-z]+)", TRAININGS[kind]):
+        assert f'"{used} my-{used}": "metaforge-my-{used} 0.1.0"' in recorded
+    assert (tmp_path / "run" / "best.json").is_file() == (kind == "learner")
+
+
+def test_what_is_generated_is_short_and_passes_the_tools(projects: dict[str, Path]) -> None:
+    folder = projects["learner"].parent
+    sources = [str(path) for path in folder.glob("*/*/**/*.py")]
+    assert len(sources) == 2 * len(KINDS)
+    tool(sys.executable, "-m", "ruff", "check", "--no-cache", ".", cwd=folder)
+    tool(sys.executable, "-m", "ruff", "format", "--no-cache", "--check", ".", cwd=folder)
+    # The settings of this project, which are strict, and its cache.
+    tool(sys.executable, "-m", "mypy", *sources, cwd=Path(__file__).parents[2])
+    for kind in KINDS:
+        (plugin,) = (projects[kind] / "src").glob("*/__init__.py")
+        lines = plugin.read_text("utf-8").splitlines()
+        assert sum(bool(line.strip()) for line in lines) < 40
+
+
+def test_the_commands_of_a_new_project_are_those_of_its_readme(projects: dict[str, Path]) -> None:
+    for kind, folder in projects.items():
+        readme = (folder / "README.md").read_text("utf-8")
+        for command in ("pip install -e .", f"metaforge check my-{kind}", "metaforge train --learner "):
+            assert f"\n{command}" in readme
+        points = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]["entry-points"]
+        cls = "".join(part.capitalize() for part in f"my-{kind}".split("-"))
+        assert points == {f"metaforge.{kind}s": {f"my-{kind}": f"metaforge_my_{kind}:{cls}"}}
