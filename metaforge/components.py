@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from metaforge.config import Resolved, data_root
-from metaforge.errors import ConfigError, DataError
+from metaforge.data.checks import checked_spec
+from metaforge.errors import ConfigError, DataError, PluginError
 from metaforge.functional import Chain
 from metaforge.protocols import Dataset, Learner, Parts, Regularizer, TaskShape, TaskSpec
 
@@ -34,8 +35,8 @@ class Components:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of values and data."""
-        return {"float32": torch.float32, "float64": torch.float64}[self.resolved.run.engine.dtype]
+        """The precision of values and data (products may be rounded further)."""
+        return torch.float64 if self.resolved.run.engine.dtype == "float64" else torch.float32
 
     @property
     def regularizers(self) -> tuple[Regularizer, ...]:
@@ -78,8 +79,8 @@ class Components:
 
     def _spec(self, split: str, purpose: str, shape: TaskShape) -> TaskSpec:
         try:
-            return self.dataset.spec(split, shape)
-        except (ConfigError, DataError) as error:
+            return checked_spec(self.dataset, split, shape, seed=self.resolved.run.seed)
+        except (ConfigError, DataError, PluginError) as error:
             where = f"the {split!r} split, for {purpose}; {error.where}"
             raise type(error)(error.what, where=where, remedy=error.remedy) from error
 

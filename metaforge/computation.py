@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
-from metaforge import engine, runtime
+from metaforge import engine, plans, runtime
+from metaforge.compiled import Compiler
 from metaforge.components import Components
 from metaforge.config import Resolved
 from metaforge.distributed import World
+from metaforge.errors import ConfigError
 from metaforge.keys import make_key
 from metaforge.protocols import Params, Task
 
@@ -17,7 +19,7 @@ from metaforge.protocols import Params, Task
 class Computation:
     """The parts of a run, put to work on batches of tasks, alone or as one of several processes."""
 
-    def __init__(self, resolved: Resolved, world: World) -> None:
+    def __init__(self, resolved: Resolved, world: World, *, dry: bool = False) -> None:
         self.settings, self.world = resolved.run, world
         runtime.prepare(resolved.run.engine.threads)
         self.parts = Components(resolved)
@@ -26,14 +28,20 @@ class Computation:
         self.device = world.device
         self.dtype = self.parts.dtype
         asked = resolved.run.engine
-        self.plan = engine.choose_plan(self.learner, asked.plan)
+        self.plan = plans.choose_plan(self.learner, asked.plan)
         self.share = world.share(resolved.run.train.tasks, asked.shards if asked.reduce == "exact" else None)
-        chunk = engine.choose_chunk(spec, self.device, asked.chunk, training=True)
+        chunk = plans.choose_chunk(spec, self.device, asked.chunk, training=True)
         self.chunk = min(chunk, max(self.share.groups))
+        # One step does not pay for its compilation.
+        wish = "off" if dry and asked.compile == "auto" else asked.compile
+        self.compiled = plans.choose_compile(wish, spec, resolved.run.train, self.device)
+        self._require_plain_sums()
+        self._call: engine.Call = Compiler() if self.compiled else engine.at_once
 
     def environment(self) -> dict[str, Any]:
         """Return what a reader of the results must know: machine, versions, plugins, and how it is computed."""
         chosen = {"device": str(self.device), "plan": self.plan, "chunk": self.chunk, "processes": self.world.size}
+        chosen |= {"compiled": self.compiled, "dtype": self.settings.engine.dtype}
         return {**runtime.facts(), "plugins": self.parts.provenance(), **chosen}
 
     def initial(self) -> Params:
@@ -49,16 +57,29 @@ class Computation:
     def gradients(self, values: Params, tasks: Task, step: int) -> engine.MetaStep:
         """Return the meta-gradient of an outer step's whole batch, given this process's part of it."""
         keys = [make_key(self.settings.seed, "train", episode) for episode in self._own(step)]
-        return engine.meta_gradients(
-            self.learner,
-            values,
-            engine.prepare(tasks, self.device, self.dtype),
-            torch.stack(keys).to(self.device),
-            plan=self.plan,
-            chunk=self.chunk,
-            regularizers=self.parts.regularizers,
-            share=self.share,
-        )
+        with runtime.rounding(self.device, self.settings.engine.dtype, tf32=self.settings.engine.tf32):
+            return engine.meta_gradients(
+                self.learner,
+                values,
+                engine.prepare(tasks, self.device, self.dtype),
+                torch.stack(keys).to(self.device),
+                plan=self.plan,
+                chunk=self.chunk,
+                regularizers=self.parts.regularizers,
+                share=self.share,
+                call=self._call,
+            )
+
+    def _require_plain_sums(self) -> None:
+        """Raise `ConfigError` where a regularizer needs all losses before any gradient, and a compiled step is asked for."""
+        combining = engine.combines(self.parts.regularizers, self.share.total)
+        if combining and self.settings.engine.compile == "on":
+            raise ConfigError(
+                f"A step with {type(combining[0]).__name__} cannot be compiled: it weighs tasks by the losses of all.",
+                where="engine.compile",
+                remedy="set engine.compile to off",
+            )
+        self.compiled = self.compiled and not combining
 
     def episodes(self, step: int) -> range:
         """Return the training episodes of an outer step."""
@@ -71,7 +92,7 @@ class Computation:
         """Return the scores of the first tasks of the validation split."""
         spec = self.parts.dataset.spec("val", self.parts.task_shape)
         tester = self.parts.learner(spec)
-        chunk = engine.choose_chunk(spec, self.device, self.settings.engine.chunk, training=False)
+        chunk = plans.choose_chunk(spec, self.device, self.settings.engine.chunk, training=False)
         pieces = [range(first, min(first + chunk, tasks)) for first in range(0, tasks, chunk)]
         # The same pieces for any number of processes: how many tasks run together shows in the last bits.
         size, ends = self.world.size, [len(pieces) * rank // self.world.size for rank in range(self.world.size + 1)]

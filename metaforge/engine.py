@@ -10,32 +10,18 @@ A plan says how the batch runs; all plans give the same gradients.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 from torch.utils._pytree import tree_map
 
-from metaforge.errors import ConfigError
 from metaforge.functional import added, one_task, score, split_state, sum_of
-from metaforge.protocols import Aux, Examples, Kind, Learner, Params, Regularizer, Task, TaskSpec
-
-Plan = Literal["loop", "vmap", "fold"]
-
-# Input numbers that go through the network together, (in evaluation, in training). Measured on one AVX-512 thread,
-# convolutional nets of four layers on 28 px images, 5-way 1-shot, allocator thresholds raised.
-# - Evaluation, three steps, 15 queries (62,720 numbers in a task): vmap of 4 tasks 46 tasks/s, of 25 tasks 34, a loop
-#   25. On vectors, vmap of 100 tasks is 30 times a loop.
-# - Training, second order, 16 tasks. 5 queries (376,320 numbers in all): the whole batch 137 tasks/s, chunks of 4 104.
-#   15 queries (1,003,520): the whole batch 53, chunks of 4 62. So a batch is divided from half a million numbers on.
-# Elsewhere than on a CPU only memory is the limit; no speed was measured there.
-_NUMBERS = {"cpu": (1 << 18, 1 << 19)}
-_NUMBERS_ELSEWHERE = (1 << 22, 1 << 21)
-_MOST_EVALUATED = 100
+from metaforge.plans import Plan
+from metaforge.protocols import Aux, Examples, Kind, Learner, Params, Regularizer, Task
 
 
 @dataclass(frozen=True)
@@ -67,31 +53,12 @@ def prepare(task: Task, device: torch.device, dtype: torch.dtype) -> Task:
     return Task(Examples(*map(moved, task.support)), Examples(*map(moved, task.query)))
 
 
-def choose_plan(learner: Learner, plan: str) -> Plan:
-    """Return the plan to run: the one asked for, or under `auto` the one that measured fastest for such a learner.
-
-    Learners that adapt in steps run under `vmap`: with the allocator's thresholds raised it took half the time of the
-    loop on stride-2 convolutions and a sixth on small MLPs. The others share their weights and fold the tasks.
-    """
-    if plan == "fold" and learner.tags.adapts:
-        raise ConfigError(
-            f"plan 'fold' needs weights that all tasks share; {type(learner).__name__} adapts them for each task",
-            where="engine.plan",
-            remedy="use 'loop', 'vmap' or 'auto'",
-        )
-    if plan in ("loop", "vmap", "fold"):
-        return cast(Plan, plan)
-    return "vmap" if learner.tags.adapts else "fold"
+Call = Callable[..., Any]
 
 
-def choose_chunk(spec: TaskSpec, device: torch.device, asked: int | None, *, training: bool) -> int:
-    """Return how many tasks to compute together: as many as asked for, or what the size of a task allows."""
-    if asked is not None:
-        return asked
-    task = math.prod(spec.x_shape) * spec.shape.ways * (spec.shape.shots + spec.shape.queries)
-    chunk = max(_NUMBERS.get(device.type, _NUMBERS_ELSEWHERE)[training] // task, 1)
-    # Progress is shown between the chunks of an evaluation, which has no batches of its own.
-    return chunk if training else min(chunk, _MOST_EVALUATED)
+def at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function."""
+    return function(*arguments)
 
 
 @dataclass(frozen=True)
@@ -120,46 +87,55 @@ def meta_gradients(
     chunk: int | None = None,
     regularizers: Sequence[Regularizer] = (),
     share: Share | None = None,
+    call: Call = at_once,
 ) -> MetaStep:
     """Return the gradient of the mean task loss (and of the regularizers' terms) over a batch of tasks.
 
     `tasks` has a leading axis on every tensor, `keys` is `[tasks]`. At most `chunk` tasks run at once. With a `share`,
-    these tasks are a part of the batch, and the answer is that of the whole batch.
+    these tasks are a part of the batch, and the answer is that of the whole batch. `call` evaluates a function of
+    tensors: at once, or compiled.
     """
     params, state = split_state(values)
     share = share or Share(len(keys), (len(keys),))
-    combining = [r for r in regularizers if r.combine(keys.new_ones(share.total, dtype=torch.float32)) is not None]
+    combining = combines(regularizers, share.total)
     run = {"loop": _looped, "vmap": _vmapped, "fold": _folded}[plan]
+
+    def whole(*arguments: Any) -> tuple[Tensor, Params, Params, None, Params]:
+        """Return a piece with its gradients taken: every weight is known, so its graph can go at once."""
+        part = run(learner, *arguments)
+        return part.losses, part.state, part.metrics, None, part.pulled(torch.full_like(part.losses, 1 / share.total))
+
     groups: list[Params] = []
-    parts: list[_Part] = []
+    parts: list[tuple[int, _Part]] = []
     first = 0
-    for size in share.groups:
-        sums = Params()
+    for index, size in enumerate(share.groups):
+        groups.append({})
         for begin in range(first, first + size, chunk or size):
             piece = slice(begin, min(begin + (chunk or size), first + size))
-            part = run(learner, params, state, _sliced(tasks, piece), keys[piece])
-            sums = added(sums, {n: len(part.losses) / share.total * change for n, change in part.state.items()})
-            if not combining:
-                # Every weight is known, so this piece's graph can go before the next piece begins.
-                sums = added(sums, part.pull(torch.full_like(part.losses, 1 / share.total)))
-                part = part._replace(pull=_spent)
-            parts.append(part._replace(group=len(groups)))
-        groups.append(sums)
+            arguments = (params, state, _sliced(tasks, piece), keys[piece])
+            part = run(learner, *arguments) if combining else _Part(*call(whole, *arguments))
+            change = {n: len(part.losses) / share.total * moved for n, moved in part.state.items()}
+            groups[index] = added(groups[index], added(change, part.sums))
+            parts.append((index, part._replace(sums={})))
         first += size
-    losses = torch.cat([part.losses for part in parts])
-    metrics = {n: torch.cat([part.metrics[n] for part in parts]) for n in parts[0].metrics}
+    losses = torch.cat([part.losses for _, part in parts])
+    metrics = {n: torch.cat([part.metrics[n] for _, part in parts]) for n in parts[0][1].metrics}
     columns = share.gather(torch.stack([losses, *(figures.to(losses.dtype) for figures in metrics.values())], 1))
     if combining:
         weights = grad(lambda x: _combined(x, combining))(columns[:, 0])
-        own = weights[share.first : share.first + len(losses)]
-        for part, weight in zip(parts, own.split([len(part.losses) for part in parts]), strict=True):
-            groups[part.group] = added(groups[part.group], part.pull(weight))
-    joined = share.join(groups)
-    grads, change = split_state(joined)
+        own = weights[share.first : share.first + len(losses)].split([len(part.losses) for _, part in parts])
+        for (index, part), weight in zip(parts, own, strict=True):
+            groups[index] = added(groups[index], part.pulled(weight))
+    grads, change = split_state(share.join(groups))
     for regularizer in regularizers:
         grads = added(grads, _penalty_grads(regularizer, params, state))
     figures = dict(zip(metrics, columns[:, 1:].unbind(1), strict=True))
     return MetaStep(grads, change, columns[:, 0], figures)
+
+
+def combines(regularizers: Sequence[Regularizer], tasks: int) -> list[Regularizer]:
+    """Return the regularizers with a term of the whole batch of task losses."""
+    return [r for r in regularizers if r.combine(torch.ones(tasks)) is not None]
 
 
 def evaluate(
@@ -193,11 +169,21 @@ def evaluate(
 
 
 class _Part(NamedTuple):
+    """What a piece of a batch came to: losses `[tasks]`, mean change of the state, figures, and its gradients.
+
+    `pull` gives them for a weight of each task; once the weights were known, `sums` has them instead.
+    """
+
     losses: Tensor
-    pull: Callable[[Tensor], Params]
     state: Params
     metrics: Params
-    group: int = 0
+    pull: Callable[[Tensor], Params] | None
+    sums: Params = {}
+
+    def pulled(self, weight: Tensor) -> Params:
+        """Return the gradient of the tasks' losses `[tasks]` with these weights."""
+        assert self.pull is not None, "this piece's gradients were already taken"
+        return self.pull(weight)
 
 
 def _looped(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:
@@ -220,7 +206,7 @@ def _folded(learner: Learner, params: Params, state: Params, tasks: Task, keys: 
 
     # torch's stub knows only the pair that `vjp` returns without `has_aux`.
     losses, pull, (_, aux) = vjp(losses_of, params, has_aux=True)  # type: ignore[misc]
-    return _Part(losses, lambda weight: pull(weight)[0], _mean(aux.state), aux.metrics)
+    return _Part(losses, _mean(aux.state), aux.metrics, lambda weight: pull(weight)[0])
 
 
 def _loss_of(learner: Learner, state: Params) -> Callable[[Params, Task, Tensor], tuple[Tensor, tuple[Tensor, Aux]]]:
@@ -235,13 +221,9 @@ def _per_task(grads: Params, aux: tuple[Tensor, Aux]) -> _Part:
     losses, (metrics, state) = aux
 
     def pull(weight: Tensor) -> Params:
-        return {name: torch.tensordot(weight, value, 1) for name, value in grads.items()}
+        return {name: torch.tensordot(weight.to(value.dtype), value, 1) for name, value in grads.items()}
 
-    return _Part(losses, pull, _mean(state), metrics)
-
-
-def _spent(weight: Tensor) -> Params:
-    raise AssertionError("this piece's gradients were already taken")
+    return _Part(losses, _mean(state), metrics, pull)
 
 
 def _mean(state: Params) -> Params:

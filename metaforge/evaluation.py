@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metaforge import engine
+from metaforge import engine, plans
 from metaforge.config import Resolved
 from metaforge.errors import ConfigError
 from metaforge.functional import one_task, score
@@ -183,8 +183,8 @@ def chance_level(kind: Kind, task: Task, ways: int) -> Tensor:
 def _evaluated(run: Subject, plan: Plan, tasks: int, split: str, seed: int, progress: Callable[[int], None]) -> Record:
     columns = _Columns()
     asked = run.resolved.run.engine
-    chosen = engine.choose_plan(plan.learner, asked.plan)
-    chunk = engine.choose_chunk(plan.spec, run.device, asked.chunk, training=False)
+    chosen = plans.choose_plan(plan.learner, asked.plan)
+    chunk = plans.choose_chunk(plan.spec, run.device, asked.chunk, training=False)
     with torch.no_grad():
         for first in range(0, tasks, chunk):
             count = min(chunk, tasks - first)
@@ -204,7 +204,7 @@ def _references(spec: TaskSpec, raw: Task, columns: _Columns) -> None:
         columns.chance.append(float(chance_level(spec.kind, task, spec.shape.ways)))
 
 
-def _scored(run: Subject, plan: Plan, raw: Task, keys: Tensor, chosen: engine.Plan, columns: _Columns) -> None:
+def _scored(run: Subject, plan: Plan, raw: Task, keys: Tensor, chosen: plans.Plan, columns: _Columns) -> None:
     """Add each step count's scores of a batch; the learner's own figures are taken once, with the last of them."""
     batch = engine.prepare(raw, run.device, run.dtype)
     for steps in plan.steps:

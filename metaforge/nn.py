@@ -101,7 +101,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
-        dims = (0, *range(2, x.dim()))
+        x, dims = _widened(x), (0, *range(2, x.dim()))
         mean, var = self.frame.statistics(self, x, dims)
         scale = (var + self.eps).rsqrt()
         if self.weight is not None:
@@ -122,6 +122,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[..., *normalized_shape]` normalised, scaled and shifted."""
+        x = _widened(x)
         centred = x - x.mean(self.dims, keepdim=True)
         out = centred * (centred.square().mean(self.dims, keepdim=True) + self.eps).rsqrt()
         if self.weight is not None:
@@ -140,12 +141,17 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
-        dims = tuple(range(2, x.dim()))
+        x, dims = _widened(x), tuple(range(2, x.dim()))
         centred = x - x.mean(dims, keepdim=True)
         out = centred * (centred.square().mean(dims, keepdim=True) + self.eps).rsqrt()
         if self.weight is not None:
             out = out * BatchNorm.broadcast(self.weight, x)
         return out if self.bias is None else out + BatchNorm.broadcast(self.bias, x)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """Return activations that a product has rounded in float32: statistics need the digits."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _statistics(native: nn.Module, features: int) -> tuple[Tensor, Tensor]:

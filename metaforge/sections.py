@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1)]
+# Of what is held in memory at once.
+Size = Annotated[int, Field(ge=1, le=100_000)]
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 # What a file may write where seconds are wanted; its schema says so.
@@ -36,16 +38,16 @@ class Section(BaseModel):
 class TaskConfig(Section):
     """The tasks that the run is about: those it is evaluated on."""
 
-    ways: Count = Field(default=5, description="Classes in a task (1 in regression).")
-    shots: Count = Field(default=1, description="Support examples per class.")
-    queries: Count = Field(default=15, description="Query examples per class.")
+    ways: Size = Field(default=5, description="Classes in a task (1 in regression).")
+    shots: Size = Field(default=1, description="Support examples per class.")
+    queries: Size = Field(default=15, description="Query examples per class.")
 
 
 class TrainConfig(Section):
     """The outer loop."""
 
     steps: int = Field(default=1000, ge=0, description="Outer steps, that is, updates of the meta-parameters.")
-    tasks: Count = Field(default=16, description="Tasks per outer step.")
+    tasks: Size = Field(default=16, description="Tasks per outer step.")
     budget: Annotated[float | None, BeforeValidator(seconds, json_schema_input_type=Budget)] = Field(
         default=None, gt=0, description="Stop after this time: seconds, or a text such as 10m."
     )
@@ -65,13 +67,13 @@ class TrainConfig(Section):
     divergence: float | None = Field(
         default=1e6, gt=1, description="Largest norm of the meta-gradient, in multiples of its running median."
     )
-    ways: Count | None = Field(
+    ways: Size | None = Field(
         default=None, description="Classes in a training task; the task's own number where not set."
     )
-    shots: Count | None = Field(
+    shots: Size | None = Field(
         default=None, description="Support examples per class in training; the task's where not set."
     )
-    queries: Count | None = Field(
+    queries: Size | None = Field(
         default=None, description="Query examples per class in training; the task's where not set."
     )
     validate_every: int = Field(default=0, ge=0, description="Outer steps between validations; 0 for none.")
@@ -95,7 +97,7 @@ class EvaluateConfig(Section):
     tasks: Count = Field(default=1000, description="Tasks to evaluate on; papers use at least 600.")
     split: str = Field(default="test", min_length=1, description="Split of the data set to evaluate on.")
     seed: int = Field(default=1_000_003, ge=0, lt=2**63, description="Seed of the evaluation's tasks.")
-    shots: list[Count] = Field(
+    shots: list[Size] = Field(
         default=[], description="Support examples per class, one evaluation each; empty: the task's."
     )
     steps: list[Annotated[int, Field(ge=0)]] = Field(
@@ -110,6 +112,9 @@ class EngineConfig(Section):
     plan: Literal["auto", "loop", "vmap", "fold"] = Field(
         default="auto", description="How a batch of tasks is computed."
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="Whether the training step is compiled; auto: where that pays back within the run."
+    )
     chunk: Count | None = Field(
         default=None, description="Tasks computed together, which bounds memory; chosen where not set."
     )
@@ -121,8 +126,12 @@ class EngineConfig(Section):
     shards: Count = Field(
         default=4, description="Groups of tasks whose sums are added in order where reduce is `exact`."
     )
-    dtype: Literal["float32", "float64"] = Field(default="float32", description="Precision of the computation.")
-    threads: Count | None = Field(default=None, description="CPU threads; torch's own choice where not set.")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(
+        default="float32",
+        description="Precision of the computation; with bfloat16, values stay float32 and products are rounded.",
+    )
+    tf32: bool = Field(default=False, description="Whether a GPU may round products to TF32.")
+    threads: Size | None = Field(default=None, description="CPU threads; torch's own choice where not set.")
 
 
 class RunConfig(Section):

@@ -79,7 +79,7 @@ class _Training:
     ) -> None:
         self.resolved, self.config, self.dry = resolved, resolved.run.train, dry
         self.steps = min(1, self.config.steps) if dry else self.config.steps
-        self.world, self.computation = world, Computation(resolved, world)
+        self.world, self.computation = world, Computation(resolved, world, dry=dry)
         parts = self.computation.parts
         # The leading process alone asks the hooks, and writes.
         self.plugins = {choice.name: choice.cls(choice.config) for choice in resolved.hooks if world.leads}
@@ -293,9 +293,7 @@ class _Training:
         self._made("finished").evaluate(tasks=2)
 
     def _save(self, *, best: bool = False) -> None:
-        if not self.world.leads:
-            return
         self.folder.settle()
-        path = self.saver.save(self.state, best=best)
+        path = self.saver.save(self.state, best=best) if self.world.leads else None
         if path is not None:
             self.hook.metaforge_checkpoint(run=self.info, step=self.state.step, path=path)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metaforge.engine import choose_plan, evaluate
+from metaforge.engine import evaluate
+from metaforge.plans import choose_plan
 from metaforge.functional import criterion, one_task, split_state
 from metaforge.keys import fold_in, make_key, normal
 from metaforge.protocols import Params, Task

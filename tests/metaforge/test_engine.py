@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metaforge.engine import choose_chunk, choose_plan, evaluate, meta_gradients, prepare
+from metaforge.engine import evaluate, meta_gradients, prepare
+from metaforge.plans import choose_chunk, choose_plan
 from metaforge.errors import ConfigError
 from metaforge.functional import split_state
 from metaforge.keys import make_key

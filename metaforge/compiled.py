@@ -1,0 +1,71 @@
+"""Compilation of a step: its arithmetic is traced once for each shape of its inputs, and turned into machine code.
+
+What is traced are the operations on tensors that a learner comes to under the engine's transforms, gradients and all:
+however it is written, nothing of its Python runs again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from metaforge.errors import ConfigError
+
+_Made = tuple[Callable[..., Any], Any]
+
+
+class Compiler:
+    """Calls a pure function of tensors, compiled; one of these serves one function."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, _Made] = {}
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what the function returns for these arguments, nests of tensors of any shape."""
+        leaves, nest = tree_flatten(arguments)
+        key = tuple((leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves)
+        if key not in self._made:
+            self._made[key] = _compiled(function, leaves, nest)
+        run, answer = self._made[key]
+        with torch.no_grad():
+            return tree_unflatten(list(run(*leaves)), answer)
+
+
+def _compiled(function: Callable[..., Any], leaves: list[Tensor], nest: Any) -> _Made:
+    with warnings.catch_warnings():
+        # Torch uses what it deprecates.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return _lowered(function, leaves, nest)
+
+
+def _lowered(function: Callable[..., Any], leaves: list[Tensor], nest: Any) -> _Made:
+    from torch._inductor import compile as lowered
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    answers: list[Any] = []
+
+    def flat(*given: Tensor) -> list[Any]:
+        found, answer = tree_flatten(function(*tree_unflatten(list(given), nest)))
+        answers.append(answer)
+        return found
+
+    traced = make_fx(flat)(*leaves)
+    options: dict[str, Any] | None = {"triton.cudagraphs": True} if leaves[0].is_cuda else None
+    try:
+        made = lowered(traced, list[Any](leaves), options)
+        if not callable(made):
+            raise TypeError(f"the compiler returned {type(made).__name__}")
+        made(*leaves)
+    except (InvalidCxxCompiler, CppCompileError) as error:
+        raise ConfigError(
+            f"This step cannot be compiled: {str(error).strip().partition(chr(10))[0][:200]}",
+            where="engine.compile",
+            remedy="install a C++ compiler such as g++, or set engine.compile to off",
+        ) from error
+    return made, answers[-1]
