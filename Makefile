@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two test processes of one thread each: more threads would only fight over the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint types architecture pytest results docs clean
+.PHONY: demo test lint types architecture pytest results torture docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/metaforge train --learner protonet --out runs/demo-$$(date +%Y%m%d-%H%M%S) --steps 400 --evaluate
@@ -33,6 +33,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+torture: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.torture
 
 results: $(VENV)/installed
 	$(BIN)/python -m benchmarks.accuracy

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from metaforge.choices import Choice
 from metaforge.config import Resolved, data_root
 from metaforge.data.checks import checked_spec
 from metaforge.errors import ConfigError, DataError, PluginError
 from metaforge.functional import Chain
+from metaforge.loading import blamed
 from metaforge.protocols import Dataset, Learner, Parts, Regularizer, TaskShape, TaskSpec
 
 
@@ -24,8 +27,8 @@ class Components:
             )
         self.resolved = resolved
         self._learner, self._dataset = resolved.learner, resolved.dataset
-        self.dataset: Dataset = self._dataset.cls(self._dataset.config, root=data_root())
-        self._regularizers: dict[str, Regularizer] = {c.name: c.cls(c.config) for c in resolved.regularizers}
+        self.dataset: Dataset = self._dataset.made(root=data_root())
+        self._regularizers: dict[str, Regularizer] = _made(resolved.regularizers)
         self._refuse_idle_regularizers()
         task, train = resolved.run.task, resolved.run.train
         self.task_shape = TaskShape(task.ways, task.shots, task.queries)
@@ -86,9 +89,9 @@ class Components:
 
     def learner(self, spec: TaskSpec) -> Learner:
         """Return the learner for tasks of a spec; learners of one run share their values, whatever the spec."""
-        adapters = {choice.name: choice.cls(choice.config) for choice in self.resolved.adapters}
+        adapters = _made(self.resolved.adapters)
         parts = Parts(spec, self._backbone_maker(spec), Chain(adapters) if adapters else None, self._regularizers)
-        learner: Learner = self._learner.cls(self._learner.config, parts)
+        learner: Learner = self._learner.made(parts)
         return learner
 
     def provenance(self) -> dict[str, str]:
@@ -102,10 +105,24 @@ class Components:
         choice = self.resolved.backbone
         if choice is None:
             return None
-        backbone = choice.cls(choice.config)
+        backbone = choice.made()
 
         def build() -> nn.Module:
-            module: nn.Module = backbone.build(spec)
+            with blamed(choice.entry, "cannot build a network for these tasks", spare=True):
+                module: nn.Module = backbone.build(spec)
             return module
 
         return build
+
+
+def _made(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Return plugins by the names under which their values are kept.
+
+    These do not depend on what else is installed: a name that another distribution claims too is not written in full,
+    unless both plugins of that name are chosen.
+    """
+    names = [choice.entry.name for choice in choices]
+    return {
+        choice.entry.qualified if names.count(name) > 1 else name: choice.made()
+        for name, choice in zip(names, choices, strict=True)
+    }

@@ -12,6 +12,7 @@ from metaforge.components import Components
 from metaforge.config import Resolved
 from metaforge.distributed import World
 from metaforge.errors import ConfigError
+from metaforge.functional import one_task
 from metaforge.keys import make_key
 from metaforge.protocols import Params, Task
 
@@ -28,7 +29,7 @@ class Computation:
         self.device = world.device
         self.dtype = self.parts.dtype
         asked = resolved.run.engine
-        self.plan = plans.choose_plan(self.learner, asked.plan)
+        self.plan = plans.choose_plan(self.learner, asked.plan, self._fused_norms())
         self.share = world.share(resolved.run.train.tasks, asked.shards if asked.reduce == "exact" else None)
         chunk = plans.choose_chunk(spec, self.device, asked.chunk, training=True)
         self.chunk = min(chunk, max(self.share.groups))
@@ -70,8 +71,16 @@ class Computation:
                 call=self._call,
             )
 
+    def _fused_norms(self) -> list[str]:
+        """Return torch's own norms that a learner adapts through, seen on its first training task."""
+        if not self.learner.tags.adapts:
+            return []
+        batch = self.parts.dataset.sample("train", self.parts.training_shape, 0, 1, seed=self.settings.seed)
+        task = one_task(engine.prepare(batch, self.device, self.dtype), 0)
+        return plans.fused_norms(self.learner, self.initial(), task, make_key(self.settings.seed, "train", 0))
+
     def _require_plain_sums(self) -> None:
-        """Raise `ConfigError` where a regularizer needs all losses before any gradient, and a compiled step is asked for."""
+        """Raise `ConfigError` where a compiled step is asked for, but a regularizer weighs each task by all losses."""
         combining = engine.combines(self.parts.regularizers, self.share.total)
         if combining and self.settings.engine.compile == "on":
             raise ConfigError(

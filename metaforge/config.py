@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
+from metaforge.choices import Choice, Resolved
 from metaforge.errors import ConfigError, PluginError
 from metaforge.layers import (
     SETS,
@@ -29,7 +28,7 @@ from metaforge.layers import (
     parse_setting,
     writable,
 )
-from metaforge.registry import Entry, Registry
+from metaforge.registry import Registry
 from metaforge.sections import EngineConfig, EvaluateConfig, RunConfig, TaskConfig, TrainConfig
 from metaforge.validation import validated
 
@@ -57,57 +56,6 @@ _NEEDS = (
     ("adapters", "adapter", "adapter", "uses no adapter"),
     ("regularizers", "regularizer", "backbone", "has no backbone for a regularizer to act on"),
 )
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A plugin that a run uses: its entry, its class and its validated options."""
-
-    entry: Entry
-    cls: type[Any]
-    config: BaseModel
-
-    @property
-    def name(self) -> str:
-        """The name that means this plugin in a run file."""
-        return self.entry.qualified if self.entry.state == "ambiguous" else self.entry.name
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A configuration with nothing left open; `origins` tells where each value comes from, `notes` what gave way."""
-
-    run: RunConfig
-    learner: Choice | None
-    dataset: Choice | None
-    backbone: Choice | None
-    adapters: tuple[Choice, ...] = ()
-    regularizers: tuple[Choice, ...] = ()
-    hooks: tuple[Choice, ...] = ()
-    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
-    notes: tuple[str, ...] = field(default=(), compare=False)
-
-    def choices(self) -> tuple[Choice, ...]:
-        """Return every plugin of the run."""
-        singles = (self.learner, self.dataset, self.backbone)
-        return (*(one for one in singles if one is not None), *self.adapters, *self.regularizers, *self.hooks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values as a run file nests them, ready for JSON."""
-        values = self.run.model_dump(mode="json")
-        for key in SINGLES:
-            choice: Choice | None = getattr(self, key)
-            if choice is not None:
-                values[key] = {"name": choice.name, **choice.config.model_dump(mode="json")}
-        for key in SETS:
-            values[key] = {choice.name: choice.config.model_dump(mode="json") for choice in getattr(self, key)}
-        return values
-
-    def to_toml(self) -> str:
-        """Return a run file that reproduces this configuration by itself, whatever the defaults become."""
-        import tomli_w
-
-        return tomli_w.dumps(writable(self.to_dict()))
 
 
 def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = True) -> Resolved:
@@ -265,6 +213,8 @@ def _checked(fold: Fold, registry: Registry, learner: type[Any] | None) -> Resol
         )
         for key, kind in SETS.items()
     }
+    for key, chosen in sets.items():
+        _refuse_twice(key, chosen, fold)
     resolved = Resolved(
         run,
         learner=singles["learner"],
@@ -285,6 +235,18 @@ def _choice(registry: Registry, kind: str, name: str, options: Mapping[str, Any]
     known = cls.Config.model_fields
     options = {key: value for key, value in options.items() if key in known or f"{path}.{key}" not in fold.mild}
     return Choice(registry.find(kind, name), cls, validated(cls.Config, options, path, fold.origins))
+
+
+def _refuse_twice(key: str, chosen: Sequence[Choice], fold: Fold) -> None:
+    """Raise `ConfigError` where a set holds one plugin under two names, its bare one and its qualified one."""
+    meant = [choice.entry.qualified for choice in chosen]
+    for name in meant:
+        if meant.count(name) > 1:
+            raise ConfigError(
+                f"The {key} hold {name!r} twice.",
+                where=fold.origins.get(key, ""),
+                remedy="name it once; a second instance of one plugin is not possible",
+            )
 
 
 def _origin(origins: Mapping[str, str], path: str) -> str:

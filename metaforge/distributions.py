@@ -7,6 +7,8 @@ from collections.abc import Collection
 from importlib import metadata
 from typing import NamedTuple
 
+from metaforge.errors import printable
+
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
@@ -49,11 +51,6 @@ def claims(groups: Collection[str]) -> tuple[list[Claim], list[str]]:
 def canonical(distribution: str) -> str:
     """Return a distribution's name in the one spelling in which names are compared."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
-def printable(text: str) -> str:
-    """Return a text of one line without control characters, which a stranger's metadata could hold."""
-    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _offered(distribution: metadata.Distribution, groups: Collection[str]) -> tuple[str, list[Claim]]:

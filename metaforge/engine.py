@@ -4,22 +4,23 @@ A plan says how the batch runs; all plans give the same gradients.
 
 - `loop`: one task after another; the reference, and the mode to debug in.
 - `vmap`: `vmap(grad(loss))`, per-task gradients of all tasks at once.
-- `fold`: `grad(vmap(loss))`, for learners whose tasks share their weights: the tasks become one large batch.
+- `fold`: `grad(vmap(loss))`: what tasks share, such as the weights before adaptation, meets them as one large batch.
+  Torch's own fused norms give wrong second derivatives in this order, so a learner that calls them cannot take it.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp, vmap
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from metaforge.functional import added, one_task, score, split_state, sum_of
+from metaforge.functional import added, detached, gradient, one_task, score, split_state, sum_of
 from metaforge.plans import Plan
 from metaforge.protocols import Aux, Examples, Kind, Learner, Params, Regularizer, Task
 
@@ -98,39 +99,43 @@ def meta_gradients(
     params, state = split_state(values)
     share = share or Share(len(keys), (len(keys),))
     combining = combines(regularizers, share.total)
-    run = {"loop": _looped, "vmap": _vmapped, "fold": _folded}[plan]
+    run = functools.partial({"loop": _looped, "vmap": _vmapped, "fold": _folded}[plan], learner)
 
-    def whole(*arguments: Any) -> tuple[Tensor, Params, Params, None, Params]:
+    def whole(weight: Tensor, *arguments: Any) -> tuple[Tensor, Params, Params, None, Params]:
         """Return a piece with its gradients taken: every weight is known, so its graph can go at once."""
-        part = run(learner, *arguments)
-        return part.losses, part.state, part.metrics, None, part.pulled(torch.full_like(part.losses, 1 / share.total))
+        part = run(*arguments)
+        return part.losses, part.state, part.metrics, None, part.pulled(weight)
 
-    groups: list[Params] = []
+    groups: list[Params] = [{} for _ in share.groups]
     parts: list[tuple[int, _Part]] = []
-    first = 0
-    for index, size in enumerate(share.groups):
-        groups.append({})
-        for begin in range(first, first + size, chunk or size):
-            piece = slice(begin, min(begin + (chunk or size), first + size))
-            arguments = (params, state, _sliced(tasks, piece), keys[piece])
-            part = run(learner, *arguments) if combining else _Part(*call(whole, *arguments))
-            change = {n: len(part.losses) / share.total * moved for n, moved in part.state.items()}
-            groups[index] = added(groups[index], added(change, part.sums))
-            parts.append((index, part._replace(sums={})))
-        first += size
+    for group, piece in _pieces(share.groups, chunk):
+        arguments = (params, state, _sliced(tasks, piece), keys[piece])
+        weight = torch.full((piece.stop - piece.start,), 1 / share.total, dtype=torch.float64, device=keys.device)
+        part = run(*arguments) if combining else _Part(*call(whole, weight, *arguments))
+        change = {n: len(part.losses) / share.total * moved for n, moved in part.state.items()}
+        groups[group] = added(groups[group], added(change, part.sums))
+        parts.append((group, part._replace(sums={})))
     losses = torch.cat([part.losses for _, part in parts])
     metrics = {n: torch.cat([part.metrics[n] for _, part in parts]) for n in parts[0][1].metrics}
     columns = share.gather(torch.stack([losses, *(figures.to(losses.dtype) for figures in metrics.values())], 1))
     if combining:
         weights = grad(lambda x: _combined(x, combining))(columns[:, 0])
         own = weights[share.first : share.first + len(losses)].split([len(part.losses) for _, part in parts])
-        for (index, part), weight in zip(parts, own, strict=True):
-            groups[index] = added(groups[index], part.pulled(weight))
+        for (group, part), weight in zip(parts, own, strict=True):
+            groups[group] = added(groups[group], part.pulled(weight))
     grads, change = split_state(share.join(groups))
     for regularizer in regularizers:
         grads = added(grads, _penalty_grads(regularizer, params, state))
-    figures = dict(zip(metrics, columns[:, 1:].unbind(1), strict=True))
-    return MetaStep(grads, change, columns[:, 0], figures)
+    return MetaStep(grads, change, columns[:, 0], dict(zip(metrics, columns[:, 1:].unbind(1), strict=True)))
+
+
+def _pieces(groups: Sequence[int], chunk: int | None) -> Iterator[tuple[int, slice]]:
+    """Yield (group, its next tasks), at most `chunk` of them."""
+    first = 0
+    for group, size in enumerate(groups):
+        for begin in range(first, first + size, chunk or size):
+            yield group, slice(begin, min(begin + (chunk or size), first + size))
+        first += size
 
 
 def combines(regularizers: Sequence[Regularizer], tasks: int) -> list[Regularizer]:
@@ -187,26 +192,50 @@ class _Part(NamedTuple):
 
 
 def _looped(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:
-    step = grad(_loss_of(learner, state), has_aux=True)
-    results = [step(params, one_task(tasks, i), keys[i]) for i in range(len(keys))]
-    return _per_task(*(_stacked(column) for column in zip(*results, strict=True)))
+    parts = [_differentiated(_loss_of(learner, state), params, one_task(tasks, i), keys[i]) for i in range(len(keys))]
+    losses, metrics, states, pulls = zip(*parts, strict=True)
+
+    def pull(weight: Tensor) -> Params:
+        return functools.reduce(added, [one(w) for one, w in zip(pulls, weight.unbind(), strict=True)])
+
+    return _Part(torch.stack(losses), _mean(_stacked(states)), _stacked(metrics), pull)
 
 
 def _vmapped(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:
-    grads, aux = vmap(grad(_loss_of(learner, state), has_aux=True), in_dims=(None, 0, 0))(params, tasks, keys)
-    return _per_task(grads, aux)
+    def one(task: Task, key: Tensor) -> tuple[Params, tuple[Tensor, Aux]]:
+        # Not by a pull-back: with steps that are done again, its call from outside the transform fails inside torch.
+        return gradient(lambda p: _loss_of(learner, state)(p, task, key), params, differentiable=True)
+
+    grads, (losses, (metrics, change)) = vmap(one)(tasks, keys)
+
+    def pull(weight: Tensor) -> Params:
+        return {name: torch.tensordot(weight.to(value.dtype), value, 1) for name, value in grads.items()}
+
+    return _Part(losses.detach(), _mean(change), metrics, pull)
 
 
 def _folded(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:
     batched = vmap(_loss_of(learner, state), in_dims=(None, 0, 0))
+    losses, metrics, change, pull = _differentiated(batched, params, tasks, keys)
+    return _Part(losses, _mean(change), metrics, pull)
 
-    def losses_of(weights: Params) -> tuple[Tensor, tuple[Tensor, Aux]]:
-        losses, aux = batched(weights, tasks, keys)
-        return losses, aux
 
-    # torch's stub knows only the pair that `vjp` returns without `has_aux`.
-    losses, pull, (_, aux) = vjp(losses_of, params, has_aux=True)  # type: ignore[misc]
-    return _Part(losses, _mean(aux.state), aux.metrics, lambda weight: pull(weight)[0])
+def _differentiated(
+    function: Callable[..., tuple[Tensor, tuple[Tensor, Aux]]], params: Params, *rest: Any
+) -> tuple[Tensor, Params, Params, Callable[[Tensor], Params]]:
+    """Return losses, figures, changes of the state, and the pull-back of the losses to the parameters.
+
+    By plain autograd: the transforms of `torch.func` would keep a graph of the gradient too, which nobody asks for.
+    """
+    with torch.enable_grad():
+        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        losses, (_, (metrics, change)) = function(leaves, *rest)
+
+    def pull(weight: Tensor) -> Params:
+        grads = torch.autograd.grad(losses, list(leaves.values()), weight.to(losses.dtype), materialize_grads=True)
+        return dict(zip(leaves, grads, strict=True))
+
+    return losses.detach(), detached(metrics), detached(change), pull
 
 
 def _loss_of(learner: Learner, state: Params) -> Callable[[Params, Task, Tensor], tuple[Tensor, tuple[Tensor, Aux]]]:
@@ -215,15 +244,6 @@ def _loss_of(learner: Learner, state: Params) -> Callable[[Params, Task, Tensor]
         return value, (value, Aux(dict(aux.metrics), dict(aux.state)))
 
     return loss
-
-
-def _per_task(grads: Params, aux: tuple[Tensor, Aux]) -> _Part:
-    losses, (metrics, state) = aux
-
-    def pull(weight: Tensor) -> Params:
-        return {name: torch.tensordot(weight.to(value.dtype), value, 1) for name, value in grads.items()}
-
-    return _Part(losses, _mean(state), metrics, pull)
 
 
 def _mean(state: Params) -> Params:

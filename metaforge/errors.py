@@ -69,6 +69,11 @@ class WorkerError(MetaForgeError):
     exit_code = 9
 
 
+def printable(text: str) -> str:
+    """Return a text of one line without control characters, which a stranger's metadata could hold."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -6,12 +6,15 @@ Everything here is safe under `torch.func` transforms, in either order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, vjp
 
 from metaforge.protocols import STATE, Examples, GradientTransform, Kind, Params, Task
+from metaforge.recompute import recomputed
 
 # Dictionaries of parameters with dotted names.
 
@@ -132,7 +135,22 @@ class Chain:
         return {key: value for name, part in parts.items() for key, value in prefixed(name, part).items()}
 
 
-Objective = Callable[[Params, int], tuple[Tensor, Params]]
+def gradient(
+    function: Callable[[Params], tuple[Tensor, Any]], at: Params, *, differentiable: bool
+) -> tuple[Params, Any]:
+    """Return the gradient of a function's first answer, and its second; no graph of it is kept unless asked for."""
+    if differentiable:
+        kept: tuple[Params, Any] = grad(function, has_aux=True)(at)
+        return kept
+    with torch.no_grad():
+        # torch's stub knows only the pair that `vjp` returns without `has_aux`.
+        value, pull, aux = vjp(function, at, has_aux=True)  # type: ignore[misc]
+        grads: Params = pull(torch.ones_like(value), retain_graph=False, create_graph=False)[0]
+        return detached(grads), aux
+
+
+# `(values, step, *given)` to the support loss and what to add to the `state.` entries.
+Objective = Callable[..., tuple[Tensor, Params]]
 
 
 def descend(
@@ -141,25 +159,40 @@ def descend(
     fast: Params,
     adapter: GradientTransform,
     steps: int,
-    *,
+    *given: Tensor,
     first_order: bool = False,
+    recompute: bool = False,
 ) -> tuple[Params, Params]:
     """Adapt the entries `fast` of `values` for a number of steps; return (adapted entries, what to add to the state).
 
-    `objective(values, step)` returns the support loss and what to add to the `state.` entries. With `first_order` the
-    inner gradients are constants: no second-order graph is built, the adapted weights keep the identity as Jacobian.
+    `objective(values, step, *given)` returns the support loss and what to add to the `state.` entries. With
+    `first_order` the inner gradients are constants: no second-order graph is built, the adapted weights keep the
+    identity as Jacobian. With `recompute` each step is done again for the meta-gradient, instead of being kept: memory
+    hardly grows with the steps; `given` must then hold every tensor that the objective uses beside the values.
     """
     meta = select(values, "adapters")
     base = detached(values) if first_order else values
-    state = adapter.start(meta, fast)
-    total: Params = {}
-    for step in range(steps):
-        at = detached(fast) if first_order else fast
+    differentiable = not first_order and torch.is_grad_enabled()
+    state, total = adapter.start(meta, fast), Params()
+
+    def once(
+        base: Params, meta: Params, fast: Params, state: Params, total: Params, step: int, *given: Tensor
+    ) -> tuple[Params, Params, Params]:
         seen = base | advanced(base, total)
-        grads, delta = grad(lambda moved, step=step, seen=seen: objective(seen | moved, step), has_aux=True)(at)
-        if first_order:
-            grads = detached(grads)
+        at = detached(fast) if first_order else fast
+        grads, delta = gradient(lambda p: objective(seen | p, step, *given), at, differentiable=differentiable)
         updates, state = adapter.update(meta, grads, state, fast, step)
         fast = {name: value - updates[name] for name, value in fast.items()}
-        total = added(total, detached(delta))
+        return fast, state, added(total, detached(delta))
+
+    for step in range(steps):
+        if recompute and differentiable:
+            now = partial(_at_step, once, step)
+            fast, state, total = recomputed(now, base, meta, fast, state, total, *given)
+        else:
+            fast, state, total = once(base, meta, fast, state, total, step, *given)
     return fast, added(total, prefixed("adapters", adapter.carry(meta, state)))
+
+
+def _at_step(once: Callable[..., Any], step: int, *arguments: Any) -> Any:
+    return once(*arguments[:5], step, *arguments[5:])

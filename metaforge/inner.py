@@ -37,6 +37,9 @@ class InnerLoopOptions(Options):
     adapt: Literal["weights", "all"] = Field(
         "weights", description="what the inner loop moves: all but the norm layers' own parameters, or all"
     )
+    recompute: bool = Field(
+        False, description="do inner steps again for the meta-gradient, not keep them: less memory for more time"
+    )
 
 
 class InnerLoopLearner(Learner):
@@ -78,11 +81,15 @@ class InnerLoopLearner(Learner):
     ) -> tuple[Params, Params]:
         """Return (adapted entries, what to add to the state) after `steps` inner steps on the support loss."""
 
-        def objective(moved: Params, step: int) -> tuple[Tensor, Params]:
-            return self.support_loss(moved, support, step, key)
+        def objective(moved: Params, step: int, x: Tensor, y: Tensor, *drawn: Tensor) -> tuple[Tensor, Params]:
+            return self.support_loss(moved, Examples(x, y), step, *(drawn or (None,)))
 
         fast = {name: values[name] for name in self.adapted}
-        fast, state = descend(objective, values, fast, self.adapter, steps, first_order=first_order)
+        given = support if key is None else (*support, key)
+        again = self.config.recompute
+        fast, state = descend(
+            objective, values, fast, self.adapter, steps, *given, first_order=first_order, recompute=again
+        )
         return fast | self.model.statistics(values | fast, support.x, Pass(key, steps, "support")), state
 
     def support_loss(self, values: Params, batch: Examples, step: int, key: Key | None) -> tuple[Tensor, Params]:

@@ -163,6 +163,8 @@ def _set(layer: Layer, key: str, value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         value = [name.strip() for name in value.split(",") if name.strip()]
     if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+        if twice := next((name for name in value if list(value).count(name) > 1), None):
+            raise ConfigError(f"{key} names {twice!r} twice.", where=layer.origin_of(key), remedy="name it once")
         # The word that clears an optional value clears a set too.
         return {} if list(value) == ["none"] else {name: {} for name in value}
     if not isinstance(value, Mapping):

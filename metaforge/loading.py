@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from metaforge.distributions import printable
-from metaforge.errors import PluginError
+from metaforge.errors import MetaForgeError, PluginError, printable
 
 if TYPE_CHECKING:
     from metaforge.registry import Entry
@@ -35,10 +34,11 @@ def imported(entry: Entry) -> type[Any]:
 
 
 @contextlib.contextmanager
-def blamed(entry: Entry) -> Iterator[None]:
+def blamed(entry: Entry, failing: str = "cannot be loaded", *, spare: bool = False) -> Iterator[None]:
     """Turn whatever a plugin's code raises into a `PluginError`, and keep what it prints away from stdout.
 
-    A KeyboardInterrupt is taken for the user's. A process that is ended by `os._exit` is beyond help.
+    `failing` says what a plugin cannot do that raises here. With `spare`, errors that it words for people pass as they
+    are. A KeyboardInterrupt is taken for the user's. A process that is ended by `os._exit` is beyond help.
     """
     try:
         with _stdout_spared():
@@ -46,8 +46,10 @@ def blamed(entry: Entry) -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        if spare and isinstance(error, MetaForgeError):
+            raise
         raise PluginError(
-            f"The {entry.label} cannot be loaded: {_told(_first_cause(error))}",
+            f"The {entry.label} {failing}: {_told(_first_cause(error))}",
             where=entry.target,
             remedy=f"mend or uninstall it (pip uninstall {entry.distribution}), or choose another {entry.kind};"
             " METAFORGE_DEBUG=1 shows the trace",

@@ -30,7 +30,7 @@ class RunLock:
         with storage(folder):
             # Never through a link: a stranger's run folder must not say which file is emptied.
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-            self._file: IO[str] = open(os.open(self.path, flags, 0o666), "a+", encoding="utf-8")  # noqa: SIM115
+            self._file: IO[bytes] = open(os.open(self.path, flags, 0o666), "a+b", buffering=0)  # noqa: SIM115
         try:
             self._acquire()
         except BaseException:
@@ -59,7 +59,7 @@ class RunLock:
     def _holder(self) -> dict[str, object]:
         self._file.seek(0)
         try:
-            found = json.loads(self._file.read(4096) or "{}")
+            found = json.loads(self._file.read(4096) or b"{}")
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
@@ -68,8 +68,7 @@ class RunLock:
         with storage(self.path):
             self._file.seek(0)
             self._file.truncate()
-            self._file.write(text)
-            self._file.flush()
+            self._file.write(text.encode())
 
     def _held(self, holder: dict[str, object]) -> RunLockedError:
         said = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"

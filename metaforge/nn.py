@@ -101,7 +101,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
-        x, dims = _widened(x), (0, *range(2, x.dim()))
+        given, x, dims = x.dtype, _widened(x), (0, *range(2, x.dim()))
         mean, var = self.frame.statistics(self, x, dims)
         scale = (var + self.eps).rsqrt()
         if self.weight is not None:
@@ -109,7 +109,7 @@ class BatchNorm(nn.Module):
         shift = -mean * scale
         if self.bias is not None:
             shift = shift + self.bias
-        return x * self.broadcast(scale, x) + self.broadcast(shift, x)
+        return (x * self.broadcast(scale, x) + self.broadcast(shift, x)).to(given)
 
 
 class LayerNorm(nn.Module):
@@ -122,12 +122,12 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[..., *normalized_shape]` normalised, scaled and shifted."""
-        x = _widened(x)
+        given, x = x.dtype, _widened(x)
         centred = x - x.mean(self.dims, keepdim=True)
         out = centred * (centred.square().mean(self.dims, keepdim=True) + self.eps).rsqrt()
         if self.weight is not None:
             out = out * self.weight
-        return out if self.bias is None else out + self.bias
+        return (out if self.bias is None else out + self.bias).to(given)
 
 
 class InstanceNorm(nn.Module):
@@ -141,12 +141,12 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
-        x, dims = _widened(x), tuple(range(2, x.dim()))
+        given, x, dims = x.dtype, _widened(x), tuple(range(2, x.dim()))
         centred = x - x.mean(dims, keepdim=True)
         out = centred * (centred.square().mean(dims, keepdim=True) + self.eps).rsqrt()
         if self.weight is not None:
             out = out * BatchNorm.broadcast(self.weight, x)
-        return out if self.bias is None else out + BatchNorm.broadcast(self.bias, x)
+        return (out if self.bias is None else out + BatchNorm.broadcast(self.bias, x)).to(given)
 
 
 def _widened(x: Tensor) -> Tensor:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-import shutil
-from typing import Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
+from torch.overrides import TorchFunctionMode
 
+from metaforge import runtime
 from metaforge.errors import ConfigError
-from metaforge.protocols import Learner, TaskSpec
+from metaforge.protocols import Key, Learner, Params, Task, TaskSpec
 from metaforge.sections import TrainConfig
 
 Plan = Literal["loop", "vmap", "fold"]
+
+_FUSED = ("batch_norm", "layer_norm", "instance_norm", "rms_norm")
 
 # Input numbers that go through the network together, (in evaluation, in training). Measured on one AVX-512 thread,
 # convolutional nets of four layers on 28 px images, 5-way 1-shot, allocator thresholds raised.
@@ -26,21 +30,45 @@ _NUMBERS_ELSEWHERE = (1 << 22, 1 << 21)
 _MOST_EVALUATED = 100
 
 
-def choose_plan(learner: Learner, plan: str) -> Plan:
+def choose_plan(learner: Learner, plan: str, fused_norms: Sequence[str] = ()) -> Plan:
     """Return the plan to run: the one asked for, or under `auto` the one that measured fastest for such a learner.
 
-    Learners that adapt in steps run under `vmap`: with the allocator's thresholds raised it took half the time of the
-    loop on stride-2 convolutions and a sixth on small MLPs. The others share their weights and fold the tasks.
+    That is `fold`, unless the learner adapts through torch's own fused norms (named in `fused_norms`), whose second
+    derivatives are wrong in that order: then `vmap`. Raises `ConfigError` where such a learner is asked to fold.
     """
-    if plan == "fold" and learner.tags.adapts:
+    wrong = learner.tags.adapts and fused_norms
+    if plan == "fold" and wrong:
         raise ConfigError(
-            f"plan 'fold' needs weights that all tasks share; {type(learner).__name__} adapts them for each task",
+            f"Plan 'fold' gives wrong meta-gradients with {fused_norms[0]}, which {type(learner).__name__} adapts"
+            " through.",
             where="engine.plan",
-            remedy="use 'loop', 'vmap' or 'auto'",
+            remedy="use 'vmap', 'loop' or 'auto', or norm layers of torch.nn, which MetaForge exchanges for its own",
         )
     if plan in ("loop", "vmap", "fold"):
         return cast(Plan, plan)
-    return "vmap" if learner.tags.adapts else "fold"
+    return "vmap" if wrong else "fold"
+
+
+def fused_norms(learner: Learner, values: Params, task: Task, key: Key) -> list[str]:
+    """Return the names of torch's own norm functions that the loss of one task calls."""
+    seen = _FusedNorms()
+    with seen, torch.no_grad():
+        learner.loss(values, task, key)
+    return sorted(seen.found)
+
+
+class _FusedNorms(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Sequence[Any] = (), named: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(function, "__name__", "")
+        if name.removeprefix("native_") in _FUSED:
+            self.found.add(name)
+        return function(*arguments, **(named or {}))
 
 
 def choose_chunk(spec: TaskSpec, device: torch.device, asked: int | None, *, training: bool) -> int:
@@ -66,4 +94,4 @@ def choose_compile(asked: str, spec: TaskSpec, train: TrainConfig, device: torch
     numbers = math.prod(spec.x_shape) * spec.shape.ways * (spec.shape.shots + spec.shape.queries) * train.tasks
     small = numbers <= _FEW_NUMBERS and device.type == "cpu"
     long = train.steps >= _ENOUGH_STEPS and (train.budget is None or train.budget >= _ENOUGH_SECONDS)
-    return small and long and shutil.which("g++") is not None
+    return small and long and runtime.has_compiler()

@@ -93,6 +93,22 @@ class Registry:
         target = self._defaults.get(key)
         return next((entry for entry in self._entries if entry.distribution == CORE and entry.target == target), None)
 
+    def recorded(self, plugins: Mapping[str, Any]) -> Registry:
+        """Return a registry in which a bare name means what it meant to a run, whoever else claims it by now.
+
+        `plugins` are those of the run's `env.json`: `kind name` to distribution and version.
+        """
+        known = {key: str(value).partition(" ")[0] for key, value in plugins.items()}
+        same = Registry((), self._defaults, self.notes)
+        same._classes, same._own = self._classes, self._own
+        same._entries = tuple(
+            replace(entry, state="ready", reason="")
+            if entry.state == "ambiguous" and known.get(f"{entry.kind} {entry.name}") == entry.distribution
+            else entry
+            for entry in self._entries
+        )
+        return same
+
     def meant(self, speaker: Entry, kind: str, name: str) -> str:
         """Return in full the name in an entry's own defaults: whoever else claims it, its author knew of no other."""
         rivals = [entry for entry in self.entries(kind) if entry.name == name and entry.state == "ambiguous"]
@@ -108,6 +124,8 @@ class Registry:
         if not found:
             raise self.unknown(name, kind)
         usable = [entry for entry in found if entry.state in ("ready", "ambiguous")]
+        # A ready one among rivals is the one that a run recorded.
+        usable = [entry for entry in usable if entry.state == "ready"] or usable
         if not usable:
             raise PluginError(
                 f"The {found[0].label} cannot be used: {found[0].reason}.",
@@ -121,6 +139,22 @@ class Registry:
                 remedy=f"use one of {choices}, or leave one out: METAFORGE_PLUGINS lists the distributions to be used",
             )
         return usable[0]
+
+    def sought(self, text: str, kind: str | None = None) -> Entry:
+        """Return the entry that `kind:name`, or the name of one kind's plugin, means; raise as `find` does."""
+        prefix, colon, rest = text.partition(":")
+        if kind is None and colon and prefix in KINDS:
+            kind, text = prefix, rest
+        bare = text.rpartition(":")[2]
+        kinds = list(dict.fromkeys(entry.kind for entry in self._entries if entry.name == bare))
+        if kind is None and len(kinds) > 1:
+            raise ConfigError(
+                f"{text!r} is the name of {' and '.join(kinds)} plugins.",
+                remedy=f"choose one with --kind, or write {kinds[0]}:{text}",
+            )
+        if kind is None and not kinds:
+            raise self.unknown(text)
+        return self.find(kind or kinds[0], text)
 
     def load(self, kind: str, name: str) -> type[Any]:
         """Return the class that a name means, imported at most once and checked against the kind's protocol."""

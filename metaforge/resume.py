@@ -22,7 +22,7 @@ from metaforge.state import Saver, State
 # Settings that change no weight and no figure of the training.
 _HARMLESS = ("evaluate", "checkpoint", "hooks", "device")
 # Where the arithmetic is done, and by what: other answers may differ in the last bits.
-_ENVIRONMENT = ("device", "threads", "torch", "plan", "chunk", "processor", "platform", "python")
+_ENVIRONMENT = ("device", "threads", "torch", "plan", "chunk", "compiled", "processor", "platform", "python")
 
 
 def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> Resolved:
@@ -44,13 +44,19 @@ def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> 
                     remedy="leave it out, or train a new run",
                 )
     try:
-        return resolve([own, *layers], registry)
+        return resolve([own, *layers], registry.recorded(recorded_plugins(folder)))
     except PluginError as error:
-        plugins = _table(read_json(folder / "env.json"), "plugins")
+        plugins = recorded_plugins(folder)
         used = "; ".join(f"{plugin} of {distribution}" for plugin, distribution in plugins.items())
         raise PluginError(
             error.what, where=f"{error.where}; the run was trained with {used}", remedy=error.remedy
         ) from error
+
+
+def recorded_plugins(folder: Path) -> Mapping[str, Any]:
+    """Return distribution and version of each plugin that a run was trained with, by `kind name`, if recorded."""
+    path = folder / "env.json"
+    return _table(read_json(path), "plugins") if path.is_file() else {}
 
 
 def take_up(saver: Saver, run: RunInfo, fresh: Params, *, accept_plugins: bool) -> tuple[State, dict[str, Any]]:

@@ -17,7 +17,7 @@ from metaforge.keys import make_key
 from metaforge.protocols import Dataset, Learner, Params, Task, TaskSpec
 from metaforge.registry import Registry
 from metaforge.report import gallery, page
-from metaforge.resume import check_values
+from metaforge.resume import check_values, recorded_plugins
 from metaforge.runs import require_run
 
 
@@ -125,6 +125,7 @@ def load(
     """
     folder = Path(folder)
     require_run(folder)
+    registry = registry.recorded(recorded_plugins(folder))
     resolved = resolve([file_layer(folder / "config.toml")], registry)
     runtime.prepare(resolved.run.engine.threads)
     parts = Components(resolved)

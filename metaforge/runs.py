@@ -154,6 +154,9 @@ class Bystander(RunFolder):
     def record(self, metrics: Mapping[str, float]) -> None:
         """Leave it to the leading process."""
 
+    def settle(self) -> None:
+        """Leave it to the leading process."""
+
     def close(self) -> None:
         """Leave it to the leading process."""
 

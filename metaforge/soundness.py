@@ -62,7 +62,8 @@ def step_error(who: str, result: MetaStep, norm: float, limit: float, step: int,
     bad = [episodes[i] for i, loss in enumerate(result.losses.tolist()) if not math.isfinite(loss)]
     worst = next(iter(unsound(result.grads)), None)
     what = f"The loss or the meta-gradient is no longer finite at outer step {step}."
-    where = f"{who}; training episodes with a bad loss: {bad or 'none'}; first bad gradient: {worst or 'none'}"
+    where = f"{who}; training episodes {episodes[0]} to {episodes[-1]}"
+    where += f", with a bad loss: {bad or 'none'}; first bad gradient: {worst or 'none'}"
     if not bad and worst is None and math.isfinite(norm):
         what = f"The meta-gradient has leapt to a norm of {norm:.3g} at outer step {step}; {limit:.3g} is the limit."
         longest = max(result.grads, key=lambda name: float(result.grads[name].norm()))

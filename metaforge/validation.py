@@ -14,6 +14,8 @@ from metaforge.errors import ConfigError, nearest
 Model = TypeVar("Model", bound=BaseModel)
 
 _DEPTH = 12
+# What 64-bit integers and single-precision floats hold.
+_INTEGERS, _FLOATS = 2**63, 3e38
 
 
 def validated(model: type[Model], values: Mapping[str, Any], path: str, origins: Mapping[str, str]) -> Model:
@@ -24,7 +26,7 @@ def validated(model: type[Model], values: Mapping[str, Any], path: str, origins:
     except ValidationError as error:
         problems = [_problem(model, path, details) for details in error.errors(include_url=False)]
     else:
-        problems = _confused(path, values, made)
+        problems = _misread(path, values, made)
     if problems:
         where = ", ".join(dict.fromkeys(origins.get(dotted, "default") for dotted, _ in problems))
         raise ConfigError(
@@ -109,17 +111,21 @@ def _with_nones(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, 
     return made
 
 
-def _confused(path: str, given: Any, made: Any) -> list[tuple[str, str]]:
-    """Return where a truth value was taken for a number, or the reverse: Python counts them as integers."""
+def _misread(path: str, given: Any, made: Any) -> list[tuple[str, str]]:
+    """Return where a truth value was taken for a number or the reverse, and what no setting can hold."""
     if isinstance(given, Mapping):
         pairs = [(f"{path}.{key}".lstrip("."), value, _member(made, key)) for key, value in given.items()]
-        return [problem for pair in pairs for problem in _confused(*pair)]
+        return [problem for pair in pairs for problem in _misread(*pair)]
     if isinstance(given, (list, tuple)) and isinstance(made, (list, tuple)) and len(given) == len(made):
-        return [problem for one, other in zip(given, made, strict=True) for problem in _confused(path, one, other)]
+        return [problem for one, other in zip(given, made, strict=True) for problem in _misread(path, one, other)]
     if isinstance(given, bool) and isinstance(made, (int, float)) and not isinstance(made, bool):
         return [(path, f"{path} is {given!r}, but should be a number.")]
     if isinstance(made, bool) and isinstance(given, (int, float)) and not isinstance(given, bool):
         return [(path, f"{path} is {given!r}, but should be true or false.")]
+    if (isinstance(made, float) and abs(made) > _FLOATS) or (isinstance(made, int) and abs(made) >= _INTEGERS):
+        return [(path, f"{path} is {str(given)[:30]}, a number that is too large.")]
+    if isinstance(made, str) and not made.isprintable():
+        return [(path, f"{path} is {given!r}, but should have no control characters.")]
     return []
 
 

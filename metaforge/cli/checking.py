@@ -12,7 +12,7 @@ import typer
 
 from metaforge.cli.options import AsJson, numbers
 from metaforge.cli.output import guarded, put, put_json
-from metaforge.cli.plugins import KindOption
+from metaforge.cli.plugins import KindOption, chosen_kind, scanned
 
 if TYPE_CHECKING:
     from metaforge.testing.collection import Outcome
@@ -33,10 +33,13 @@ def check(
     ] = None,
 ) -> None:
     """Check that a plugin does what its kind must: gradients, purity, determinism, data; a line for each check."""
+    registry = scanned()
+    # Looked up before the kit, and torch with it, is imported.
+    entry = registry.sought(name, chosen_kind(kind))
     from metaforge.testing.collection import counts, outcomes
     from metaforge.testing.subject import Subject
 
-    subject = Subject.of(name if kind is None else f"{kind}:{name}")
+    subject = Subject.of(f"{entry.kind}:{entry.qualified}", registry)
     sizes = numbers("--x-shape", x_shape)
     subject = replace(subject, x_shape=None if sizes is None else tuple(sizes))
     subject.ready()

@@ -101,7 +101,7 @@ def _opened(name: str, settings: list[str] | None) -> tuple[Any, TaskShape]:
     layers = options.layers(None, settings, {"dataset": ("dataset.name", name)})
     resolved = resolve(layers, scan(), complete=False)
     assert resolved.dataset is not None
-    dataset = resolved.dataset.cls(resolved.dataset.config, root=data_root())
+    dataset = resolved.dataset.made(root=data_root())
     task = resolved.run.task
     return dataset, TaskShape(task.ways, task.shots, task.queries)
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from metaforge.errors import MetaForgeError
+from metaforge.errors import MetaForgeError, printable
 from metaforge.layers import flatten
 from metaforge.registry import CORE, Entry, Registry
 from metaforge.schema import options_schema
@@ -22,7 +22,8 @@ _COMMANDS = {
     "regularizer": "metaforge train --learner {learner} --regularizer {name}",
     "backbone": "metaforge train --learner {learner} --backbone {name}",
     "dataset": "metaforge train --learner {learner} --dataset {name}",
-    "hook": "metaforge train --learner {learner} --set hooks={name}",
+    # A run with validations: every hook is called in it.
+    "hook": "metaforge train --learner {learner} --set hooks={name} --set train.validate_every=100",
 }
 _PLACES = {
     "learner": "learner",
@@ -57,7 +58,7 @@ def description(registry: Registry, entry: Entry, *, data: bool = True) -> dict[
     }
     if entry.kind == "dataset":
         facts["tags"] = {"kind": cls.kind} | ({"note": cls.note} if cls.note else {})
-        facts["splits"] = _splits(cls) if data else {}
+        facts["splits"] = _splits(entry, cls) if data else {}
     return facts
 
 
@@ -81,16 +82,19 @@ def _companion(registry: Registry, kind: str, cls: type[Any]) -> str:
     return "LEARNER"
 
 
-def _splits(cls: type[Any]) -> dict[str, Any]:
+def _splits(entry: Entry, cls: type[Any]) -> dict[str, Any]:
     """Return what each split holds under the default options, or why that cannot be said."""
     from metaforge.cli.data import SPLITS
     from metaforge.config import data_root
+    from metaforge.loading import blamed
     from metaforge.validation import validated
 
     found: dict[str, Any] = {}
     for split in SPLITS:
         try:
-            found[split] = dict(cls(validated(cls.Config, {}, "dataset", {}), root=data_root()).facts(split))
+            config = validated(cls.Config, {}, "dataset", {})
+            with blamed(entry, "cannot tell its facts", spare=True):
+                found[split] = dict(cls(config, root=data_root()).facts(split))
         except MetaForgeError as error:
             found[split] = {"unavailable": error.what}
     return found
@@ -170,8 +174,6 @@ def _number(value: float) -> str:
 
 def shown(facts: Mapping[str, Any]) -> str:
     """Return a description as text for a person."""
-    from metaforge.cli.output import printable
-
     head = f"{facts['kind']} {facts['name']}  ({facts['distribution']} {facts['version']}, {facts['target']})"
     about = [f"paper: {facts['reference']}"] if facts["reference"] else []
     about += [f"{name.replace('_', ' ')}: {_word(value)}" for name, value in facts["tags"].items()]
@@ -213,7 +215,8 @@ def written(value: Any) -> str:
         return value
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(written(one) for one in value)}]"
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else json.dumps(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return str(value) if number else json.dumps(value, default=str)
 
 
 def _word(value: Any) -> str:

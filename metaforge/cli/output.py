@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from metaforge.errors import MetaForgeError, StorageError
+from metaforge.errors import MetaForgeError, StorageError, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,8 +137,3 @@ def counting(what: str, *, show: bool) -> Iterator[Callable[[int, int], None] | 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         row = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(row, completed=done, total=total)
-
-
-def printable(text: str) -> str:
-    """Return a text of one line without control characters, which a stranger's metadata could hold."""
-    return "".join(char if char.isprintable() else " " for char in text)

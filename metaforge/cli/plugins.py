@@ -26,8 +26,8 @@ def list_plugins(
 
     A plugin that ends the process itself (os._exit, a crash of C code) ends a listing with --load too.
     """
-    registry = _scanned()
-    entries = registry.entries(_kind(kind))
+    registry = scanned()
+    entries = registry.entries(chosen_kind(kind))
     rows = [dataclasses.asdict(entry) | (_loaded(registry, entry) if load else {}) for entry in entries]
     if json:
         put_json(rows)
@@ -45,15 +45,15 @@ def describe(
     """Show what a plugin does: its options, tags, paper, and the command that uses it."""
     from metaforge.cli.describing import description, shown
 
-    registry = _scanned()
-    facts = description(registry, _found(registry, name, _kind(kind)))
+    registry = scanned()
+    facts = description(registry, registry.sought(name, chosen_kind(kind)))
     if json:
         put_json(facts)
     else:
         put(shown(facts))
 
 
-def _scanned() -> Registry:
+def scanned() -> Registry:
     """Return the registry; what could not be read is said on stderr."""
     from metaforge.registry import scan
 
@@ -63,24 +63,11 @@ def _scanned() -> Registry:
     return registry
 
 
-def _kind(kind: str | None) -> str | None:
+def chosen_kind(kind: str | None) -> str | None:
+    """Return the kind that --kind names, in the singular or the plural; None where it is not given."""
     from metaforge.registry import kind_called
 
     return None if kind is None else kind_called(kind)
-
-
-def _found(registry: Registry, name: str, kind: str | None) -> Entry:
-    from metaforge.errors import ConfigError
-
-    if kind is not None:
-        return registry.find(kind, name)
-    bare = name.rpartition(":")[2]
-    kinds = list(dict.fromkeys(entry.kind for entry in registry.entries() if entry.name == bare))
-    if len(kinds) > 1:
-        raise ConfigError(f"{name!r} is the name of {' and '.join(kinds)} plugins.", remedy="choose one with --kind")
-    if not kinds:
-        raise registry.unknown(name)
-    return registry.find(kinds[0], name)
 
 
 def _loaded(registry: Registry, entry: Entry) -> dict[str, Any]:

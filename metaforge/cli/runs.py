@@ -11,7 +11,9 @@ import typer
 
 from metaforge import hookimpl
 from metaforge.cli import options
-from metaforge.cli.output import guarded, printable, put, put_json, say
+from metaforge.cli.output import guarded, put, put_json, say
+from metaforge.cli.plugins import scanned
+from metaforge.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,7 +95,6 @@ def evaluate(
 ) -> None:
     """Evaluate a trained run on tasks that it has never seen; figures and pictures go into its folder."""
     from metaforge.errors import ConfigError
-    from metaforge.registry import scan
 
     chosen = {
         "ways": ways,
@@ -106,7 +107,7 @@ def evaluate(
     if not run.is_dir():
         raise ConfigError(f"There is no run folder {run}.", remedy="`metaforge train` makes one and prints its path")
     which = _which(checkpoint)
-    found = _evaluated(run, scan(), device=device, which=which, progress=not no_progress, **chosen)
+    found = _evaluated(run, scanned(), device=device, which=which, progress=not no_progress, **chosen)
     if json:
         put_json(found)
     else:
@@ -155,9 +156,8 @@ def _resolved(
 ) -> tuple[Registry, Resolved]:
     """Return the plugins and the configuration that a command's parameters, by name, mean (on top of a run's own)."""
     from metaforge.config import resolve
-    from metaforge.registry import scan
 
-    registry, layers = scan(), options.run_layers(given)
+    registry, layers = scanned(), options.run_layers(given)
     if folder is not None:
         from metaforge.resume import configuration
 

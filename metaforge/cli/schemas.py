@@ -9,7 +9,7 @@ import typer
 
 from metaforge.cli.options import AsJson
 from metaforge.cli.output import guarded, put, put_json, say
-from metaforge.cli.plugins import KindOption, _kind
+from metaforge.cli.plugins import KindOption, chosen_kind, scanned
 
 
 @guarded
@@ -19,12 +19,11 @@ def schema(
     json: AsJson = False,
 ) -> None:
     """Print the JSON Schema of a run file, with the options of every installed plugin."""
-    from metaforge.registry import scan
     from metaforge.schema import kind_schema, run_schema
     from metaforge.storage import write_json
 
-    chosen = _kind(kind)
-    found = run_schema(scan()) if chosen is None else kind_schema(scan(), chosen)
+    chosen, registry = chosen_kind(kind), scanned()
+    found = run_schema(registry) if chosen is None else kind_schema(registry, chosen)
     for sentence in found.left_out:
         say(f"Left out: {sentence}")
     if out is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import stat
+import warnings
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metaforge.errors import DataError
 
@@ -17,31 +19,42 @@ Resample = Literal["box", "bilinear", "lanczos"]
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 MAX_BYTES = 32 * 2**20
-MAX_PIXELS = 50 * 10**6
+MAX_PIXELS = 16 * 10**6
+MAX_SIDE = 8192
+# A photograph that is sent coarse to fine has about ten; each costs a pass over all pixels, however few its bytes.
+MAX_SCANS = 100
 
 _FILTERS = {
     "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# What Pillow raises on damaged or hostile input, as its own fuzzing shows: there is no common base but Exception.
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, MemoryError)
 
 
 def read_image(
     path: Path, *, size: int | None = None, colour: Colour = "grey", resample: Resample = "box"
 ) -> NDArray[np.uint8]:
     """Return the image in a file as `[C, H, W]` uint8; `DataError`, naming the file, if it is none or is too large."""
+    return decode_image(read_file(path), where=str(path), size=size, colour=colour, resample=resample)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file; `DataError`, naming it, if it cannot be read or is larger than any image."""
     try:
+        # Opening a pipe would wait for somebody to write into it.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("it is no file")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"the image cannot be read: {error.strerror or error}",
+            f"the file cannot be read: {getattr(error, 'strerror', None) or error}",
             where=str(path),
-            remedy="check that it is a file and that you may read it",
+            remedy="check that it is a file and that you may read it, or put the data set in place again",
         ) from error
-    return decode_image(data, where=str(path), size=size, colour=colour, resample=resample)
+    if len(data) > MAX_BYTES:
+        raise _refusal(f"the file is larger than {MAX_BYTES // 2**20} MiB", str(path))
+    return data
 
 
 def decode_image(
@@ -59,26 +72,39 @@ def decode_image(
     `verify` checks the file's own checksums as well: leave it out where an archive has checked them already.
     Raises `DataError`, naming `where`.
     """
-    if len(data) > MAX_BYTES:
-        raise _refusal(f"the image file is larger than {MAX_BYTES // 2**20} MiB", where)
+    if not data or len(data) > MAX_BYTES:
+        raise _refusal(f"the image file has {len(data):,} bytes, not 1 to {MAX_BYTES:,}", where)
     try:
-        if verify:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if verify:
+                with _opened(data, where) as image:
+                    image.verify()
             with _opened(data, where) as image:
-                image.verify()
-        with _opened(data, where) as image:
-            return _pixels(image, where, size, colour, resample)
+                return _pixels(image, where, size, colour, resample)
+    except DataError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _refusal(f"the image is too large: {error}", where) from error
-    except _DAMAGE as error:
-        raise _refusal(f"the image is damaged or of an unknown format: {error}", where) from error
+    except UnidentifiedImageError as error:
+        raise _refusal(
+            f"the file is no intact image of a known format (it begins with {data[:12]!r})", where
+        ) from error
+    except Exception as error:
+        # What decoders raise on damaged or hostile input has no common base.
+        raise _refusal(f"the image is damaged: {str(error) or type(error).__name__}", where) from error
 
 
 def _opened(data: bytes, where: str) -> Image.Image:
-    """Open an image of an allowed format whose header claims no more pixels than the limit."""
+    """Open an image of an allowed format whose header claims no more pixels than the limits."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise _refusal(f"the image has {width} x {height} pixels, more than {MAX_PIXELS:,}", where)
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        limits = f"{MAX_PIXELS:,} or {MAX_SIDE:,} a side"
+        raise _refusal(f"the image has {width} x {height} pixels, more than {limits}", where)
+    if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+        raise _refusal(f"the image is sent in more than {MAX_SCANS} scans", where)
     return image
 
 

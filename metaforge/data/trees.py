@@ -15,7 +15,7 @@ import numpy as np
 
 from metaforge.data.archives import Opener, Progress, download, open_https, open_zip, read_member
 from metaforge.data.episodes import Indices, Pixels
-from metaforge.data.images import MAX_BYTES, Resample, decode_image
+from metaforge.data.images import Resample, decode_image, read_file
 from metaforge.errors import DataError
 
 
@@ -73,43 +73,47 @@ class FolderTree:
     def names(self) -> list[str]:
         """Return the names of all files, sorted."""
         found: list[str] = []
-        for folder, _, files in os.walk(self.path):
+
+        def stop(error: OSError) -> None:
+            raise _unreadable(Path(error.filename or self.path), error) from error
+
+        for folder, _, files in os.walk(self.path, onerror=stop):
             inner = Path(folder).relative_to(self.path.parent).as_posix()
             found.extend(f"{inner}/{file}" for file in files)
         return sorted(found)
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file."""
-        path = self.path.parent / name
-        try:
-            with path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise DataError(
-                f"the file cannot be read: {error.strerror or error}",
-                where=str(path),
-                remedy="put the data set in place again",
-            ) from error
-        if len(data) > MAX_BYTES:
-            raise DataError(f"the file is larger than {MAX_BYTES:,} bytes", where=str(path), remedy="take it out")
-        return data
+        return read_file(self.path.parent / name)
 
     def stamp(self) -> str:
         """Return a digest of the names, sizes and times of change of all files."""
         digest = hashlib.sha256()
         base = str(self.path.parent)
         for name in self.names:
-            facts = os.stat(f"{base}/{name}")
-            digest.update(f"{name}/{facts.st_size}/{facts.st_mtime_ns}\n".encode())
+            try:
+                facts = os.stat(f"{base}/{name}")
+            except OSError as error:
+                raise _unreadable(self.path.parent / name, error) from error
+            digest.update(os.fsencode(f"{name}/{facts.st_size}/{facts.st_mtime_ns}\n"))
         return digest.hexdigest()
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"the file or folder cannot be read: {error.strerror or error}",
+        where=str(path),
+        remedy="correct its permissions, take it out if it is a broken link, or put the data set in place again",
+    )
 
 
 def open_tree(folder: Path, name: str) -> Tree | None:
     """Return the files of `folder/name.zip` or else of `folder/name/`, or None if there is neither."""
     archive = folder / f"{name}.zip"
-    if archive.is_file():
+    # Of os.path: those of Path raise where a name is too long.
+    if os.path.isfile(archive):
         return ZipTree(archive)
-    return FolderTree(folder / name) if (folder / name).is_dir() else None
+    return FolderTree(folder / name) if os.path.isdir(folder / name) else None
 
 
 def content_digest(tree: Tree, suffix: str = ".png") -> str:
@@ -121,7 +125,7 @@ def content_digest(tree: Tree, suffix: str = ".png") -> str:
     for name in tree.names:
         if name.endswith(suffix):
             pixels = decode_image(tree.read(name), where=f"{tree.path}: {name}")
-            digest.update(f"{name}\0{pixels.shape}\0".encode())
+            digest.update(os.fsencode(f"{name}\0{pixels.shape}\0"))
             digest.update(pixels.tobytes())
     return digest.hexdigest()
 

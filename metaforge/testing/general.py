@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,22 +18,23 @@ from metaforge.testing.checking import check
 from metaforge.testing.subject import Subject
 from metaforge.testing.toy import ToyClasses, ToyCurves
 
-# Run in a fresh interpreter; what the plugin prints while it is imported comes before the last line.
+# Run in a fresh interpreter; what the plugins print while they are imported comes before the last line.
 _PROBE = """
 import json, sys
-module = sys.argv[1]
+modules = sys.argv[1:]
 from metaforge.registry import scan
 scan().entries()
-found = ["is imported when plugins are merely listed"] if module in sys.modules else []
+found = [f"{module} is imported when plugins are merely listed" for module in modules if module in sys.modules]
 import importlib, torch
 from metaforge.testing.quiet import generator_states
-before, default = generator_states(), torch.get_default_dtype()
-importlib.import_module(module)
-after = generator_states()
-# Libraries that plugins import draw from Python's generator, which nothing here depends on.
-drawn = [name for name in before if name != "Python's" and before[name] != after[name]]
-found += [f"uses {name} global generator while it is imported" for name in drawn]
-found += ["changes torch's default type"] if torch.get_default_dtype() != default else []
+for module in modules:
+    before, default = generator_states(), torch.get_default_dtype()
+    importlib.import_module(module)
+    after = generator_states()
+    # Libraries that plugins import draw from Python's generator, which nothing here depends on.
+    drawn = [name for name in before if name != "Python's" and before[name] != after[name]]
+    found += [f"{module} uses {name} global generator while it is imported" for name in drawn]
+    found += [f"{module} changes torch's default type"] if torch.get_default_dtype() != default else []
 print()
 print(json.dumps(found))
 """
@@ -47,15 +48,24 @@ def _not_installed(subject: Subject) -> str:
 def imported(subject: Subject) -> None:
     """Listing does not import it, and importing it prints nothing and leaves generators and default types alone."""
     assert subject.entry is not None
-    module = subject.entry.target.partition(":")[0].strip()
+    assert_quiet([subject.entry.target.partition(":")[0].strip()])
+
+
+def assert_quiet(modules: Sequence[str]) -> None:
+    """Raise `AssertionError` where the import of plugins' modules, in one fresh interpreter, does more than define."""
     done = subprocess.run(
-        [sys.executable, "-c", _PROBE, module], capture_output=True, text=True, check=False, timeout=120
+        # A warning of some library that a plugin needs is not the plugin's.
+        [sys.executable, "-W", "ignore", "-c", _PROBE, *modules],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
-    said = done.stderr.strip().splitlines()
-    assert done.returncode == 0, f"importing {module} ended the interpreter: {said[-1] if said else done.returncode}"
+    said, names = done.stderr.strip().splitlines(), " and ".join(modules)
+    assert done.returncode == 0, f"importing {names} ended the interpreter: {said[-1] if said else done.returncode}"
     *printed, last = done.stdout.strip().splitlines()
-    found = [*json.loads(last), *(["prints"] if "".join(printed + said).strip() else [])]
-    assert not found, f"{module} {' and '.join(found)}; do nothing at import but define"
+    found = [*json.loads(last), *([f"{names} prints"] if "".join(printed + said).strip() else [])]
+    assert not found, f"{' and '.join(found)}; do nothing at import but define"
 
 
 @check(*KINDS)
@@ -97,6 +107,7 @@ def _numbers(properties: dict[str, Any], schema: dict[str, Any]) -> Iterator[tup
     """Yield each node of a JSON Schema that stands for a number, with the name of its option."""
     for name, top in properties.items():
         pending: list[Any] = [top]
+        known: set[str] = set()
         while pending:
             node = pending.pop()
             if isinstance(node, list):
@@ -104,7 +115,9 @@ def _numbers(properties: dict[str, Any], schema: dict[str, Any]) -> Iterator[tup
             elif isinstance(node, dict):
                 if node.get("type") in ("integer", "number"):
                     yield name, node
-                if "$ref" in node:
+                # Options may contain their own kind.
+                if "$ref" in node and node["$ref"] not in known:
+                    known.add(node["$ref"])
                     pending.append(schema["$defs"][node["$ref"].rpartition("/")[2]])
                 inside = node.get("properties", {})
                 pending += [*inside.values(), *(node.get(key, []) for key in _NESTED)]

@@ -159,6 +159,8 @@ def steps(subject: Subject) -> None:
 
 
 def _one_output_per_class(subject: Subject) -> str:
+    if "classification" not in tags(subject).kinds:
+        return "tags.kinds has no classification, and only its tasks have ways"
     return "tags.fixed_ways says that it has one output per class" if tags(subject).fixed_ways else ""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from metaforge import protocols
 from metaforge.config import data_root
-from metaforge.errors import PluginError, nearest
+from metaforge.errors import MetaForgeError, PluginError
 from metaforge.protocols import Dataset, TaskShape
 from metaforge.registry import KINDS, Entry, Registry, scan
 
@@ -50,9 +50,9 @@ class Subject:
         if isinstance(what, type):
             kind = _kind_of(what)
             return cls(kind, what.__name__, what, registry=registry.including(kind, what.__name__, what))
-        kind, name = _parted(what, registry)
-        entry = registry.find(kind, name)
-        return cls(kind, entry.name, registry.load(kind, name), entry=entry, registry=registry)
+        entry = registry.sought(what)
+        found = registry.load(entry.kind, entry.qualified)
+        return cls(entry.kind, entry.name, found, entry=entry, registry=registry)
 
     @property
     def label(self) -> str:
@@ -85,8 +85,15 @@ class Subject:
 
     def ready(self) -> None:
         """Raise the data set's own `DataError` where its data are missing: that is no fault of the plugin."""
-        if self.kind == "dataset":
+        if self.kind != "dataset":
+            return
+        try:
             self.dataset().spec("train", self.episodes())
+        except MetaForgeError:
+            raise
+        except Exception:
+            # A fault of the plugin, which its checks will tell.
+            return
 
 
 def _kind_of(cls: type[Any]) -> str:
@@ -99,20 +106,4 @@ def _kind_of(cls: type[Any]) -> str:
         f"Of what kind {cls.__name__} is cannot be seen from its base classes.",
         where=f"{cls.__module__}:{cls.__qualname__}",
         remedy=f"hand over Subject(kind, name, cls) with one of the kinds {', '.join(KINDS)}",
-    )
-
-
-def _parted(text: str, registry: Registry) -> tuple[str, str]:
-    """Return (kind, name) of `kind:name`, or of a name that one kind alone has."""
-    kind, colon, name = text.partition(":")
-    if colon and kind in KINDS:
-        return kind, name
-    bare = text.rpartition(":")[2]
-    kinds = sorted({entry.kind for entry in registry.entries() if entry.name == bare})
-    if len(kinds) == 1:
-        return kinds[0], text
-    known = [entry.name for entry in registry.entries()]
-    raise PluginError(
-        f"No plugin is called {bare!r}.{nearest(bare, known)}" if not kinds else f"{bare!r} is of several kinds.",
-        remedy="`metaforge list-plugins` shows all" if not kinds else f"write one of {kinds} and a colon before it",
     )

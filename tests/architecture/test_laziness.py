@@ -42,7 +42,9 @@ def test_a_new_project_imports_nothing_heavy(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["describe", "nothing"], ["train", "--learner", "nothing"]])
+@pytest.mark.parametrize(
+    "arguments", [["describe", "nothing"], ["check", "nothing"], ["train", "--learner", "nothing"]]
+)
 def test_a_name_that_is_not_found_costs_nothing(arguments: list[str]) -> None:
     assert imported(RUN.format(arguments=arguments, code=4)) <= {"pydantic"}
 

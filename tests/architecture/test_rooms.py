@@ -113,7 +113,6 @@ FILES = {
     "metaforge/testing/hooks.py": "the temporary folder of a toy run",
     "metaforge/testing/learners.py": "the temporary folder of a checkpoint",
     "metaforge/training.py": "the temporary folder of a dry run",
-    "plugins/metaforge_plugins/datasets/omniglot.py": "split lists",
 }
 CLOCK = {
     "metaforge/cli/plugins.py": "times of imports",

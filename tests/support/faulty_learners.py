@@ -54,6 +54,41 @@ class Right(ToyLearner):
     }
 
 
+class Level(Learner):
+    """A right one, of those that solve regression alone, without a network: the mean target, and a learned offset."""
+
+    Config = Options
+    tags: ClassVar[Tags] = Tags(kinds=frozenset({"regression"}), fixed_ways=False)
+
+    def __init__(self, config: Options, parts: Parts) -> None: ...
+
+    def init(self, key: Key) -> Params:
+        return {"offset": torch.ones(())}
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Tensor:
+        return support.y.mean(0) + values["offset"]
+
+    def predict(self, values: Params, fast: Tensor, x: Tensor, *, key: Key | None = None) -> Tensor:
+        return fast.expand(len(x), -1)
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        errors = self.predict(values, self.adapt(values, task.support), task.query.x) - task.query.y
+        return errors.square().mean(), Aux({})
+
+
+class Nested(Options):
+    """Options that hold their own kind."""
+
+    width: int = Field(3, ge=1, description="a width")
+    inside: Nested | None = Field(None, description="the same once more")
+
+
+class Recursive(Centres):
+    """A right one whose options hold their own kind."""
+
+    Config = Nested
+
+
 class OtherWords(Centres):
     """Names an argument of `predict` otherwise than the protocol."""
 

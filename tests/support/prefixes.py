@@ -6,17 +6,8 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from textwrap import dedent
-from typing import NamedTuple
-
-
-class Cost(NamedTuple):
-    """What a command took: seconds of processor time, and seconds on the clock."""
-
-    processor: float
-    clock: float
 
 
 class Prefix:
@@ -56,14 +47,13 @@ class Prefix:
             timeout=120,
         )
 
-    def cost(self, *arguments: str, times: int = 3) -> Cost:
-        """Return the least that a command takes in several runs; it must succeed."""
+    def cost(self, *arguments: str, times: int = 3) -> float:
+        """Return the least processor time, in seconds, that a command takes in several runs; it must succeed."""
         costs = []
         for _ in range(times):
-            before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             done = self.run(*arguments)
-            after, end = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
             assert done.returncode == 0, done.stderr
-            used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-            costs.append(Cost(used, end - begin))
-        return Cost(min(cost.processor for cost in costs), min(cost.clock for cost in costs))
+            costs.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+        return min(costs)

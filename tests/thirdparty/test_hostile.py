@@ -71,16 +71,15 @@ def rows(prefix: Prefix, *arguments: str, **variables: str) -> dict[tuple[str, s
     return {(row["distribution"], row["name"]): row for row in json.loads(done.stdout)}
 
 
-@pytest.mark.parametrize(("command", "times"), [(("--help",), 3), (("list-plugins",), 3), (ANOTHER, 2)])
+@pytest.mark.parametrize(("command", "times"), [(("--help",), 3), (("list-plugins",), 3), (ANOTHER, 1)])
 def test_who_does_not_ask_for_them_does_not_notice(
     hostile: Prefix, tmp_path: Any, command: tuple[str, ...], times: int
 ) -> None:
     alone = Prefix(tmp_path).cost(*command, times=times)
     beside = hostile.cost(*command, times=times)
     assert hostile.imported() == []
-    assert beside.processor < 1.3 * alone.processor + 0.1
-    # One of them sleeps for five seconds.
-    assert beside.clock < alone.clock + 4
+    # Not on the clock, which other work on the machine delays; none was imported, so none has slept.
+    assert beside < 1.5 * alone + 0.1
 
 
 def test_the_list_tells_what_metadata_show(hostile: Prefix) -> None:

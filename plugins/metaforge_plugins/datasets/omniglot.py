@@ -5,6 +5,7 @@ Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import Field
 from metaforge.data.archives import Opener, Progress, open_https
 from metaforge.data.cache import Arrays, cached
 from metaforge.data.episodes import ClassPool, Pixels, check_split, distinct, episode_keys, feasible, sample_episodes
-from metaforge.data.images import Resample
+from metaforge.data.images import Resample, read_file
 from metaforge.data.trees import Tree, TreeImages, fetch_tree, open_tree
 from metaforge.errors import DataError, nearest
 from metaforge.protocols import Dataset, Kind, Options, Task, TaskShape, TaskSpec
@@ -61,6 +62,7 @@ class OmniglotOptions(Options):
     )
     split_file: str = Field(
         default="splits/vinyals",
+        min_length=1,
         description="prefix of <prefix>-train.txt, -val.txt and -test.txt, from the folder omniglot (split = file)",
     )
     split_seed: int = Field(default=1, ge=0, description="seed of the random split and of the alphabets held out")
@@ -163,7 +165,7 @@ class Omniglot(Dataset):
 
     def _listed(self, split: str) -> ClassPool:
         """Split as three lists of classes say, which must not share a character."""
-        lists = {other: self._read_list(other) for other in SPLITS if other == split or self._list(other).is_file()}
+        lists = {o: self._read_list(o) for o in SPLITS if o == split or os.path.isfile(self._list(o))}
         for other, classes in lists.items():
             shared = sorted(lists[split].keys() & classes.keys())
             if other != split and shared:
@@ -182,11 +184,9 @@ class Omniglot(Dataset):
         path = self._list(split)
         form = "give a text file of lines such as Greek/character01 or Greek/character01/rot090 (see split_file)"
         try:
-            lines = path.read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"the list of {split} classes cannot be read: {error}", where=str(path), remedy=form
-            ) from error
+            lines = read_file(path).decode("utf-8").split()
+        except UnicodeDecodeError as error:
+            raise DataError(f"the list of {split} classes is no text: {error}", where=str(path), remedy=form) from error
         found: dict[str, tuple[int, ...]] = {}
         for line in lines:
             parts = line.split("/")
@@ -265,10 +265,12 @@ class Omniglot(Dataset):
                 parts = name.split("/")
                 if len(parts) == 4 and parts[0] == collection.name and name.endswith(".png") and parts[3][0] != ".":
                     found.setdefault(f"{parts[1]}/{parts[2]}", []).append((tree, name))
-            complete = sum(len(images) == DRAWERS for images in found.values())
-            if len(found) != collection.characters or complete != len(found):
+            wrong = {character: len(images) for character, images in found.items() if len(images) != DRAWERS}
+            if len(found) != collection.characters or wrong:
+                few = "; ".join(f"{name}: {count} images, not {DRAWERS}" for name, count in list(wrong.items())[:3])
+                said = f"{len(found) - len(wrong)} characters of {DRAWERS} images were found"
                 raise DataError(
-                    f"{complete} characters of {DRAWERS} images were found, not {collection.characters}",
+                    f"{said}, not {collection.characters}{few and f' ({few})'}",
                     where=str(tree.path),
                     remedy="delete it and run `metaforge data fetch omniglot`",
                 )

@@ -19,7 +19,9 @@ class EarlyStop(Component):
     """Stops a run after a number of validations in a row that bring nothing better, and says on stderr why."""
 
     class Config(Options):
-        metric: str = Field(default="val_score", description="Figure to watch; it is looked at after each validation.")
+        metric: str = Field(
+            default="val_score", min_length=1, description="Figure to watch; it is looked at after each validation."
+        )
         patience: int = Field(default=5, ge=1, description="Validations in a row without a better figure that end it.")
         mode: Literal["auto", "max", "min"] = Field(
             default="auto",

@@ -111,7 +111,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
             summary={"loss": 0.25, "steps": resolved.run.train.steps},
         )
 
-    def load(folder: Path, registry: Any, *, device: str | None = None) -> Any:
+    def load(folder: Path, registry: Any, *, device: str | None = None, which: Any = "latest") -> Any:
         def evaluate(**chosen: Any) -> dict[str, Any]:
             found.append(SimpleNamespace(folder=folder, device=device, **chosen))
             return {"accuracy": {"mean": 0.5}}

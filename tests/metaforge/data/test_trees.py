@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,3 +135,23 @@ def test_fetching_keeps_what_is_right_and_replaces_what_is_not(tmp_path: Path) -
     assert fetch() == path
     assert path.read_bytes() == served
     assert asked == [URL] * 3
+
+
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path) -> None:
+    folder = as_folder(tmp_path, files())
+    place = folder / "a" / "0.png"
+    for put in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir, lambda path: path.symlink_to("x")):
+        place.unlink()
+        put(place)
+        with pytest.raises(DataError, match="cannot be read") as caught:
+            FolderTree(folder).read("set/a/0.png")
+        assert caught.value.where == str(place)
+        if place.is_dir():
+            place.rmdir()
+            place.touch()
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        FolderTree(folder).stamp()
+    assert caught.value.where == str(place)
+    with pytest.raises(DataError, match="cannot be read"):
+        assert FolderTree(tmp_path / "none").names
+    assert open_tree(tmp_path, "x" * 3000) is None

@@ -13,7 +13,7 @@ from metaforge.protocols import Options
 from metaforge.registry import scan
 from metaforge.testing import Subject, checks_for, collection, general, parametrize_with_checks, skipped_for
 from metaforge.testing.collection import all_checks, counts, outcomes
-from metaforge.testing.toy import ToyDescent, ToyLearner
+from metaforge.testing.toy import ToyClasses, ToyDescent, ToyLearner
 
 ADAPTING = Subject.of(faulty_learners.Right)
 
@@ -134,3 +134,15 @@ def test_missing_data_are_the_data_set_s_own_error(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         Subject.of("dataset:omniglot").at(tmp_path).ready()
     Subject.of("learner:maml").ready()
+
+
+def test_a_data_set_that_cannot_be_built_is_left_to_its_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, config: Any, *, root: Path) -> None:
+        raise ValueError("oh no")
+
+    monkeypatch.setattr(ToyClasses, "__init__", broken)
+    toy = Subject("dataset", "toy", ToyClasses)
+    toy.ready()
+    (spec,) = [check for check in checks_for(toy) if check.name == "spec"]
+    with pytest.raises(AssertionError, match="dataset 'toy' raised ValueError: oh no"):
+        spec(toy)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import faulty_learners
 from metaforge.cli.app import app
 from metaforge.registry import Registry, scan
-from metaforge.testing import collection, general, learners, subject
+from metaforge.testing import collection, general, learners
 
 RUNNER = CliRunner()
 
@@ -23,7 +23,7 @@ def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     registry: Registry = scan()
     for name in ("Leaking", "Right"):
         registry = registry.including("learner", name.lower(), getattr(faulty_learners, name))
-    monkeypatch.setattr(subject, "scan", lambda: registry)
+    monkeypatch.setattr("metaforge.registry.scan", lambda: registry)
 
 
 def test_a_right_plugin_passes_and_what_does_not_apply_is_said() -> None:

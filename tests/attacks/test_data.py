@@ -1,0 +1,49 @@
+"""The rows of the reliability campaign about data from outside, each with a small number of its cases."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks.torture.data_archives import hostile_archives
+from benchmarks.torture.data_config import senseless_values, typing_mistakes
+from benchmarks.torture.data_downloads import bad_downloads
+from benchmarks.torture.data_images import fuzzed_images
+from benchmarks.torture.data_properties import properties
+from benchmarks.torture.data_shapes import misshapen_data
+from benchmarks.torture.rows import Measured, Room
+
+
+def assert_passed(measured: Measured) -> None:
+    assert measured.passed, f"{measured.text}\n{measured.numbers}"
+
+
+def test_hostile_archives_are_refused(tmp_path: Path) -> None:
+    assert_passed(hostile_archives(Room(tmp_path), fuzzed=100))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, to make a certificate")
+def test_bad_downloads_are_never_taken(tmp_path: Path) -> None:
+    assert_passed(bad_downloads(Room(tmp_path), kill=False))
+
+
+def test_hostile_images_are_refused_by_name(tmp_path: Path) -> None:
+    assert_passed(fuzzed_images(Room(tmp_path), count=60))
+
+
+def test_misshapen_data_end_in_a_sentence(tmp_path: Path) -> None:
+    assert_passed(misshapen_data(Room(tmp_path), every=2))
+
+
+def test_mistyped_settings_are_refused_with_the_right_name(tmp_path: Path) -> None:
+    assert_passed(typing_mistakes(Room(tmp_path), count=80))
+
+
+def test_senseless_values_are_refused(tmp_path: Path) -> None:
+    assert_passed(senseless_values(Room(tmp_path), count=120))
+
+
+def test_properties_hold_on_random_examples(tmp_path: Path) -> None:
+    assert_passed(properties(Room(tmp_path), count=20))

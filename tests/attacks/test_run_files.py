@@ -1,0 +1,90 @@
+"""Run files that are no run files: bombs, other encodings, and what is no file at all."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from metaforge.cli.app import app
+
+FILES: dict[str, Callable[[Path], object]] = {
+    "a folder": lambda path: path.mkdir(),
+    "nothing": lambda path: None,
+    "a link to itself": lambda path: path.symlink_to(path),
+    "a device without end": lambda path: path.symlink_to("/dev/zero"),
+    "binary": lambda path: path.write_bytes(bytes(range(256)) * 10),
+    "UTF-16": lambda path: path.write_text("seed = 1", encoding="utf-16"),
+    "UTF-32": lambda path: path.write_text("seed = 1", encoding="utf-32"),
+    "Latin-1": lambda path: path.write_bytes('device = "caf\xe9"'.encode("latin-1")),
+    "too large": lambda path: path.write_bytes(b"# " + b"x" * 2**21),
+    "lists without end": lambda path: path.write_text("seed = " + "[" * 100_000),
+    "tables without end": lambda path: path.write_text("seed = " + "{a=" * 100_000),
+    "deep lists": lambda path: path.write_text("seed = " + "[" * 300 + "]" * 300),
+    "deep tables": lambda path: path.write_text("learner." + ".".join("a" * 3000) + " = 1"),
+    "a deep header": lambda path: path.write_text("[learner." + ".".join("a" * 3000) + "]"),
+    "deep options of a set": lambda path: path.write_text("adapters.sgd." + ".".join("a" * 3000) + " = 1"),
+    "a number of 10,000 digits": lambda path: path.write_text("seed = " + "9" * 10_000),
+    "a key twice": lambda path: path.write_text("seed = 1\nseed = 2"),
+    "a table and a value": lambda path: path.write_text("seed = 1\n[seed]\na = 1"),
+    "JSON": lambda path: path.write_text('{"seed": 1}'),
+    "YAML": lambda path: path.write_text("seed: 1\n"),
+    "an object of Python": lambda path: path.write_text("!!python/object/apply:os.system ['true']"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_no_run_file_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    FILES[name](path)
+    start = time.process_time()
+    result = CliRunner().invoke(app, ["config", "--config", str(path)])
+    assert time.process_time() - start < 2
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    assert "Error: " in result.output
+    assert len(result.output) < 2000
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "seed=" + "[" * 100_000,
+        "seed=" + "9" * 10_000,
+        "learner." + ".".join("a" * 3000) + "=1",
+        "adapters.sgd." + ".".join("a" * 3000) + "=1",
+        "." * 3000 + "=1",
+        "seed.a.b=1",
+        "=1",
+        "seed",
+    ],
+    ids=range(8),
+)
+def test_what_is_no_setting_is_refused_at_once(setting: str) -> None:
+    result = CliRunner().invoke(app, ["config", "--adapter", "sgd", "--set", setting])
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    assert "Error: " in result.output
+
+
+def test_marks_and_line_ends_of_other_systems_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes("seed = 7\r\n[task]\r\nways = 3\r\n".encode("utf-8-sig"))
+    result = CliRunner().invoke(app, ["config", "--config", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "seed = 7" in result.output
+
+
+def test_a_run_file_may_come_through_a_pipe(tmp_path: Path) -> None:
+    end, beginning = os.pipe()
+    os.write(beginning, b"seed = 7\n")
+    os.close(beginning)
+    try:
+        result = CliRunner().invoke(app, ["config", "--config", f"/dev/fd/{end}"])
+    finally:
+        os.close(end)
+    assert result.exit_code == 0, result.output

@@ -1,0 +1,85 @@
+"""The check of a data set's first episode: what is right passes, what is not is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metaforge.data.checks import checked_spec
+from metaforge.errors import ConfigError, DataError, PluginError
+from metaforge.protocols import Dataset, Examples, Task, TaskShape, TaskSpec
+from metaforge_plugins.datasets.glyphs import Glyphs, GlyphsOptions
+from metaforge_plugins.datasets.sinusoid import Sinusoid, SinusoidOptions
+
+SHAPE = TaskShape(3, 1, 2)
+GLYPHS = GlyphsOptions(size=8, train=5, val=2, test=4, writers=3)
+
+
+class Changed(Glyphs):
+    """Glyphs whose tasks are changed on the way."""
+
+    change: Callable[[torch.Tensor, torch.Tensor], Any]
+
+    def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
+        task = super().sample(split, shape, first, count, seed=seed)
+        return Task(*(Examples(*self.change(part.x, part.y)) for part in task))
+
+
+def changed(change: Callable[[torch.Tensor, torch.Tensor], Any]) -> Dataset:
+    made = Changed(GLYPHS, root=Path())
+    made.change = change
+    return made
+
+
+def test_what_is_right_passes() -> None:
+    assert checked_spec(changed(lambda x, y: (x, y)), "train", SHAPE, seed=0).outputs == 3
+    assert checked_spec(changed(lambda x, y: (x.double(), y)), "test", SHAPE, seed=0).x_shape == (1, 8, 8)
+    sinusoid = Sinusoid(SinusoidOptions(), root=Path())
+    assert checked_spec(sinusoid, "train", TaskShape(1, 2, 3), seed=0).kind == "regression"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda x, y: (x.flatten(2), y),
+            r"the support set have the shape \[1, 3, 64\], not \[1, 3, 1, 8, 8\]",
+        ),
+        (lambda x, y: (x.long(), y), "are torch.int64, not torch.uint8 or a type of floats"),
+        (lambda x, y: (x, y.float()), "labels of the support set are torch.float32, not torch.int64"),
+        (lambda x, y: (x, y + 1), "are 1 to 3, not 0 to 2"),
+        (lambda x, y: (x, y * 0), "class 0: found 3, needed 1; class 1: found 0, needed 1"),
+        (lambda x, y: (x.numpy(), y), "Task with ndarray"),
+        (lambda x, y: 1 / 0, "sample raises ZeroDivisionError"),
+    ],
+    ids=range(7),
+)
+def test_a_broken_contract_is_the_author_s(change: Callable[..., Any], says: str) -> None:
+    with pytest.raises(PluginError, match=says) as caught:
+        checked_spec(changed(change), "train", SHAPE, seed=0)
+    assert "Changed" in caught.value.where
+
+
+def test_numbers_that_are_not_finite_are_bad_data() -> None:
+    with pytest.raises(DataError, match="have 192 values of 192 that are not finite"):
+        checked_spec(changed(lambda x, y: (x.float() * torch.nan, y)), "train", SHAPE, seed=0)
+
+
+def test_a_spec_of_another_kind_or_shape_is_refused() -> None:
+    class Untrue(Glyphs):
+        def spec(self, split: str, shape: TaskShape) -> TaskSpec:
+            return TaskSpec("regression", (1,), 1, shape)
+
+    with pytest.raises(PluginError, match="spec returns TaskSpec"):
+        checked_spec(Untrue(GLYPHS, root=Path()), "train", SHAPE, seed=0)
+
+
+def test_what_a_data_set_says_itself_is_left_as_it_is() -> None:
+    with pytest.raises(DataError, match="5 classes of 3 images"):
+        checked_spec(Glyphs(GLYPHS, root=Path()), "train", TaskShape(6, 1, 2), seed=0)
+    with pytest.raises(ConfigError, match="Did you mean 'train'"):
+        checked_spec(Glyphs(GLYPHS, root=Path()), "trian", SHAPE, seed=0)

@@ -1,0 +1,71 @@
+"""One writer per run: the holder is named, and a dead one's lock is recovered."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metaforge.errors import RunLockedError, StorageError
+from metaforge.locks import RunLock
+
+# Takes the lock, says so, and waits for its end.
+HOLDER = "import sys; from pathlib import Path; from metaforge.locks import RunLock; lock = RunLock(Path(sys.argv[1]));"
+HOLDER += " print('held', flush=True); sys.stdin.read()"
+
+
+def test_the_holder_is_named_and_gives_it_back(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    told = json.loads((tmp_path / "run.lock").read_text())
+    assert (told["pid"], told["host"]) == (os.getpid(), platform.node())
+    with pytest.raises(RunLockedError, match=f"process {os.getpid()} on {platform.node()} since") as caught:
+        RunLock(tmp_path)
+    assert caught.value.exit_code == 7
+    lock.release()
+    lock.release()
+    RunLock(tmp_path).release()
+
+
+def test_the_lock_of_a_killed_process_is_recovered(tmp_path: Path) -> None:
+    line = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunLockedError, match=f"process {holder.pid} on"):
+            RunLock(tmp_path)
+        holder.kill()
+    assert json.loads((tmp_path / "run.lock").read_text())["pid"] == holder.pid
+    RunLock(tmp_path).release()
+
+
+def test_a_holder_on_another_machine_is_believed(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": "noon"}))
+    with pytest.raises(RunLockedError, match="process 1 on elsewhere since noon") as caught:
+        RunLock(tmp_path)
+    assert "remove run.lock" in caught.value.remedy
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"host": 1'])
+def test_a_record_that_says_nothing_holds_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.lock").write_text(content)
+    RunLock(tmp_path).release()
+
+
+def test_a_lock_is_never_taken_through_a_link(tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.lock").symlink_to(precious)
+    with pytest.raises(StorageError, match=r"run\.lock"):
+        RunLock(tmp_path / "run")
+    assert precious.read_text() == "precious"
+
+
+def test_where_there_is_no_folder_there_is_no_lock(tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        RunLock(tmp_path / "gone")

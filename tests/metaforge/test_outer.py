@@ -1,0 +1,76 @@
+"""The outer optimiser goes on from a snapshot as if it had never stopped; what is no snapshot of it is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from metaforge.errors import CheckpointError
+from metaforge.outer import Outer, Snapshot
+from metaforge.protocols import Params
+from metaforge.sections import TrainConfig
+
+VALUES = {"model.w": torch.arange(4.0), "model.b": torch.ones(()), "state.count": torch.zeros(())}
+
+
+def stepped(outer: Outer, steps: range) -> Snapshot:
+    for step in steps:
+        grads = {"model.w": torch.full((4,), 0.1 * step), "model.b": torch.tensor(float(step))}
+        outer.step(grads, {"state.count": torch.ones(())}, norm=1.0, done=step / 10)
+    return outer.snapshot()
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": "sgd"}, {"schedule": "cosine", "weight_decay": 0.1}])
+def test_a_snapshot_goes_on_to_the_same_bits(options: dict[str, Any]) -> None:
+    config = TrainConfig(**options)
+    whole = stepped(Outer(config, VALUES), range(1, 9))
+    half = stepped(Outer(config, VALUES), range(1, 5))
+    again = stepped(Outer(config, *half), range(5, 9))
+    for ours, theirs in zip(whole, again, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert float(whole.values["state.count"]) == 8
+
+
+def test_a_snapshot_is_a_copy() -> None:
+    outer = Outer(TrainConfig(), VALUES)
+    first = stepped(outer, range(1, 2))
+    before = {name: value.clone() for name, value in {**first.values, **first.training}.items()}
+    stepped(outer, range(2, 5))
+    assert all(torch.equal(value, before[name]) for name, value in {**first.values, **first.training}.items())
+    assert torch.equal(VALUES["model.w"], torch.arange(4.0))
+
+
+def test_the_gradient_is_clipped_by_its_norm() -> None:
+    config = TrainConfig(optimizer="sgd", lr=1.0, clip=0.5)
+    outer = Outer(config, {"w": torch.zeros(1)})
+    outer.step({"w": torch.tensor([2.0])}, {}, norm=2.0, done=0.0)
+    assert float(outer.snapshot().values["w"]) == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exp_avg.model.w": torch.zeros(3)},
+        {"exp_avg.model.x": torch.zeros(4)},
+        {"nonsense": torch.zeros(4)},
+        {"exp_avg.model.w": None},
+        {"step.model.b": None},
+        {"exp_avg_sq.model.w": torch.zeros(4, dtype=torch.int64)},
+        {"step.model.w": torch.tensor(1)},
+    ],
+    ids=str,
+)
+def test_what_is_no_memory_of_this_optimiser_is_refused(change: dict[str, Any]) -> None:
+    values, training = stepped(Outer(TrainConfig(), VALUES), range(1, 3))
+    wrong: Params = {name: value for name, value in (training | change).items() if value is not None}
+    with pytest.raises(CheckpointError, match="The outer optimiser's"):
+        Outer(TrainConfig(), values, wrong)
+
+
+def test_an_optimiser_without_memory_leaves_that_of_another_out() -> None:
+    values, training = stepped(Outer(TrainConfig(), VALUES), range(1, 3))
+    Outer(TrainConfig(optimizer="sgd"), values, training)
+    assert stepped(Outer(TrainConfig(optimizer="sgd"), values), range(1, 2)).training == {}

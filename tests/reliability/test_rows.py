@@ -1,0 +1,112 @@
+"""A short selection of the reliability campaign: the functions of `benchmarks.torture`, with small counts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.torture import __main__ as campaign
+from benchmarks.torture import hostile, rows, saving, sharing, small, standing, stopping, unsound
+from benchmarks.torture.rows import Measured, Room
+from metaforge import checkpoint
+
+SHORT: dict[int, Callable[[Room], Measured]] = {
+    1: lambda room: saving.kill_points(room, every=11),
+    2: lambda room: stopping.random_kills(room, kills=1, learners=["maml"], steps=8),
+    3: lambda room: stopping.resume_points(room, points=(4,), learners=("reptile",)),
+    4: lambda room: saving.damaged(room, count=60, resumes=1),
+    5: lambda room: saving.full_storage(room, limits=1),
+    6: lambda room: stopping.signals(room, times=1, second=1, elsewhere=False),
+    7: lambda room: unsound.places(room, learners=("protonet",), steps=25),
+    8: lambda room: stopping.determinism(room, learners=("maml",), shared=()),
+    17: lambda room: sharing.concurrent(room, processes=2, rounds=2),
+    18: lambda room: hostile.malicious(room, cases=("pickle as model.safetensors", "run.lock that is a link")),
+    23: standing.corpus,
+    24: lambda room: standing.soak(room, steps=100),
+    27: lambda room: saving.overhead(room, saves=2),
+}
+
+
+@pytest.mark.parametrize("number", SHORT)
+def test_a_row_with_small_counts(number: int, tmp_path: Path) -> None:
+    measured = SHORT[number](Room(tmp_path))
+    assert measured.passed, f"{measured.text}\n{measured.numbers}"
+
+
+def test_every_case_of_a_stranger_s_run_changes_it(tmp_path: Path) -> None:
+    small_run = Path(__file__).parents[1] / "corpus" / "checkpoints" / "schema-2"
+    assert len(hostile.CASES) >= 20
+    for name in ("manifest with ../", "a newer schema", "ckpt that is a link", "values of another shape"):
+        run = tmp_path / name.replace("/", "")
+        shutil.copytree(small_run, run)
+        (run / "ckpt" / "step-0000005").rename(run / "ckpt" / "step-0000004")
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        hostile.CASES[name][0](run, tmp_path / "canary")
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} != before
+
+
+def test_rows_notice_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A reader that looks at no digest would let damage through.
+    monkeypatch.setattr("metaforge.checkpoint._verified", unverified)
+    measured = saving.damaged(Room(tmp_path), count=20, resumes=0)
+    assert not measured.passed
+    assert any("it was loaded" in one for one in measured.numbers["wrong"])
+
+
+def unverified(path: Path) -> Any:
+    names = ("model.safetensors", "train.safetensors", "state.json")
+    return [(name, (path / name).read_bytes()) for name in names]
+
+
+def test_a_digest_sees_weights_optimiser_records_and_hooks(tmp_path: Path) -> None:
+    saved = checkpoint.save(tmp_path / "ckpt", 4, saving.state(4).values, saving.state(4).training, told(waited=1))
+    seen = {small.digest(tmp_path)}
+    for values, training, facts in (
+        (saving.state(5).values, saving.state(4).training, told(waited=1)),
+        (saving.state(4).values, saving.state(5).training, told(waited=1)),
+        (saving.state(4).values, saving.state(4).training, told(waited=2)),
+    ):
+        shutil.rmtree(saved)
+        checkpoint.save(tmp_path / "ckpt", 4, values, training, facts)
+        seen.add(small.digest(tmp_path))
+    for line in ({"step": 1, "loss": 1.0}, {"step": 1, "loss": 2.0}):
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(line | {"elapsed": 1.0}) + "\n")
+        seen.add(small.digest(tmp_path))
+    assert len(seen) == 6
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0, "elapsed": 9.0}) + "\n")
+    assert small.digest(tmp_path) in seen
+
+
+def told(*, waited: int) -> dict[str, Any]:
+    facts = {"window": {}, "norms": [], "skipped": [], "best": None, "best_step": None}
+    return {**facts, "hooks": {"early-stop": {"waited": waited}}}
+
+
+def test_a_row_that_raises_or_runs_out_of_time_has_not_passed(tmp_path: Path) -> None:
+    def raises(room: Room) -> Measured:
+        raise ValueError("broken")
+
+    record = rows.carried_out(rows.Row(99, "test", "goal", raises), Room(tmp_path), "command")
+    assert (record["passed"], record["measured"]["text"]) == (False, "ValueError: broken")
+    assert record["machine"]["torch"]
+    late = saving.kill_points(Room(tmp_path, deadline=0.0))
+    assert not late.passed
+
+
+def test_no_two_functions_are_one_row() -> None:
+    with pytest.raises(ValueError, match="two functions are row 1"):
+        rows.row(1, "again", goal="")(lambda room: Measured(True, ""))
+
+
+def test_the_table_is_that_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (standing.ROOT / "docs" / "reliability.md").read_text("utf-8")
+    monkeypatch.setattr(campaign, "TABLE", tmp_path / "reliability.md")
+    campaign.main(["--table"])
+    assert (tmp_path / "reliability.md").read_text("utf-8") == page, (
+        "make torture, or python -m benchmarks.torture --table"
+    )
