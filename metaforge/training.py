@@ -82,7 +82,7 @@ class _Training:
         self.world, self.computation = world, Computation(resolved, world, dry=dry)
         parts = self.computation.parts
         # The leading process alone asks the hooks, and writes.
-        self.plugins = {choice.name: choice.cls(choice.config) for choice in resolved.hooks if world.leads}
+        self.plugins = {choice.name: choice.made() for choice in resolved.hooks if world.leads}
         carried = carriers([self.computation.learner, parts.dataset, *parts.regularizers])
         self.manager = hook_manager([*hooks, *carried, *self.plugins.values()] if world.leads else [])
         environment = self.computation.environment()

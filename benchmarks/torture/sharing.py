@@ -74,7 +74,7 @@ def _two_writers(room: Room) -> list[str]:
         # It holds the run, and leaves the processor to the others.
         first.send(signal.SIGSTOP)
         for words in (["train", "--resume", str(out)], ["ckpt", "prune", str(out)]):
-            code, said = children.finish(words, room.folder / "second.txt")
+            code, said = children.finish(words, room.folder / "second.txt", seconds=30.0)
             if code != 7 or f"process {first.pid} on {platform.node()}" not in said:
                 wrong.append(f"{words[0]} beside the first: exit code {code}: {said[-300:]}")
         if first.code is not None:
