@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from benchmarks.timing import in_turns, median
+from benchmarks.timing import in_turns, median, timed
 from metaforge.config import data_root
 from metaforge.errors import DataError
 from metaforge.protocols import TaskShape
@@ -33,7 +34,7 @@ def run(only: Sequence[str] | None, rounds: int) -> Iterator[tuple[str, dict[str
                 notes.append(f"{cls.__name__}: {missing.what}")
                 continue
             calls[cls.__name__, text] = lambda made=made, shape=shape: made.sample("train", shape, 0, _BATCH, seed=0)
-    times = in_turns({" | ".join(key): call for key, call in calls.items()}, rounds)
+    times = in_turns({" | ".join(key): partial(timed, call) for key, call in calls.items()}, rounds)
     rows = [
         {"data set": name, "episodes": text, "episodes/s": round(_BATCH / median(times[f"{name} | {text}"]))}
         for name, text in calls

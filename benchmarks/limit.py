@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestants import metaforge, plain_loop
 from benchmarks.speed import POOL, STRIDE
-from benchmarks.timing import in_turns, median
+from benchmarks.timing import in_turns, median, timed
 from metaforge import runtime
 
 # (images, channels in, channels out, side, stride): the four layers of each network, support and query of a task.
@@ -39,7 +40,7 @@ def run(only: Sequence[str] | None, rounds: int) -> Iterator[tuple[str, dict[str
         calls["MetaForge compiled"] = metaforge(work, compiled=True)
         for call in calls.values():
             call()
-        for who, seconds in in_turns(calls, rounds).items():
+        for who, seconds in in_turns({who: partial(timed, call) for who, call in calls.items()}, rounds).items():
             rate = flops * work.tasks / median(seconds)
             row = {"work": f"{name}, {work.tasks} tasks, {work.steps} inner steps", "who": who}
             row |= {"GFLOP per task": f"{flops / 1e9:.3g}", "tasks/s": f"{work.tasks / median(seconds):.4g}"}

@@ -13,9 +13,10 @@ PAGE = Path("docs/performance.md")
 
 _INTRODUCTION = """# Performance
 
-Written by `python -m benchmarks`; do not edit. Within a case everybody does the same work on the same tasks from the same
-weights, gradients are compared first, all take turns in one run, and the figures are medians. Ratios can be compared
-between machines, times cannot. Peers are run as their documentation shows: a loop over tasks.
+Written by `python -m benchmarks`; do not edit. Within a case everybody does the same work on the same tasks from the
+same weights, gradients are compared first, all take turns in one run, each in a process of its own, and the figures are
+medians. Ratios can be compared between machines, times cannot. Peers are run as their documentation shows, as a loop
+over tasks; what MetaForge sets when it starts (allocator thresholds) is set for MetaForge alone.
 """
 _HEADINGS = {
     "speed": "Beside others",

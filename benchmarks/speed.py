@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from benchmarks.contestants import PEERS, Gradients, Work, metaforge
 from benchmarks.episodes import ProtoWork, metaforge_prototypes, plain_prototypes
-from benchmarks.timing import furthest, in_turns, median, ratio
-from metaforge import runtime
+from benchmarks.timing import furthest, in_turns, median, ratio, say, started
 from metaforge.protocols import TaskShape
+
+Make = Callable[[], Gradients]
 
 SINUSOID = Work("regression", (1,), TaskShape(1, 10, 10), "mlp", {}, tasks=25, steps=5, lr=0.01)
 STRIDE = Work("classification", (1, 28, 28), TaskShape(5, 1, 5), "conv4", {"variant": "stride"}, 16, steps=1, lr=0.4)
@@ -33,66 +34,61 @@ CASES: Mapping[str, tuple[str, Any, float | None, float | None]] = {
 
 def run(only: Sequence[str] | None, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each case's name and figures."""
-    runtime.prepare(None)
     for name, (title, work, compiled_goal, goal) in CASES.items():
         if only and name not in only:
             continue
-        print(name, file=sys.stderr)  # noqa: T201
-        peers, ours = _contestants(work)
-        exact = _exactness(work)
-        first: dict[str, float] = {}
-        reference = next(iter(peers.values()))()
-        differences = {}
-        for who, call in {**peers, **ours}.items():
-            begin = time.perf_counter()
-            found = call()
-            first[who] = time.perf_counter() - begin
-            differences[who] = furthest(reference, found)
-        times = in_turns({**peers, **ours}, rounds)
+        say(name)
+        peers, ours = contestants(work)
+        different, exact = _differences(work), _differences(replace(work, dtype=torch.float64))
+        with started(name, [*peers, *ours]) as running:
+            first = {who: one.first for who, one in running.items()}
+            times = in_turns({who: one.turn for who, one in running.items()}, rounds)
         best = min(peers, key=lambda who: median(times[who]))
         rows = []
-        for who in times:
-            row: dict[str, Any] = {
-                "who": who,
-                "ms": 1e3 * median(times[who]),
-                "tasks/s": work.tasks / median(times[who]),
-            }
-            row |= {f"times {best}": ratio(times[best], times[who]), "gradient differs": f"{differences[who]:.1e}"}
-            row |= {"in float64": f"{exact[who]:.1e}" if who in exact else "", "first step, s": first[who]}
-            wanted = compiled_goal if "compiled" in who else goal
-            row["goal"] = f"{wanted:g} x" if who in ours and wanted is not None else ""
-            rows.append(row)
-        notes = [f"Rounds: {rounds}. The fastest peer is {best}; ratios are medians over the rounds."]
+        for who, seconds in times.items():
+            wanted = (compiled_goal if "compiled" in who else goal) if who in ours else None
+            rows.append(
+                {
+                    "who": who,
+                    "ms": 1e3 * median(seconds),
+                    "tasks/s": work.tasks / median(seconds),
+                    f"times {best}": ratio(times[best], seconds),
+                    "goal": "" if wanted is None else f"{wanted:g}",
+                    "gradient differs": f"{different[who]:.0e}",
+                    "in float64": f"{exact[who]:.0e}",
+                    "first step, s": first[who],
+                }
+            )
+        notes = [
+            f"{rounds} rounds. The fastest peer is {best}; ratios are medians over the rounds. Gradients: norm of the"
+            " difference to the first row's, relative to its norm, on two of the tasks."
+        ]
         yield name, {"title": title, "rows": rows, "notes": notes, "seconds": times}
 
 
-def _contestants(work: Any) -> tuple[dict[str, Gradients], dict[str, Gradients]]:
+def contestants(work: Any) -> tuple[dict[str, Make], dict[str, Make]]:
+    """Return makers of the peers' gradients and of ours, by name."""
     if isinstance(work, ProtoWork):
-        ours = {
-            "MetaForge": metaforge_prototypes(work),
-            "MetaForge compiled": metaforge_prototypes(work, compiled=True),
+        return {"a plain loop": partial(plain_prototypes, work)}, {
+            "MetaForge": partial(metaforge_prototypes, work),
+            "MetaForge compiled": partial(metaforge_prototypes, work, compiled=True),
         }
-        return {"a plain loop": plain_prototypes(work)}, ours
-    peers = {name: made for name, make in PEERS.items() if (made := _made(make, work)) is not None}
+    peers = {name: partial(make, work) for name, make in PEERS.items() if name not in missing()}
     return peers, {
-        "MetaForge": metaforge(work),
-        "MetaForge, plan vmap": metaforge(work, plan="vmap"),
-        "MetaForge, plan loop": metaforge(work, plan="loop"),
-        "MetaForge compiled": metaforge(work, compiled=True),
+        "MetaForge": partial(metaforge, work),
+        "MetaForge, plan vmap": partial(metaforge, work, plan="vmap"),
+        "MetaForge, plan loop": partial(metaforge, work, plan="loop"),
+        "MetaForge compiled": partial(metaforge, work, compiled=True),
     }
 
 
-def _made(make: Callable[[Work], Gradients], work: Work) -> Gradients | None:
-    try:
-        return make(work)
-    except ModuleNotFoundError as missing:
-        print(f"  without {missing.name}, which is not installed", file=sys.stderr)  # noqa: T201
-        return None
+def missing() -> list[str]:
+    """Return the peers that are not installed here."""
+    return [name for name in PEERS if " " not in name and find_spec(name) is None]
 
 
-def _exactness(work: Any) -> dict[str, float]:
-    """Return how far each gradient is from the first peer's in float64, on a smaller piece of the same work."""
-    double = replace(work, dtype=torch.float64, tasks=2)
-    peers, ours = _contestants(double)
-    reference = next(iter(peers.values()))()
-    return {who: furthest(reference, call()) for who, call in {**peers, **ours}.items() if "compiled" not in who}
+def _differences(work: Any) -> dict[str, float]:
+    """Return how far each gradient is from the first peer's, on two tasks."""
+    peers, ours = contestants(replace(work, tasks=2))
+    reference = next(iter(peers.values()))()()
+    return {who: furthest(reference, make()()) for who, make in {**peers, **ours}.items()}

@@ -2,42 +2,95 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+# A turn takes at least so many seconds.
+_TURN = 0.5
 
-def in_turns(
-    contestants: Mapping[str, Callable[[], object]], rounds: int, least: float = 0.5
-) -> dict[str, list[float]]:
-    """Return the seconds of one call of each contestant in each round; a turn takes `least` seconds at least."""
+
+class Contestant:
+    """A contestant of a case in a process of its own, which computes only when it is its turn."""
+
+    def __init__(self, case: str, who: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.turns", case, who]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.first = self._answer()
+
+    def turn(self) -> float:
+        """Return the seconds of one call, the mean over a turn."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.wait()
+
+    def _answer(self) -> float:
+        assert self._process.stdout is not None
+        return float(json.loads(self._process.stdout.readline()))
+
+
+@contextmanager
+def started(case: str, names: Sequence[str]) -> Iterator[Mapping[str, Contestant]]:
+    """Start the contestants of a case one after another, and end them all."""
+    running: dict[str, Contestant] = {}
+    try:
+        for who in names:
+            say(f"  {who}")
+            running[who] = Contestant(case, who)
+        yield running
+    finally:
+        for one in running.values():
+            one.end()
+
+
+def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of one call of each contestant in each round."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
-        for name, call in contestants.items():
-            calls, begin = 0, time.perf_counter()
-            while calls == 0 or time.perf_counter() - begin < least:
-                call()
-                calls += 1
-            times[name].append((time.perf_counter() - begin) / calls)
-        print(f"  round {number + 1} of {rounds}", file=sys.stderr)  # noqa: T201
+        for name, turn in contestants.items():
+            times[name].append(turn())
+        say(f"  round {number + 1} of {rounds}")
     return times
 
 
-def median(values: list[float]) -> float:
+def timed(call: Callable[[], object]) -> float:
+    """Return the seconds of one call, the mean over a turn."""
+    calls, begin = 0, time.perf_counter()
+    while calls == 0 or time.perf_counter() - begin < _TURN:
+        call()
+        calls += 1
+    return (time.perf_counter() - begin) / calls
+
+
+def median(values: Sequence[float]) -> float:
     """Return the median of the rounds."""
     return statistics.median(values)
 
 
-def ratio(slow: list[float], fast: list[float]) -> float:
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     """Return the median over the rounds of how many times faster one was than the other."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def furthest(one: list[Tensor], two: list[Tensor]) -> float:
+def furthest(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
     """Return the norm of the difference of two gradients, relative to that of the first."""
     left, right = (torch.cat([value.detach().reshape(-1).double() for value in each]) for each in (one, two))
     return float((left - right).norm() / left.norm())
+
+
+def say(text: str) -> None:
+    """Tell how a benchmark gets on."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201

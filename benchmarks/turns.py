@@ -1,0 +1,30 @@
+"""One contestant of a case of `benchmarks.speed`: it computes once for each line that it reads."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from benchmarks.speed import CASES, contestants
+from benchmarks.timing import timed
+from metaforge import runtime
+
+
+def main(case: str, who: str) -> None:
+    """Answer each line with the seconds of one call; the first answer is how long the first call took."""
+    peers, ours = contestants(CASES[case][1])
+    if who in ours:
+        runtime.prepare(None)
+    call = {**peers, **ours}[who]()
+    begin = time.perf_counter()
+    call()
+    print(json.dumps(time.perf_counter() - begin), flush=True)  # noqa: T201
+    for _ in range(2):
+        call()
+    for _ in sys.stdin:
+        print(json.dumps(timed(call)), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
