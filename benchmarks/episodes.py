@@ -14,7 +14,7 @@ from metaforge.compiled import Compiler
 from metaforge.functional import one_task
 from metaforge.keys import make_key
 from metaforge.plans import choose_chunk, choose_plan
-from metaforge.protocols import Parts, TaskShape
+from metaforge.protocols import Parts, TaskShape, TaskSpec
 from metaforge_plugins.learners.metric.protonet import ProtoNet
 
 
@@ -32,6 +32,11 @@ class ProtoWork:
         """The tasks and the network."""
         shape = TaskShape(self.ways, 1, self.queries)
         return Work("classification", (1, 28, 28), shape, "conv4", {"variant": "pool"}, self.tasks, 0, 0.0, self.dtype)
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The spec of its episodes."""
+        return self.episodes.spec
 
     def body(self) -> nn.Module:
         """Return the embedding network, the same weights each time."""
@@ -60,7 +65,7 @@ def plain_prototypes(work: ProtoWork) -> Callable[[], list[Tensor]]:
 
 def metaforge_prototypes(work: ProtoWork, *, compiled: bool = False) -> Callable[[], list[Tensor]]:
     """Return MetaForge's engine at these episodes."""
-    spec, module, batch = work.episodes.spec, work.body(), work.episodes.batch()
+    spec, module, batch = work.spec, work.body(), work.episodes.batch()
     learner = ProtoNet(ProtoNet.Config(), Parts(spec, work.episodes.body))
     own = {f"model.{name}": value.detach() for name, value in module.named_parameters()}
     values = {name: own.get(name, value.to(work.dtype)) for name, value in learner.init(make_key(0)).items()}

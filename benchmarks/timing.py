@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,23 +24,24 @@ class Contestant:
     def __init__(self, case: str, who: str) -> None:
         command = [sys.executable, "-m", "benchmarks.turns", case, who]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.first = self._answer()
+        told = self._answer()
+        self.first, self.shadows = float(told["first"]), [float(one) for one in told["shadows"]]
 
     def turn(self) -> float:
         """Return the seconds of one call, the mean over a turn."""
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
-        return self._answer()
+        return float(self._answer())
 
     def end(self) -> None:
         """End the process."""
         self._process.terminate()
         self._process.wait()
 
-    def _answer(self) -> float:
+    def _answer(self) -> Any:
         assert self._process.stdout is not None
-        return float(json.loads(self._process.stdout.readline()))
+        return json.loads(self._process.stdout.readline())
 
 
 @contextmanager
@@ -89,6 +91,20 @@ def furthest(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
     """Return the norm of the difference of two gradients, relative to that of the first."""
     left, right = (torch.cat([value.detach().reshape(-1).double() for value in each]) for each in (one, two))
     return float((left - right).norm() / left.norm())
+
+
+def shadows(gradient: Sequence[Tensor]) -> list[float]:
+    """Return the lengths of a gradient along fixed random directions: few numbers that tell two gradients apart."""
+    flat, draw = (
+        torch.cat([value.detach().reshape(-1).double() for value in gradient]),
+        torch.Generator().manual_seed(2),
+    )
+    return [float(flat @ torch.randn(len(flat), generator=draw, dtype=torch.float64)) for _ in range(8)]
+
+
+def apart(one: Sequence[float], two: Sequence[float]) -> float:
+    """Return how far the shadows of two gradients are from one another, relative to those of the first."""
+    return sum((a - b) ** 2 for a, b in zip(one, two, strict=True)) ** 0.5 / sum(a * a for a in one) ** 0.5
 
 
 def say(text: str) -> None:

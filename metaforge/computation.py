@@ -22,9 +22,9 @@ class Computation:
 
     def __init__(self, resolved: Resolved, world: World, *, dry: bool = False) -> None:
         self.settings, self.world = resolved.run, world
-        runtime.prepare(resolved.run.engine.threads)
         self.parts = Components(resolved)
         spec = self.parts.training_spec()
+        runtime.prepare(plans.choose_threads(resolved.run.engine.threads, spec, resolved.run.train.tasks))
         self.learner = self.parts.learner(spec)
         self.device = world.device
         self.dtype = self.parts.dtype

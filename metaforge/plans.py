@@ -75,8 +75,7 @@ def choose_chunk(spec: TaskSpec, device: torch.device, asked: int | None, *, tra
     """Return how many tasks to compute together: as many as asked for, or what the size of a task allows."""
     if asked is not None:
         return asked
-    task = math.prod(spec.x_shape) * spec.shape.ways * (spec.shape.shots + spec.shape.queries)
-    chunk = max(_NUMBERS.get(device.type, _NUMBERS_ELSEWHERE)[training] // task, 1)
+    chunk = max(_NUMBERS.get(device.type, _NUMBERS_ELSEWHERE)[training] // _numbers(spec, 1), 1)
     # Progress is shown between the chunks of an evaluation, which has no batches of its own.
     return chunk if training else min(chunk, _MOST_EVALUATED)
 
@@ -87,11 +86,23 @@ def choose_chunk(spec: TaskSpec, device: torch.device, asked: int | None, *, tra
 _FEW_NUMBERS, _ENOUGH_STEPS, _ENOUGH_SECONDS = 1 << 14, 5000, 120.0
 
 
+def choose_threads(asked: int | None, spec: TaskSpec, tasks: int) -> int | None:
+    """Return the number of threads asked for; else one for a step too small to share, None for torch's own choice.
+
+    A compiled step of 25 sinusoid tasks with 5 inner steps took 0.86 ms on one thread, and 0.97 to 1.4 ms on two.
+    """
+    return 1 if asked is None and _numbers(spec, tasks) <= _FEW_NUMBERS else asked
+
+
 def choose_compile(asked: str, spec: TaskSpec, train: TrainConfig, device: torch.device) -> bool:
     """Return whether to compile the training step: as asked for, or under `auto` where it pays back within the run."""
     if asked != "auto":
         return asked == "on"
-    numbers = math.prod(spec.x_shape) * spec.shape.ways * (spec.shape.shots + spec.shape.queries) * train.tasks
-    small = numbers <= _FEW_NUMBERS and device.type == "cpu"
+    small = _numbers(spec, train.tasks) <= _FEW_NUMBERS and device.type == "cpu"
     long = train.steps >= _ENOUGH_STEPS and (train.budget is None or train.budget >= _ENOUGH_SECONDS)
     return small and long and runtime.has_compiler()
+
+
+def _numbers(spec: TaskSpec, tasks: int) -> int:
+    """Return how many input numbers there are in a batch of tasks."""
+    return math.prod(spec.x_shape) * spec.shape.ways * (spec.shape.shots + spec.shape.queries) * tasks

@@ -12,13 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import metaforge
 from benchmarks.torture import children, small
 from benchmarks.torture.rows import Measured, Room, row
 from metaforge import checkpoint, hookimpl
-from metaforge.registry import scan
-from metaforge.resume import configuration
-from metaforge.training import run_training
 
 _ENDED = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130,)}
 
@@ -115,44 +111,6 @@ class StopAfter:
         """Interrupt the step that follows."""
         if step == self.step + 1:
             raise KeyboardInterrupt
-
-
-@row(
-    3,
-    "resume at 6 points of every built-in learner's run",
-    goal="weights, optimiser, metrics files and hooks' states equal with tolerance 0",
-)
-def resume_points(
-    room: Room, *, points: Sequence[int] = (0, 1, 4, 6, 9, 11), learners: Sequence[str] = (*small.LEARNERS,)
-) -> Measured:
-    """Stop a run of 12 steps after each of the points, go on with it, and compare with the one that nobody stopped."""
-    wrong, cases = [], [(learner, point) for learner in learners for point in points]
-    wholes: dict[str, str] = {}
-    done = 0
-    for index in room.counted(len(cases)):
-        learner, point = cases[index]
-        if learner not in wholes:
-            wholes[learner] = _stopped_at(room.folder / f"{learner}-whole", learner, None)
-        if _stopped_at(room.folder / f"{learner}-{point}", learner, point) != wholes[learner]:
-            wrong.append(f"{learner} after step {point}")
-        done += 1
-    text = f"{done - len(wrong)} of {len(cases)} are equal to the bit ({len(learners)} learners, one process)"
-    return Measured(done == len(cases) and not wrong, text, {"points": list(points), "wrong": wrong})
-
-
-def _stopped_at(out: Path, learner: str, point: int | None) -> str:
-    """Return the digest of a run of 12 steps that was stopped after a step, if any, and has gone on."""
-    values = small.settings(learner, steps=12)
-    name = values.pop("learner")["name"]
-    try:
-        hooks = [] if point is None else [StopAfter(point)]
-        metaforge.train(name, settings=values, out=out, hooks=hooks)
-    except KeyboardInterrupt:
-        registry = scan()
-        run = run_training(configuration(out, [], registry), registry, folder=out, resuming=True)
-        if not run.summary["resumed"]["exact"]:
-            raise RuntimeError(f"{learner}: {run.summary['resumed']}") from None
-    return small.digest(out)
 
 
 @row(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import metaforge
-from benchmarks.torture import small
+from benchmarks.torture import small, together
 from benchmarks.torture.rows import Measured, Room, row
 from metaforge import checkpoint, outer
 from metaforge.errors import CheckpointError, DivergedError
@@ -155,29 +155,52 @@ class _Poisoned(torch.optim.SGD):
 
 @row(
     7,
-    "a number that is not finite, or a leap, at one of 9 places; steps left out; 7 learners' ordinary norms",
+    "a number that is not finite, or a leap, at one of 10 places; steps left out; 7 learners' ordinary norms",
     goal="stopped in the same step with exit code 6, parameter and episodes named, the state before it saved",
 )
 def places(room: Room, *, learners: tuple[str, ...] = (*small.LEARNERS,), steps: int = 60) -> Measured:
     """Run into each of the places, and then leave bad steps out, up to the limit."""
-    registry = scan().including("learner", "slope", Slope).including("dataset", "slopes", Slopes)
+    registry = _registry()
     wrong = [f"{place}: {said}" for place in PLACES if (said := _stopped(room.folder / place, place, registry))]
+    wrong += [f"one process only: {said}" for said in _one_process_only(room.folder / "one-process")]
     wrong += [f"left out: {said}" for said in _left_out(room, registry)]
     ratios = {learner: _largest_ratio(room, learner, steps) for learner in learners}
     wrong += [f"{learner} came to {ratio:.3g} times its median" for learner, ratio in ratios.items() if ratio > 1e5]
-    bad = [one for one in wrong if one.partition(":")[0] in PLACES]
+    tried = (*PLACES, "one process only")
+    bad = [one for one in wrong if one.partition(":")[0] in tried]
     text = (
-        f"{len(PLACES) - len(bad)} of {len(PLACES)} stopped in the same step; the longest meta-gradient of"
+        f"{len(tried) - len(bad)} of {len(tried)} stopped in the same step; the longest meta-gradient of"
         f" {len(learners)} learners' ordinary runs is {max(ratios.values()):.3g} times the running median (1e6 ends a"
         " run)"
     )
-    return Measured(not wrong, text, {"places": PLACES, "norms": ratios, "wrong": wrong})
+    return Measured(not wrong, text, {"places": tried, "norms": ratios, "wrong": wrong})
+
+
+def _registry() -> Registry:
+    return scan().including("learner", "slope", Slope).including("dataset", "slopes", Slopes)
+
+
+def train_in_two(out: str) -> None:
+    """Train where the second of two processes alone sees the marked episode; exit with the code of what stops it."""
+    try:
+        _train(Path(out), "pixel", _registry(), _STEP + 5, engine={"threads": 1, "reduce": "exact", "shards": 2})
+    except DivergedError as error:
+        raise SystemExit(error.exit_code) from error
+
+
+def _one_process_only(out: Path) -> list[str]:
+    """Return what is wrong with how both processes end when one of them sees a number that is not finite."""
+    codes = together.pair("train_in_two", str(out), output=out.with_name("said"))
+    status = json.loads((out / "status.json").read_text("utf-8"))
+    found = (codes, status["exit_code"], status.get("steps"), checkpoint.load_latest(out / "ckpt")[0].step)
+    return [] if found == ([6, 6], 6, _STEP - 1, _STEP - 1) else [f"it ended as {found}"]
 
 
 def _train(out: Path, place: str, registry: Registry, steps: int, **settings: Any) -> metaforge.run.Run:
     marked = {"marked": _LATE_EPISODE if place == "leap" else _EPISODE, "pixel": place == "pixel"}
     train = {"steps": steps, "tasks": 3, "optimizer": "sgd", "lr": 0.01, **settings.pop("train", {})}
-    given = {"task": {"ways": 1, "shots": 5, "queries": 5}, "train": train, "engine": {"threads": 1, "plan": "loop"}}
+    given = {"task": {"ways": 1, "shots": 5, "queries": 5}, "train": train}
+    given["engine"] = settings.pop("engine", {"threads": 1, "plan": "loop"})
     given |= {"evaluate": {"tasks": 2}, "dataset": marked | settings.pop("dataset", {}), "learner": {"place": place}}
     return metaforge.train("slope", "slopes", settings=given, out=out, registry=registry)
 

@@ -58,5 +58,12 @@ def main() -> None:
                 stream.reconfigure(errors="replace")
     try:
         app()
+    except SystemExit as ending:
+        # Only a command that computes has imported this.
+        distributed = sys.modules.get("metaforge.distributed")
+        if distributed is not None and distributed.launched():
+            flush_quietly()
+            distributed.leave(ending.code)
+        raise
     finally:
         flush_quietly()

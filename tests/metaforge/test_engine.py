@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from metaforge import runtime
 from metaforge.compiled import Compiler
 from metaforge.engine import evaluate, meta_gradients, prepare
 from metaforge.errors import ConfigError
 from metaforge.functional import one_task, split_state
 from metaforge.keys import make_key
-from metaforge.plans import choose_chunk, choose_plan, fused_norms
+from metaforge.plans import choose_chunk, choose_compile, choose_plan, choose_threads, fused_norms
 from metaforge.protocols import Examples, Options, Params, Parts, Regularizer, Task, TaskShape, TaskSpec
+from metaforge.sections import TrainConfig
 from metaforge_plugins.learners.amortised.cnp import CNP
 from metaforge_plugins.learners.gradient.fomaml import FOMAML
 from metaforge_plugins.learners.gradient.maml import MAML
@@ -346,3 +348,18 @@ def test_memory_does_not_grow_where_it_need_not() -> None:
     assert peak(MAML, 20, adapt_only=True) < 1.1 * peak(MAML, 4, adapt_only=True)
     # Chunks bound what a batch needs.
     assert peak(MAML, 4, count=16) < 1.5 * peak(MAML, 4, count=2)
+
+
+def test_threads_and_compilation_are_chosen_by_size_and_length() -> None:
+    cpu = torch.device("cpu")
+    small = TaskSpec("regression", (1,), 1, TaskShape(1, 10, 10))
+    large = TaskSpec("classification", (1, 28, 28), 5, TaskShape(5, 1, 15))
+    assert choose_threads(None, small, 25) == 1
+    assert choose_threads(None, large, 4) is None
+    assert choose_threads(3, small, 25) == 3
+    long, short = TrainConfig(steps=10_000, tasks=25), TrainConfig(steps=100, tasks=25)
+    assert choose_compile("auto", small, long, cpu) == runtime.has_compiler()
+    assert not choose_compile("auto", small, short, cpu)
+    assert not choose_compile("auto", small, TrainConfig(steps=10_000, tasks=25, budget=30), cpu)
+    assert not choose_compile("auto", large, long, cpu)
+    assert [choose_compile(asked, large, short, cpu) for asked in ("on", "off")] == [True, False]

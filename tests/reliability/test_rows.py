@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from benchmarks.torture import __main__ as campaign
-from benchmarks.torture import hostile, rows, saving, sharing, small, standing, stopping, unsound
+from benchmarks.torture import hostile, rows, saving, sharing, small, standing, stopping, together, unsound
 from benchmarks.torture.rows import Measured, Room
 from metaforge import checkpoint
 
 SHORT: dict[int, Callable[[Room], Measured]] = {
     1: lambda room: saving.kill_points(room, every=11),
     2: lambda room: stopping.random_kills(room, kills=1, learners=["maml"], steps=8),
-    3: lambda room: stopping.resume_points(room, points=(4,), learners=("reptile",)),
+    3: lambda room: together.resume_points(room, points=(4,), learners=("reptile",)),
     4: lambda room: saving.damaged(room, count=60, resumes=1),
     5: lambda room: saving.full_storage(room, limits=1),
     6: lambda room: stopping.signals(room, times=1, second=1, elsewhere=False),

@@ -123,7 +123,7 @@ def check_run(context: typer.Context) -> None:
     from metaforge.config import resolve
     from metaforge.registry import scan
 
-    resolve(run_layers(context.params), scan())
+    resolve(run_layers(context.params), scan(), complete=context.params.get("resume") is None)
 
 
 def check_toml(block: Block, *, resolve: bool) -> None:

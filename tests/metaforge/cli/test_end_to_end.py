@@ -28,7 +28,7 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
     answer = json.loads(trained.stdout)
     assert (answer["folder"], answer["outcome"], answer["steps"]) == ("run", "finished", 5)
     assert "run folder: run  (device cpu" in trained.stderr
-    assert "plan vmap, chunk" in trained.stderr
+    assert "plan fold, chunk" in trained.stderr
     evaluated = command("evaluate run --tasks 20 --steps 0,1 --shots 5,10 --device cpu --json", tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     answer = json.loads(evaluated.stdout)
