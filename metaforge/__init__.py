@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
-import pluggy
-
+# Not from `typing`: the command must be quick to begin, and to hear Ctrl-C.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from metaforge.api import load, train
     from metaforge.functional import one_task
+    from metaforge.hooks import hookimpl
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "hookimpl", "load", "one_task", "train"]
 
-hookimpl = pluggy.HookimplMarker("metaforge")
-
 _PUBLIC = {"train": "metaforge.api", "load": "metaforge.api", "one_task": "metaforge.functional"}
+_PUBLIC["hookimpl"] = "metaforge.hooks"
 
 
 def __getattr__(name: str) -> Any:

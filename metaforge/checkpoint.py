@@ -22,7 +22,7 @@ from safetensors.torch import save as tensor_bytes
 
 from metaforge.errors import CheckpointError
 from metaforge.protocols import Params
-from metaforge.storage import require_space, storage, synced, write_atomically
+from metaforge.storage import remove, require_space, storage, synced, write_atomically
 
 SCHEMA = 2
 Which = Literal["latest", "best"] | int
@@ -61,7 +61,9 @@ def save(folder: Path, step: int, values: Params, training: Params, facts: Mappi
     files[_MANIFEST] = json.dumps(manifest, indent=1).encode()
     needed = sum(map(len, files.values()))
     with storage(folder, needed):
-        folder.mkdir(exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir()
+            synced(folder.parent)
         if not (path.exists() and fault(folder, step) is None):
             require_space(folder, needed)
             _write(folder, path, files)
@@ -80,7 +82,7 @@ def _write(folder: Path, path: Path, files: Mapping[str, bytes]) -> None:
         synced(temporary)
         if path.exists():
             # Only a damaged one of the same step is in the way, and it is of no use to anybody.
-            shutil.rmtree(path)
+            remove(path)
         os.replace(temporary, path)
         synced(folder)
     finally:
@@ -111,15 +113,6 @@ def best(folder: Path) -> int | None:
         return None
 
 
-def sweep(folder: Path) -> None:
-    """Remove what an interrupted save left behind; only the one process that writes the run may call this."""
-    for leftover in folder.glob(".*.part"):
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
-
-
 def prune(folder: Path, keep: int) -> list[Path]:
     """Remove all checkpoints but the last `keep` valid ones and the best, and return what was removed."""
     kept = {best(folder)}
@@ -131,7 +124,7 @@ def prune(folder: Path, keep: int) -> list[Path]:
                 # Renamed first: a removal cut short leaves a leftover, not half a checkpoint.
                 leftover = folder / f".{path.name}.{os.getpid()}.part"
                 os.replace(path, leftover)
-                shutil.rmtree(leftover)
+                remove(leftover)
                 removed.append(path)
             elif fault(folder, step) is None:
                 kept.add(step)
@@ -155,10 +148,13 @@ def load_latest(folder: Path) -> tuple[Checkpoint, list[CheckpointError]]:
     )
 
 
-def chosen(folder: Path, which: Which) -> Checkpoint:
-    """Return the last valid checkpoint, the best in validation, or that of a step; `CheckpointError` if it is none."""
+def chosen(folder: Path, which: Which) -> tuple[Checkpoint, list[CheckpointError]]:
+    """Return the last valid checkpoint, the best in validation, or that of a step; `CheckpointError` if it is none.
+
+    With the last valid one, what is wrong with each later one comes too.
+    """
     if which == "latest":
-        return load_latest(folder)[0]
+        return load_latest(folder)
     step = best(folder) if which == "best" else which
     if step is None:
         raise CheckpointError(
@@ -171,7 +167,7 @@ def chosen(folder: Path, which: Which) -> Checkpoint:
             where=str(folder),
             remedy=f"there are those of: {known or 'none'}",
         )
-    return load(_path(folder, step))
+    return load(_path(folder, step)), []
 
 
 def load(path: Path) -> Checkpoint:
@@ -244,14 +240,18 @@ def from_bytes(data: bytes) -> Params:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """Return a file's content, at most one byte more than `most`."""
+    """Return a file's content; one of more than `most` bytes is not read."""
     try:
         if path.is_symlink() or not path.is_file():
             raise _damaged(path, "it is missing or no plain file")
+        # What the system says of the size, for a manifest may say anything: no more memory is asked for.
+        there = path.stat().st_size
+        if there > most:
+            raise _damaged(path, "it is larger than it should be")
         with path.open("rb") as file:
-            return file.read(most + 1)
-    except OSError as error:
-        raise _damaged(path, error.strerror or "it cannot be read") from error
+            return file.read(there)
+    except (OSError, MemoryError) as error:
+        raise _damaged(path, getattr(error, "strerror", None) or "it cannot be read") from error
 
 
 def _json(path: Path, data: bytes) -> dict[str, Any]:

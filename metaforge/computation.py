@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,13 +32,15 @@ class Computation:
         self.dtype = self.parts.dtype
         asked = resolved.run.engine
         self.plan = plans.choose_plan(self.learner, asked.plan, self._fused_norms())
-        self.share = world.share(resolved.run.train.tasks, asked.shards if asked.reduce == "exact" else None)
-        chunk = plans.choose_chunk(spec, self.device, asked.chunk, training=True)
-        self.chunk = min(chunk, max(self.share.groups))
+        shards = min(asked.shards, resolved.run.train.tasks) if asked.reduce == "exact" else None
+        self.share = world.share(resolved.run.train.tasks, shards)
         # One step does not pay for its compilation.
         wish = "off" if dry and asked.compile == "auto" else asked.compile
         self.compiled = plans.choose_compile(wish, spec, resolved.run.train, self.device)
         self._require_plain_sums()
+        chunk = min(plans.choose_chunk(spec, self.device, asked.chunk, training=True), max(self.share.groups))
+        even = self.compiled and asked.chunk is None
+        self.chunk = plans.even_chunk(chunk, self.share.groups) if even else chunk
         self._call: engine.Call = Compiler() if self.compiled else engine.at_once
 
     def environment(self) -> dict[str, Any]:
@@ -58,18 +62,37 @@ class Computation:
     def gradients(self, values: Params, tasks: Task, step: int) -> engine.MetaStep:
         """Return the meta-gradient of an outer step's whole batch, given this process's part of it."""
         keys = [make_key(self.settings.seed, "train", episode) for episode in self._own(step)]
+        taken = partial(
+            engine.meta_gradients,
+            self.learner,
+            values,
+            engine.prepare(tasks, self.device, self.dtype),
+            torch.stack(keys).to(self.device),
+            chunk=self.chunk,
+            regularizers=self.parts.regularizers,
+        )
         with runtime.rounding(self.device, self.settings.engine.dtype, tf32=self.settings.engine.tf32):
-            return engine.meta_gradients(
-                self.learner,
-                values,
-                engine.prepare(tasks, self.device, self.dtype),
-                torch.stack(keys).to(self.device),
-                plan=self.plan,
-                chunk=self.chunk,
-                regularizers=self.parts.regularizers,
-                share=self.share,
-                call=self._call,
-            )
+            try:
+                return taken(plan=self.plan, share=self.share, call=self._call)
+            except RuntimeError as error:
+                self._require_possible(taken, error)
+                raise
+
+    def _require_possible(self, taken: Callable[..., engine.MetaStep], error: RuntimeError) -> None:
+        """Raise `ConfigError` where the same step can be taken in a plainer way: the learner is not at fault."""
+        plainer = [("engine.compile", "off", "A compiled step", self.plan)] if self.compiled else []
+        plainer += [("engine.plan", "loop", f"Plan {self.plan!r}", "loop")] if self.plan != "loop" else []
+        for setting, value, what, plan in plainer:
+            try:
+                taken(plan=plan)
+            except RuntimeError:
+                continue
+            first = str(error).strip().partition("\n")[0][:200]
+            raise ConfigError(
+                f"{what} cannot run {type(self.learner).__name__}: {first}",
+                where=setting,
+                remedy=f"set {setting} to {value}",
+            ) from error
 
     def _fused_norms(self) -> list[str]:
         """Return torch's own norms that a learner adapts through, seen on its first training task."""
@@ -111,5 +134,8 @@ class Computation:
             seed = self.settings.evaluate.seed
             batch = self.parts.dataset.sample("val", spec.shape, piece[0], len(piece), seed=seed)
             batch = engine.prepare(batch, self.device, self.dtype)
-            scores += engine.evaluate(tester, values, batch, plan=self.plan).scores.tolist()
+            found = engine.evaluate(tester, values, batch, plan=self.plan)
+            # An accuracy would hide that a prediction is not finite.
+            finite = found.predictions.flatten(1).isfinite().all(1)
+            scores += found.scores.where(finite, torch.nan).tolist()
         return self.world.gathered(scores, [sum(map(len, share)) for share in shares])

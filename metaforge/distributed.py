@@ -10,24 +10,30 @@ import functools
 import itertools
 import logging
 import os
+import signal
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from metaforge import runtime
 from metaforge.engine import Share
 from metaforge.errors import ConfigError, WorkerError
 from metaforge.protocols import Params
+from metaforge.signals import Patience
 
 # A peer that is gone is noticed at once by gloo; this is for one that hangs.
 _TIMEOUT = datetime.timedelta(seconds=120)
@@ -199,39 +205,73 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, dist.DistError) as error:
-        first = str(error).strip().partition("\n")[0][:200]
         raise WorkerError(
-            f"Another process of the run has ended or does not answer: {first}",
+            "Another process of the run has ended or does not answer.",
             where=f"process {os.environ.get('RANK', '?')} of {os.environ.get('WORLD_SIZE', '?')}",
-            remedy="the first error of another process says why; go on with --resume",
+            remedy="the first error of another process says why (METAFORGE_DEBUG=1: what was seen here); go on with"
+            " --resume",
         ) from error
 
 
 def launch(words: Sequence[str], processes: int, restarts: int) -> int:
     """Run `metaforge` with these words in several processes of this machine, and return its exit code.
 
-    When one of them dies all are started again, at most `restarts` times.
+    When one of them dies all are started again, at most `restarts` times. A second Ctrl-C kills them and leaves at
+    once.
     """
     # The agent's own store keeps the addresses of processes that are dead.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # Ctrl-C is received below.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP,SIGQUIT"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, runtime.cores() // processes)))
     # What went wrong in a process, the process has said.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+    logging.disable()
+    place = RendezvousParameters("c10d", "localhost:0", uuid.uuid4().hex, 1, 1)
+    spec = WorkerSpec(
+        role="metaforge",
+        local_world_size=processes,
+        entrypoint=sys.executable,
+        args=("-u", "-m", "metaforge", *words),
+        rdzv_handler=get_rendezvous_handler(place),
         max_restarts=restarts,
         monitor_interval=0.1,
     )
+    agent = LocalElasticAgent(spec, DefaultLogsSpecs())
+    before = signal.signal(signal.SIGINT, _Impatience(agent).receive)
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", "metaforge", *words)
-    except ChildFailedError as error:
-        failed = error.failures.get(0) or error.get_first_failure()[1]
-        return 128 - failed.exitcode if failed.exitcode < 0 else failed.exitcode
+        failures = agent.run().failures
     except SignalException as stop:
         return 128 + int(stop.sigval)
-    return 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+        spec.rdzv_handler.shutdown()
+    return _code_of({rank: failure.exitcode for rank, failure in failures.items()})
+
+
+class _Impatience:
+    """Hears Ctrl-C for a group of processes, which do not hear it themselves: each is a session of its own."""
+
+    def __init__(self, agent: LocalElasticAgent) -> None:
+        self._agent, self._patience, self._asked = agent, Patience(), False
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Ask all of them to end in order; the second time soon after, kill them and leave."""
+        if self._patience.is_lost():
+            for worker in self._agent.get_worker_group().workers:
+                with suppress(ProcessLookupError):
+                    os.killpg(worker.id, signal.SIGKILL)
+            os._exit(128 + number)
+        if not self._asked:
+            self._asked = True
+            raise SignalException("Ctrl-C", sigval=signal.SIGINT)
+
+
+def _code_of(failures: Mapping[int, int]) -> int:
+    """Return the exit code of processes that have failed, given the rank and the code of each in order, or 0 of none.
+
+    What a process says of its own work counts, first what the leading one says. One that was lost, or that a signal
+    has ended which was not sent to the launcher, has nothing to say: nor have those that miss it.
+    """
+    lost = WorkerError.exit_code
+    said = [code for code in (failures.get(0, 0), *failures.values()) if 0 < code < lost]
+    return next(iter(said), lost if failures else 0)

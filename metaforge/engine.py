@@ -2,7 +2,7 @@
 
 A plan says how the batch runs; all plans give the same gradients.
 
-- `loop`: one task after another; the reference, and the mode to debug in.
+- `loop`: one task after another, each alone; the reference, and the mode to debug in.
 - `vmap`: `vmap(grad(loss))`, per-task gradients of all tasks at once.
 - `fold`: `grad(vmap(loss))`: what tasks share, such as the weights before adaptation, meets them as one large batch.
   Torch's own fused norms give wrong second derivatives in this order, so a learner that calls them cannot take it.
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map
 from metaforge.functional import added, detached, gradient, one_task, score, split_state, sum_of
 from metaforge.plans import Plan
 from metaforge.protocols import Aux, Examples, Kind, Learner, Params, Regularizer, Task
+from metaforge.runtime import primitive_attention
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Share:
     join: Callable[[list[Params]], Params] = lambda groups: functools.reduce(added, groups)
 
 
+@primitive_attention()
 def meta_gradients(
     learner: Learner,
     values: Params,
@@ -92,9 +94,9 @@ def meta_gradients(
 ) -> MetaStep:
     """Return the gradient of the mean task loss (and of the regularizers' terms) over a batch of tasks.
 
-    `tasks` has a leading axis on every tensor, `keys` is `[tasks]`. At most `chunk` tasks run at once. With a `share`,
-    these tasks are a part of the batch, and the answer is that of the whole batch. `call` evaluates a function of
-    tensors: at once, or compiled.
+    `tasks` has a leading axis on every tensor, `keys` is `[tasks]`. At most `chunk` tasks run at once, one in a loop.
+    With a `share`, these tasks are a part of the batch, and the answer is that of the whole batch. `call` evaluates a
+    function of tensors: at once, or compiled.
     """
     params, state = split_state(values)
     share = share or Share(len(keys), (len(keys),))
@@ -108,7 +110,7 @@ def meta_gradients(
 
     groups: list[Params] = [{} for _ in share.groups]
     parts: list[tuple[int, _Part]] = []
-    for group, piece in _pieces(share.groups, chunk):
+    for group, piece in _pieces(share.groups, 1 if plan == "loop" else chunk):
         arguments = (params, state, _sliced(tasks, piece), keys[piece])
         weight = torch.full((piece.stop - piece.start,), 1 / share.total, dtype=torch.float64, device=keys.device)
         part = run(*arguments) if combining else _Part(*call(whole, weight, *arguments))
@@ -143,6 +145,7 @@ def combines(regularizers: Sequence[Regularizer], tasks: int) -> list[Regularize
     return [r for r in regularizers if r.combine(torch.ones(tasks)) is not None]
 
 
+@primitive_attention()
 def evaluate(
     learner: Learner,
     values: Params,
@@ -192,24 +195,20 @@ class _Part(NamedTuple):
 
 
 def _looped(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:
-    parts = [_differentiated(_loss_of(learner, state), params, one_task(tasks, i), keys[i]) for i in range(len(keys))]
-    losses, metrics, states, pulls = zip(*parts, strict=True)
-
-    def pull(weight: Tensor) -> Params:
-        return functools.reduce(added, [one(w) for one, w in zip(pulls, weight.unbind(), strict=True)])
-
-    return _Part(torch.stack(losses), _mean(_stacked(states)), _stacked(metrics), pull)
+    """Return what a piece of one task came to."""
+    loss, metrics, change, pull = _differentiated(_loss_of(learner, state), params, one_task(tasks), keys[0])
+    return _Part(loss.unsqueeze(0), change, _stacked([metrics]), lambda weight: pull(weight[0]))
 
 
 def _vmapped(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:
     def one(task: Task, key: Tensor) -> tuple[Params, tuple[Tensor, Aux]]:
-        # Not by a pull-back: with steps that are done again, its call from outside the transform fails inside torch.
-        return gradient(lambda p: _loss_of(learner, state)(p, task, key), params, differentiable=True)
+        return gradient(lambda p: _loss_of(learner, state)(p, task, key), params, differentiable=False)
 
     grads, (losses, (metrics, change)) = vmap(one)(tasks, keys)
 
     def pull(weight: Tensor) -> Params:
-        return {name: torch.tensordot(weight.to(value.dtype), value, 1) for name, value in grads.items()}
+        # Not a matrix product, whose operands autocast would round.
+        return {n: (weight.to(v.dtype).view(-1, *(1,) * (v.dim() - 1)) * v).sum(0) for n, v in grads.items()}
 
     return _Part(losses.detach(), _mean(change), metrics, pull)
 

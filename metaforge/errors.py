@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# How much of a value, and of a place, a message shows.
+_SHOWN, _WHERE = 200, 1000
+
 
 class MetaForgeError(Exception):
     """Base of every error that MetaForge raises on purpose; `exit_code` is the command's exit status."""
@@ -12,7 +15,10 @@ class MetaForgeError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
-        self.what, self.where, self.remedy = what, where, remedy
+        # Names of files, and what they hold, may be a stranger's: they shall not write to the terminal.
+        self.what = "\n".join(printable(line) for line in what.split("\n"))
+        self.where, self.remedy = printable(where)[:_WHERE], printable(remedy)
+        what, where, remedy = self.what, self.where, self.remedy
         lines = [what]
         if where:
             lines.append(f"  where: {where}")
@@ -72,6 +78,16 @@ class WorkerError(MetaForgeError):
 def printable(text: str) -> str:
     """Return a text of one line without control characters, which a stranger's metadata could hold."""
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: 200 characters at most."""
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes no integer of thousands of digits.
+        return "a number of too many digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

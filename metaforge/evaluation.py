@@ -7,7 +7,7 @@ compared task by task.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,11 @@ from metaforge.report.records import Figure, Record, without_tasks, write_evalua
 
 ENOUGH = 600
 METRICS: dict[Kind, str] = {"classification": "accuracy", "regression": "mse"}
+# What the evaluations of one call have in common.
+_SHARED = (
+    *("learner", "dataset", "step", "damaged", "split", "seed", "tasks", "ways"),
+    *("metric", "norm", "transductive", "note", "warn"),
+)
 
 
 class Subject(Protocol):
@@ -77,12 +82,14 @@ def evaluate(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
     ways: int | None = None,
+    saved: Mapping[str, Any] | None = None,
 ) -> Record:
     """Return the scores of a run on episodes `0 … tasks - 1` of a split, for each number of shots and adaptation steps.
 
     Everything, with the lists by task, is written into the run's folder too. `shots`, `steps` and `ways` are the run's
-    own where None; `progress` is told (evaluations done, evaluations in all). Raises `ConfigError` for what the learner
-    cannot do, `DataError` for tasks that the data cannot make.
+    own where None; `progress` is told (evaluations done, evaluations in all); `saved` says after which step the values
+    were saved (`steps`) and what is wrong with later checkpoints (`damaged`). Raises `ConfigError` for what the
+    learner cannot do, `DataError` for tasks that the data cannot make.
     """
     _check_numbers(tasks, shots, steps)
     task = run.resolved.run.task
@@ -100,12 +107,15 @@ def evaluate(
                 progress(before + count, total)
 
         record = _evaluated(run, plan, tasks, split, seed, moved)
+        record |= {"step": (saved or {}).get("steps"), "damaged": [*(saved or {}).get("damaged", ())]}
+        if record["damaged"]:
+            said = f"{len(record['damaged'])} later checkpoints cannot be used: this is step {record['step']}."
+            record["warn"] = f"{record['warn']} {said}".strip()
         done += tasks * len(plan.steps)
         if run.folder is not None:
             write_evaluation(run.folder, record)
         results.append(without_tasks(record))
-    shared = ("learner", "dataset", "split", "seed", "tasks", "ways", "metric", "norm", "transductive", "note", "warn")
-    return {**{name: results[0][name] for name in shared}, "results": results}
+    return {**{name: results[0][name] for name in _SHARED}, "results": results}
 
 
 def plan_of(run: Subject, split: str, shape: TaskShape, steps: Sequence[int] | None) -> Plan:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Outcome = Literal["finished", "stopped", "failed"]
 
-hookspec = pluggy.HookspecMarker("metaforge")
+hookspec, hookimpl = pluggy.HookspecMarker("metaforge"), pluggy.HookimplMarker("metaforge")
 
 
 @dataclass(frozen=True)

@@ -37,15 +37,19 @@ def fold_in(key: Key, data: int | str) -> Key:
 
 def uniform(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Return numbers in [0, 1) of the given shape; each depends on `key` and its position alone."""
+    # A type of fewer digits than the draw is what is rounded to at last, and never up to 1.
+    wide = torch.promote_types(dtype, torch.float32)
     counter = torch.arange(math.prod(shape), dtype=torch.int64, device=key.device)
     bits = _mix((_mix(counter ^ (key & _HALF)) + (key >> 31)) & _WORD)
-    return ((bits >> 8).to(dtype) * 2.0**-24).reshape(tuple(shape))
+    drawn = ((bits >> 8).to(wide) * 2.0**-24).reshape(tuple(shape))
+    return drawn if dtype == wide else drawn.to(dtype).clamp_max(1.0 - torch.finfo(dtype).eps / 2)
 
 
 def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Return standard normal numbers of the given shape (Box-Muller)."""
-    radius = (-2.0 * torch.log1p(-uniform(fold_in(key, 1), shape, dtype))).sqrt()
-    return radius * torch.cos(2.0 * math.pi * uniform(fold_in(key, 2), shape, dtype))
+    wide = torch.promote_types(dtype, torch.float32)
+    radius = (-2.0 * torch.log1p(-uniform(fold_in(key, 1), shape, wide))).sqrt()
+    return (radius * torch.cos(2.0 * math.pi * uniform(fold_in(key, 2), shape, wide))).to(dtype)
 
 
 def permutation(key: Key, n: int) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from metaforge.errors import ConfigError, nearest
+from metaforge.errors import ConfigError, nearest, shown
 from metaforge.validation import check_depth
 
 # Tables that choose one plugin (`name`, its options beside it), and ordered sets of plugins (a table by name for each).
@@ -85,7 +85,7 @@ def flags_layer(flags: Iterable[tuple[str, str, Any]]) -> Layer:
     for flag, path, value in flags:
         parts = path.split(".")
         if not all(parts):
-            raise ConfigError(f"{path!r} is not the name of a setting.", where=flag, remedy="write section.key=value")
+            raise ConfigError(f"{shown(path)} is no name of a setting.", where=flag, remedy="write section.key=value")
         target = patches if parts[0] in SETS and len(parts) > 1 else values
         for name in parts[:-1]:
             target = target.setdefault(name, {})
@@ -95,7 +95,7 @@ def flags_layer(flags: Iterable[tuple[str, str, Any]]) -> Layer:
                 )
         if parts[-1] in target and target[parts[-1]] != value:
             raise ConfigError(
-                f"{origins[path]} and {flag} set {path} to different values: {target[parts[-1]]!r} and {value!r}.",
+                f"{origins[path]} and {flag} give {path} different values: {shown(target[parts[-1]])}, {shown(value)}.",
                 remedy="give one of them",
             )
         target[parts[-1]] = value
@@ -107,7 +107,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """Return the dotted path and the value of a `--set key=value`; the value is TOML, or else a bare word."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
-        raise ConfigError(f"{text!r} is not of the form key=value.", where="--set", remedy="e.g. --set train.lr=0.001")
+        raise ConfigError(f"{shown(text)} is not key=value.", where="--set", remedy="e.g. --set train.lr=0.001")
     return path.strip(), parse_value(value.strip())
 
 
@@ -130,7 +130,7 @@ def normalised(layer: Layer, known: Iterable[str]) -> Layer:
     for key, value in layer.values.items():
         if key not in known:
             raise ConfigError(
-                f"There is no setting {key!r}.{nearest(key, known)}",
+                f"There is no setting {shown(key)}.{nearest(key, known)}",
                 where=layer.origin_of(key),
                 remedy=f"the settings and tables are {', '.join(known)}",
             )
@@ -152,7 +152,7 @@ def _single(layer: Layer, key: str, value: Any) -> dict[str, Any]:
     name = value.get("name", "")
     if not isinstance(name, str):
         raise ConfigError(
-            f"{key}.name is {name!r}, not a text.",
+            f"{key}.name is {shown(name)}, not a text.",
             where=layer.origin_of(f"{key}.name"),
             remedy=f"write the name of a plugin; `metaforge list-plugins --kind {key}` shows them",
         )
@@ -176,7 +176,7 @@ def _set(layer: Layer, key: str, value: Any) -> dict[str, Any]:
 
 
 def _not_a_table(layer: Layer, path: str, value: Any) -> ConfigError:
-    return ConfigError(f"{path} is {value!r}, not a table.", where=layer.origin_of(path), remedy=f"write [{path}]")
+    return ConfigError(f"{path} is {shown(value)}, not a table.", where=layer.origin_of(path), remedy=f"write [{path}]")
 
 
 class Fold:

@@ -15,25 +15,53 @@ def begin_lines(path: Path, *, start: int, step_of: Callable[[str], int], headin
     `step_of` returns the step of a line. With `start` 0 nothing is kept; otherwise the lines up to and including that
     step are, but not one that was cut short. Raises `ConfigError` where the older file is not what it should be.
     """
-    kept = _kept(path, start, step_of, heading) if start and path.exists() else []
-    write_atomically(path, "".join(f"{line}\n" for line in [*heading, *kept]))
+    kept, damaged = kept_lines(path, start, step_of, heading) if start and path.exists() else ([], [])
+    if damaged:
+        raise ConfigError(
+            f"{path.name} cannot be continued: {damaged[0]}.",
+            where=str(path),
+            remedy="move it away: the run then begins a new one",
+        )
+    write_lines(path, [*heading, *kept])
+
+
+def kept_lines(
+    path: Path, start: int, step_of: Callable[[str], int], heading: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Return a file's lines up to and including a step, and what is wrong with each that cannot be read.
+
+    What comes after that step is of no account, and neither is a last line that was cut short.
+    """
+    kept: list[str] = []
+    damaged: list[str] = []
+    last, lines = 0, path.read_bytes().split(b"\n")[:-1]
+    if lines[: len(heading)] != [line.encode() for line in heading]:
+        return [], [f"it does not begin with {', '.join(heading)}"]
+    for number, line in enumerate(lines[len(heading) :], start=len(heading) + 1):
+        try:
+            text = line.decode()
+            step = step_of(text)
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            damaged += [f"line {number}: {type(error).__name__}: {error}"[:200]] if last < start else []
+            continue
+        if step > start:
+            break
+        kept.append(text)
+        last = step
+    return kept, damaged
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:
     """Add whole lines at the end of a file; when this returns a reader sees them."""
-    with storage(path), path.open("ab") as file:
-        file.write("".join(f"{line}\n" for line in lines).encode())
+    data = _joined(lines)
+    with storage(path, len(data)), path.open("ab") as file:
+        file.write(data)
 
 
-def _kept(path: Path, start: int, step_of: Callable[[str], int], heading: Sequence[str]) -> list[str]:
-    try:
-        whole = path.read_bytes().decode().split("\n")[:-1]
-        if whole[: len(heading)] != list(heading):
-            raise ValueError(f"it does not begin with {', '.join(heading)}")
-        return [line for line in whole[len(heading) :] if step_of(line) <= start]
-    except (ValueError, LookupError, TypeError) as error:
-        raise ConfigError(
-            f"{path.name} cannot be continued: {type(error).__name__}: {error}.",
-            where=str(path),
-            remedy="move it away: the run then begins a new one",
-        ) from error
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write a file of these lines, atomically."""
+    write_atomically(path, _joined(lines))
+
+
+def _joined(lines: Sequence[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()

@@ -43,7 +43,8 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        # A view takes off what a transform that is over has put around a tensor; `vjp` alone would keep it.
+        saved = [tensor.view_as(tensor) for tensor in ctx.saved_tensors]
         floats = [index for index, tensor in enumerate(saved) if tensor.is_floating_point()]
 
         def of_floats(*given: Tensor) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 from metaforge.checkpoint import Checkpoint
 from metaforge.config import Layer, Resolved, file_layer, resolve
-from metaforge.errors import CheckpointError, ConfigError, PluginError
+from metaforge.errors import CheckpointError, ConfigError, PluginError, printable
 from metaforge.hooks import RunInfo
 from metaforge.layers import flatten
 from metaforge.outer import Outer
 from metaforge.protocols import Params
 from metaforge.registry import Registry
-from metaforge.runs import read_json, require_run
+from metaforge.runs import RunFolder, lost_records, read_json, require_run
+from metaforge.sections import TrainConfig
 from metaforge.soundness import unsound
 from metaforge.state import Saver, State
 
@@ -48,9 +50,14 @@ def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> 
     except PluginError as error:
         plugins = recorded_plugins(folder)
         used = "; ".join(f"{plugin} of {distribution}" for plugin, distribution in plugins.items())
-        raise PluginError(
-            error.what, where=f"{error.where}; the run was trained with {used}", remedy=error.remedy
-        ) from error
+        here = {f"{entry.kind} {name}" for entry in registry.entries() for name in (entry.name, entry.qualified)}
+        gone = [str(distribution) for plugin, distribution in plugins.items() if plugin not in here]
+        remedy = _install(gone[0]) if gone else error.remedy
+        raise PluginError(error.what, where=f"{error.where}; the run was trained with {used}", remedy=remedy) from error
+
+
+def _install(provenance: str) -> str:
+    return f"install what it was trained with (pip install {shlex.quote('=='.join(printable(provenance).split()))})"
 
 
 def recorded_plugins(folder: Path) -> Mapping[str, Any]:
@@ -86,8 +93,59 @@ def take_up(saver: Saver, run: RunInfo, fresh: Params, *, accept_plugins: bool) 
     # In the learner's own order: sums over all entries depend on it in their last bits, and a file has another.
     state = replace(state, values={name: state.values[name] for name in fresh})
     changes = differences(saved.facts, run.config.to_dict(), run.environment, accept_plugins=accept_plugins)
-    lost = [f"{error.what} ({error.where})" for error in bad]
-    return state, {"exact": not changes, "differences": changes, "damaged": lost}
+    folder = saver.folder.parent
+    changes += lost_records(folder, state.step)
+    begun_anew = [] if (folder / "env.json").is_file() else ["There is no env.json: it begins anew."]
+    facts = {
+        "exact": not (state.inexact or changes),
+        "differences": [*state.inexact, *changes],
+        "damaged": [*told(bad), *begun_anew],
+        **_used_up(state, run.config.run.train, saved.facts),
+    }
+    # A run that has once left its path stays off it, however it goes on.
+    return replace(state, inexact=(*state.inexact, *(f"{one} (after step {state.step})" for one in changes))), facts
+
+
+def go_on(folder: RunFolder, run: RunInfo, state: State, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Record that a run goes on from a state, and return what is known of it: more, where nothing is left to do."""
+    known: dict[str, Any] = {"steps": state.step}
+    if state.step:
+        known["seconds"] = state.seconds
+    if state.skipped:
+        known["skipped"] = list(state.skipped)
+    try:
+        status = read_json(folder.path / "status.json")
+    except ConfigError:
+        status = {}  # It is shown, and nothing depends on it.
+    kept = ("tasks_per_second", "loss", "score") if status.get("steps") == state.step else ()
+    train = run.config.run.train
+    # The last record of a run that has ended may have come before its time. The state then still has the window of
+    # tasks that it told of, and a later record tells of them again.
+    early = bool(state.window) and not state.used_up(train.steps, train.budget)
+    folder.resumed(
+        state.step, recorded=state.step - early, config=run.config.to_toml(), command=run.command, facts=facts
+    )
+    resumed = {"resumed": {"step": state.step, **facts}}
+    return known | {name: status[name] for name in kept if isinstance(status.get(name), float)} | resumed
+
+
+def told(bad: Sequence[CheckpointError]) -> list[str]:
+    """Return what is wrong with each of some checkpoints, in a line each."""
+    return [f"{error.what} ({error.where})" for error in bad]
+
+
+def _used_up(state: State, config: TrainConfig, saved: Mapping[str, Any]) -> dict[str, str]:
+    """Return a note for a run that has nothing left to do; raise `ConfigError` where a new setting has made it so."""
+    if not state.used_up(config.steps, config.budget):
+        return {}
+    what = f"Nothing is left to do: the run has taken {state.step} steps in {state.seconds:.4g} s."
+    remedy = f"give --steps larger than {state.step}"
+    if config.budget is not None:
+        remedy += f" and --budget larger than {state.seconds:.4g}s"
+    for name, before in _table(_table(saved, "config"), "train").items():
+        if name in ("steps", "budget") and before != getattr(config, name):
+            raise ConfigError(what, where=f"train.{name} = {getattr(config, name)}", remedy=remedy)
+    return {"note": f"{what} To go on, {remedy}."}
 
 
 def check_values(saved: Checkpoint, fresh: Params, *, where: str = "--resume") -> None:
@@ -123,12 +181,13 @@ def differences(
         raise PluginError(
             f"The run was trained with other versions of its plugins: {'; '.join(changed)}.",
             where="--resume",
-            remedy=f"install what it was trained with (pip install '{'=='.join(was[other[0]].split())}'), or accept the"
-            " difference with --accept-plugins",
+            remedy=f"{_install(was[other[0]])}, or accept the difference with --accept-plugins",
         )
+    # With sums in a fixed order the number of processes shows nowhere.
+    compared = (*_ENVIRONMENT, *(() if _table(config, "engine").get("reduce") == "exact" else ("processes",)))
     found = changed + [
         f"{name}: {before[name]} -> {now.get(name)}"
-        for name in _ENVIRONMENT
+        for name in compared
         if name in before and before[name] != now.get(name)
     ]
     old, new = (dict(flatten(dict(values))) for values in (_table(saved, "config"), config))

@@ -17,8 +17,9 @@ from metaforge.keys import make_key
 from metaforge.protocols import Dataset, Learner, Params, Task, TaskSpec
 from metaforge.registry import Registry
 from metaforge.report import gallery, page
-from metaforge.resume import check_values, recorded_plugins
+from metaforge.resume import check_values, recorded_plugins, told
 from metaforge.runs import require_run
+from metaforge.storage import require_writable
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Run:
         """
         settings = self.resolved.run.evaluate
         split = settings.split if split is None else split
+        if self.folder is not None:
+            require_writable(self.folder)
         found = evaluation.evaluate(
             self,
             ways=ways,
@@ -96,6 +99,7 @@ class Run:
             split=split,
             seed=settings.seed if seed is None else seed,
             progress=progress,
+            saved={name: self.summary[name] for name in ("steps", "damaged") if name in self.summary},
         )
         if self.folder is None:
             return {**found, "folder": None, "pictures": []}
@@ -121,7 +125,8 @@ def load(
     """Return the run of a folder, with the values of its latest valid checkpoint, its best one or that of a step.
 
     It is used on `device`, or on that of its configuration where None: what was trained on one can be used on another.
-    Raises `CheckpointError` where that checkpoint is missing, damaged or of another learner.
+    `summary["damaged"]` tells of each later checkpoint that cannot be used. Raises `CheckpointError` where that one is
+    missing, damaged or of another learner.
     """
     folder = Path(folder)
     require_run(folder)
@@ -130,9 +135,9 @@ def load(
     runtime.prepare(resolved.run.engine.threads)
     parts = Components(resolved)
     chosen = runtime.choose_device(resolved.run.device if device is None else device)
-    saved = checkpoint.chosen(folder / "ckpt", which)
+    saved, bad = checkpoint.chosen(folder / "ckpt", which)
     values = {name: value.to(chosen) for name, value in saved.values.items()}
-    run = Run(folder, resolved, parts, values, chosen, {"steps": saved.step})
+    run = Run(folder, resolved, parts, values, chosen, {"steps": saved.step, "damaged": told(bad)})
     fresh = run.learner().init(make_key(resolved.run.seed, "init"))
     check_values(saved, {name: value.to(run.dtype) for name, value in fresh.items()}, where=str(folder))
     return run

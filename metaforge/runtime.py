@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaforge.errors import ConfigError, nearest
 
@@ -28,6 +29,12 @@ def choose_device(name: str, index: int = 0) -> torch.device:
         raise ConfigError(f"There is no device {name!r}.{nearest(name, available)}", where="device", remedy=usable)
     if not available[name]:
         raise ConfigError(f"No {name} device is available here.", where="device", remedy=usable)
+    if name == "cuda" and index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"Process {index} of this machine has no GPU of its own: there are {torch.cuda.device_count()}.",
+            where="device",
+            remedy="start as many processes as there are GPUs",
+        )
     return torch.device(name, index) if index and name == "cuda" else torch.device(name)
 
 
@@ -39,6 +46,11 @@ def prepare(threads: int | None) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_compiler() -> bool:
@@ -56,6 +68,18 @@ def rounding(device: torch.device, dtype: str, *, tf32: bool) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def primitive_attention() -> Iterator[None]:
+    """Compute attention inside of primitives: torch's fused kernels have no second derivative, nor batches of tasks."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def facts() -> dict[str, str | int | bool]:

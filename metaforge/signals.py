@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -23,38 +24,58 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = _CODES[signal.Signals(number)]
 
 
+class Patience:
+    """Notices a signal that comes soon after the one before."""
+
+    def __init__(self) -> None:
+        self._since = -math.inf
+
+    def is_lost(self) -> bool:
+        """Return whether the last call was less than two seconds ago."""
+        before, self._since = self._since, time.monotonic()
+        return self._since - before < _IMPATIENT
+
+
 class Requests:
     """What the process was asked to do; read at step boundaries.
 
-    Until a loop reads `number` (`with requests.deferred()`), a request interrupts whatever runs, as Ctrl-C always did.
+    Until a loop reads `number` (`with requests.deferred()`), a request interrupts whatever runs, as Ctrl-C always did;
+    once one has interrupted the run, which then ends in order, later ones are only noted.
     """
 
     def __init__(self, *, impatient: bool) -> None:
-        self._impatient = impatient
+        self._impatient, self._patience = impatient, Patience()
         self.number: int | None = None
-        self._deferred = False
-        self._since = 0.0
+        self._deferred = self._raised = False
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only take note of requests inside: the code there looks at `number` where it can end."""
+        """Only take note of requests inside: the code there looks at `number` where it can end.
+
+        One that came after its last look interrupts when the block has ended.
+        """
         self._deferred = True
         try:
             yield
+        except Interrupted:
+            self._raised = True
+            raise
         finally:
             self._deferred = False
+        self._interrupt()
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
-        now = time.monotonic()
-        again = self.number is not None and number == signal.SIGINT
-        if self._impatient and again and now - self._since < _IMPATIENT:
+        if self._patience.is_lost() and self._impatient and number == signal.SIGINT:
             os._exit(_CODES[signal.SIGINT])
-        first = self.number is None
-        self.number = number if first else self.number
-        self._since = now
-        if first and not self._deferred:
-            raise Interrupted(number)
+        self.number = number if self.number is None else self.number
+        if not self._deferred:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self.number is not None and not self._raised:
+            self._raised = True
+            raise Interrupted(self.number)
 
 
 @contextmanager

@@ -27,7 +27,8 @@ def limit(norms: Sequence[float], bound: float | None) -> float:
 
 def norm_of(tensors: Params) -> Tensor:
     """Return the norm of all tensors together, 0 of none: finite only if every number is."""
-    floats = [tensor.detach() for tensor in tensors.values() if tensor.is_floating_point()]
+    # The same bits however the numbers lie in memory, which several processes and one do not share.
+    floats = [tensor.detach().contiguous() for tensor in tensors.values() if tensor.is_floating_point()]
     return torch.stack(torch._foreach_norm(floats)).norm() if floats else torch.zeros(())
 
 
@@ -36,6 +37,11 @@ def unsound(tensors: Params) -> list[str]:
     if bool(norm_of(tensors).isfinite()):
         return []
     return [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+
+
+def _largest(tensor: Tensor) -> Tensor:
+    """Return the largest magnitude in a tensor, 0 of none: unlike a norm it does not overflow."""
+    return tensor.abs().max() if tensor.numel() else torch.zeros(())
 
 
 def initial_error(who: str, bad: Sequence[str]) -> DivergedError:
@@ -57,6 +63,16 @@ def values_error(who: str, bad: Sequence[str], step: int, episodes: range) -> Di
     )
 
 
+def require_a_step(who: str, steps: int, skipped: Sequence[int]) -> None:
+    """Raise `DivergedError` where every step of a run was left out: what it leaves was never trained."""
+    if steps and len(skipped) == steps:
+        raise DivergedError(
+            f"No outer step was taken: all {steps} were left out, because their numbers are not finite.",
+            where=f"{who}; train.on_nonfinite = skip",
+            remedy="train with train.on_nonfinite = stop, which tells what is not finite in the first of them",
+        )
+
+
 def step_error(who: str, result: MetaStep, norm: float, limit: float, step: int, episodes: range) -> DivergedError:
     """Return the error for a loss or a meta-gradient that is not finite, or far longer than those before it."""
     bad = [episodes[i] for i, loss in enumerate(result.losses.tolist()) if not math.isfinite(loss)]
@@ -64,9 +80,12 @@ def step_error(who: str, result: MetaStep, norm: float, limit: float, step: int,
     what = f"The loss or the meta-gradient is no longer finite at outer step {step}."
     where = f"{who}; training episodes {episodes[0]} to {episodes[-1]}"
     where += f", with a bad loss: {bad or 'none'}; first bad gradient: {worst or 'none'}"
-    if not bad and worst is None and math.isfinite(norm):
+    if not bad and worst is None:
         what = f"The meta-gradient has leapt to a norm of {norm:.3g} at outer step {step}; {limit:.3g} is the limit."
-        longest = max(result.grads, key=lambda name: float(result.grads[name].norm()))
+        if not math.isfinite(norm):
+            what = f"The norm of the meta-gradient overflows at outer step {step}, though every number is finite."
+        size = torch.Tensor.norm if math.isfinite(norm) else _largest
+        longest = max(result.grads, key=lambda name: float(size(result.grads[name])))
         where = f"{who}; training episodes {episodes[0]} to {episodes[-1]}; longest gradient: {longest}"
     return DivergedError(
         what,

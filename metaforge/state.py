@@ -21,8 +21,9 @@ class State:
     """Everything that the steps to come depend on; a step counts once all that belongs to it is done.
 
     `values` are the learner's, `training` the outer optimiser's tensors; `window` has each task's figures since the
-    last record, `norms` the meta-gradient's last norms, `skipped` the steps left out, `best` the best validation so
-    far and `best_step` its step, `hooks` what hook plugins want to remember.
+    last record that was due, `norms` the meta-gradient's last norms, `skipped` the steps left out, `best` the best
+    validation so far and `best_step` its step, `hooks` what hook plugins want to remember, `inexact` what has kept the
+    run from going on exactly, with the step after which it did.
     """
 
     step: int = 0
@@ -35,9 +36,14 @@ class State:
     best: float | None = None
     best_step: int | None = None
     hooks: Mapping[str, Any] = field(default_factory=dict)
+    inexact: tuple[str, ...] = ()
+
+    def used_up(self, steps: int, budget: float | None) -> bool:
+        """Return whether a run of so many steps, or of so many seconds, has come to its end."""
+        return self.step >= steps or (budget is not None and self.seconds >= budget)
 
 
-_FACTS = ("seconds", "window", "norms", "skipped", "best", "best_step", "hooks")
+_FACTS = ("seconds", "window", "norms", "skipped", "best", "best_step", "hooks", "inexact")
 
 
 class Saver:
@@ -74,7 +80,6 @@ class Saver:
 
         None means that nothing was saved yet. Raises `CheckpointError` where all that was saved is damaged.
         """
-        checkpoint.sweep(self.folder)
         if not checkpoint.steps(self.folder):
             return None
         saved, bad = checkpoint.load_latest(self.folder)
@@ -129,6 +134,7 @@ def _state(saved: checkpoint.Checkpoint, folder: Path) -> State:
             best=None if best is None else _finite(best),
             best_step=None if best_step is None else int(best_step),
             hooks={str(name): dict(remembered) for name, remembered in facts["hooks"].items()},
+            inexact=tuple(str(change) for change in facts.get("inexact", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
@@ -150,6 +156,6 @@ def unpacked(data: bytes) -> tuple[State, dict[str, Any]]:
     """Return what `packed` was given."""
     end = 8 + int.from_bytes(data[:8], "little")
     head, tensors = json.loads(data[8:end]), checkpoint.from_bytes(data[end:])
-    rest = head["state"] | {name: tuple(head["state"][name]) for name in ("norms", "skipped")}
+    rest = head["state"] | {name: tuple(head["state"][name]) for name in ("norms", "skipped", "inexact")}
     ordered = {key: tensors[key] for key in head["order"]}
     return State(**rest, values=select(ordered, "values"), training=select(ordered, "training")), head["facts"]

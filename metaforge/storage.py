@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedWriter
@@ -16,31 +17,68 @@ from metaforge.errors import StorageError
 
 # What a file system itself may need beside the bytes of the files.
 _SLACK = 1 << 16
+# A block, which a new entry of a folder may take.
+_ENTRY = 4096
 
 
 @contextmanager
-def storage(path: Path, needed: int | None = None) -> Iterator[None]:
+def storage(path: Path, needed: int = _ENTRY) -> Iterator[None]:
     """Turn the system's refusal to write below `path` into one sentence, which also tells the bytes `needed`."""
     try:
         yield
     except OSError as error:
-        wanted = "" if needed is None else f" {needed:,} bytes are needed."
         raise StorageError(
-            f"Cannot write {error.filename or path}: {error.strerror or error}.{wanted}{_room(path)}",
+            f"Cannot write {error.filename or path}: {error.strerror or error}."
+            f" {needed:,} bytes are needed.{room(path)}",
             where=str(path),
             remedy="free space and check the permissions, or choose another folder with --out",
         ) from error
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise `StorageError` unless `needed` bytes fit on the disk of a folder."""
+    """Raise `StorageError` unless `needed` bytes, and what the file system adds, fit on the disk of a folder."""
     free = shutil.disk_usage(folder).free
     if free < needed + _SLACK:
         raise StorageError(
-            f"There is no room for {needed:,} bytes: {free:,} are free.",
+            f"There is no room: {needed + _SLACK:,} bytes are needed. {free:,} bytes are free.",
             where=str(folder),
             remedy="free space, or choose another folder with --out; what was saved before is untouched",
         )
+
+
+def require_writable(folder: Path) -> None:
+    """Raise `StorageError` unless a folder takes a file; none is left there."""
+    with storage(folder), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def made_folder(path: Path) -> bool:
+    """Make a folder and those above it, on the disk when this returns; return whether it is new."""
+    with storage(path):
+        missing = [one for one in (path, *path.parents) if not one.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            return False
+        for folder in missing:
+            synced(folder.parent)
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, or whatever else has that name."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what interrupted writes left anywhere below a folder, which nobody else may be writing."""
+    with storage(folder):
+        for leftover in list(folder.rglob(".*.part")):
+            remove(leftover)
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -78,7 +116,7 @@ def synced(what: BufferedWriter | Path) -> None:
     os.fsync(what.fileno())
 
 
-def _room(path: Path) -> str:
+def room(path: Path) -> str:
     """Return how much room there is, where that can be told."""
     there = next((one for one in (path, *path.parents) if one.is_dir()), None)
     try:

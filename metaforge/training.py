@@ -16,7 +16,7 @@ from metaforge import distributed, engine, resume, runtime, soundness
 from metaforge.computation import Computation
 from metaforge.config import Resolved
 from metaforge.distributed import World
-from metaforge.errors import DivergedError, MetaForgeError
+from metaforge.errors import DivergedError, MetaForgeError, StorageError
 from metaforge.figures import score_figures, training_figures
 from metaforge.hooks import Outcome, RunInfo, carriers, end_run, hook_manager, restore_states, states
 from metaforge.outer import Outer
@@ -55,8 +55,9 @@ def run_training(
                 return _Training(resolved, Path(temporary) / "run", command, hooks, world, dry=True).run(asked)
         names = [choice.entry.name for choice in (resolved.dataset, resolved.learner) if choice is not None]
         path = world.path(folder or default_folder("-".join(names), distributed.job()))
-        # After a restart the processes take up what they have saved.
-        resuming = resuming or (distributed.attempt() > 0 and (path / "config.toml").is_file())
+        # After a restart the processes take up what was saved, by the leading one alone where they share no disk.
+        begun = world.leads and distributed.attempt() > 0 and (path / "config.toml").is_file()
+        resuming = resuming or world.largest(int(begun)) == [1]
         training = _Training(resolved, path, command, hooks, world, resuming=resuming)
         if resuming:
             training.restore(accept_plugins=accept_plugins)
@@ -110,7 +111,7 @@ class _Training:
                 self.saver.take_up(state)
                 data = packed(state, facts)
             self.state, facts = unpacked(self.world.told(data))
-            self.folder.resumed(self.state.step, config=self.resolved.to_toml(), command=self.info.command, facts=facts)
+            self.facts |= resume.go_on(self.folder, self.info, self.state, facts)
         except BaseException:
             self.folder.close()
             raise
@@ -118,7 +119,6 @@ class _Training:
         self.state = replace(self.state, values=values)
         told = {**self.info.environment, "resumed": facts}
         self.info = replace(self.info, start=self.state.step, environment=told)
-        self.facts |= {"steps": self.state.step, "resumed": {"step": self.state.step, **facts}}
 
     @property
     def hook(self) -> pluggy.HookRelay:
@@ -160,7 +160,8 @@ class _Training:
         """Record and report the end, and return the error to tell: where both go wrong, the one that ended the run."""
         try:
             self.folder.ended(outcome, error, self.facts)
-            if self.world.leads and not self.dry:
+            # Where the disk is full, pictures would only make it fuller.
+            if self.world.leads and not self.dry and not isinstance(error, StorageError):
                 self._made(outcome).report()
         except Exception as late:
             if error is None:
@@ -205,6 +206,7 @@ class _Training:
                     error.add_note(f"The state could not be saved either: {late}")
                 raise
             self._save()
+        soundness.require_a_step(self._who, self.state.step, self.state.skipped)
         return "finished"
 
     @property
@@ -212,8 +214,7 @@ class _Training:
         return f"learner {type(self.computation.learner).__name__}"
 
     def _finished(self) -> bool:
-        budget = self.config.budget
-        return self.state.step >= self.steps or (budget is not None and self.state.seconds >= budget)
+        return self.state.used_up(self.steps, self.config.budget)
 
     def _step(self) -> tuple[bool, bool]:
         """Take one outer step and all that belongs to it; return whether to stop, and whether it is the best so far."""
@@ -272,10 +273,11 @@ class _Training:
             if best := better(found["score"], state.best, self.computation.parts.dataset.kind):
                 state = replace(state, best=found["score"], best_step=step)
         stop = bool(self.hook.metaforge_should_stop(run=self.info, step=step, metrics=MappingProxyType(metrics)))
-        last = stop or step >= self.steps or (self.config.budget or math.inf) <= state.seconds
-        if last or validated or step % self.config.log_every == 0:
+        due = validated or step % self.config.log_every == 0
+        if due or stop or state.used_up(self.steps, self.config.budget):
             self.folder.record({"step": step, **metrics})
-            state = replace(state, window={})
+        # What was recorded before its time is recorded again if the run is lengthened.
+        state = replace(state, window={}) if due else state
         self.state = replace(state, hooks=states(self.plugins))
         self.facts |= {"steps": step, "seconds": state.seconds} | {k: v for k, v in metrics.items() if k in _FACTS}
         return stop, best
@@ -294,6 +296,5 @@ class _Training:
 
     def _save(self, *, best: bool = False) -> None:
         self.folder.settle()
-        path = self.saver.save(self.state, best=best) if self.world.leads else None
-        if path is not None:
+        if self.world.leads and (path := self.saver.save(self.state, best=best)) is not None:
             self.hook.metaforge_checkpoint(run=self.info, step=self.state.step, path=path)

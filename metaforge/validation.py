@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from metaforge.errors import ConfigError, nearest
+from metaforge.errors import ConfigError, nearest, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_DEPTH = 12
+_DEPTH, _BITS = 12, 64
+# How many of a run file's mistakes are told at once.
+_PROBLEMS = 10
 # What 64-bit integers and single-precision floats hold.
 _INTEGERS, _FLOATS = 2**63, 3e38
 
@@ -28,9 +30,12 @@ def validated(model: type[Model], values: Mapping[str, Any], path: str, origins:
     else:
         problems = _misread(path, values, made)
     if problems:
-        where = ", ".join(dict.fromkeys(origins.get(dotted, "default") for dotted, _ in problems))
+        told, more = problems[:_PROBLEMS], len(problems) - _PROBLEMS
+        where = ", ".join(dict.fromkeys(origins.get(dotted, "default") for dotted, _ in told))
         raise ConfigError(
-            "\n".join(sentence for _, sentence in problems),
+            "\n".join(
+                [*(sentence for _, sentence in told), *([f"There are {more} more mistakes."] if more > 0 else [])]
+            ),
             where=where,
             remedy="`metaforge describe NAME` lists a plugin's"
             " options, `metaforge config` every value of a run with its origin",
@@ -39,17 +44,34 @@ def validated(model: type[Model], values: Mapping[str, Any], path: str, origins:
 
 
 def check_depth(values: object, origin: str) -> None:
-    """Raise `ConfigError` for tables or lists that nest deeper than any setting, before anything walks them."""
-    level: list[Any] = [values]
+    """Raise `ConfigError` for what no setting can be, before anything walks or shows it.
+
+    That is tables or lists that nest deeper than any setting, and integers of more than 64 bits.
+    """
+    level: list[tuple[str, Any]] = [("", values)]
     for _ in range(_DEPTH):
-        inner = [list(one.values()) if isinstance(one, Mapping) else one for one in level]
-        level = [value for one in inner for value in one if isinstance(value, (Mapping, list, tuple))]
+        level = [inner for path, one in level for inner in _inside(path, one)]
+        for path, one in level:
+            if isinstance(one, int) and one.bit_length() > _BITS:
+                raise ConfigError(
+                    f"{shown(path)} is an integer of {one.bit_length():,} bits, and no setting takes so many.",
+                    where=origin,
+                    remedy="`metaforge config` prints every setting with its value",
+                )
+        level = [(path, one) for path, one in level if isinstance(one, (Mapping, list, tuple))]
     if level:
         raise ConfigError(
             f"Tables or lists nest more than {_DEPTH} levels deep.",
             where=origin,
             remedy="no setting does; `metaforge config` prints a run file",
         )
+
+
+def _inside(path: str, value: Any) -> list[tuple[str, Any]]:
+    """Return the values of a table or list, each with its dotted path."""
+    if isinstance(value, Mapping):
+        return [(f"{path}.{key}".lstrip("."), one) for key, one in value.items()]
+    return [(path, one) for one in value]
 
 
 def options(model: type[BaseModel]) -> list[str]:
@@ -64,13 +86,13 @@ def _problem(model: type[BaseModel], path: str, details: Mapping[str, Any]) -> t
         inner = _inner(model, location[:-1])
         names = options(inner) if inner is not None else []
         known = f" The options of {'.'.join([path, *location[:-1]]).strip('.') or 'a run'} are {', '.join(names)}."
-        return dotted, f"There is no option {dotted!r}.{nearest(location[-1], names)}{known if names else ''}"
+        return dotted, f"There is no option {shown(dotted)}.{nearest(location[-1], names)}{known if names else ''}"
     if details["type"] == "missing":
         return dotted, f"{dotted} is required."
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if details["msg"].startswith("Value error, "):
         return dotted, f"{dotted}: {message}."
-    return dotted, f"{dotted} is {details['input']!r}, but should be {message}."
+    return dotted, f"{dotted} is {shown(details['input'])}, but should be {message}."
 
 
 def _inner(model: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
@@ -125,7 +147,7 @@ def _misread(path: str, given: Any, made: Any) -> list[tuple[str, str]]:
     if (isinstance(made, float) and abs(made) > _FLOATS) or (isinstance(made, int) and abs(made) >= _INTEGERS):
         return [(path, f"{path} is {str(given)[:30]}, a number that is too large.")]
     if isinstance(made, str) and not made.isprintable():
-        return [(path, f"{path} is {given!r}, but should have no control characters.")]
+        return [(path, f"{path} is {shown(given)}, but should have no control characters.")]
     return []
 
 

@@ -1,7 +1,7 @@
 """Carry out the reliability campaign, and write `docs/reliability.md` from its records.
 
 `python -m benchmarks.torture` (or `make torture`) needs a POSIX system and about half an hour on two cores. A row that
-has a record is not repeated without `--again`; `--row N` carries out some, `--table` only writes the table.
+has passed is not repeated without `--again`; `--row N` carries out some, `--table` only writes the table.
 """
 
 from __future__ import annotations
@@ -34,28 +34,41 @@ row runs in `make test`.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out what is missing, then write the table; the exit code is 1 where a row has not passed."""
+    """Carry out what is missing, then write the table; the exit code is 1 where a row has no record or not passed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.torture", description=__doc__)
     parser.add_argument("--row", type=int, action="append", metavar="N", help="carry out this one (may be repeated)")
     parser.add_argument("--minutes", type=float, default=60.0, help="time for all rows together (default 60)")
-    parser.add_argument("--again", action="store_true", help="carry out rows that have a record, too")
+    parser.add_argument("--again", action="store_true", help="carry out rows that have passed, too")
     parser.add_argument("--table", action="store_true", help="carry out nothing, only write the table")
     chosen = parser.parse_args(arguments)
-    for module in pkgutil.iter_modules(torture.__path__, f"{torture.__name__}."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+    find_rows()
     if unknown := sorted(set(chosen.row or ()) - ROWS.keys()):
         parser.error(f"there is no row {unknown[0]}; the rows are {', '.join(map(str, sorted(ROWS)))}")
     deadline = time.monotonic() + 60 * chosen.minutes
     for number in [] if chosen.table else sorted(chosen.row or ROWS):
         if time.monotonic() > deadline:
-            tell("Time is up: the next call goes on with the rows that have no record.")
+            tell("Time is up: the next call goes on with the rows that have not passed.")
             break
-        if chosen.again or not record_path(number).is_file():
+        if chosen.again or not has_passed(number):
             carry_out(number, deadline)
     records = read_records()
     TABLE.write_text(HEAD + "".join(line(record) for record in records), "utf-8")
-    return int(not all(record["passed"] for record in records))
+    if missing := sorted(ROWS.keys() - {record["row"] for record in records}):
+        tell(f"Rows without a record: {', '.join(map(str, missing))}")
+    return int(bool(missing) or not all(record["passed"] for record in records))
+
+
+def find_rows() -> None:
+    """Import every module of rows."""
+    for module in pkgutil.iter_modules(torture.__path__, f"{torture.__name__}."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
+def has_passed(number: int) -> bool:
+    """Return whether a row has a record that it has passed."""
+    path = record_path(number)
+    return path.is_file() and bool(json.loads(path.read_text("utf-8"))["passed"])
 
 
 def carry_out(number: int, deadline: float) -> None:

@@ -109,6 +109,18 @@ def call(function: Callable[..., None], *arguments: Any, output: Path, seconds: 
     return process.exitcode, output.read_text("utf-8", errors="replace")
 
 
+def worker(out: Path, rank: int) -> int:
+    """Return the process that has this number in the run of a folder."""
+    for entry in Path("/proc").iterdir():
+        try:
+            words, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if entry.name.isdecimal() and str(out).encode() in words and f"RANK={rank}".encode() in environment:
+            return int(entry.name)
+    raise ProcessLookupError(f"there is no process {rank}")
+
+
 def _command(words: list[str], output: str) -> None:
     from metaforge.cli.app import main
 

@@ -171,6 +171,10 @@ CASES: dict[str, Callable[[], bytes]] = {
     "clash of accents": lambda: packed([*members(), ("\u00e9", b"1"), ("e\u0301", b"2")]),
     "file and folder of one name": lambda: packed([*members(), ("a", b"1"), ("a/b", b"2")]),
     "folder and file of one name": lambda: packed([*members(), ("a/b", b"1"), ("a", b"2")]),
+    "folders that clash in case": lambda: packed([*members(), ("x/A/1.txt", b"1"), ("X/a/2.txt", b"2")]),
+    "ratio hidden by a lie about the packed size": lambda: patched(
+        packed([*members()[:-1], (members()[-1][0], bytes(250 * 2**20))]), ENTRY, 20, number(3 * 2**20)
+    ),
     "ratio of 1000": lambda: packed([*members(), ("zeros.png", bytes(3 * 2**20))]),
     "ratio hidden from the directory": hidden_bomb,
     "bzip2, whose reads have no bound": lambda: method(zipfile.ZIP_BZIP2),

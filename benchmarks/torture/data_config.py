@@ -26,6 +26,14 @@ from metaforge.sections import RunConfig
 
 NEIGHBOURS = dict(zip("abcdefghijklmnopqrstuvwxyz_0123456789", "snvfrdghkjmlkmbipwtdyvyesxc-12345678-", strict=True))
 
+# A number that Python reads, and does not write.
+HEXADECIMAL = "0x" + "f" * 5000
+
+
+def written(content: dict[str, Any]) -> str:
+    """Return a run file; what stands for the long number in it becomes that number."""
+    return tomli_w.dumps(content).replace(f'"{HEXADECIMAL}"', HEXADECIMAL)
+
 
 @dataclass(frozen=True)
 class Field:
@@ -57,7 +65,7 @@ class Field:
             for table, one in self.base.items()
         ]
         tables = {str({"a": 1}): "{a = 1}", "{}": "{}"}
-        text = tables.get(str(value)) or tomli_w.dumps({"v": value}).partition("=")[2].strip()
+        text = tables.get(str(value)) or written({"v": value}).partition("=")[2].strip()
         settings = [*chosen, f"{'.'.join((*self.table, name))}={text}"]
         return [part for setting in settings for part in ("--set", setting)]
 
@@ -99,7 +107,7 @@ def answer(arguments: list[str]) -> tuple[int, str]:
 def both_ways(folder: Path, field: Field, name: str, value: Any) -> Iterator[tuple[int, str]]:
     """Yield what comes of a setting in a file, and of the same on the command line."""
     path = folder / "run.toml"
-    path.write_text(tomli_w.dumps(field.file(name, value)), "utf-8")
+    path.write_text(written(field.file(name, value)), "utf-8")
     yield answer(["--config", str(path)])
     yield answer(field.arguments(name, value))
 
@@ -159,6 +167,7 @@ VALUES: dict[str, Any] = {
     "huge negative": -(10**30),
     "huge": 10**30,
     "astronomic": 10**400,
+    "hexadecimal of 5,000 digits": HEXADECIMAL,
     "huge fraction": 1.5e308,
     "list": [1],
     "empty list": [],

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.torture.rows import Measured, Room, row
-from metaforge.data.archives import open_https
+from metaforge.data.downloads import open_https
 from metaforge.data.trees import ZipTree, content_digest, fetch_tree
 from metaforge.errors import DataError
 

@@ -71,6 +71,11 @@ def _manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path, Path],
     return case
 
 
+def _sized(name: str, size: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what gives a file of a manifest another size."""
+    return lambda manifest: manifest | {name: manifest[name] | {"size": size}}
+
+
 def _config(before: str, after: str) -> Callable[[Path, Path], None]:
     """Return a case that changes `config.toml`."""
 
@@ -93,6 +98,21 @@ def _linked(*parts: str, folder: bool = False) -> Callable[[Path, Path], None]:
             shutil.rmtree(there)
         there.unlink(missing_ok=True)
         there.symlink_to(precious if folder else precious / "file.txt")
+
+    return case
+
+
+def _file(name: str, data: bytes) -> Callable[[Path, Path], object]:
+    """Return a case where a file of the run folder, beside the checkpoints, holds something else."""
+    return lambda run, canary: (run / name).write_bytes(data)
+
+
+def _pipe(name: str) -> Callable[[Path, Path], object]:
+    """Return a case where a file of the run folder is a pipe, which nobody writes into."""
+
+    def case(run: Path, canary: Path) -> None:
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
 
     return case
 
@@ -172,6 +192,8 @@ CASES: Mapping[str, tuple[Callable[[Path, Path], object], tuple[int, ...]]] = {
     "manifest with ../": (_manifest(lambda m: m | {"../../../precious/file.txt": m["state.json"]}), (5,)),
     "manifest with an absolute path": (_manifest(lambda m: m | {"/etc/passwd": m["state.json"]}), (5,)),
     "manifest with a size of 1 EB": (_manifest(lambda m: m | {"state.json": {"size": 1 << 60, "sha256": ""}}), (5,)),
+    "manifest with a size of 1 EB for tensors": (_manifest(_sized("model.safetensors", 1 << 60)), (5,)),
+    "manifest with a size of 10^30 for tensors": (_manifest(_sized("train.safetensors", 10**30)), (5,)),
     "manifest that is a list": (_manifest(lambda m: [m]), (5,)),
     "checkpoint that is a link": (_linked("ckpt", _STEP, folder=True), (2,)),
     "ckpt that is a link": (_linked("ckpt", folder=True), (2,)),
@@ -187,8 +209,32 @@ CASES: Mapping[str, tuple[Callable[[Path, Path], object], tuple[int, ...]]] = {
         (2,),
     ),
     "config.toml that is a table too deep": (_config("[train]", "[train" + ".a" * 20_000 + "]"), (2,)),
+    **{
+        f"{name} nested 100,000 deep": (_file(name, b"[" * 100_000), (0, 2, 3))
+        for name in ("status.json", "metrics.jsonl", "run.lock", "env.json")
+    },
+    **{f"{name} that is a pipe": (_pipe(name), (2,)) for name in ("metrics.jsonl", "run.lock", "status.json")},
+    "status.json of other kinds": (_file("status.json", b'{"steps": "x", "seconds": [1], "skipped": 3}'), (0,)),
+    "status.json with an integer of 400 digits": (_file("status.json", b'{"seconds": 1%s}' % (b"0" * 399)), (0, 3)),
+    "metrics.jsonl of other kinds": (
+        _file("metrics.jsonl", b'{"step": "x", "loss": [1], "val_score_ci": "y"}\n'),
+        (0,),
+    ),
+    "metrics.jsonl of figures of other kinds": (
+        _file("metrics.jsonl", b'{"step": 1, "loss": [1], "score": "x", "val_score": 1, "val_score_ci": -1}\n'),
+        (0,),
+    ),
+    "metrics.jsonl with an integer of 400 digits": (
+        _file("metrics.jsonl", b'{"step": 1, "loss": 1%s}\n' % (b"0" * 399)),
+        (0, 3),
+    ),
+    "metrics.jsonl with figures of 9e299": (
+        _file("metrics.jsonl", b'{"step": 1, "loss": 9e299, "val_score": -9e299}\n{"step": 2, "loss": 1}\n'),
+        (0,),
+    ),
+    "run.lock with a holder of other kinds": (_file("run.lock", b'{"pid": [], "host": {}, "since": 1e400}'), (0, 7)),
     "env.json that is a list": (lambda run, canary: (run / "env.json").write_text("[]"), (2, 3)),
-    "metrics.jsonl of another kind": (lambda run, canary: (run / "metrics.jsonl").write_text("[1]\n"), (2,)),
+    "metrics.jsonl of another kind": (lambda run, canary: (run / "metrics.jsonl").write_text("[1]\n"), (0,)),
 }
 
 

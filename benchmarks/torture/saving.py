@@ -1,4 +1,4 @@
-"""Rows about checkpoints: a save that fails at any point, damage, a full disk, and what saving costs."""
+"""Rows about checkpoints: a save that fails at any point, damage, and what saving costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from metaforge import checkpoint
 from metaforge.errors import CheckpointError, StorageError
 from metaforge.sections import CheckpointConfig
 from metaforge.state import Saver, State
+from metaforge.storage import sweep
 
 
 def state(step: int, *, size: int = 64) -> State:
@@ -59,22 +60,26 @@ def saver(folder: Path, *, keep: int = 1) -> Saver:
     goal="at least 12 points × 3, each leaves a loadable earlier or new checkpoint, equal to the bit",
 )
 def kill_points(room: Room, *, every: int = 1) -> Measured:
-    """Save step 4 as the best (steps 1 to 3 and `BEST` are there, 1 and 2 go), and fail at every `every`-th case."""
-    before = room.sub("before")
+    """Save step 4 as the best, where steps 1 to 3 and `BEST` are there (1 and 2 go) and where nothing is.
+
+    Fail at every `every`-th case.
+    """
+    before, nothing = room.sub("before"), room.sub("nothing")
     for step in (1, 2, 3):
         saver(before, keep=3).save(state(step), best=step == 1)
-    points = _points(before, room)
-    cases = [(point, kind) for point in range(len(points)) for kind in KINDS][::every]
-    outcomes = [_failed_save(before, room, *cases[index], points) for index in room.counted(len(cases))]
+    points = {begun: _points(begun, room) for begun in (before, nothing)}
+    cases = [(begun, point, kind) for begun in points for point in range(len(points[begun])) for kind in KINDS][::every]
+    outcomes = [_failed_save(*cases[index], points[cases[index][0]], room) for index in room.counted(len(cases))]
     wrong = [outcome for outcome in outcomes if outcome]
-    text = f"{len(outcomes) - len(wrong)} of {len(cases)} cases ({len(points)} points) left a checkpoint to load"
-    numbers = {"points": points, "cases": len(cases), "wrong": wrong}
-    return Measured(len(outcomes) == len(cases) and not wrong and len(points) >= 12, text, numbers)
+    counts = f"{len(points[before])} points of a later save, {len(points[nothing])} of the first"
+    text = f"{len(outcomes) - len(wrong)} of {len(cases)} cases ({counts}) left what was there, or the new one, to load"
+    numbers = {"points": {begun.name: found for begun, found in points.items()}, "cases": len(cases), "wrong": wrong}
+    return Measured(len(outcomes) == len(cases) and not wrong and len(points[before]) >= 12, text, numbers)
 
 
 def _points(before: Path, room: Room) -> list[str]:
     """Return the operations of a save that does not fail."""
-    folder, seen = room.folder / "whole", room.folder / "points.json"
+    folder, seen = room.folder / f"{before.name}-whole", room.folder / "points.json"
     shutil.copytree(before, folder)
     code, said = children.call(_save, str(folder), None, "", output=seen)
     if code:
@@ -94,9 +99,9 @@ def _save(folder: str, point: int | None, kind: str) -> None:
     print(json.dumps(faults.seen))  # noqa: T201
 
 
-def _failed_save(before: Path, room: Room, point: int, kind: str, points: Sequence[str]) -> str:
+def _failed_save(before: Path, point: int, kind: str, points: Sequence[str], room: Room) -> str:
     """Return what is wrong after a save that failed at a point, an empty text if nothing is."""
-    folder = room.folder / f"{point}-{kind}"
+    folder = room.folder / f"{before.name}-{point}-{kind}"
     shutil.copytree(before, folder)
     code, said = children.call(_save, str(folder), point, kind, output=room.folder / "said.txt")
     where = f"{kind} at {point} ({points[point]})"
@@ -104,18 +109,18 @@ def _failed_save(before: Path, room: Room, point: int, kind: str, points: Sequen
     expected = {"SIGKILL": (-signal.SIGKILL,), "exception": (1,), "ENOSPC": (8, 0)}[kind]
     if code not in expected:
         return f"{where}: exit code {code}: {said[-200:]}"
-    ckpt = folder / "ckpt"
-    latest, bad = checkpoint.load_latest(ckpt)
-    if latest.step not in (3, 4) or bad or not all(is_whole(folder, step) for step in checkpoint.steps(ckpt)):
-        return f"{where}: step {latest.step} is the last one, {len(bad)} are damaged"
-    if checkpoint.best(ckpt) not in checkpoint.steps(ckpt):
+    ckpt, earlier = folder / "ckpt", checkpoint.steps(before / "ckpt")[:1]
+    found = checkpoint.steps(ckpt)
+    if found[:1] not in ([4], earlier) or not all(is_whole(folder, step) for step in found):
+        return f"{where}: {found} are there, whole: {[step for step in found if is_whole(folder, step)]}"
+    if checkpoint.best(ckpt) not in (found if earlier else [*found, None]):
         return f"{where}: the best, {checkpoint.best(ckpt)}, is gone"
-    checkpoint.sweep(ckpt)
+    sweep(ckpt)
     if left := small.leftovers(folder):
         return f"{where}: {left} is left"
     again = saver(folder)
     again.save(state(4), best=True)
-    if not is_whole(folder, 4) or checkpoint.steps(ckpt) != [4, 3]:
+    if not is_whole(folder, 4) or checkpoint.steps(ckpt) != [4, *earlier]:
         return f"{where}: saved again, there are {checkpoint.steps(ckpt)}"
     shutil.rmtree(folder)
     return ""
@@ -129,7 +134,7 @@ def _failed_save(before: Path, room: Room, point: int, kind: str, points: Sequen
 def damaged(room: Room, *, count: int = 1000, resumes: int = 10) -> Measured:
     """Damage the last of two checkpoints, `count` times; `resumes` times a run is resumed from what is left."""
     file = small.write_run_file(room.folder / "run.toml", small.settings("maml", steps=6))
-    _done(["train", "--config", str(file), "--out", str(room.folder / "run"), "--no-progress"], room)
+    finished(["train", "--config", str(file), "--out", str(room.folder / "run"), "--no-progress"], room)
     whole = small.digest(room.folder / "run")
     before = {path: path.read_bytes() for path in (room.folder / "run" / "ckpt").rglob("*") if path.is_file()}
     draw, tried, wrong = random.Random(4), Counter[str](), []
@@ -139,7 +144,7 @@ def damaged(room: Room, *, count: int = 1000, resumes: int = 10) -> Measured:
         damage = _damage(room.folder / "run" / "ckpt" / "step-0000006", kind, draw)
         complaint = _refused(room.folder / "run" / "ckpt", damage)
         if not complaint and resumes and index % (count // resumes + 1) == 0:
-            said = _done(["train", "--resume", str(room.folder / "run"), "--no-progress"], room)
+            said = finished(["train", "--resume", str(room.folder / "run"), "--no-progress"], room)
             if f"Warning: The checkpoint file {damage.name}" not in said and damage.name != "MANIFEST.json":
                 complaint = "the resumed run does not name it"
             if small.digest(room.folder / "run") != whole:
@@ -186,7 +191,7 @@ def _edit(content: dict[str, Any], draw: random.Random) -> None:
     if draw.random() < 0.3:
         target[f"{name}x"] = value
     elif draw.random() < 0.7:
-        changes: list[Any] = [None, 0, -1, "x", [], {}, True, 1e308, "../x", [value]]
+        changes: list[Any] = [None, 0, -1, 1 << 60, 10**30, "x", [], {}, True, 1e308, "../x", [value]]
         target[name] = draw.choice([change for change in changes if change != value])
 
 
@@ -202,157 +207,12 @@ def _refused(folder: Path, file: Path) -> str:
     return "" if (latest.step, len(bad)) == (5, 1) else f"step {latest.step} would serve"
 
 
-def _done(words: Sequence[str], room: Room) -> str:
+def finished(words: Sequence[str], room: Room) -> str:
     """Return what a command said that must not fail."""
     code, said = children.finish(words, room.folder / "said.txt")
     if code:
         raise RuntimeError(f"exit code {code}: {said[-300:]}")
     return said
-
-
-@row(
-    5,
-    "storage full at 10 byte limits, full disk, quota, no folder where one should be, vanished folder",
-    goal="exit code 8, bytes needed and free are told, checkpoints that were there byte-identical",
-)
-def full_storage(room: Room, *, limits: int = 10) -> Measured:
-    """Resume a run of four steps while no file may get larger than a limit, and in the other ways that storage ends."""
-    values = small.settings("protonet", steps=4, log_every=1)
-    # Nothing is pruned: what is there before has to be there afterwards.
-    values["checkpoint"]["keep"] = 100
-    file = small.write_run_file(room.folder / "run.toml", values)
-    _done(["train", "--config", str(file), "--out", str(room.folder / "run"), "--no-progress"], room)
-    sizes = [path.stat().st_size for path in (room.folder / "run" / "ckpt").rglob("*.safetensors")]
-    cases: dict[str, tuple[Callable[..., None], Any]] = {
-        f"files of at most {limit} bytes": (_limited, limit)
-        for limit in (max(sizes) * index // limits for index in range(limits))
-    }
-    cases |= {"full disk": (_full, 1000), "quota": (_quota, 0), "vanished folder": (_vanishing, 0)}
-    cases |= {"a file where a folder should be": (_blocked, 0)}
-    wrong, done = [], 0
-    for index in room.counted(len(cases)):
-        name, (function, argument) = list(cases.items())[index]
-        complaint = _starved(room, function, argument)
-        wrong += [f"{name}: {complaint}"] if complaint else []
-        done += 1
-    mounted = _small_disk(room, file)
-    wrong += [f"small disk: {mounted}"] if mounted else []
-    ways = "" if mounted is None else ", and a run on a disk of 200 kB"
-    text = f"{done - len(wrong)} of {len(cases)} ways ended with exit code 8 and every checkpoint as it was{ways}"
-    numbers = {"ways": [*cases], "small disk": "could not be mounted" if mounted is None else "ran", "wrong": wrong}
-    return Measured(done == len(cases) and not wrong, text, numbers)
-
-
-def _starved(room: Room, function: Callable[..., None], argument: int) -> str:
-    """Return what is wrong with how a resumed run ends without storage, an empty text if nothing is."""
-    run = room.folder / "starved"
-    shutil.rmtree(run, ignore_errors=True)
-    shutil.copytree(room.folder / "run", run)
-    before = {path: path.read_bytes() for path in sorted((run / "ckpt").rglob("*")) if path.is_file()}
-    code, said = children.call(function, str(run), argument, output=room.folder / "said.txt")
-    if code != 8:
-        return f"exit code {code}: {said[-300:]}"
-    if "Traceback" in said or " are free." not in said:
-        return f"it says {said[-300:]}"
-    gone = function is _vanishing
-    changed = [
-        path.name for path, data in before.items() if not gone and not (path.is_file() and path.read_bytes() == data)
-    ]
-    # `LATEST` and `BEST` may name a new one.
-    return f"changed: {changed}" if [name for name in changed if name not in ("LATEST", "BEST")] else ""
-
-
-def _run(words: Sequence[str]) -> tuple[int, str]:
-    """Run a command in this process, its words for people in memory: they need no storage."""
-    import io
-    import sys
-
-    from metaforge.cli.app import main
-
-    sys.argv, sys.stderr, sys.stdout = ["metaforge", *words], io.StringIO(), io.StringIO()
-    try:
-        main()
-        return 0, sys.stderr.getvalue()
-    except SystemExit as stop:
-        return int(stop.code or 0), sys.stderr.getvalue()
-
-
-def _ended(code: int, said: str) -> None:
-    import os
-
-    os.write(2, said.encode())
-    raise SystemExit(code)
-
-
-def _longer(run: str) -> list[str]:
-    return ["train", "--resume", run, "--steps", "8", "--no-progress"]
-
-
-def _limited(run: str, limit: int) -> None:
-    import resource
-
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    ended = _run(_longer(run))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    _ended(*ended)
-
-
-def _full(run: str, free: int) -> None:
-    usage = shutil._ntuple_diskusage(10**9, 10**9 - free, free)
-    shutil.disk_usage = lambda path: usage
-    _ended(*_run(_longer(run)))
-
-
-def _quota(run: str, argument: int) -> None:
-    # Operation 40 is in the midst of what a resumed run writes.
-    Faults(40, "EDQUOT").install()
-    _ended(*_run(_longer(run)))
-
-
-def _blocked(run: str, argument: int) -> None:
-    _ended(*_run(["train", "--config", f"{run}/config.toml", "--out", f"{run}/command.txt/run", "--no-progress"]))
-
-
-class _Vanish:
-    """Removes the run's folder in the midst of the run, as somebody who tidies up would."""
-
-    from metaforge import hookimpl
-
-    @hookimpl
-    def metaforge_before_step(self, run: Any, step: int) -> None:
-        if step == 3:
-            shutil.rmtree(run.folder)
-
-
-def _vanishing(run: str, argument: int) -> None:
-    import metaforge
-
-    try:
-        config = small.settings("maml", steps=6)
-        metaforge.train("maml", settings=config | {"learner": {}}, out=f"{run}/inner", hooks=[_Vanish()])
-    except StorageError as error:
-        _ended(error.exit_code, str(error))
-
-
-def _small_disk(room: Room, file: Path) -> str | None:
-    """Return what is wrong with a run on a disk that gets full, an empty text if nothing is; None without the right."""
-    import subprocess
-
-    disk = room.sub("disk")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        return None
-    try:
-        words = ["train", "--config", str(file), "--out", str(disk / "run"), "--steps", "400", "--no-progress"]
-        code, said = children.finish(words, room.folder / "said.txt")
-        saved, bad = checkpoint.load_latest(disk / "run" / "ckpt")
-        right = code == 8 and " are free." in said and saved.step > 0 and not bad
-        return "" if right else f"exit code {code}, step {saved.step}, {len(bad)} damaged: {said[-300:]}"
-    except CheckpointError as error:
-        return str(error)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 @row(27, "what saving costs at the default interval", goal="at most 2 % of the time of training")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import signal
@@ -115,10 +116,13 @@ class StopAfter:
 
 @row(
     6,
-    "SIGTERM and SIGINT at 20 random times each, while data load, in an evaluation, in the report; Ctrl-C twice",
+    "SIGTERM and SIGINT at 20 random times each, while data load, in an evaluation, in the report; Ctrl-C twice, of one"
+    " process and of two",
     goal="saved within 1 step + 2 s, exit code 143 or 130, resumed exactly; the second Ctrl-C leaves in under 0.5 s",
 )
-def signals(room: Room, *, times: int = 20, second: int = 5, elsewhere: bool = True) -> Measured:
+def signals(
+    room: Room, *, times: int = 20, second: int = 5, elsewhere: bool = True, processes: Sequence[int] = (1, 2)
+) -> Measured:
     """Stop runs of 40 steps that save only when they are stopped."""
     values = small.settings("maml", steps=40) | {"checkpoint": {"every": 1000}}
     file, whole, seconds = _reference(room, "maml", values)
@@ -136,12 +140,13 @@ def signals(room: Room, *, times: int = 20, second: int = 5, elsewhere: bool = T
             wrong += [complaint] if complaint else _differences(out, whole)
             done[number.name] += 1
             shutil.rmtree(out)
-    seconds_after = [_twice(room) for _ in room.counted(second)]
+    seconds_after = [_twice(room, count) for count in processes for _ in room.counted(second)]
     places = _elsewhere(room) if elsewhere else {}
     wrong += [f"{place}: {complaint}" for place, complaint in places.items() if complaint]
     text = (
         f"{sum(done.values())} runs, saved after {max(waits, default=0):.2f} s at most, {len(wrong)} not as they should"
-        f" be; the second Ctrl-C left after {max(seconds_after):.2f} s at most ({second} times); also right"
+        f" be; the second Ctrl-C left after {max(seconds_after):.2f} s at most ({second} times with"
+        f" {' and '.join(map(str, processes))} processes each); also right"
         f" {', '.join(place for place, complaint in places.items() if not complaint) or 'nowhere else'}"
     )
     passed = not wrong and set(done.values()) == {times} and max(waits) <= 2.0 and max(seconds_after) < 0.5
@@ -174,14 +179,15 @@ def _steps_told(path: Path) -> int:
     return path.read_bytes().count(b'"train"') if path.is_file() else 0
 
 
-def _twice(room: Room) -> float:
+def _twice(room: Room, processes: int) -> float:
     """Return how long a run, in the midst of a step of many seconds, lives after a second Ctrl-C."""
     values = small.settings("maml", steps=3) | {"engine": {"threads": 1, "plan": "loop", "compile": "off"}}
     values["train"]["tasks"] = 5000
     file = small.write_run_file(room.folder / "slow.toml", values)
     out = room.folder / "slow"
     shutil.rmtree(out, ignore_errors=True)
-    with children.running(_words(file, out), room.folder / "said.txt") as child:
+    words = [*_words(file, out), "--nproc", str(processes)]
+    with children.running(words, room.folder / "said.txt", fresh=processes > 1) as child:
         child.wait_for(lambda: "run folder:" in child.said())
         time.sleep(1.0)
         child.send(signal.SIGINT)
@@ -191,9 +197,12 @@ def _twice(room: Room) -> float:
         child.send(signal.SIGINT)
         begun = time.monotonic()
         code = child.wait()
+    seconds = time.monotonic() - begun
     if code != 130:
         raise RuntimeError(f"exit code {code} after the second Ctrl-C: {child.said()[-300:]}")
-    return time.monotonic() - begun
+    with contextlib.suppress(ProcessLookupError):
+        raise RuntimeError(f"process {children.worker(out, 0)} has outlived the second Ctrl-C")
+    return seconds
 
 
 def _elsewhere(room: Room) -> dict[str, str]:
@@ -244,7 +253,11 @@ def _while_reporting(room: Room, number: signal.Signals) -> str:
     return "" if right and again == 0 else f"exit code {code}, then {again}: {said[-300:]}"
 
 
-@row(8, "runs repeated, and shared by two processes in ordered sums", goal="identical digests")
+@row(
+    8,
+    "runs repeated, and shared by two processes in ordered sums (no processes read data, so their number cannot show)",
+    goal="identical digests",
+)
 def determinism(
     room: Room, *, learners: Sequence[str] = (*small.LEARNERS,), shared: Sequence[str] = ("maml", "protonet", "cnp")
 ) -> Measured:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -130,8 +132,8 @@ def _together(out: Path, learner: str, point: int | None) -> str:
     "each of two processes killed at 10 steps, started again by the launcher",
     goal="20 of 20 finish with the weights of the undisturbed run to the bit, none hangs; recovery median at most 15 s",
 )
-def killed_processes(room: Room, *, kills: int = 10, steps: int = 120) -> Measured:
-    """Kill process 0 and process 1 at different steps of runs of the real command, and wait for the end."""
+def killed_processes(room: Room, *, kills: int = 10, steps: int = 120, ranks: Sequence[int] = (0, 1)) -> Measured:
+    """Kill a process at different steps of runs of the real command, and wait for the end."""
     values = small.settings("maml", steps=steps) | {"checkpoint": {"every": 1, "keep": 2}}
     values["engine"] = {**values["engine"], "reduce": "exact", "shards": 2}
     values["train"] = {**values["train"], "tasks": 4}
@@ -140,61 +142,72 @@ def killed_processes(room: Room, *, kills: int = 10, steps: int = 120) -> Measur
     code, said = children.finish(["train", "--config", str(file), "--out", str(whole)], room.folder / "said.txt")
     if code:
         raise RuntimeError(said[-300:])
-    expected, wrong, recoveries = small.digest(whole), [], []
-    cases = [(rank, 5 + index * (steps - 20) // max(1, kills)) for index in range(kills) for rank in (0, 1)]
+    expected, wrong, found = small.digest(whole), [], []
+    cases = [(rank, 5 + index * (steps - 20) // max(1, kills)) for index in range(kills) for rank in ranks]
     for index in room.counted(len(cases)):
         rank, step = cases[index]
         out = room.folder / f"killed-{rank}-{step}"
-        complaint, seconds = _killed(file, out, rank, step)
-        if not complaint and small.digest(out) != expected:
-            complaint = "it came to something else"
-        wrong += [f"process {rank} at step {step}: {complaint}"] if complaint else []
-        recoveries.append(seconds)
+        one = _killed(room, file, out, rank, step)
+        if not one.complaint and small.digest(out) != expected:
+            one = one._replace(complaint="it came to something else")
+        wrong += [f"process {rank} at step {step}: {one.complaint}"] if one.complaint else []
+        found.append(one)
         shutil.rmtree(out, ignore_errors=True)
-    median = statistics.median(recoveries) if recoveries else float("inf")
+    # One that did not go on, or did not end, took for ever.
+    on, ended = ([math.inf if one[place] is None else one[place] for one in found] or [math.inf] for place in (2, 3))
+    hung = sum(one.hung for one in found)
     text = (
-        f"{len(recoveries) - len(wrong)} of {len(cases)} finished equal to the bit, none hung; from the kill to the end"
-        f" of the run {median:.1f} s (median), {max(recoveries, default=0):.1f} s at most"
+        f"{len(found) - len(wrong)} of {len(cases)} finished equal to the bit, {hung or 'none'} hung; from the kill to"
+        f" the next step {statistics.median(on):.1f} s (median), {max(on):.1f} s at most, to the end of the run"
+        f" {statistics.median(ended):.1f} s (median)"
     )
-    passed = len(recoveries) == len(cases) and not wrong and median <= 15
-    return Measured(passed, text, {"seconds": [round(one, 1) for one in recoveries], "wrong": wrong})
+    passed = len(found) == len(cases) and not wrong and not hung and statistics.median(on) <= 15
+    seconds = [[None if time is None else round(time, 1) for time in one[2:]] for one in found]
+    return Measured(passed, text, {"seconds to go on, to end": seconds, "wrong": wrong})
 
 
-def _killed(file: Path, out: Path, rank: int, step: int) -> tuple[str, float]:
-    """Return what is wrong with a run one of whose processes is killed, and the seconds from the kill to its end."""
+class _Killing(NamedTuple):
+    """What is wrong with a run one of whose processes was killed, whether it hung, and how long it took from then."""
+
+    complaint: str
+    hung: bool = False
+    to_go_on: float | None = None
+    to_end: float | None = None
+
+
+def _killed(room: Room, file: Path, out: Path, rank: int, step: int) -> _Killing:
+    """Kill a process after a step, and return what came of its run."""
     words = ["train", "--config", str(file), "--out", str(out), "--nproc", "2", "--max-restarts", "1", "--no-progress"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "metaforge", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    )
-    try:
-        end = time.monotonic() + 60
-        while not any(found >= step for found in checkpoint.steps(out / "ckpt")):
-            if process.poll() is not None or time.monotonic() > end:
-                return f"it did not come to step {step}", 0.0
-            time.sleep(0.002)
-        os.kill(_worker(out, rank), signal.SIGKILL)
-        begun = time.monotonic()
-        _, said = process.communicate(timeout=100)
-    except (subprocess.TimeoutExpired, ProcessLookupError) as error:
-        return f"{type(error).__name__}: {error}", 0.0
-    finally:
-        process.kill()
-        process.wait()
-    seconds = time.monotonic() - begun
-    text = said.decode(errors="replace")
-    if process.returncode or "resumed after outer step" not in text:
-        return f"exit code {process.returncode}: {text[-200:]}", seconds
-    return "", seconds
 
+    def saved() -> int:
+        return max(checkpoint.steps(out / "ckpt"), default=0)
 
-def _worker(out: Path, rank: int) -> int:
-    """Return the process that has this number in the run of a folder."""
-    for entry in Path("/proc").iterdir():
+    def goes_on() -> bool:
+        told = re.search(r"resumed after outer step (\d+)", child.said())
+        return told is not None and saved() > int(told[1])
+
+    with children.running(words, room.folder / "said.txt", fresh=True) as child:
+        if not child.wait_for(lambda: saved() >= step):
+            return _Killing(f"it did not come to step {step}: {child.said()[-200:]}")
         try:
-            words, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if entry.name.isdecimal() and str(out).encode() in words and f"RANK={rank}".encode() in environment:
-            return int(entry.name)
-    raise ProcessLookupError(f"there is no process {rank}")
+            os.kill(children.worker(out, rank), signal.SIGKILL)
+            begun = time.monotonic()
+            if not child.wait_for(goes_on):
+                return _Killing(f"it did not go on: {child.said()[-200:]}", hung=child.code is None)
+            to_go_on = time.monotonic() - begun
+            code = child.wait()
+        except TimeoutError as error:
+            return _Killing(str(error), hung=True)
+        except ProcessLookupError as error:
+            return _Killing(str(error))
+        finally:
+            _kill_all(out)
+    complaint = f"exit code {code}: {child.said()[-200:]}" if code else ""
+    return _Killing(complaint, False, to_go_on, time.monotonic() - begun)
+
+
+def _kill_all(out: Path) -> None:
+    """Kill both processes of a run, which outlive a launcher that is killed."""
+    for rank in (0, 1):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(children.worker(out, rank), signal.SIGKILL)

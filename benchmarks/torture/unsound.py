@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import statistics
@@ -42,6 +43,7 @@ PLACES = (
     "meta-gradient only",
     "state",
     "optimiser",
+    "optimiser's memory",
     "overflow",
     "leap",
 )
@@ -50,6 +52,7 @@ _EPISODE, _STEP = 7, 3
 # A leap shows against the norms of the steps before it.
 _LATE_EPISODE, _LATE_STEP = 70, 24
 _MARK = 1000.0
+_ORDINARY = outer._optimizer_for
 
 
 class Slopes(Dataset):
@@ -135,27 +138,29 @@ class Slope(Learner):
             loss = loss + torch.where(wrong > 0, difference.square(), 1.0).sqrt()
         if self.place == "state":
             state = {"state.count": torch.where(wrong > 0, torch.nan, 1.0)}
+        if self.place == "optimiser's memory":
+            # Adam keeps squares: they overflow, and its step is then zero.
+            loss = loss * torch.where(wrong > 0, 1e22, 1.0)
         if self.place == "leap":
             loss = loss * torch.where(wrong > 0, 1e12, 1.0)
         return loss, Aux({}, state)
 
 
-class _Poisoned(torch.optim.SGD):
-    """Steps to a place that is not finite at its third step."""
+def _poisoned(config: Any, leaves: list[torch.Tensor]) -> torch.optim.Optimizer:
+    """Return the optimiser that a run asks for, which steps to a place that is not finite at its third step."""
+    optimizer, steps = _ORDINARY(config, leaves), itertools.count(1)
 
-    count = 0
+    def spoil(*given: Any) -> None:
+        if next(steps) == _STEP:
+            leaves[0].data.fill_(torch.inf)
 
-    def step(self, closure: Any = None) -> Any:
-        """Take a step."""
-        super().step(closure)
-        self.count += 1
-        if self.count == _STEP:
-            self.param_groups[0]["params"][0].data.fill_(torch.inf)
+    optimizer.register_step_post_hook(spoil)
+    return optimizer
 
 
 @row(
     7,
-    "a number that is not finite, or a leap, at one of 10 places; steps left out; 7 learners' ordinary norms",
+    "a number that is not finite, or a leap, at one of 11 places; steps left out; 7 learners' ordinary norms",
     goal="stopped in the same step with exit code 6, parameter and episodes named, the state before it saved",
 )
 def places(room: Room, *, learners: tuple[str, ...] = (*small.LEARNERS,), steps: int = 60) -> Measured:
@@ -208,13 +213,15 @@ def _train(out: Path, place: str, registry: Registry, steps: int, **settings: An
 def _stopped(out: Path, place: str, registry: Registry) -> str:
     """Return what is wrong with how a run ends that runs into a place, an empty text if nothing is."""
     step = _LATE_STEP if place == "leap" else _STEP
-    names = ("slope",) if place in ("meta-gradient only", "optimiser", "leap") else ("slope", "state.count")
-    sane = _train(out.with_name(f"{place}-sane"), "none", registry, step - 1, dataset={"marked": -1, "pixel": False})
-    ordinary = outer._optimizer_for
-    made = (lambda config, leaves: _Poisoned(leaves, lr=0.01)) if place == "optimiser" else ordinary
+    single = ("meta-gradient only", "optimiser", "optimiser's memory", "leap")
+    names = ("slope",) if place in single else ("slope", "state.count")
+    train = {"train": {"optimizer": "adam"}} if place == "optimiser's memory" else {}
+    sane = _train(
+        out.with_name(f"{place}-sane"), "none", registry, step - 1, dataset={"marked": -1, "pixel": False}, **train
+    )
     try:
-        with unittest.mock.patch.object(outer, "_optimizer_for", made):
-            _train(out, place, registry, step + 5, dataset={"marked": -1} if place == "optimiser" else {})
+        with unittest.mock.patch.object(outer, "_optimizer_for", _poisoned if place == "optimiser" else _ORDINARY):
+            _train(out, place, registry, step + 5, dataset={"marked": -1} if place == "optimiser" else {}, **train)
     except DivergedError as error:
         said = str(error)
     else:
@@ -251,7 +258,21 @@ def _left_out(room: Room, registry: Registry) -> list[str]:
             if steps != _STEP - 1 + limit:
                 wrong.append(f"with a limit of {limit} it ended after step {steps}")
         shutil.rmtree(out)
-    return wrong
+    return wrong + [said for optimizer in ("sgd", "adam") if (said := _rolled_back(room, registry, optimizer))]
+
+
+def _rolled_back(room: Room, registry: Registry, optimizer: str) -> str:
+    """Return what is wrong with a run that leaves a step out once the optimiser has written, "" if nothing is."""
+    train = {"on_nonfinite": "skip", "optimizer": optimizer}
+    # There the step is left out for its loss: the optimiser never hears of it.
+    unheard = _train(room.folder / f"unheard-{optimizer}", "outer loss", registry, _STEP + 2, train=train)
+    with unittest.mock.patch.object(outer, "_optimizer_for", _poisoned):
+        undone = _train(
+            room.folder / f"undone-{optimizer}", "none", registry, _STEP + 2, train=train, dataset={"marked": -1}
+        )
+    same = all(torch.equal(undone.values[name], value) for name, value in unheard.values.items())
+    left_out = (unheard.summary.get("skipped"), undone.summary.get("skipped"))
+    return "" if same and left_out == ([_STEP], [_STEP]) else f"{optimizer}: a step undone leaves a trace: {left_out}"
 
 
 def _largest_ratio(room: Room, learner: str, steps: int) -> float:

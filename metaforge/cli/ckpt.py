@@ -29,7 +29,7 @@ def show(run: Run, json: options.AsJson = False) -> None:
 @app.command()
 @guarded
 def verify(run: Run, json: options.AsJson = False) -> None:
-    """Compare every file of every checkpoint with its SHA-256; the exit code is 5 where one is damaged."""
+    """Compare every file of every checkpoint with its SHA-256; the exit code is 5 where one is damaged or none is."""
     from metaforge.errors import CheckpointError
 
     found = _found(run)
@@ -38,6 +38,8 @@ def verify(run: Run, json: options.AsJson = False) -> None:
         put_json(found)
     else:
         _put(found)
+    if not found["checkpoints"]:
+        raise CheckpointError("There is no checkpoint.", where=str(run), remedy="train longer, or save more often")
     if bad:
         raise CheckpointError(
             f"{len(bad)} of {len(found['checkpoints'])} checkpoints cannot be used. {bad[0]['fault']}",
@@ -61,7 +63,6 @@ def prune(
 
     folder = RunFolder.reopen(run)
     try:
-        checkpoint.sweep(run / "ckpt")
         removed = [path.name for path in checkpoint.prune(run / "ckpt", keep)]
     finally:
         folder.close()

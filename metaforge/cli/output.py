@@ -60,7 +60,7 @@ def _end(error: Exception) -> NoReturn:
     if isinstance(error, MetaForgeError):
         say(f"Error: {error}")
         raise typer.Exit(error.exit_code) from error
-    say(f"Unexpected error: {type(error).__name__}: {error}")
+    say(f"Unexpected error: {type(error).__name__}: {printable(str(error))}")
     say("  remedy: METAFORGE_DEBUG=1 shows the trace; please report it")
     raise typer.Exit(1) from error
 

@@ -107,6 +107,11 @@ def evaluate(
     if not run.is_dir():
         raise ConfigError(f"There is no run folder {run}.", remedy="`metaforge train` makes one and prints its path")
     which = _which(checkpoint)
+    from metaforge import distributed
+
+    if distributed.rank() > 0:
+        # The leading process does it alone.
+        return
     found = _evaluated(run, scanned(), device=device, which=which, progress=not no_progress, **chosen)
     if json:
         put_json(found)
@@ -210,6 +215,8 @@ class _Announcement:
         say(f"resumed after outer step {step}{'' if facts['exact'] else ', not exactly: these have changed'}")
         for line in facts["differences"]:
             say(f"  {printable(line)}")
+        if "note" in facts:
+            say(facts["note"])
 
     @hookimpl
     def metaforge_run_end(self, run: RunInfo, error: BaseException | None) -> None:
@@ -243,7 +250,10 @@ def _evaluated(
     from metaforge.signals import requests
 
     with requests(), counting("evaluating", show=progress) as tell:
-        return load(folder, registry, device=device, which=which).evaluate(progress=tell, **chosen)
+        run = load(folder, registry, device=device, which=which)
+        for damaged in run.summary["damaged"]:
+            say(f"Warning: {printable(damaged)}")
+        return run.evaluate(progress=tell, **chosen)
 
 
 def _put_run(answer: dict[str, Any]) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import tokenize
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,15 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
+from metaforge.data.archives import DAMAGE
+from metaforge.storage import room
+
 Arrays = dict[str, NDArray[Any]]
 
-_DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+# Also what numpy raises where the header of an array makes no sense.
+_DAMAGE: tuple[type[Exception], ...] = (*DAMAGE, MemoryError, SyntaxError, TypeError, tokenize.TokenError)
+# The member that lists the others: a damaged directory may have lost some.
+_LIST = "list of arrays"
 
 
 def cache_folder() -> Path:
@@ -33,7 +38,7 @@ def cached(name: str, key: Mapping[str, object], build: Callable[[], Arrays]) ->
     `key` must hold all that the arrays depend on, with a `repr` that is stable. A cache that is damaged or cannot be
     written costs time, not the run: both are warned of.
     """
-    digest = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr((_LIST, sorted(key.items()))).encode()).hexdigest()[:16]
     path = cache_folder() / f"{name}-{digest}.npz"
     if path.exists():
         try:
@@ -42,11 +47,12 @@ def cached(name: str, key: Mapping[str, object], build: Callable[[], Arrays]) ->
             warnings.warn(f"the cache {path} is damaged and is built again ({error})", RuntimeWarning, stacklevel=2)
     arrays = build()
     try:
-        _write(path, arrays)
+        _write(path, {**arrays, _LIST: np.array(list(arrays))})
     except OSError as error:
         warnings.warn(
-            f"the cache {path} cannot be written ({error}): the next run will read the data set anew; "
-            "set METAFORGE_CACHE to a folder that may be written",
+            f"the cache {path} cannot be written ({error}; {sum(array.nbytes for array in arrays.values()):,} bytes are"
+            f" needed.{room(path)}): the next run will read the data set anew; set METAFORGE_CACHE to a folder that may"
+            " be written",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -61,8 +67,8 @@ def _read(path: Path) -> Arrays:
             raise ValueError("it is no archive of arrays")
         with archive:
             arrays = {name: archive[name] for name in archive.files}
-    if not arrays:
-        raise ValueError("it is empty")
+    if sorted(arrays.pop(_LIST).tolist()) != sorted(arrays):
+        raise ValueError("it does not hold what it says")
     return arrays
 
 

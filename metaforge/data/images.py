@@ -20,6 +20,8 @@ Resample = Literal["box", "bilinear", "lanczos"]
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 16 * 10**6
+# Its decoder keeps three pictures in colour and alpha beside the one that it hands over.
+MAX_WEBP_PIXELS = 8 * 10**6
 MAX_SIDE = 8192
 # A photograph that is sent coarse to fine has about ten; each costs a pass over all pixels, however few its bytes.
 MAX_SCANS = 100
@@ -79,8 +81,7 @@ def decode_image(
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if verify:
-                with _opened(data, where) as image:
-                    image.verify()
+                _verify(data, where)
             with _opened(data, where) as image:
                 return _pixels(image, where, size, colour, resample)
     except DataError:
@@ -96,12 +97,19 @@ def decode_image(
         raise _refusal(f"the image is damaged: {str(error) or type(error).__name__}", where) from error
 
 
+def _verify(data: bytes, where: str) -> None:
+    """Check a file's own checksums; the decoder is gone when this returns, before another one is made."""
+    with _opened(data, where) as image:
+        image.verify()
+
+
 def _opened(data: bytes, where: str) -> Image.Image:
     """Open an image of an allowed format whose header claims no more pixels than the limits."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        limits = f"{MAX_PIXELS:,} or {MAX_SIDE:,} a side"
+    most = MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS
+    if width * height > most or max(width, height) > MAX_SIDE:
+        limits = f"{most:,} or {MAX_SIDE:,} a side"
         raise _refusal(f"the image has {width} x {height} pixels, more than {limits}", where)
     if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise _refusal(f"the image is sent in more than {MAX_SCANS} scans", where)
@@ -113,14 +121,21 @@ def _pixels(image: Image.Image, where: str, size: int | None, colour: Colour, re
     if image.format in ("JPEG", "WEBP"):
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit grey at 255 instead of scaling it.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        # Pillow would clip 16-bit grey at 255 instead of scaling it, and forget which grey is transparent.
+        deep, clear = np.asarray(image), image.info.get("transparency")
+        grey = (deep >> 8).astype(np.uint8)
+        if clear is not None:
+            grey[deep == clear] = 255
+        image = Image.fromarray(grey)
     elif image.mode in ("I", "F"):
         raise _refusal(f"pixels of Pillow mode {image.mode!r} have no known range", where)
     if image.has_transparency_data:
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image.convert("RGBA"))
-    image = image.convert("L" if colour == "grey" else "RGB")
+        paper = Image.new("RGB", image.size, "white")
+        inked = image if image.mode == "RGBA" else image.convert("RGBA")
+        paper.paste(inked, mask=inked)
+        image = paper
+    wanted = "L" if colour == "grey" else "RGB"
+    image = image if image.mode == wanted else image.convert(wanted)
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), _FILTERS[resample])
     pixels = np.asarray(image, dtype=np.uint8)

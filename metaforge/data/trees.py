@@ -13,9 +13,10 @@ from typing import Protocol
 
 import numpy as np
 
-from metaforge.data.archives import Opener, Progress, download, open_https, open_zip, read_member
+from metaforge.data.archives import open_zip, read_member
+from metaforge.data.downloads import Opener, Progress, download, open_https
 from metaforge.data.episodes import Indices, Pixels
-from metaforge.data.images import Resample, decode_image, read_file
+from metaforge.data.images import MAX_BYTES, Resample, decode_image, read_file
 from metaforge.errors import DataError
 
 
@@ -55,7 +56,7 @@ class ZipTree:
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a member, its checksum verified."""
-        return read_member(self._archive, name)
+        return read_member(self._archive, name, max_bytes=MAX_BYTES)
 
     def stamp(self) -> str:
         """Return the archive's size and time of change, without opening it."""
@@ -64,7 +65,7 @@ class ZipTree:
 
 
 class FolderTree:
-    """The files below a folder; links to folders are not followed."""
+    """The files below a folder; links to folders are not followed, and links of files stay within it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,9 +79,19 @@ class FolderTree:
             raise _unreadable(Path(error.filename or self.path), error) from error
 
         for folder, _, files in os.walk(self.path, onerror=stop):
+            for file in files:
+                self._refuse_outside(os.path.join(folder, file))
             inner = Path(folder).relative_to(self.path.parent).as_posix()
             found.extend(f"{inner}/{file}" for file in files)
         return sorted(found)
+
+    def _refuse_outside(self, file: str) -> None:
+        if os.path.islink(file) and not os.path.realpath(file).startswith(os.path.realpath(self.path) + os.sep):
+            raise DataError(
+                "the link leads out of the folder of the data set",
+                where=file,
+                remedy="put the file itself there, or take the link out",
+            )
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file."""
@@ -123,8 +134,8 @@ def content_digest(tree: Tree, suffix: str = ".png") -> str:
     """
     digest = hashlib.sha256()
     for name in tree.names:
-        if name.endswith(suffix):
-            pixels = decode_image(tree.read(name), where=f"{tree.path}: {name}")
+        if name.lower().endswith(suffix):
+            pixels = decode_image(tree.read(name), where=f"{tree.path}: {name!r}")
             digest.update(os.fsencode(f"{name}\0{pixels.shape}\0"))
             digest.update(pixels.tobytes())
     return digest.hexdigest()
@@ -154,7 +165,7 @@ class TreeImages:
             tree, name = self.places[row][image]
             taken[position] = decode_image(
                 tree.read(name),
-                where=f"{tree.path}: {name}",
+                where=f"{tree.path}: {name!r}",
                 size=self.size,
                 resample=self.resample,
                 # Reading a zip member has verified its checksum; nobody has verified a loose file's.

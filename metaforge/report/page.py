@@ -15,6 +15,7 @@ from metaforge.report.records import (
     read_metrics,
     read_text,
     read_toml,
+    seconds_of,
     shape_text,
     without_tasks,
     write_in_folder,
@@ -87,8 +88,8 @@ def _evaluations(evaluations: Sequence[Record]) -> list[str]:
     """Return a section for each protocol; shapes of one protocol share a table."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for one in evaluations:
-        same = ("split", "seed", "tasks", "metric", "norm", "transductive", "note", "warn")
-        groups.setdefault(tuple(one[name] for name in same), []).append(one)
+        same = ("step", "split", "seed", "tasks", "metric", "norm", "transductive", "note", "warn")
+        groups.setdefault(tuple(one.get(name) for name in same), []).append(one)
     parts = []
     for group in groups.values():
         parts += [
@@ -100,8 +101,11 @@ def _evaluations(evaluations: Sequence[Record]) -> list[str]:
 
 def _training(status: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [[name, str(status[name])] for name in ("outcome", "error", "steps") if name in status]
-    if "seconds" in status:
-        rows.append(["time", duration(float(status["seconds"]))])
+    if (seconds := seconds_of(status)) is not None:
+        rows.append(["time", duration(seconds)])
+    resumed = status.get("resumed")
+    differences = resumed.get("differences") if isinstance(resumed, Mapping) else None
+    rows += [["not exact since a resume", str(one)] for one in differences] if isinstance(differences, list) else []
     last = metrics[-1] if metrics else {}
     for name, value in last.items():
         if name not in ("step", "elapsed", "eta", "score_ci", "val_score_ci") and isinstance(value, int | float):

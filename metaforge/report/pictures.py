@@ -60,7 +60,7 @@ def training_curve(metrics_jsonl_path: Path, out: Path, *, title: str = "", metr
     if validated:
         steps = [row["step"] for row in validated]
         heights = [row["val_score"] for row in validated]
-        spread = [row.get("val_score_ci") or 0.0 for row in validated]
+        spread = [max(row.get("val_score_ci") or 0.0, 0.0) for row in validated]
         axes[1].errorbar(
             steps, heights, spread, color=VERMILION, marker="s", ms=4, lw=1.2, capsize=2, label="validation"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metaforge.errors import DataError
+from metaforge.reading import UNREADABLE, parse_json, read_object, read_plain
 from metaforge.storage import storage, write_atomically
 
 Record = dict[str, Any]
@@ -50,45 +51,58 @@ def read_evaluations(folder: Path) -> list[Record]:
 
 def read_json(path: Path) -> Record:
     """Return a JSON object, `{}` where there is no file; `DataError` if it is damaged."""
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return read_object(path)
+    except UNREADABLE as error:
         raise DataError(
-            f"{path} is not JSON: {error}", where=str(path), remedy="delete it and evaluate again"
+            f"{path.name} is not JSON as it should be: {error}", where=str(path), remedy="delete it and evaluate again"
         ) from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds no JSON object.", where=str(path), remedy="delete it and evaluate again")
-    return value
 
 
 def read_toml(path: Path) -> Record:
     """Return a TOML file's values, `{}` where there is no file; `DataError` if it is damaged."""
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not TOML: {error}", where=str(path), remedy="correct the file") from error
+        return tomllib.loads(read_plain(path).decode())
+    except UNREADABLE as error:
+        raise DataError(f"{path.name} is not TOML: {error}", where=str(path), remedy="correct the file") from error
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """Return the objects of a metrics file in order; a last line cut short by a crash is left out."""
-    found = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    """Return the figures of a metrics file by step, in order; a last line cut short by a crash is left out."""
+    found, lines = [], read_text(path).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(json.loads(line))
-        except ValueError as error:
+            found.append(parse_json(line))
+        except UNREADABLE as error:
             if number < len(lines):
                 raise DataError(f"Line {number} is not JSON.", where=str(path), remedy="remove the line") from error
-    return [one for one in found if isinstance(one, dict)]
+    rows = [{name: value for name, value in one.items() if _is_figure(value)} for one in found if isinstance(one, dict)]
+    return [row for row in rows if row.get("step") is not None]
+
+
+def _is_figure(value: object) -> bool:
+    """Return whether a value is a number, or the null that stands for one which is not finite."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def read_text(path: Path) -> str:
-    """Return a text file without surrounding space; an empty text where there is no file."""
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    """Return a text file without surrounding space, empty where there is none; `DataError` if it cannot be read."""
+    try:
+        return read_plain(path).decode("utf-8", "replace").strip() if path.exists() else ""
+    except UNREADABLE as error:
+        raise DataError(
+            f"{path.name} cannot be read: {error}", where=str(path), remedy="put it right, or take it away"
+        ) from error
+
+
+def seconds_of(status: Mapping[str, Any]) -> float | None:
+    """Return how long a run took, if its status says."""
+    seconds = status.get("seconds")
+    return float(seconds) if _is_figure(seconds) and seconds is not None else None
 
 
 def headline(record: Mapping[str, Any]) -> Figure:

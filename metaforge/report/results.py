@@ -21,6 +21,7 @@ from metaforge.report.records import (
     read_json,
     read_text,
     read_toml,
+    seconds_of,
     shape_text,
     without_tasks,
     write_in_folder,
@@ -139,7 +140,7 @@ def _section(group: Sequence[tuple[Source, Record]], published: Published) -> li
 def _row(source: Source, record: Record, cited: Published) -> list[str]:
     metric = record["metric"]
     steps = [f"{one['steps']}: {figure_text(one, metric)}" for one in record["scores"] if one["steps"] is not None]
-    seconds = source.status.get("seconds")
+    seconds = seconds_of(source.status)
     return [
         record["learner"],
         figure_text(headline(record), metric),
@@ -147,7 +148,7 @@ def _row(source: Source, record: Record, cited: Published) -> list[str]:
         record["norm"],
         "yes" if record["transductive"] else "no",
         str(source.status.get("steps", "–")),
-        "–" if seconds is None else duration(float(seconds)),
+        "–" if seconds is None else duration(seconds),
         machine(source.environment) or "–",
         source.name,
         ", ".join(f"{e['figure']} {_mark(cited, e)}" for e in cited if e["learner"] == record["learner"]) or "–",

@@ -88,10 +88,11 @@ def measure_rows(results: Sequence[Mapping[str, Any]]) -> tuple[Row, list[Row]]:
 
 
 def protocol(summary: Mapping[str, Any]) -> str:
-    """Return in a sentence how the figures were taken: split, tasks, seed, norm, transductive or not."""
+    """Return in a sentence how the figures were taken: outer step, split, tasks, seed, norm, transductive or not."""
     transductive = "transductive: yes, queries are seen together" if summary["transductive"] else "transductive: no"
     split = f"{summary['tasks']} tasks of the {summary['split']} split (seed {summary['seed']})"
-    return f"{split}; norm: {summary['norm']}; {transductive}."
+    step = "" if summary.get("step") is None else f"after outer step {summary['step']}; "
+    return f"{step}{split}; norm: {summary['norm']}; {transductive}."
 
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:

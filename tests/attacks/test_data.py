@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from benchmarks.torture.data_archives import hostile_archives
 from benchmarks.torture.data_config import senseless_values, typing_mistakes
 from benchmarks.torture.data_downloads import bad_downloads
-from benchmarks.torture.data_images import fuzzed_images
+from benchmarks.torture.data_images import LIMIT_MIB, decoded_elsewhere, fuzzed_images
 from benchmarks.torture.data_properties import properties
 from benchmarks.torture.data_shapes import misshapen_data
 from benchmarks.torture.rows import Measured, Room
@@ -33,8 +34,13 @@ def test_hostile_images_are_refused_by_name(tmp_path: Path) -> None:
     assert_passed(fuzzed_images(Room(tmp_path), count=60))
 
 
+def test_memory_beyond_the_limit_is_seen(tmp_path: Path) -> None:
+    assert json.loads(decoded_elsewhere(tmp_path).stdout)["growth_mib"] < 50
+    assert json.loads(decoded_elsewhere(tmp_path, waste_mib=400).stdout)["growth_mib"] > LIMIT_MIB
+
+
 def test_misshapen_data_end_in_a_sentence(tmp_path: Path) -> None:
-    assert_passed(misshapen_data(Room(tmp_path), every=2))
+    assert_passed(misshapen_data(Room(tmp_path)))
 
 
 def test_mistyped_settings_are_refused_with_the_right_name(tmp_path: Path) -> None:

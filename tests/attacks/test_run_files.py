@@ -55,6 +55,8 @@ def test_what_is_no_run_file_is_refused_at_once(name: str, tmp_path: Path) -> No
     [
         "seed=" + "[" * 100_000,
         "seed=" + "9" * 10_000,
+        "seed=0x" + "f" * 5000,
+        "train.lr=[0x" + "f" * 5000 + "]",
         "learner." + ".".join("a" * 3000) + "=1",
         "adapters.sgd." + ".".join("a" * 3000) + "=1",
         "." * 3000 + "=1",
@@ -62,13 +64,24 @@ def test_what_is_no_run_file_is_refused_at_once(name: str, tmp_path: Path) -> No
         "=1",
         "seed",
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_what_is_no_setting_is_refused_at_once(setting: str) -> None:
     result = CliRunner().invoke(app, ["config", "--adapter", "sgd", "--set", setting])
     assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)
     assert "Error: " in result.output
+    assert len(result.output) < 2000
+
+
+def test_many_mistakes_are_told_in_few_lines(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('learner = "maml"\n[train]\n' + "".join(f'"a{n}\\u001b[2J" = "{"x" * 900}"\n' for n in range(1000)))
+    result = CliRunner().invoke(app, ["config", "--config", str(path)])
+    assert result.exit_code == 2
+    assert "There are 990 more mistakes." in result.output
+    assert len(result.output) < 10_000
+    assert "\x1b" not in result.output
 
 
 def test_marks_and_line_ends_of_other_systems_are_read(tmp_path: Path) -> None:

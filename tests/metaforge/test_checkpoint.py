@@ -52,6 +52,16 @@ def test_latest_is_the_last_saved_and_nothing_is_left_over(tmp_path: Path) -> No
     assert (tmp_path / "LATEST").read_text() == "step-0000002\n"
 
 
+def test_the_entry_of_a_new_folder_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(checkpoint, "synced", seen.append)
+    saved(tmp_path / "ckpt", 1)
+    assert tmp_path in seen
+    seen.clear()
+    saved(tmp_path / "ckpt", 2)
+    assert tmp_path not in seen
+
+
 def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     (saved(tmp_path) / "model.safetensors").write_bytes(b"")
     saved(tmp_path)
@@ -109,6 +119,12 @@ def test_a_checkpoint_that_is_a_link_is_refused(tmp_path: Path) -> None:
         (lambda m: m | {"state.json": {"size": True, "sha256": "x"}}, "no size"),
         (lambda m: m | {"state.json": {"size": 1 << 40, "sha256": "x"}}, "no size"),
         (lambda m: m | {"state.json": "x"}, "no size"),
+        (
+            lambda m: m | {"model.safetensors": m["model.safetensors"] | {"size": 1 << 60}},
+            "model.safetensors.*its size",
+        ),
+        (lambda m: m | {"train.safetensors": m["train.safetensors"] | {"size": 10**30}}, "train.safetensors.*its size"),
+        (lambda m: m | {"model.safetensors": m["model.safetensors"] | {"size": 1}}, "model.safetensors.*is larger"),
         (lambda m: [m], "no JSON|not a JSON object"),
     ],
 )
@@ -163,20 +179,20 @@ def test_pruning_keeps_the_last_valid_ones_and_the_best(tmp_path: Path) -> None:
     assert sorted(path.name for path in removed) == ["step-0000001", "step-0000003", "step-0000004"]
 
 
-def test_what_an_interrupted_save_left_is_swept(tmp_path: Path) -> None:
-    kept = saved(tmp_path)
-    (tmp_path / ".step-0000008.123-ab.part").mkdir()
-    (tmp_path / ".step-0000008.123-ab.part" / "model.safetensors").write_bytes(b"half")
-    (tmp_path / ".LATEST.9-ab.part").write_bytes(b"step")
-    checkpoint.sweep(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", kept.name]
+def test_a_plain_file_where_a_checkpoint_should_be_is_in_nobody_s_way(tmp_path: Path) -> None:
+    for step in (1, 3):
+        (tmp_path / f"step-{step:07d}").write_text("")
+    for step in (2, 3, 4):
+        saved(tmp_path, step)
+    assert [path.name for path in checkpoint.prune(tmp_path, keep=1)] == [f"step-{step:07d}" for step in (3, 2, 1)]
+    assert checkpoint.steps(tmp_path) == [4]
 
 
 def test_too_little_room_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved(tmp_path, 1)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("metaforge.storage.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(StorageError, match=r"no room for [\d,]+ bytes: 1,000 are free") as caught:
+    with pytest.raises(StorageError, match=r"no room: [\d,]+ bytes are needed\. 1,000 bytes are free") as caught:
         saved(tmp_path, 2)
     assert caught.value.exit_code == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", before.name]

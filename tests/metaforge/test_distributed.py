@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing import SignalException
 
 import metaforge
-from metaforge import checkpoint
-from metaforge.distributed import World
-from metaforge.errors import ConfigError
+from metaforge import checkpoint, distributed, signals, training
+from metaforge.distributed import World, _peers
+from metaforge.errors import ConfigError, WorkerError
 from metaforge.protocols import Options, Regularizer
 from metaforge.registry import scan
 
@@ -110,6 +112,17 @@ def test_two_processes_train_what_one_trains(folders: tuple[Path, Path], name: s
         assert all(torch.equal(ours.training[key], theirs.training[key]) for key in ours.training)
 
 
+def test_four_processes_train_what_one_trains(tmp_path: Path) -> None:
+    process = started(tmp_path / "four", "--set", "engine.reduce=exact", "--nproc", "4", steps=3)
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    settings = {"engine": {"threads": 1, "reduce": "exact"}}
+    one = metaforge.train("maml", "sinusoid", tasks=4, steps=3, out=tmp_path / "one", settings=settings)
+    found = checkpoint.load_latest(tmp_path / "four" / "ckpt")[0]
+    assert json.loads((tmp_path / "four" / "env.json").read_text())["processes"] == 4
+    assert all(torch.equal(value, found.values[name]) for name, value in one.values.items())
+
+
 @pytest.mark.parametrize(("total", "size", "shards"), [(8, 1, 4), (8, 2, 4), (8, 4, 4), (7, 2, 4), (5, 2, None)])
 def test_shares_cover_a_batch_in_order(total: int, size: int, shards: int | None) -> None:
     shares = [World(rank, size).share(total, shards) for rank in range(size)]
@@ -142,30 +155,40 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def worker(folder: Path, rank: int) -> int:
-    """Return the process that has this number in the run of a folder."""
-    for entry in Path("/proc").iterdir():
-        try:
-            words, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if entry.name.isdecimal() and str(folder).encode() in words and f"RANK={rank}".encode() in environment:
-            return int(entry.name)
-    raise AssertionError(f"no process {rank}")
+@pytest.mark.parametrize(
+    ("failures", "code"),
+    [
+        ({}, 0),
+        ({1: -9, 0: 143}, 9),
+        ({0: -6, 1: 143}, 9),
+        ({1: 3, 0: 143}, 3),
+        ({0: 9, 1: 3}, 3),
+        ({1: 9, 0: 6}, 6),
+        ({1: 1, 0: 9}, 1),
+        ({0: 130, 1: 130}, 9),
+    ],
+)
+def test_the_exit_code_is_that_of_what_went_wrong_first(failures: dict[int, int], code: int) -> None:
+    assert distributed._code_of(failures) == code
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
-def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
-    process = started(tmp_path / "run", "--max-restarts", "1", steps=60)
-    wait_for(tmp_path / "run" / "ckpt" / "step-0000010", process)
-    os.kill(worker(tmp_path / "run", 1), signal.SIGKILL)
-    _, errors = process.communicate(timeout=150)
-    assert process.returncode == 0, errors
-    assert "resumed after outer step" in errors
-    whole = metaforge.train("maml", "sinusoid", tasks=4, steps=60, out=tmp_path / "whole", settings=SHARED)
-    found = checkpoint.load_latest(tmp_path / "run" / "ckpt")[0]
-    assert found.step == 60
-    assert max(float((found.values[key] - whole.values[key]).abs().max()) for key in whole.values) <= 1e-5
+@pytest.mark.parametrize(("later", "killed"), [(1.9, [11, 12]), (2.1, [])])
+def test_a_second_ctrl_c_kills_the_processes_of_a_launcher(
+    later: float, killed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, gone, left = [100.0], [], []
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(distributed.os, "killpg", lambda group, number: gone.append(group))
+    monkeypatch.setattr(distributed.os, "_exit", left.append)
+    workers = [SimpleNamespace(id=11), SimpleNamespace(id=12)]
+    agent: Any = SimpleNamespace(get_worker_group=lambda: SimpleNamespace(workers=workers))
+    impatience = distributed._Impatience(agent)
+    with pytest.raises(SignalException):
+        impatience.receive(signal.SIGINT, None)
+    now[0] += later
+    impatience.receive(signal.SIGINT, None)
+    assert gone == killed
+    assert left == ([130] if killed else [])
 
 
 def test_a_signal_to_the_launcher_ends_all_processes_with_what_they_have_learned_saved(tmp_path: Path) -> None:
@@ -179,10 +202,42 @@ def test_a_signal_to_the_launcher_ends_all_processes_with_what_they_have_learned
     assert checkpoint.load_latest(tmp_path / "run" / "ckpt")[0].step == status["steps"]
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_after_a_restart_the_leading_process_decides_whether_to_go_on(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Second(World):
+        """Another process than the leading one, on a disk that says the contrary of the leading one's."""
+
+        leads = False
+
+        def path(self, own: Path) -> Path:
+            return own
+
+        def largest(self, *numbers: int) -> list[int]:
+            return [max(number, begun) for number in numbers]
+
+    if not begun:
+        (tmp_path / "config.toml").touch()
+    found: dict[str, bool] = {}
+    monkeypatch.setattr(training.distributed, "world", lambda device: nullcontext(Second(1, 2, device)))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setattr(training, "_Training", lambda *_, resuming, **__: found.update(resuming=resuming))
+    with pytest.raises(AttributeError, match="None"):
+        metaforge.train("maml", "sinusoid", out=tmp_path)
+    assert found == {"resuming": begun}
+
+
 def test_an_error_is_told_once_with_its_exit_code(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "of mine").mkdir(parents=True)
     process = started(tmp_path / "run")
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 8, errors
     assert errors.count("exists already") == 1
     assert "Traceback" not in errors
+
+
+def test_a_lost_peer_is_told_in_one_sentence() -> None:
+    # What the transport says is of no use to a person who reads the other process's error above.
+    with pytest.raises(WorkerError, match=r"^Another process of the run has ended or does not answer\.\n"), _peers():
+        raise RuntimeError("[pair.cc:538] Connection closed by peer [127.0.0.1]:23456")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from metaforge.engine import evaluate, meta_gradients, prepare
 from metaforge.errors import ConfigError
 from metaforge.functional import one_task, split_state
 from metaforge.keys import make_key
-from metaforge.plans import choose_chunk, choose_compile, choose_plan, choose_threads, fused_norms
+from metaforge.plans import choose_chunk, choose_compile, choose_plan, choose_threads, even_chunk, fused_norms
 from metaforge.protocols import Examples, Options, Params, Parts, Regularizer, Task, TaskShape, TaskSpec
 from metaforge.sections import TrainConfig
 from metaforge_plugins.learners.amortised.cnp import CNP
@@ -193,6 +196,21 @@ def test_evaluation_changes_nothing_and_its_plans_agree(norm: str, plan: str) ->
     torch.testing.assert_close(found.scores, (found.predictions.argmax(-1) == batch.query.y).double().mean(-1))
 
 
+def test_attention_is_exact_under_every_plan() -> None:
+    def backbone() -> nn.Module:
+        return nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Linear(1, 4), nn.TransformerEncoderLayer(4, 2, 6, 0.0))
+
+    built = learner(MAML, backbone=backbone, steps=2, adapt="all")
+    values, batch = fresh(built), tasks(2)
+    looped = step(built, values, batch)
+    for plan in ("vmap", "fold"):
+        assert_equal_steps(step(built, values, batch, plan), looped)
+        assert_equal_steps(step(built, values, batch, plan, chunk=1), looped)
+    found = [evaluate(built, values, batch, plan=plan).predictions for plan in ("loop", "vmap")]  # type: ignore[arg-type]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_evaluation_counts_steps_and_takes_measures() -> None:
     built = maml()
     values, batch = fresh(built), tasks(2)
@@ -314,29 +332,69 @@ def test_steps_done_again_give_the_same_gradient(plan: str) -> None:
     assert_equal_steps(step(again, values, batch, plan), step(kept, values, batch, plan), 1e-12)
 
 
-def test_a_compiled_step_is_the_same_step() -> None:
-    built, call = learner(MAML, steps=1, backbone=smooth(units=2)), Compiler()
+# What is compiled, how many tasks there are in chunks of two, and how often it is compiled: once more for a chunk of
+# another size, not for another batch.
+COMPILED: dict[str, tuple[Any, tuple[int, ...], int]] = {
+    "inner loop": (lambda: learner(MAML, steps=1, backbone=smooth(units=2)), (2, 4), 1),
+    "noise, state and a rest": (lambda: learner(ProtoNet, backbone=noisy), (3,), 2),
+}
+
+
+def noisy() -> nn.Module:
+    return nn.Sequential(smooth("batch", units=2)(), nn.Dropout(0.4))
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_step_is_the_same_step(name: str) -> None:
+    made, counts, compilations = COMPILED[name]
+    built, call = made(), Compiler()
     values = fresh(built)
-    for count in (2, 4):
-        # Four tasks in chunks of two have the shape that is compiled already, and other weights.
+    for count in counts:
         plain = step(built, values, tasks(count), "fold", chunk=2)
         assert_equal_steps(step(built, values, tasks(count), "fold", chunk=2, call=call), plain)
-    assert len(call._made) == 1
+    assert len(call._made) == compilations
 
 
-def peak(cls: type[Any], steps: int, *, adapt_only: bool = False, count: int = 2, **options: Any) -> int:
+def peak(
+    cls: type[Any],
+    steps: int,
+    *,
+    adapt_only: bool = False,
+    plan: str = "fold",
+    count: int = 2,
+    chunk: int | None = 2,
+    **options: Any,
+) -> int:
     """Return how many bytes of tensors were added at most while a meta-gradient was taken, or tasks evaluated."""
     parts = Parts(TaskSpec("classification", (2, 6, 6), 3, TaskShape(3, 1, 2)), CONVOLUTIONS["batch norm"], sgd(0.2))
     built = cls(cls.Config(steps=steps, test_steps=steps, **options), parts)
     values, batch = fresh(built), images(count)
+    if adapt_only:
+        return most_added(lambda: evaluate(built, values, batch, plan="vmap"))
+    return most_added(lambda: step(built, values, batch, plan, chunk=chunk))
+
+
+def most_added(call: Callable[[], Any]) -> int:
+    """Return how many bytes of tensors were added at most during a call."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as watch:
-        if adapt_only:
-            evaluate(built, values, batch, plan="vmap")
-        else:
-            step(built, values, batch, "fold", chunk=2)
+        call()
     events = [one for one in watch.profiler.kineto_results.events() if one.name() == "[memory]"]  # type: ignore[union-attr]
     sizes = itertools.accumulate(one.nbytes() for one in sorted(events, key=lambda one: one.start_ns()))
     return max(sizes)
+
+
+@pytest.mark.parametrize("plan", ["loop", "vmap", "fold"])
+def test_steps_done_again_need_the_memory_of_few_under_every_plan(plan: str) -> None:
+    batch = tasks(2, shots=60)
+    found = []
+    for steps in (5, 50):
+        built = learner(MAML, backbone=smooth("batch"), steps=steps, recompute=True)
+        found.append(most_added(lambda built=built: step(built, fresh(built), batch, plan, chunk=2)))  # type: ignore[misc]
+    assert found[1] < 1.5 * found[0]
+
+
+def test_a_loop_needs_the_memory_of_one_task() -> None:
+    assert peak(MAML, 4, plan="loop", count=8, chunk=None) < 1.2 * peak(MAML, 4, plan="loop", count=1)
 
 
 def test_memory_does_not_grow_where_it_need_not() -> None:
@@ -348,6 +406,29 @@ def test_memory_does_not_grow_where_it_need_not() -> None:
     assert peak(MAML, 20, adapt_only=True) < 1.1 * peak(MAML, 4, adapt_only=True)
     # Chunks bound what a batch needs.
     assert peak(MAML, 4, count=16) < 1.5 * peak(MAML, 4, count=2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads the size of the process in /proc")
+def test_memory_stays_as_it_is_over_two_thousand_steps_and_evaluations() -> None:
+    built = learner(MAML, backbone=smooth())
+    values, batch, sizes = fresh(built), tasks(1), []
+    for number in range(2000):
+        step(built, values, batch, "fold")
+        evaluate(built, values, batch, plan="vmap")
+        if number in (200, 1999):
+            gc.collect()
+            sizes.append(int(Path("/proc/self/statm").read_text().split()[1]))
+    assert sizes[1] < 1.01 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("most", "groups", "size"),
+    [(22, (25,), 22), (12, (25,), 12), (13, (24,), 12), (5, (5, 5), 5), (2, (1, 2, 2), 1), (8, (16,), 8)],
+)
+def test_a_compiled_step_has_chunks_of_one_size_where_that_costs_little(
+    most: int, groups: tuple[int, ...], size: int
+) -> None:
+    assert even_chunk(most, groups) == size
 
 
 def test_threads_and_compilation_are_chosen_by_size_and_length() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -95,6 +96,16 @@ def test_losses_equal_torch(dtype: torch.dtype) -> None:
     assert criterion("regression") is mean_squared_error
     assert score("classification", logits, logits.argmax(-1)) == 1
     torch.testing.assert_close(score("regression", logits, -logits), F.mse_loss(logits, -logits))
+
+
+def test_losses_and_scores_of_rounded_products_keep_their_own_digits() -> None:
+    draw = torch.Generator().manual_seed(3)
+    logits, y = torch.randn(300, 3, generator=draw).bfloat16(), torch.arange(300) % 3
+    for kind, target in (("classification", y), ("regression", logits.flip(0))):
+        for function in (criterion(kind), partial(score, kind)):  # type: ignore[arg-type]
+            found = function(logits, target)
+            assert found.dtype == torch.float32
+            assert torch.equal(found, function(logits.float(), target.float() if kind == "regression" else target))
 
 
 def test_losses_are_safe_under_nested_transforms() -> None:

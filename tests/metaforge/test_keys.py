@@ -64,6 +64,17 @@ def test_uniform_is_the_same_number_in_every_precision() -> None:
     assert torch.equal(single.double(), exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_type_of_few_digits_gets_the_same_numbers_rounded_and_never_one(dtype: torch.dtype) -> None:
+    drawn, exact = (uniform(make_key(1), (200_000,), kind) for kind in (dtype, torch.float32))
+    assert drawn.dtype == dtype
+    assert drawn.max() < 1
+    torch.testing.assert_close(drawn.float(), exact, rtol=torch.finfo(dtype).eps, atol=0)
+    noise, exact = (normal(make_key(1), (200_000,), kind) for kind in (dtype, torch.float32))
+    assert noise.dtype == dtype
+    assert torch.equal(noise, exact.to(dtype))
+
+
 def test_normal_moments() -> None:
     drawn = normal(make_key(2), (200_000,), torch.float64)
     assert abs(drawn.mean()) < 4 / math.sqrt(len(drawn))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -69,3 +70,41 @@ def test_a_lock_is_never_taken_through_a_link(tmp_path: Path) -> None:
 def test_where_there_is_no_folder_there_is_no_lock(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         RunLock(tmp_path / "gone")
+
+
+@pytest.fixture
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the system's locks away, as some file systems of several machines do."""
+
+    def refused(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("metaforge.locks.fcntl.flock", refused)
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_the_system_s_locks_the_record_of_a_process_that_is_there_holds(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    with pytest.raises(RunLockedError, match=f"process {os.getpid()} on {platform.node()} since"):
+        RunLock(tmp_path)
+    lock.release()
+    RunLock(tmp_path).release()
+
+
+@pytest.mark.usefixtures("without_locks")
+@pytest.mark.parametrize("change", [{"pid": 2**22 + 1}, {"pid": 2**70}, {"boot": "before the last start"}])
+def test_without_the_system_s_locks_a_dead_holder_s_is_recovered(tmp_path: Path, change: dict[str, object]) -> None:
+    lock = RunLock(tmp_path)
+    record = json.loads((tmp_path / "run.lock").read_text())
+    (tmp_path / "run.lock").write_text(json.dumps(record | change))
+    RunLock(tmp_path).release()
+    lock.release()
+
+
+def test_a_lock_that_fails_otherwise_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("metaforge.locks.fcntl.flock", refused)
+    with pytest.raises(StorageError, match="Input/output error"):
+        RunLock(tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from metaforge.config import Layer
 from metaforge.errors import CheckpointError, ConfigError, PluginError, RunLockedError
 from metaforge.locks import RunLock
 from metaforge.registry import scan
-from metaforge.resume import configuration
+from metaforge.resume import configuration, differences
 from metaforge.run import Run
 from metaforge.training import run_training
 
@@ -72,7 +72,7 @@ def assert_equal_runs(one: Path, two: Path) -> None:
     assert ours.training.keys() == theirs.training.keys()
     assert all(torch.equal(ours.values[name], theirs.values[name]) for name in ours.values)
     assert all(torch.equal(ours.training[name], theirs.training[name]) for name in ours.training)
-    same = ("window", "norms", "skipped", "best", "hooks")
+    same = ("window", "norms", "skipped", "best", "hooks", "inexact")
     assert [ours.facts[name] for name in same] == [theirs.facts[name] for name in same]
 
 
@@ -118,13 +118,61 @@ def test_a_damaged_last_checkpoint_is_told_and_the_one_before_serves(whole: Path
     assert_equal_runs(tmp_path / "run", whole)
 
 
-def test_a_finished_run_has_nothing_to_do_and_can_be_lengthened(whole: Path, tmp_path: Path) -> None:
-    begun(tmp_path / "run", steps=6)
-    assert resumed(tmp_path / "run").summary["steps"] == 6
-    run = resumed(tmp_path / "run", {"train": {"steps": 10}})
-    assert run.summary["resumed"]["exact"]
-    ours, theirs = kept(tmp_path / "run")[0], kept(whole)[0]
-    assert all(torch.equal(ours.values[name], theirs.values[name]) for name in ours.values)
+@pytest.mark.parametrize(
+    ("lose", "told"),
+    [
+        (lambda text: text.replace('{"step": 3,', '{"ste', 1), "damaged lines left out: 1 (line 1: "),
+        (lambda text: text.replace('{"step": 6,', "\0", 1), "damaged lines left out: 1 (line 3: "),
+        (lambda text: text + '\0\0\n{"step": 9}\n', ""),
+        (None, "it is gone"),
+    ],
+)
+def test_lost_records_are_told_and_make_the_run_inexact(
+    tmp_path: Path, lose: Callable[[str], str] | None, told: str
+) -> None:
+    begun(tmp_path / "run", stop=6)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    if lose is None:
+        metrics.unlink()
+    else:
+        metrics.write_text(lose(metrics.read_text()))
+    facts = resumed(tmp_path / "run").summary["resumed"]
+    assert (facts["step"], facts["exact"]) == (6, not told)
+    assert told in "".join(facts["differences"])
+
+
+def test_a_run_without_env_json_goes_on_with_a_warning(whole: Path, tmp_path: Path) -> None:
+    begun(tmp_path / "run", stop=4)
+    (tmp_path / "run" / "env.json").unlink()
+    facts = resumed(tmp_path / "run").summary["resumed"]
+    assert (facts["exact"], facts["damaged"]) == (True, ["There is no env.json: it begins anew."])
+    assert_equal_runs(tmp_path / "run", whole)
+
+
+def test_a_finished_run_has_nothing_to_do_and_keeps_its_figures(tmp_path: Path) -> None:
+    begun(tmp_path / "run", steps=5)
+    before = json.loads((tmp_path / "run" / "status.json").read_text())
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    run = resumed(tmp_path / "run")
+    assert "Nothing is left to do: the run has taken 5 steps" in run.summary["resumed"]["note"]
+    after = json.loads((tmp_path / "run" / "status.json").read_text())
+    for name in ("steps", "seconds", "loss", "score", "tasks_per_second", "outcome"):
+        assert after[name] == before[name]
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+    config = (tmp_path / "run" / "config.toml").read_bytes()
+    with pytest.raises(ConfigError, match="Nothing is left to do") as caught:
+        resumed(tmp_path / "run", {"train": {"steps": 3}})
+    assert "--steps larger than 5" in caught.value.remedy
+    assert (tmp_path / "run" / "config.toml").read_bytes() == config
+    with pytest.raises(ConfigError, match=r"--budget larger than [\d.e-]+s"):
+        resumed(tmp_path / "run", {"train": {"budget": 1e-6}})
+
+
+def test_a_lengthened_run_is_the_one_that_was_as_long_from_the_start(whole: Path, tmp_path: Path) -> None:
+    # Its last record, of step 5, came before its time: those of 4 and 6 have theirs.
+    begun(tmp_path / "run", steps=5)
+    assert resumed(tmp_path / "run", {"train": {"steps": 10}}).summary["resumed"]["exact"]
+    assert_equal_runs(tmp_path / "run", whole)
     assert "steps = 10" in (tmp_path / "run" / "config.toml").read_text()
 
 
@@ -135,6 +183,44 @@ def test_a_changed_setting_is_named_and_the_run_is_inexact(tmp_path: Path) -> No
     assert not run.summary["resumed"]["exact"]
     told = json.loads((tmp_path / "run" / "env.json").read_text())["resumed"]
     assert [(one["step"], one["exact"]) for one in told] == [(4, False)]
+
+
+def test_a_run_that_was_once_inexact_remains_so(tmp_path: Path) -> None:
+    begun(tmp_path / "run", stop=4)
+    with pytest.raises(KeyboardInterrupt):
+        resumed(tmp_path / "run", {"train": {"lr": 0.01}}, hooks=[StopAfter(7)])
+    run = resumed(tmp_path / "run")
+    assert run.summary["resumed"]["differences"] == ["train.lr: 0.001 -> 0.01 (after step 4)"]
+    assert not run.summary["resumed"]["exact"]
+    assert not json.loads((tmp_path / "run" / "status.json").read_text())["resumed"]["exact"]
+    assert "not exact since a resume | train.lr: 0.001 -> 0.01" in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("reduce", "named"), [("fast", ["processes: 1 -> 2"]), ("exact", [])])
+def test_the_number_of_processes_shows_unless_sums_are_ordered(reduce: str, named: list[str]) -> None:
+    config = {"engine": {"reduce": reduce}}
+    saved = {"config": config, "environment": {"processes": 1}}
+    assert differences(saved, config, {"processes": 2}, accept_plugins=False) == named
+
+
+def test_steps_left_out_are_still_told_after_a_resume(tmp_path: Path) -> None:
+    begun(tmp_path / "run", stop=4)
+    resaved(tmp_path / "run", skipped=[2])
+    assert resumed(tmp_path / "run").summary["skipped"] == [2]
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["skipped"] == [2]
+
+
+def test_an_evaluation_says_which_checkpoints_cannot_be_used(tmp_path: Path) -> None:
+    begun(tmp_path / "run", steps=8)
+    (tmp_path / "run" / "ckpt" / "step-0000008" / "state.json").write_text("{}")
+    words = ["evaluate", str(tmp_path / "run"), "--tasks", "2", "--no-progress", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.stderr
+    assert "Warning: The checkpoint file state.json cannot be used" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["step"] == 4
+    assert "state.json" in found["damaged"][0]
+    assert "cannot be used: this is step 4" in (tmp_path / "run" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -156,15 +242,20 @@ def test_what_is_not_the_same_learner_is_refused(
     assert before == after
 
 
-def forged(folder: Path, provenance: str) -> None:
-    """Make the checkpoint of a run say that its learner was of another distribution or version."""
+def resaved(folder: Path, **facts: Any) -> None:
+    """Save the last checkpoint of a run again, with other facts."""
     found, _ = checkpoint.load_latest(folder / "ckpt")
-    environment = found.facts["environment"]
-    environment["plugins"]["learner maml"] = provenance
-    facts = {name: value for name, value in found.facts.items() if name not in ("schema", "step")}
     for path in (folder / "ckpt" / f"step-{found.step:07d}").iterdir():
         path.unlink()
-    checkpoint.save(folder / "ckpt", found.step, found.values, found.training, facts)
+    before = {name: value for name, value in found.facts.items() if name not in ("schema", "step")}
+    checkpoint.save(folder / "ckpt", found.step, found.values, found.training, before | facts)
+
+
+def forged(folder: Path, provenance: str, plugin: str = "learner maml") -> None:
+    """Make the checkpoint of a run say that a plugin of it was of another distribution or version."""
+    environment = checkpoint.load_latest(folder / "ckpt")[0].facts["environment"]
+    environment["plugins"][plugin] = provenance
+    resaved(folder, environment=environment)
     kept_environment = json.loads((folder / "env.json").read_text())
     kept_environment["plugins"] = environment["plugins"]
     (folder / "env.json").write_text(json.dumps(kept_environment))
@@ -175,7 +266,7 @@ def test_a_plugin_of_another_version_is_refused_unless_accepted(tmp_path: Path) 
     forged(tmp_path / "run", "metaforge 0.0.9")
     with pytest.raises(PluginError, match=r"learner maml: metaforge 0\.0\.9 -> metaforge \d") as caught:
         resumed(tmp_path / "run")
-    assert "pip install 'metaforge==0.0.9'" in caught.value.remedy
+    assert "pip install metaforge==0.0.9)" in caught.value.remedy
     assert "--accept-plugins" in caught.value.remedy
     run = resumed(tmp_path / "run", accept_plugins=True)
     assert run.summary["resumed"]["differences"][0].startswith("learner maml: metaforge 0.0.9")
@@ -185,10 +276,11 @@ def test_a_plugin_that_is_gone_is_named_with_its_distribution(tmp_path: Path) ->
     begun(tmp_path / "run", stop=4)
     config = tmp_path / "run" / "config.toml"
     config.write_text(config.read_text().replace('name = "maml"', 'name = "gone"'))
-    forged(tmp_path / "run", "metaforge-gone 1.2")
+    forged(tmp_path / "run", "metaforge-gone 1.2", "learner gone")
     with pytest.raises(PluginError, match="No learner is called 'gone'") as caught:
         resumed(tmp_path / "run")
     assert "metaforge-gone 1.2" in caught.value.where
+    assert "pip install metaforge-gone==1.2)" in caught.value.remedy
 
 
 def test_a_run_that_is_being_written_is_refused(tmp_path: Path) -> None:

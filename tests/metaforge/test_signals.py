@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from metaforge import signals
-from metaforge.signals import Interrupted, requests
+from metaforge.signals import Interrupted, Requests, requests
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -22,12 +23,43 @@ def test_a_signal_interrupts_until_a_loop_asks_for_it(number: signal.Signals, co
         assert asked.number == number
 
 
+def asked_in_a_loop(asked: Requests, *numbers: int) -> list[int | None]:
+    """Return what a loop that is sent these signals sees, which looks after each."""
+    seen = []
+    with suppress(Interrupted), asked.deferred():
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            seen.append(asked.number)
+    return seen
+
+
 def test_inside_a_loop_it_is_only_noted_and_the_first_one_counts() -> None:
-    with requests(impatient=False) as asked, asked.deferred():
-        assert asked.number is None
+    with requests(impatient=False) as asked:
+        assert asked_in_a_loop(asked, signal.SIGTERM, signal.SIGINT) == [signal.SIGTERM] * 2
+
+
+def end(asked: Requests, *, looked: bool) -> None:
+    """Come to the end of a loop that was asked to end, before its last look or after it."""
+    with asked.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert asked.number == signal.SIGTERM
+        if looked:
+            raise Interrupted(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("looked", [True, False])
+def test_a_request_interrupts_once_also_after_the_last_look(looked: bool) -> None:
+    with requests() as asked:
+        with pytest.raises(Interrupted):
+            end(asked, looked=looked)
+        # The run ends in order, and what comes now does not disturb it.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_request_after_a_loop_interrupts() -> None:
+    with requests() as asked:
+        assert asked_in_a_loop(asked) == []
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize(("later", "left"), [(1.9, [130]), (2.1, [])])
@@ -36,13 +68,13 @@ def test_a_second_ctrl_c_soon_after_leaves(later: float, left: list[int], monkey
     now = [100.0]
     monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(signals.os, "_exit", codes.append)
-    with requests() as asked, asked.deferred():
+    with requests() as asked, suppress(Interrupted), asked.deferred():
         os.kill(os.getpid(), signal.SIGINT)
         now[0] += later
         os.kill(os.getpid(), signal.SIGTERM)
         assert codes == []
         now[0] = 100.0 + later
-    with requests() as asked, asked.deferred():
+    with requests() as asked, suppress(Interrupted), asked.deferred():
         asked.receive(signal.SIGINT, None)
         now[0] += later
         asked.receive(signal.SIGINT, None)

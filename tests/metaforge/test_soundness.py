@@ -9,6 +9,7 @@ import torch
 
 from metaforge import soundness
 from metaforge.engine import MetaStep
+from metaforge.errors import DivergedError
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -40,6 +41,22 @@ def test_large_but_finite_numbers_are_sound() -> None:
 )
 def test_the_limit_follows_the_median(norms: list[float], bound: float | None, expected: float) -> None:
     assert soundness.limit(norms, bound) == pytest.approx(expected)
+
+
+def test_a_norm_that_overflows_names_the_largest_gradient() -> None:
+    grads = {"a": torch.full((10,), 1e18), "b": torch.full((10,), -1e25), "none": torch.zeros(0)}
+    norm = float(soundness.norm_of(grads))
+    assert math.isinf(norm)
+    result = MetaStep(grads, {}, torch.tensor([0.5]), {})
+    said = str(soundness.step_error("learner X", result, norm, math.inf, 4, range(6, 8)))
+    assert "norm of the meta-gradient overflows" in said
+    assert "longest gradient: b" in said
+
+
+def test_a_run_without_a_step_is_none() -> None:
+    soundness.require_a_step("learner X", 3, [1, 2])
+    with pytest.raises(DivergedError, match="all 2 were left out"):
+        soundness.require_a_step("learner X", 2, [1, 2])
 
 
 def made(loss: float, gradient: float) -> MetaStep:

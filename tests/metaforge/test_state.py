@@ -26,6 +26,7 @@ STATE = State(
     best=0.75,
     best_step=2,
     hooks={"early-stop": {"best": 0.75, "waited": 1}},
+    inexact=("train.lr: 1 -> 2 (after step 1)",),
 )
 
 
@@ -80,6 +81,7 @@ def test_a_save_is_due_by_steps_or_by_time(tmp_path: Path, options: dict[str, An
         ("skipped", [math.inf]),
         ("best", math.nan),
         ("hooks", {"early-stop": 3}),
+        ("inexact", 3),
     ],
 )
 def test_facts_that_a_run_cannot_go_on_with_are_refused(tmp_path: Path, name: str, value: Any) -> None:

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from metaforge.errors import StorageError
-from metaforge.storage import require_space, storage, synced, write_atomically, write_json
+from metaforge.storage import (
+    made_folder,
+    require_space,
+    require_writable,
+    storage,
+    sweep,
+    synced,
+    write_atomically,
+    write_json,
+)
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -72,13 +81,18 @@ def test_room_is_asked_for_before_it_is_used(tmp_path: Path, monkeypatch: pytest
     usage = type("Usage", (), {"free": 100_000})
     monkeypatch.setattr("metaforge.storage.shutil.disk_usage", lambda path: usage)
     require_space(tmp_path, 30_000)
-    with pytest.raises(StorageError, match="no room for 60,000 bytes: 100,000 are free"):
+    with pytest.raises(StorageError, match=r"125,536 bytes are needed\. 100,000 bytes are free"):
         require_space(tmp_path, 60_000)
 
 
 def test_what_a_system_refuses_is_told_even_where_the_folder_is_gone(tmp_path: Path) -> None:
     gone = tmp_path / "gone" / "run"
-    with pytest.raises(StorageError, match=r"Cannot write .*run.*No such file.*bytes are free"), storage(gone):
+    with (
+        pytest.raises(
+            StorageError, match=r"Cannot write .*No such file.* 4,096 bytes are needed\. [\d,]+ bytes are free"
+        ),
+        storage(gone),
+    ):
         gone.open("x")
     with pytest.raises(KeyError), storage(gone):
         raise KeyError("not the system's")
@@ -88,3 +102,33 @@ def test_synced_takes_a_folder(tmp_path: Path) -> None:
     synced(tmp_path)
     with pytest.raises(FileNotFoundError):
         synced(tmp_path / "gone")
+
+
+def test_what_interrupted_writes_have_left_is_swept_wherever_it_is(tmp_path: Path) -> None:
+    kept = tmp_path / "pictures" / "x.part"
+    for folder in ("pictures/.a.png.1-ab.part", "ckpt/.step-0000001.1-ab.part/inner", ".x.part"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in (".status.json.1-ab.part", "pictures/.b.png.1-ab.part", ".x.part/content", "pictures/x.part"):
+        (tmp_path / file).write_text("")
+    sweep(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == [kept]
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_new_folder_and_those_above_it_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Path] = []
+    monkeypatch.setattr("metaforge.storage.synced", done.append)
+    assert made_folder(tmp_path / "runs" / "a")
+    assert set(done) == {tmp_path, tmp_path / "runs"}
+    assert not made_folder(tmp_path / "runs" / "a")
+    (tmp_path / "file").write_text("")
+    assert not made_folder(tmp_path / "file")
+    with pytest.raises(StorageError):
+        made_folder(tmp_path / "file" / "run")
+
+
+def test_a_folder_that_takes_no_file_is_told(tmp_path: Path) -> None:
+    require_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StorageError, match="bytes are free"):
+        require_writable(tmp_path / "gone")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 import metaforge
-from metaforge import hookimpl
+from metaforge import hookimpl, training
 from metaforge.config import Layer, resolve
 from metaforge.errors import ConfigError, DataError, DivergedError, PluginError, StorageError
 from metaforge.evaluation import figure
@@ -185,9 +187,32 @@ def test_a_diverging_run_stops_by_name_and_keeps_the_weights_before(tmp_path: Pa
 
 def test_a_folder_that_exists_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").touch()
     with pytest.raises(StorageError, match="exists already"):
         trained(tmp_path / "run")
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [one.name for one in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+def test_a_run_that_ends_for_want_of_storage_draws_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 57_344})
+    monkeypatch.setattr("metaforge.storage.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(StorageError, match="57,344 bytes are free"):
+        trained(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 8
+    assert list((tmp_path / "run" / "pictures").iterdir()) == []
+    assert not (tmp_path / "run" / "report.md").exists()
+
+
+def test_an_evaluation_that_could_not_be_written_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained(tmp_path / "run")
+    monkeypatch.setattr("metaforge.evaluation.evaluate", lambda *given, **named: pytest.fail("it was begun"))
+
+    def refused(**given: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(given["dir"]))
+
+    monkeypatch.setattr("metaforge.storage.tempfile.TemporaryFile", refused)
+    with pytest.raises(StorageError, match="Read-only file system"):
+        run.evaluate(tasks=2)
 
 
 def test_the_budget_ends_a_run(tmp_path: Path) -> None:
@@ -321,6 +346,24 @@ def test_validation_is_recorded_at_its_step_and_a_stopped_run_to_its_end(tmp_pat
     assert run.summary["outcome"] == "stopped"
 
 
+def test_a_prediction_that_is_not_finite_is_no_validation_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metaforge import engine
+
+    original = engine.evaluate
+
+    def spoilt(*arguments: Any, **options: Any) -> Any:
+        # The score stays what it was, as an accuracy of predictions that are not finite would.
+        found = original(*arguments, **options)
+        return found._replace(predictions=found.predictions.index_fill(0, torch.tensor([1]), torch.nan))
+
+    monkeypatch.setattr(engine, "evaluate", spoilt)
+    settings = {"train": {"validate_every": 2, "validate_tasks": 3}}
+    run = trained(tmp_path / "run", steps=2, settings=settings)
+    assert rows_of(run.folder)[0]["val_score"] is None
+
+
 @pytest.mark.parametrize("plan", ["loop", "vmap"])
 def test_validation_obeys_the_plan(tmp_path: Path, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from metaforge import engine
@@ -434,6 +477,14 @@ def test_values_that_the_last_step_spoilt_are_not_kept(tmp_path: Path, monkeypat
     assert loaded.summary["steps"] == 2
     assert all(bool(value.isfinite().all()) for value in loaded.values.values())
     assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 6
+
+
+def test_a_score_that_is_not_finite_does_not_cost_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = training.training_figures
+    monkeypatch.setattr(training, "training_figures", lambda *state: figures(*state) | {"score": math.nan})
+    metaforge.train("maml", "sinusoid", steps=1, tasks=2, out=tmp_path / "run")
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["score"]) == ("finished", None)
 
 
 def test_an_outer_rate_beyond_reason_is_refused(tmp_path: Path) -> None:

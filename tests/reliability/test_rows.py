@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.torture import __main__ as campaign
-from benchmarks.torture import hostile, rows, saving, sharing, small, standing, stopping, together, unsound
+from benchmarks.torture import hostile, rows, saving, sharing, small, standing, starving, stopping, together, unsound
 from benchmarks.torture.rows import Measured, Room
 from metaforge import checkpoint
 
@@ -20,22 +20,36 @@ SHORT: dict[int, Callable[[Room], Measured]] = {
     2: lambda room: stopping.random_kills(room, kills=1, learners=["maml"], steps=8),
     3: lambda room: together.resume_points(room, points=(4,), learners=("reptile",)),
     4: lambda room: saving.damaged(room, count=60, resumes=1),
-    5: lambda room: saving.full_storage(room, limits=1),
-    6: lambda room: stopping.signals(room, times=1, second=1, elsewhere=False),
+    5: lambda room: starving.full_storage(room, limits=1),
+    6: lambda room: stopping.signals(room, times=1, second=1, elsewhere=False, processes=(1,)),
     7: lambda room: unsound.places(room, learners=("protonet",), steps=25),
     8: lambda room: stopping.determinism(room, learners=("maml",), shared=()),
+    10: lambda room: together.killed_processes(room, kills=1, steps=24, ranks=(0,)),
     17: lambda room: sharing.concurrent(room, processes=2, rounds=2),
-    18: lambda room: hostile.malicious(room, cases=("pickle as model.safetensors", "run.lock that is a link")),
+    18: lambda room: hostile.malicious(
+        room, cases=("manifest with a size of 10^30 for tensors", "run.lock that is a link")
+    ),
     23: standing.corpus,
     24: lambda room: standing.soak(room, steps=100),
     27: lambda room: saving.overhead(room, saves=2),
 }
+
+# Rows whose short form is a test, or a file of tests, of its own.
+ELSEWHERE = dict.fromkeys((11, 12, 13, 14, 15, 16, 22), "tests/attacks/test_data.py")
+ELSEWHERE |= {19: "tests/architecture/test_rooms.py", 20: "tests/thirdparty/test_hostile.py"}
+ELSEWHERE |= {25: "tests/architecture/test_laziness.py"}
 
 
 @pytest.mark.parametrize("number", SHORT)
 def test_a_row_with_small_counts(number: int, tmp_path: Path) -> None:
     measured = SHORT[number](Room(tmp_path))
     assert measured.passed, f"{measured.text}\n{measured.numbers}"
+
+
+def test_every_row_has_a_short_form() -> None:
+    campaign.find_rows()
+    assert all((standing.ROOT / path).exists() for path in ELSEWHERE.values())
+    assert sorted([*SHORT, *ELSEWHERE]) == sorted(rows.ROWS)
 
 
 def test_every_case_of_a_stranger_s_run_changes_it(tmp_path: Path) -> None:
@@ -101,6 +115,30 @@ def test_a_row_that_raises_or_runs_out_of_time_has_not_passed(tmp_path: Path) ->
 def test_no_two_functions_are_one_row() -> None:
     with pytest.raises(ValueError, match="two functions are row 1"):
         rows.row(1, "again", goal="")(lambda room: Measured(True, ""))
+
+
+def test_every_row_has_its_record() -> None:
+    campaign.find_rows()
+    found = {record["row"]: record["test"] for record in rows.read_records()}
+    assert found == {number: one.test for number, one in rows.ROWS.items()}, "make torture"
+
+
+def test_the_campaign_repeats_what_has_not_passed_and_fails_without_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "TABLE", tmp_path / "reliability.md")
+    monkeypatch.setattr(rows, "RECORDS", tmp_path)
+    monkeypatch.setattr(campaign, "RECORDS", tmp_path)
+    answers = iter([False, True])
+    monkeypatch.setattr(
+        campaign, "ROWS", {n: rows.Row(n, "test", "goal", lambda room: Measured(True, "")) for n in (1, 2)}
+    )
+    campaign.ROWS[1] = rows.Row(1, "test", "goal", lambda room: Measured(next(answers), ""))
+    assert campaign.main(["--row", "1"]) == 1
+    assert campaign.main(["--table"]) == 1
+    assert campaign.main(["--row", "1", "--row", "2"]) == 0
+    assert campaign.main([]) == 0
+    assert next(answers, None) is None
 
 
 def test_the_table_is_that_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

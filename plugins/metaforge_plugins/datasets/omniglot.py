@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from metaforge.data.archives import Opener, Progress, open_https
 from metaforge.data.cache import Arrays, cached
+from metaforge.data.downloads import Opener, Progress, open_https
 from metaforge.data.episodes import ClassPool, Pixels, check_split, distinct, episode_keys, feasible, sample_episodes
 from metaforge.data.images import Resample, read_file
 from metaforge.data.trees import Tree, TreeImages, fetch_tree, open_tree
@@ -263,7 +263,8 @@ class Omniglot(Dataset):
             tree, found = self._tree(collection), dict[str, list[tuple[Tree, str]]]()
             for name in tree.names:
                 parts = name.split("/")
-                if len(parts) == 4 and parts[0] == collection.name and name.endswith(".png") and parts[3][0] != ".":
+                hidden = any(part.startswith(".") for part in parts)
+                if len(parts) == 4 and parts[0] == collection.name and name.lower().endswith(".png") and not hidden:
                     found.setdefault(f"{parts[1]}/{parts[2]}", []).append((tree, name))
             wrong = {character: len(images) for character, images in found.items() if len(images) != DRAWERS}
             if len(found) != collection.characters or wrong:

@@ -61,6 +61,13 @@ def test_verify_names_what_is_damaged(run: Path) -> None:
     assert invoked("ckpt", "show", run).exit_code == 0
 
 
+def test_a_run_without_a_checkpoint_is_not_verified(run: Path) -> None:
+    shutil.rmtree(run / "ckpt")
+    refused = invoked("ckpt", "verify", run)
+    assert (refused.exit_code, "There is no checkpoint" in refused.stderr) == (5, True)
+    assert invoked("ckpt", "show", run).exit_code == 0
+
+
 def test_prune_keeps_the_last_and_the_best(run: Path) -> None:
     (run / "ckpt" / ".step-0000009.1-ab.part").mkdir()
     done = invoked("ckpt", "prune", run, "--keep", "1", "--json")
@@ -92,7 +99,7 @@ def test_any_checkpoint_can_be_evaluated(run: Path, which: str, step: int) -> No
     done = invoked("evaluate", run, "--checkpoint", which, "--tasks", "2", "--no-progress", "--json")
     assert done.exit_code == 0, done.stderr
     choice: Any = int(which) if which.isdecimal() else which
-    saved = checkpoint.chosen(run / "ckpt", choice)
+    saved, _ = checkpoint.chosen(run / "ckpt", choice)
     assert saved.step == step
     whole = checkpoint.load(run / "ckpt" / f"step-{step:07d}")
     assert all(torch.equal(saved.values[name], whole.values[name]) for name in whole.values)

@@ -116,7 +116,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
             found.append(SimpleNamespace(folder=folder, device=device, **chosen))
             return {"accuracy": {"mean": 0.5}}
 
-        return SimpleNamespace(evaluate=evaluate)
+        return SimpleNamespace(evaluate=evaluate, summary={"damaged": ["state.json is damaged"]})
 
     def episode_grid(task: Task, path: Path) -> None:
         found.append(SimpleNamespace(task=task))
@@ -236,6 +236,15 @@ def test_evaluate_passes_on_what_is_given(calls: Calls) -> None:
     call = calls[0]
     assert (call.shots, call.steps, call.tasks, call.split, call.seed) == ([1, 5], [0, 3], 9, "val", 4)
     assert (call.ways, call.device) == (3, "cpu")
+
+
+def test_of_several_processes_the_leading_one_evaluates(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "2")
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        assert command("evaluate . --json").exit_code == 0
+        assert len(calls) == (rank == 0)
 
 
 def test_config_prints_a_run_file_with_origins() -> None:

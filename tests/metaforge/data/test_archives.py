@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from metaforge.data.archives import Limits, Opener, download, open_https, open_zip, read_member
+from metaforge.data.archives import Limits, open_zip, read_member
+from metaforge.data.downloads import Opener, download, open_https
 from metaforge.errors import DataError, StorageError
 
 
@@ -66,6 +67,46 @@ def test_hostile_listings_are_refused(members: list[tuple[str, bytes]], says: st
         open_zip(path, Limits(members=100, total_bytes=2**23))
     assert caught.value.where == str(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
+    path = packed(tmp_path / "bad.zip", [("x/A/1.txt", b"1"), ("X/a/2.txt", b"2")])
+    with pytest.raises(DataError, match="is 'x/A' elsewhere"):
+        open_zip(path)
+    packed(path, [("x/", b""), ("x/A/1.txt", b"1"), ("x/A/", b""), ("x/b/2.txt", b"2")])
+    open_zip(path).close()
+
+
+def test_a_second_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = packed(tmp_path / "bad.zip", [("ok.png", b"x")])
+    listed = zipfile.ZipFile.infolist
+
+    def newer(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+        # Newer versions of Python take the name from the extra field 0x7075 where there is one.
+        found = listed(archive)
+        found[0].filename = "../../evil.png"
+        return found
+
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", newer)
+    with pytest.raises(DataError, match="has a second name"):
+        open_zip(path)
+
+
+def test_a_lie_about_the_packed_size_is_seen(tmp_path: Path) -> None:
+    path = packed(tmp_path / "bad.zip", [("a", b"x"), ("zeros", bytes(50 * 2**20))])
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"PK\x01\x02") + 20
+    data[place : place + 4] = (2**20).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="reach into the directory"):
+        open_zip(path)
+
+
+def test_no_more_of_a_member_is_read_than_asked_for(tmp_path: Path) -> None:
+    with open_zip(packed(tmp_path / "x.zip", [("a", bytes(9))])) as archive:
+        assert len(read_member(archive, "a", max_bytes=9)) == 9
+        with pytest.raises(DataError, match="9 bytes, more than 8"):
+            read_member(archive, "a", max_bytes=8)
 
 
 def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
@@ -202,7 +243,7 @@ def test_an_interrupted_download_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match=r"cannot be written.* bytes are needed.* bytes are free"):
         download(URL, tmp_path / "file" / "x.zip", md5=MD5, max_bytes=2**21, opener=answering(Answer(BODY)))
 
 
@@ -210,6 +251,8 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None
 def test_only_https_is_fetched(url: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="only https"):
         download(url, tmp_path / "x.zip", md5=MD5, max_bytes=1)
+    with pytest.raises(DataError, match="only https"):
+        open_https(url)
 
 
 def test_a_redirection_to_http_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

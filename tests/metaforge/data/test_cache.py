@@ -38,7 +38,7 @@ def test_the_cache_is_used_for_the_same_key_only(folder: Path) -> None:
     assert len(list(folder.iterdir())) == 3
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "foreign", "pickle"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "foreign", "pickle", "method", "header", "lost"])
 def test_a_damaged_cache_is_built_again_with_a_warning(folder: Path, damage: str) -> None:
     build = Builder()
     cached("set", {}, build)
@@ -46,6 +46,13 @@ def test_a_damaged_cache_is_built_again_with_a_warning(folder: Path, damage: str
     good = path.read_bytes()
     if damage == "pickle":
         np.savez(path, images=np.array([{}], dtype=object))
+    elif damage == "lost":
+        with np.load(path, allow_pickle=False) as whole:
+            np.savez(path, **{name: whole[name] for name in whole.files if name != "names"})
+    elif damage in ("method", "header"):
+        # A method of packing, or a length of the local header, that nobody knows.
+        place = good.index(b"PK\x01\x02") + 10 if damage == "method" else good.index(b"PK\x03\x04") + 26
+        path.write_bytes(good[:place] + b"\x63" + good[place + 1 :])
     else:
         flipped = good[:4000] + bytes([good[4000] ^ 1]) + good[4001:]
         path.write_bytes({"empty": b"", "cut": good[:5000], "flipped": flipped, "foreign": b"hello"}[damage])

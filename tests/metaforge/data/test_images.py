@@ -70,6 +70,19 @@ def test_every_mode_is_handled() -> None:
     assert decode_image(encoded(Image.new("CMYK", (3, 3)), "JPEG"), where="x").shape == (1, 3, 3)
 
 
+def test_transparent_pixels_of_16_bits_are_white() -> None:
+    deep = np.array([[0, 0x8000], [0x8000, 0]], dtype=np.uint16)
+    data = encoded(Image.fromarray(deep), transparency=0)
+    assert decode_image(data, where="x")[0].tolist() == [[255, 0x80], [0x80, 255]]
+
+
+def test_a_whole_image_of_too_many_pixels_is_refused() -> None:
+    with pytest.raises(DataError, match="more than 16,000,000"):
+        decode_image(encoded(Image.new("1", (4100, 4000))), where="x", size=4)
+    with pytest.raises(DataError, match="more than 8,000,000"):
+        decode_image(encoded(Image.new("RGB", (2900, 2900)), "WEBP"), where="x", size=4)
+
+
 def test_a_photograph_is_turned_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

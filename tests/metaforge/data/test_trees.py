@@ -137,6 +137,16 @@ def test_fetching_keeps_what_is_right_and_replaces_what_is_not(tmp_path: Path) -
     assert asked == [URL] * 3
 
 
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = as_folder(tmp_path, files())
+    (folder / "a" / "inside.png").symlink_to("0.png")
+    assert "set/a/inside.png" in FolderTree(folder).names
+    (folder / "a" / "outside.png").symlink_to("/etc/hostname")
+    with pytest.raises(DataError, match="leads out of the folder") as caught:
+        assert FolderTree(folder).names
+    assert caught.value.where == str(folder / "a" / "outside.png")
+
+
 def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path) -> None:
     folder = as_folder(tmp_path, files())
     place = folder / "a" / "0.png"

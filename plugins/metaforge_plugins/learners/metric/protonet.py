@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metaforge.functional import cross_entropy, one_hot, score
+from metaforge.functional import cross_entropy, one_hot, score, widened
 from metaforge.keys import fold_in
 from metaforge.model import Model
 from metaforge.protocols import Aux, BatchNormPolicy, Examples, Key, Learner, Options, Params, Parts, Pass, Tags, Task
@@ -87,7 +87,7 @@ class ProtoNet(Learner):
         """Return minus the squared distance (or the cosine) of each query to each prototype `[n, ways]`."""
         if self.config.distance == "cosine":
             return F.normalize(features, dim=-1) @ F.normalize(prototypes, dim=-1).T
-        return -(features.unsqueeze(1) - prototypes.unsqueeze(0)).square().sum(-1)
+        return -(widened(features).unsqueeze(1) - widened(prototypes).unsqueeze(0)).square().sum(-1)
 
     @staticmethod
     def figures(logits: Tensor, task: Task, state: Params) -> Aux:

@@ -1,0 +1,110 @@
+"""Every learner of MetaForge's own is computed alike by every plan, in every precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from metaforge import runtime
+from metaforge.engine import MetaStep
+from metaforge.functional import added
+from metaforge.protocols import Examples, Kind, Params, Parts, Task, TaskShape, TaskSpec
+from metaforge.registry import CORE, scan
+from toys import assert_equal_steps, fresh, sgd, step
+
+REGISTRY = scan()
+CASES = [
+    (entry.name, kind)
+    for entry in REGISTRY.entries("learner")
+    if entry.distribution == CORE
+    for kind in sorted(REGISTRY.load("learner", entry.name).tags.kinds)
+]
+# Small, with noise, and with norm layers whose scale the inner loop moves.
+OPTIONS = {
+    "steps": 2,
+    "adapt": "all",
+    "rows": 8,
+    "width": 4,
+    "hidden": 6,
+    "heads": 2,
+    "latent": 4,
+    "finetune": 2,
+    "dropout": 0.2,
+    "encoder": (6,),
+    "decoder": (6,),
+}
+CPU = torch.device("cpu")
+
+
+class Varied(nn.Module):
+    """Convolutions in groups and dilated, norms of two kinds, and dropout of entries and of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(2, 4, 3, groups=2), nn.BatchNorm2d(4), nn.Tanh(), nn.Dropout(0.3),
+            nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.BatchNorm2d(4), nn.Tanh(), nn.Dropout2d(0.2),
+            nn.Conv2d(4, 4, 2, dilation=2), nn.InstanceNorm2d(4, affine=True), nn.Tanh(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.layers(x).flatten(1)
+        return features
+
+
+def varied(name: str, kind: Kind) -> Any:
+    """Return a learner of small images with that network."""
+    cls = REGISTRY.load("learner", name)
+    options = {key: value for key, value in OPTIONS.items() if key in cls.Config.model_fields}
+    shape = TaskShape(3, 2, 3) if kind == "classification" else TaskShape(1, 6, 9)
+    return cls(cls.Config(**options), Parts(TaskSpec(kind, (2, 6, 6), 3, shape), Varied, sgd(0.2)))
+
+
+def images(count: int, kind: Kind) -> Task:
+    """Return tasks of small images `[count, n, 2, 6, 6]`."""
+    draw = torch.Generator().manual_seed(5)
+
+    def examples(n: int) -> Examples:
+        x = torch.randn(count, n, 2, 6, 6, generator=draw, dtype=torch.float64)
+        if kind == "classification":
+            return Examples(x, torch.arange(3).repeat_interleave(n // 3).expand(count, -1))
+        return Examples(x, torch.randn(count, n, 3, generator=draw, dtype=torch.float64))
+
+    return Task(examples(6), examples(9))
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_plans_agree_in_float64_on_convolutions_norms_and_noise(name: str, kind: Kind) -> None:
+    built = varied(name, kind)
+    values, batch = fresh(built), images(3, kind)
+    looped = step(built, values, batch)
+    assert max(float(grad.abs().max()) for grad in looped.grads.values()) > 1e-3
+    for plan in ("vmap", "fold"):
+        for chunk in (None, 2):
+            assert_equal_steps(step(built, values, batch, plan, chunk=chunk), looped)
+
+
+def rounded(name: str, kind: Kind, plan: str) -> list[MetaStep]:
+    """Return two steps with products in bfloat16."""
+    built = varied(name, kind)
+    values: Params = {n: v.float() for n, v in fresh(built).items()}
+    batch = tree_map(lambda x: x.float() if x.is_floating_point() else x, images(3, kind))
+    taken = []
+    for _ in range(2):
+        with runtime.rounding(CPU, "bfloat16", tf32=False):
+            taken.append(step(built, values, batch, plan, chunk=2))
+        values = added(values, taken[-1].state | {n: -0.01 * grad for n, grad in taken[-1].grads.items()})
+    return taken
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_products_in_bfloat16_leave_sums_and_values_in_float32(name: str, kind: Kind) -> None:
+    for plan in ("loop", "vmap", "fold"):
+        for one in rounded(name, kind, plan):
+            for value in (*one.grads.values(), *one.state.values(), one.losses, *one.metrics.values()):
+                assert value.dtype == torch.float32, plan
+                assert value.isfinite().all(), plan
