@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import metaforge
 from benchmarks.speed import STRIDE
-from benchmarks.timing import median
+from benchmarks.timing import median, peak_mib
 from metaforge import runtime
 
 _POINTS = {
@@ -56,36 +56,59 @@ def _measure(what: str, point: int, rounds: int) -> dict[str, Any]:
         begin = time.perf_counter()
         call()
         times.append(time.perf_counter() - begin)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return {what: point, "ms a step": 1e3 * median(times), "tasks/s": work.tasks / median(times), "peak MiB": memory}
+    seconds = median(times)
+    return {what: point, "ms a step": 1e3 * seconds, "tasks/s": work.tasks / seconds, "peak MiB": peak_mib()}
 
 
 def _processes(rounds: int) -> dict[str, Any]:
     """Time the real command with one thread in one process, one thread in each of two, and two threads in one."""
     runs: dict[tuple[int, int], list[float]] = {(1, 1): [], (2, 1): [], (1, 2): []}
+    peaks: dict[tuple[int, int], list[float]] = {how: [] for how in runs}
     for _ in range(rounds):
-        for processes, threads in runs:
-            runs[processes, threads].append(_speed(processes, threads))
+        for how in runs:
+            speed, peak = _speed(*how)
+            runs[how].append(speed)
+            peaks[how].append(peak)
     slow = runs[1, 1]
     rows = []
     for (processes, threads), found in runs.items():
         times = [a / b for a, b in zip(found, slow, strict=True)]
         row = {"processes": processes, "threads in each": threads, "tasks/s": median(found)}
+        row |= {"ms a step": 16e3 / median(found), "peak MiB of a process": round(median(peaks[processes, threads]))}
         rows.append(row | {"times one process of one thread": median(times)})
     goal = "Goal: two processes at least 1.7 times one process of one thread."
     return {"title": "Processes (`metaforge train`, stride-2 Conv-4, MAML, 16 tasks)", "rows": rows, "notes": [goal]}
 
 
-def _speed(processes: int, threads: int) -> float:
+def _speed(processes: int, threads: int) -> tuple[float, float]:
+    """Return (tasks/s, the most memory in MiB that a process of the run held)."""
     with tempfile.TemporaryDirectory() as folder:
         words = "train --learner maml --dataset glyphs --set dataset.train=60 --set backbone.variant=stride --steps 60"
         words += f" --set train.tasks=16 --set train.log_every=20 --no-progress --nproc {processes} --out {folder}/run"
         command = [sys.executable, "-m", "metaforge", *words.split(), "--set", f"engine.threads={threads}"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        subprocess.run(command, check=True, capture_output=True, env=environment)
+        peak = 0.0
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        ) as running:
+            while running.poll() is None:
+                peak = max(peak, *map(peak_mib, _processes_of(folder)), 0.0)
+                time.sleep(0.2)
+        if running.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {running.returncode}.")
         rows = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     # Without the steps until the first record, in which memory is mapped and threads are started.
-    return 16 * (rows[-1]["step"] - rows[0]["step"]) / float(rows[-1]["elapsed"] - rows[0]["elapsed"])
+    return 16 * (rows[-1]["step"] - rows[0]["step"]) / float(rows[-1]["elapsed"] - rows[0]["elapsed"]), peak
+
+
+def _processes_of(folder: str) -> list[str]:
+    """Return the numbers of the processes that were started with this run folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if folder in path.read_text("utf-8", "replace"):
+                found.append(path.parent.name)
+    return found
 
 
 if __name__ == "__main__":
