@@ -16,7 +16,7 @@ from metaforge.compiled import Compiler
 from metaforge.functional import Chain, one_task
 from metaforge.keys import make_key
 from metaforge.model import with_head
-from metaforge.plans import choose_chunk, choose_plan
+from metaforge.plans import choose_chunk, choose_plan, even_chunk
 from metaforge.protocols import Params, Parts, Task, TaskShape, TaskSpec
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.backbones.conv4 import Conv4
@@ -90,7 +90,8 @@ def metaforge(work: Work, *, plan: str = "auto", compiled: bool = False, chunk: 
     values: Params = {name: own[name] if name in own else value.to(work.dtype) for name, value in fresh.items()}
     keys = torch.stack([make_key(0, index) for index in range(work.tasks)])
     call = Compiler() if compiled else engine.at_once
-    size = min(choose_chunk(work.spec, device, chunk, training=True), work.tasks)
+    size = min(choose_chunk(work.spec, device, chunk, training=True, compiled=compiled), work.tasks)
+    size = even_chunk(size, [work.tasks]) if compiled and chunk is None else size
     chosen = choose_plan(learner, plan)
 
     def gradients() -> list[Tensor]:

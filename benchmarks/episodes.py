@@ -71,7 +71,7 @@ def metaforge_prototypes(work: ProtoWork, *, compiled: bool = False) -> Callable
     values = {name: own.get(name, value.to(work.dtype)) for name, value in learner.init(make_key(0)).items()}
     keys = torch.stack([make_key(0, index) for index in range(work.tasks)])
     call = Compiler() if compiled else engine.at_once
-    chunk = min(choose_chunk(spec, torch.device("cpu"), None, training=True), work.tasks)
+    chunk = min(choose_chunk(spec, torch.device("cpu"), None, training=True, compiled=compiled), work.tasks)
     plan = choose_plan(learner, "auto")
 
     def gradients() -> list[Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from metaforge import spatial
 from metaforge.errors import ConfigError
 
 _Made = tuple[Callable[..., Any], Any]
@@ -55,7 +56,9 @@ def _lowered(function: Callable[..., Any], leaves: list[Tensor], nest: Any) -> _
         answers.append(answer)
         return found
 
-    traced = make_fx(flat)(*leaves)
+    with spatial.together():
+        traced = make_fx(flat)(*leaves)
+    _skip_round_trips(traced)
     options: dict[str, Any] | None = {"triton.cudagraphs": True} if leaves[0].is_cuda else None
     try:
         made = lowered(traced, list[Any](leaves), options)
@@ -69,3 +72,23 @@ def _lowered(function: Callable[..., Any], leaves: list[Tensor], nest: Any) -> _
             remedy="install a C++ compiler such as g++, or set engine.compile to off",
         ) from error
     return made, answers[-1]
+
+
+def _skip_round_trips(traced: Any) -> None:
+    """Take out chains of views that end where they began: the compiler would keep a copy of what lies between."""
+    views = {torch.ops.aten.view.default, torch.ops.aten.permute.default}
+    for node in traced.graph.nodes:
+        origin = node
+        while origin.target in views:
+            origin = origin.args[0]
+            if _place(origin) == _place(node):
+                node.replace_all_uses_with(origin)
+                break
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+
+
+def _place(node: Any) -> tuple[Any, ...]:
+    """Return what tells views of the same memory apart."""
+    value = node.meta["val"]
+    return value.shape, value.stride(), value.storage_offset()

@@ -38,7 +38,8 @@ class Computation:
         wish = "off" if dry and asked.compile == "auto" else asked.compile
         self.compiled = plans.choose_compile(wish, spec, resolved.run.train, self.device)
         self._require_plain_sums()
-        chunk = min(plans.choose_chunk(spec, self.device, asked.chunk, training=True), max(self.share.groups))
+        chunk = plans.choose_chunk(spec, self.device, asked.chunk, training=True, compiled=self.compiled)
+        chunk = min(chunk, max(self.share.groups))
         even = self.compiled and asked.chunk is None
         self.chunk = plans.even_chunk(chunk, self.share.groups) if even else chunk
         self._call: engine.Call = Compiler() if self.compiled else engine.at_once

@@ -17,9 +17,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from metaforge import spatial
 from metaforge.errors import ConfigError
 from metaforge.keys import fold_in, uniform
 from metaforge.protocols import STATE, NormPolicy, Params, Pass
+from metaforge.standardised import standardised
 
 
 class Frame:
@@ -42,24 +44,33 @@ class Frame:
         finally:
             self.at, self.state, self.values, self.seen, self.deltas = Pass(), {}, {}, {}, {}
 
-    def statistics(self, layer: BatchNorm, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Return (mean, variance) `[features]` that this pass normalises by, and note what must outlive it."""
+    def normalised(self, layer: BatchNorm, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return `x` normalised by the statistics of this pass, scaled and shifted; note what must outlive it."""
         mean_name, var_name = f"{STATE}model.{layer.name}.mean", f"{STATE}model.{layer.name}.var"
         training = self.at.key is not None
-        if self.policy == "support" and self.at.role == "query":
-            return self.state[mean_name], self.state[var_name]
-        if self.policy in ("running", "per-step") and not training:
-            return self._slot(self.state[mean_name]), self._slot(self.state[var_name])
-        mean = x.mean(dims)
-        var = (x - layer.broadcast(mean, x)).square().mean(dims)
         if self.policy == "support":
-            self.seen[mean_name], self.seen[var_name] = mean, var
-        elif self.policy != "transductive":
+            return self._by_support(layer, x, weight, bias)
+        if self.policy in ("running", "per-step") and not training:
+            mean, var = self._slot(self.state[mean_name]), self._slot(self.state[var_name])
+            return layer.scaled(x, mean, var, weight, bias)
+        y, mean, var = standardised(x, weight, bias, layer.eps)
+        if self.policy != "transductive":
             count = x.numel() // x.shape[1]
             unbiased = var.detach() * (count / max(count - 1, 1))
             self.deltas[mean_name] = self._delta(self.state[mean_name], mean.detach(), layer.momentum)
             self.deltas[var_name] = self._delta(self.state[var_name], unbiased, layer.momentum)
-        return mean, var
+        return y
+
+    def _by_support(self, layer: BatchNorm, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return `x` normalised by the support set's statistics, which depend on the weights."""
+        names = [f"{STATE}model.{layer.name}.{what}" for what in ("mean", "var")]
+        if self.at.role != "query":
+            dims = (0, *range(2, x.dim()))
+            mean = x.mean(dims)
+            var = (x - layer.broadcast(mean, x)).square().mean(dims)
+            self.seen.update(zip(names, (mean, var), strict=True))
+            return layer.scaled(x, mean, var, weight, bias)
+        return layer.scaled(x, self.state[names[0]], self.state[names[1]], weight, bias)
 
     def _slot(self, statistic: Tensor) -> Tensor:
         if self.policy == "running":
@@ -101,15 +112,15 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
-        given, x, dims = x.dtype, _widened(x), (0, *range(2, x.dim()))
-        mean, var = self.frame.statistics(self, x, dims)
-        scale = (var + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = -mean * scale
-        if self.bias is not None:
-            shift = shift + self.bias
-        return (x * self.broadcast(scale, x) + self.broadcast(shift, x)).to(given)
+        given, x = x.dtype, _widened(x)
+        weight = x.new_ones(self.features) if self.weight is None else self.weight
+        bias = x.new_zeros(self.features) if self.bias is None else self.bias
+        return self.frame.normalised(self, x, weight, bias).to(given)
+
+    def scaled(self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return `x` normalised by the given statistics, scaled and shifted."""
+        scale = (var + self.eps).rsqrt() * weight
+        return x * self.broadcast(scale, x) + self.broadcast(bias - mean * scale, x)
 
 
 class LayerNorm(nn.Module):
@@ -220,4 +231,4 @@ def _replacement(module: nn.Module, name: str, frame: Frame) -> nn.Module | None
             where=f"backbone, layer {name!r}",
             remedy="use nn.Dropout, or noise of a regularizer",
         )
-    return None
+    return spatial.replacement(module)
