@@ -141,20 +141,21 @@ class LayerNorm(nn.Module):
         return (out if self.bias is None else out + self.bias).to(given)
 
 
-class InstanceNorm(nn.Module):
-    """Instance norm of primitives: each feature of each example over its positions."""
+class GroupNorm(nn.Module):
+    """Group norm of primitives: each group of features of each example; a group for each feature is instance norm."""
 
-    def __init__(self, native: nn.Module) -> None:
+    def __init__(self, native: nn.Module, groups: int) -> None:
         super().__init__()
-        self.eps = float(native.eps)  # type: ignore[arg-type]
+        self.groups, self.eps = groups, float(native.eps)  # type: ignore[arg-type]
         self.weight: nn.Parameter | None = native.weight  # type: ignore[assignment]
         self.bias: nn.Parameter | None = native.bias  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
-        given, x, dims = x.dtype, _widened(x), tuple(range(2, x.dim()))
-        centred = x - x.mean(dims, keepdim=True)
-        out = centred * (centred.square().mean(dims, keepdim=True) + self.eps).rsqrt()
+        given, x = x.dtype, _widened(x)
+        apart = x.reshape(x.shape[0], self.groups, -1)
+        centred = apart - apart.mean(-1, keepdim=True)
+        out = (centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()).reshape(x.shape)
         if self.weight is not None:
             out = out * BatchNorm.broadcast(self.weight, x)
         return (out if self.bias is None else out + BatchNorm.broadcast(self.bias, x)).to(given)
@@ -192,7 +193,7 @@ class Dropout(nn.Module):
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CHANNEL_DROPOUT = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _NOISY = (nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
-NORMS = (BatchNorm, LayerNorm, InstanceNorm, nn.GroupNorm)
+NORMS = (BatchNorm, LayerNorm, GroupNorm)
 _INSTANCE = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
@@ -222,7 +223,9 @@ def _replacement(module: nn.Module, name: str, frame: Frame) -> nn.Module | None
     if isinstance(module, nn.LayerNorm):
         return LayerNorm(module)
     if isinstance(module, _INSTANCE):
-        return InstanceNorm(module)
+        return GroupNorm(module, int(module.num_features))
+    if isinstance(module, nn.GroupNorm):
+        return GroupNorm(module, module.num_groups)
     if isinstance(module, (nn.Dropout, *_CHANNEL_DROPOUT)):
         return Dropout(module.p, name, frame, channels=not isinstance(module, nn.Dropout))
     if isinstance(module, _NOISY):

@@ -39,9 +39,9 @@ class _Forward(Function):
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         mean = _mean(x)
-        var = _mean((x - _wide(mean, x)).square())
+        var = _mean((x - _wide(mean, x)).square_())
         scale = (var + eps).rsqrt() * w
-        return x * _wide(scale, x) + _wide(b - mean * scale, x), mean, var
+        return torch.addcmul(_wide(b - mean * scale, x), x, _wide(scale, x)), mean, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -69,11 +69,11 @@ class _Back(Function):
     def forward(
         dy: Tensor, x: Tensor, w: Tensor, mean: Tensor, var: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        s, m_dy = (var + eps).rsqrt(), _mean(dy)
-        m_dyz = s * _mean(dy * (x - _wide(mean, x)))
+        s, m_dy, centred = (var + eps).rsqrt(), _mean(dy), x - _wide(mean, x)
+        m_dyz = s * _mean(dy * centred)
         scale, n = s * w, x.numel() // x.shape[1]
-        slope = -scale * s * m_dyz
-        dx = dy * _wide(scale, x) + x * _wide(slope, x) - _wide(scale * m_dy + slope * mean, x)
+        dx = torch.addcmul(_wide(-scale * m_dy, x), dy, _wide(scale, x))
+        dx.addcmul_(centred, _wide(-scale * s * m_dyz, x))
         return dx, m_dyz * n, m_dy * n
 
     @staticmethod
@@ -94,10 +94,10 @@ class _Back(Function):
         rest = _mean(h * dy) - m_h * m_v - m_hz * m_vz
         # w B(h) + h_w z + h_b, and w times the gradient to x of <h, B(v)>, plus h_w B(v): sums of h, v and z.
         ws = w * s
-        to_dy = h * _wide(ws, x) + z * _wide(h_w - ws * m_hz, x) + _wide(h_b - ws * m_h, x)
+        to_dy = _sum(_wide(h_b - ws * m_h, x), (h, ws), (z, h_w - ws * m_hz))
         of_v, of_h = s * (h_w - ws * m_hz), -ws * s * m_vz
         of_z = -(ws * s * rest + of_v * m_vz + of_h * m_hz)
-        to_x = dy * _wide(of_v, x) + h * _wide(of_h, x) + z * _wide(of_z, x) - _wide(of_v * m_v + of_h * m_h, x)
+        to_x = _sum(_wide(-of_v * m_v - of_h * m_h, x), (dy, of_v), (h, of_h), (z, of_z))
         return to_dy, to_x, s * rest * n, None, None, None
 
     @staticmethod
@@ -113,6 +113,13 @@ class _Back(Function):
 def _mean(x: Tensor) -> Tensor:
     """Return the mean of each feature `[features]`."""
     return x.mean((0, *range(2, x.dim())))
+
+
+def _sum(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
+    """Return a constant and tensors that are weighted feature by feature, added up in one pass over each."""
+    for tensor, weight in terms:
+        constant = torch.addcmul(constant, tensor, _wide(weight, tensor))
+    return constant
 
 
 def _wide(vector: Tensor, x: Tensor) -> Tensor:
