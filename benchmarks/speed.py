@@ -34,6 +34,21 @@ CASES: Mapping[str, tuple[str, Any, float | None, float | None]] = {
     "protonet": ("ProtoNet, 20-way 1-shot, 15 queries, 4 episodes a batch", ProtoWork(), 2, 2),
 }
 
+# Where the time of a compiled step goes, found with torch's profiler, and what was tried.
+NOTES: Mapping[str, str] = {
+    "sinusoid-5": "Compiled, three fifths of the time are 42 batched products of 25 matrices of at most 40 x 40 (21 µs"
+    " each, of which 13 µs are arithmetic), a tenth is the Python between them. Tried without gain: the compiler's own"
+    " products, products as fused sums (1.6 times slower), its C++ wrapper (fails on this step), two threads (slower)."
+    " On the same machine in another hour the ratio was 36 to 46.",
+    "stride": "Compiled, two thirds of the time are convolutions, and 60 % of their ceiling is reached; the rest are"
+    " passes of batch norm and ReLU over the activations. At once, torch's backward pass of a strided convolution in"
+    " its usual order of memory runs at half of its speed with channels innermost; channels innermost at once were"
+    " slower, by the cost of functions of one's own.",
+    "pool-16": "Measured with all contestants' memory held at once, as the long first steps show.",
+    "pool-4": "Compiled, half of the time are convolutions. The compiler's own max pooling took 145 of 720 ms of one"
+    " thread in the backward pass alone; as a kernel of its own it takes 5 ms.",
+}
+
 
 def run(only: Sequence[str] | None, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each case's name and figures."""
@@ -70,6 +85,7 @@ def run(only: Sequence[str] | None, rounds: int) -> Iterator[tuple[str, dict[str
             f"{rounds} rounds. The fastest peer is {best}; ratios are medians over the rounds. Gradients: the"
             " difference to the first row's, relative to it, along eight random directions; in float64 on two tasks."
         ]
+        notes += [NOTES[name]] if name in NOTES else []
         yield name, {"title": title, "rows": rows, "notes": notes, "seconds": times}
 
 

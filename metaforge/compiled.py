@@ -34,7 +34,11 @@ class Compiler:
             self._made[key] = _compiled(function, leaves, nest)
         run, answer = self._made[key]
         with torch.no_grad():
-            return tree_unflatten(list(run(*leaves)), answer)
+            found = list(run(*leaves))
+        if leaves[0].is_cuda:
+            # The next replay of a CUDA graph writes over its answers.
+            found = [one.clone() if isinstance(one, Tensor) else one for one in found]
+        return tree_unflatten(found, answer)
 
 
 def _compiled(function: Callable[..., Any], leaves: list[Tensor], nest: Any) -> _Made:
