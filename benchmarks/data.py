@@ -24,8 +24,9 @@ _BATCH = 64
 def run(only: Sequence[str] | None, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the table of all data sets that are there."""
     calls, notes = {}, []
-    for cls in (Omniglot, Glyphs, Sinusoid):
-        made: Any = cls(cls.Config(), root=data_root())  # type: ignore[attr-defined]
+    kinds: tuple[Any, ...] = (Omniglot, Glyphs, Sinusoid)
+    for cls in kinds:
+        made = cls(cls.Config(), root=data_root())
         shapes = _SHAPES if made.kind == "classification" else {"10 shots, 10 queries": TaskShape(1, 10, 10)}
         for text, shape in shapes.items():
             try:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import metaforge
+from benchmarks.memory import peak_mib
 from benchmarks.speed import STRIDE
-from benchmarks.timing import median, peak_mib
+from benchmarks.timing import median
 from metaforge import runtime
 
 _POINTS = {
@@ -92,7 +93,9 @@ def _speed(processes: int, threads: int) -> tuple[float, float]:
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         ) as running:
             while running.poll() is None:
-                peak = max(peak, *map(peak_mib, _processes_of(folder)), 0.0)
+                for process in _processes_of(folder):
+                    with suppress(OSError, ValueError):
+                        peak = max(peak, peak_mib(process))
                 time.sleep(0.2)
         if running.returncode:
             raise SystemExit(f"{' '.join(command)} ended with {running.returncode}.")

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,15 +85,6 @@ def median(values: Sequence[float]) -> float:
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     """Return the median over the rounds of how many times faster one was than the other."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
-
-
-def peak_mib(process: str = "self") -> float:
-    """Return the most memory in MiB that a process ever held, 0 where it is gone; on Linux."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text("utf-8").splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def furthest(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:

@@ -15,12 +15,8 @@ def applied(function: type[Function], *arguments: Any) -> Any:
 
 def folded(x: Tensor, at: int | None, into: int, tasks: int) -> Tensor:
     """Return `x` with its axis of tasks `at` made part of the axis `into` of one task; the same for each if None."""
-    return spread(x, at, tasks).movedim(0, into).flatten(into, into + 1)
-
-
-def spread(x: Tensor, at: int | None, tasks: int) -> Tensor:
-    """Return `x` with tasks in front, the same for each task where it has none."""
-    return x.expand(tasks, *x.shape) if at is None else x.movedim(at, 0)
+    apart = x.expand(tasks, *x.shape) if at is None else x.movedim(at, 0)
+    return apart.movedim(0, into).flatten(into, into + 1)
 
 
 def unfolded(x: Tensor, at: int, tasks: int) -> Tensor:

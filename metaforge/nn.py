@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from metaforge import spatial
 from metaforge.errors import ConfigError
+from metaforge.functional import widened
 from metaforge.keys import fold_in, uniform
 from metaforge.protocols import STATE, NormPolicy, Params, Pass
 from metaforge.standardised import standardised
@@ -112,7 +113,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
-        given, x = x.dtype, _widened(x)
+        given, x = x.dtype, widened(x)
         weight = x.new_ones(self.features) if self.weight is None else self.weight
         bias = x.new_zeros(self.features) if self.bias is None else self.bias
         return self.frame.normalised(self, x, weight, bias).to(given)
@@ -133,7 +134,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[..., *normalized_shape]` normalised, scaled and shifted."""
-        given, x = x.dtype, _widened(x)
+        given, x = x.dtype, widened(x)
         centred = x - x.mean(self.dims, keepdim=True)
         out = centred * (centred.square().mean(self.dims, keepdim=True) + self.eps).rsqrt()
         if self.weight is not None:
@@ -152,18 +153,13 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
-        given, x = x.dtype, _widened(x)
+        given, x = x.dtype, widened(x)
         apart = x.reshape(x.shape[0], self.groups, -1)
         centred = apart - apart.mean(-1, keepdim=True)
         out = (centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()).reshape(x.shape)
         if self.weight is not None:
             out = out * BatchNorm.broadcast(self.weight, x)
         return (out if self.bias is None else out + BatchNorm.broadcast(self.bias, x)).to(given)
-
-
-def _widened(x: Tensor) -> Tensor:
-    """Return activations that a product has rounded in float32: statistics need the digits."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _statistics(native: nn.Module, features: int) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[n, out, h', w']` of `[n, in, h, w]`."""
-        if not _together.get():
+        if not _together.get() or x.dim() != 4:
             return super().forward(x)
         geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
         return convolution(x, self.weight, self.bias, geometry)
@@ -43,7 +43,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[n, c, h // size, w // size]` of `[n, c, h, w]`."""
-        if not _together.get():
+        if not _together.get() or x.dim() != 4:
             own: Tensor = super().forward(x)
             return own
         return max_pool(x, int(self.kernel_size))  # type: ignore[arg-type]

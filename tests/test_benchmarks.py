@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -12,30 +13,21 @@ from benchmarks.episodes import ProtoWork, metaforge_prototypes, plain_prototype
 from benchmarks.timing import apart, furthest, shadows
 from metaforge.protocols import TaskShape
 
+IMAGES = Work(
+    "classification",
+    (1, 28, 28),
+    TaskShape(3, 1, 2),
+    "conv4",
+    {"variant": "stride", "filters": 4},
+    tasks=2,
+    steps=2,
+    lr=0.1,
+    dtype=torch.float64,
+)
 WORKS = {
     "curves": Work("regression", (1,), TaskShape(1, 5, 5), "mlp", {"widths": [8]}, 2, 3, 0.01, torch.float64),
-    "images": Work(
-        "classification",
-        (1, 28, 28),
-        TaskShape(3, 1, 2),
-        "conv4",
-        {"variant": "stride", "filters": 4},
-        2,
-        2,
-        0.1,
-        torch.float64,
-    ),
-    "pooled": Work(
-        "classification",
-        (1, 28, 28),
-        TaskShape(3, 1, 2),
-        "conv4",
-        {"variant": "pool", "filters": 4},
-        2,
-        2,
-        0.1,
-        torch.float64,
-    ),
+    "images": IMAGES,
+    "pooled": replace(IMAGES, options={"variant": "pool", "filters": 4}),
 }
 
 

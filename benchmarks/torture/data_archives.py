@@ -14,6 +14,7 @@ import unittest.mock
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,11 +127,11 @@ def method(value: int) -> bytes:
 
 CASES: dict[str, Callable[[], bytes]] = {
     **{
-        f"traversal {name!r}": lambda name=name: named(name)  # type: ignore[misc]
+        f"traversal {name!r}": partial(named, name)
         for name in ("../evil", "../../evil", "a/../../evil", f"{TOP}/../evil", "a/..", "./../evil", "..")
     },
     **{
-        what: lambda name=name: named(name)  # type: ignore[misc]
+        what: partial(named, name)
         for what, name in {
             "absolute": "/tmp/evil",
             "drive letter": "C:/evil",
@@ -154,7 +155,7 @@ CASES: dict[str, Callable[[], bytes]] = {
         }.items()
     },
     **{
-        what: lambda mode=mode: named("special", mode=mode, data=b"/etc/passwd")  # type: ignore[misc]
+        what: partial(named, "special", mode=mode, data=b"/etc/passwd")
         for what, mode in {
             "symbolic link": stat.S_IFLNK | 0o777,
             "character device": stat.S_IFCHR | 0o666,

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.memory import peak_mib
 from benchmarks.torture.rows import Measured, Room, row
 from metaforge.data.images import read_image
 from metaforge.errors import DataError
@@ -141,13 +142,6 @@ def fuzzed(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
                 case _:
                     del data[place : place + length]
         yield f"fuzzed-{index:04d}", bytes(data)
-
-
-def peak_mib() -> float:
-    """Return the most memory that this program has held, in MiB."""
-    # Not what `getrusage` says: Linux hands that on from the process that started this one.
-    (line,) = (line for line in Path("/proc/self/status").read_text("utf-8").splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
 
 
 def verdict(path: Path) -> str:

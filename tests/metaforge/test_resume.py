@@ -12,7 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 import metaforge
-from metaforge import checkpoint, hookimpl
+from benchmarks.torture.stopping import StopAfter
+from metaforge import checkpoint
 from metaforge.cli.app import app
 from metaforge.config import Layer
 from metaforge.errors import CheckpointError, ConfigError, PluginError, RunLockedError
@@ -28,18 +29,6 @@ SETTINGS: dict[str, Any] = {
     "engine": {"threads": 1},
     "hooks": {"early-stop": {"patience": 50}},
 }
-
-
-class StopAfter:
-    """Interrupts a run after a step, as Ctrl-C would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    @hookimpl
-    def metaforge_before_step(self, step: int) -> None:
-        if step == self.step + 1:
-            raise KeyboardInterrupt
 
 
 def begun(out: Path, *, stop: int | None = None, steps: int = 10, **more: Any) -> None:
