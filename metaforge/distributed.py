@@ -70,9 +70,8 @@ class World:
         own = slice(self.rank * each, (self.rank + 1) * each)
         if self.size == 1:
             return Share(total, tuple(sizes))
-        counts = [sum(sizes[rank * each : (rank + 1) * each]) for rank in range(self.size)]
         join = self._sum if shards is None else self._ordered_sum
-        return Share(total, tuple(sizes[own]), sum(counts[: self.rank]), functools.partial(self._gather, counts), join)
+        return Share(total, tuple(sizes[own]), sum(sizes[: own.start]), join)
 
     def largest(self, *numbers: int) -> list[int]:
         """Return the largest of each number over all processes."""
@@ -103,16 +102,12 @@ class World:
         """Return the numbers of all processes in order, given how many each of them has."""
         if self.size == 1:
             return own
-        column = torch.tensor(own, dtype=torch.float64, device=self.device)
-        return [float(number) for number in self._gather(counts, column.unsqueeze(1))[:, 0].tolist()]
-
-    def _gather(self, counts: list[int], own: Tensor) -> Tensor:
-        padded = own.new_zeros((max(counts), *own.shape[1:]))
-        padded[: len(own)] = own.detach()
-        parts = [torch.empty_like(padded) for _ in counts]
+        first = sum(counts[: self.rank])
+        found = torch.zeros(sum(counts), dtype=torch.float64, device=self.device)
+        found[first : first + len(own)] = torch.tensor(own, dtype=torch.float64)
         with _peers():
-            dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+            dist.all_reduce(found)
+        return [float(number) for number in found.tolist()]
 
     def _sum(self, groups: list[Params]) -> Params:
         (own,) = groups
@@ -136,7 +131,8 @@ def _flat(params: Params) -> Tensor:
 
 def _like(params: Params, flat: Tensor) -> Params:
     pieces = torch.split(flat, [value.numel() for value in params.values()])
-    return {name: piece.view(value.shape) for (name, value), piece in zip(params.items(), pieces, strict=True)}
+    named = zip(params.items(), pieces, strict=True)
+    return {name: piece.view(value.shape).to(value.dtype) for (name, value), piece in named}
 
 
 def launched() -> bool:

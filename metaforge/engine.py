@@ -18,12 +18,16 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.nn.functional import pad
 from torch.utils._pytree import tree_map
 
 from metaforge.functional import added, detached, gradient, one_task, score, split_state, sum_of
 from metaforge.plans import Plan
 from metaforge.protocols import Aux, Examples, Kind, Learner, Params, Regularizer, Task
 from metaforge.runtime import primitive_attention
+
+# Not the name of a parameter, which has no spaces.
+_COLUMNS = "figures of all tasks"
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,18 @@ def at_once(function: Callable[..., Any], *arguments: Any) -> Any:
 class Share:
     """This process's part of a batch of `total` tasks, in groups, and how the parts of all processes are joined.
 
-    `groups` are numbers of tasks that follow one another, from task `first` on.
-    `gather` returns a column of figures of all tasks, given that of the own ones; `join` the sum of the gradients of
-    all groups of all processes, given those of the own ones.
+    `groups` are numbers of tasks that follow one another, from task `first` on. `join` returns the sum over all groups
+    of all processes, given what the own ones came to.
     """
 
     total: int
     groups: tuple[int, ...]
     first: int = 0
-    gather: Callable[[Tensor], Tensor] = lambda own: own
     join: Callable[[list[Params]], Params] = lambda groups: functools.reduce(added, groups)
+
+    def rows(self, own: Tensor) -> Tensor:
+        """Return figures of the own tasks `[own, n]` as a term of those of all `[total, n]`."""
+        return pad(own, (0, 0, self.first, self.total - self.first - len(own)))
 
 
 @primitive_attention()
@@ -119,13 +125,19 @@ def meta_gradients(
         parts.append((group, part._replace(sums={})))
     losses = torch.cat([part.losses for _, part in parts])
     metrics = {n: torch.cat([part.metrics[n] for _, part in parts]) for n in parts[0][1].metrics}
-    columns = share.gather(torch.stack([losses, *(figures.to(losses.dtype) for figures in metrics.values())], 1))
+    columns = share.rows(torch.stack([losses, *(figures.to(losses.dtype) for figures in metrics.values())], 1))
     if combining:
+        columns = share.join([{_COLUMNS: columns}])[_COLUMNS]
         weights = grad(lambda x: _combined(x, combining))(columns[:, 0])
         own = weights[share.first : share.first + len(losses)].split([len(part.losses) for _, part in parts])
         for (group, part), weight in zip(parts, own, strict=True):
             groups[group] = added(groups[group], part.pulled(weight))
-    grads, change = split_state(share.join(groups))
+    else:
+        # Beside the gradients, so that processes wait for one another once.
+        groups = [{**own, _COLUMNS: torch.zeros_like(columns) if i else columns} for i, own in enumerate(groups)]
+    sums = share.join(groups)
+    columns = sums.pop(_COLUMNS, columns)
+    grads, change = split_state(sums)
     for regularizer in regularizers:
         grads = added(grads, _penalty_grads(regularizer, params, state))
     return MetaStep(grads, change, columns[:, 0], dict(zip(metrics, columns[:, 1:].unbind(1), strict=True)))
