@@ -36,15 +36,17 @@ CASES: Mapping[str, tuple[str, Any, float | None, float | None]] = {
 
 # Where the time of a compiled step goes, found with torch's profiler, and what was tried.
 NOTES: Mapping[str, str] = {
-    "sinusoid-5": "Compiled, three fifths of the time are 42 batched products of 25 matrices of at most 40 x 40 (21 µs"
-    " each, of which 13 µs are arithmetic), a tenth is the Python between them. Tried without gain: the compiler's own"
-    " products, products as fused sums (1.6 times slower), its C++ wrapper (fails on this step), two threads (slower)."
-    " On the same machine in another hour the ratio was 36 to 46.",
+    "sinusoid-5": "Compiled, three fifths of the time are 42 batched products of 25 matrices of at most 40 x 40, and a"
+    " tenth is the Python between them. Five of them, whose transposes were asked for, took six times as long as the"
+    " others until they were written as products of the transposes. Tried without gain: the compiler's own products,"
+    " products as fused sums, its C++ wrapper (fails on this step). Two threads would be a quarter faster alone, but many"
+    " times slower beside another busy program, so one is the choice of `auto`.",
     "stride": "Compiled, two thirds of the time are convolutions, and 60 % of their ceiling is reached; the rest are"
     " passes of batch norm and ReLU over the activations. At once, torch's backward pass of a strided convolution in"
     " its usual order of memory runs at half of its speed with channels innermost; channels innermost at once were"
     " slower, by the cost of functions of one's own.",
-    "pool-16": "Measured with all contestants' memory held at once, as the long first steps show.",
+    "pool-16": "A first step of a minute is this machine providing memory that nobody has used before; it falls on"
+    " whoever comes first.",
     "pool-4": "Compiled, half of the time are convolutions. The compiler's own max pooling took 145 of 720 ms of one"
     " thread in the backward pass alone; as a kernel of its own it takes 5 ms.",
 }
