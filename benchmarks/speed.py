@@ -39,8 +39,8 @@ NOTES: Mapping[str, str] = {
     "sinusoid-5": "Compiled, three fifths of the time are 42 batched products of 25 matrices of at most 40 x 40, and a"
     " tenth is the Python between them. Five of them, whose transposes were asked for, took six times as long as the"
     " others until they were written as products of the transposes. Tried without gain: the compiler's own products,"
-    " products as fused sums, its C++ wrapper (fails on this step). Two threads would be a quarter faster alone, but many"
-    " times slower beside another busy program, so one is the choice of `auto`.",
+    " products as fused sums, its C++ wrapper (fails on this step). Two threads would be a quarter faster alone, but"
+    " many times slower beside another busy program, so one is the choice of `auto`.",
     "stride": "Compiled, two thirds of the time are convolutions, and 60 % of their ceiling is reached; the rest are"
     " passes of batch norm and ReLU over the activations. At once, torch's backward pass of a strided convolution in"
     " its usual order of memory runs at half of its speed with channels innermost; channels innermost at once were"

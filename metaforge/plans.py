@@ -104,8 +104,8 @@ _FEW_NUMBERS, _ENOUGH_STEPS, _ENOUGH_SECONDS = 1 << 14, 5000, 120.0
 def choose_threads(asked: int | None, spec: TaskSpec, tasks: int) -> int | None:
     """Return the number of threads asked for; else one for a step too small to share, None for torch's own choice.
 
-    A compiled step of 25 regression tasks with 5 inner steps took 1.0 ms on one thread and 0.8 ms on two; beside another
-    program on the same two cores 1.05 ms on one, and more than 20 ms on two.
+    A compiled step of 25 regression tasks with 5 inner steps took 1.0 ms on one thread and 0.8 ms on two; beside
+    another program on the same two cores 1.05 ms on one, and more than 20 ms on two.
     """
     return 1 if asked is None and _numbers(spec, tasks) <= _FEW_NUMBERS else asked
 
