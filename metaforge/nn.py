@@ -199,21 +199,22 @@ def composed(module: nn.Module, frame: Frame) -> nn.Module:
     The copy is in evaluation mode: whatever else a layer would do in training (draw noise, move buffers) has no key.
     """
     module = copy.deepcopy(module)
-    whole = _replacement(module, "", frame)
+    pooled = spatial.pools(module)
+    whole = _replacement(module, "", frame, pooled)
     if whole is not None:
         return whole.eval()
     new: dict[nn.Module, nn.Module | None] = {}
     # A layer may stand under several names: it is replaced under each, by one layer.
     for name, child in list(module.named_modules(remove_duplicate=False)):
         if child not in new:
-            new[child] = _replacement(child, name, frame)
+            new[child] = _replacement(child, name, frame, pooled)
         if (layer := new[child]) is not None:
             parent, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(parent), leaf, layer)
     return module.eval()
 
 
-def _replacement(module: nn.Module, name: str, frame: Frame) -> nn.Module | None:
+def _replacement(module: nn.Module, name: str, frame: Frame, pooled: bool) -> nn.Module | None:
     if isinstance(module, _BATCH):
         return BatchNorm(module, name, frame)
     if isinstance(module, nn.LayerNorm):
@@ -230,4 +231,4 @@ def _replacement(module: nn.Module, name: str, frame: Frame) -> nn.Module | None
             where=f"backbone, layer {name!r}",
             remedy="use nn.Dropout, or noise of a regularizer",
         )
-    return spatial.replacement(module)
+    return spatial.replacement(module, pooled=pooled)

@@ -147,7 +147,8 @@ class _Positive(Function):
 class _Where(Function):
     @staticmethod
     def forward(dy: Tensor, y: Tensor) -> Tensor:
-        return torch.where(y > 0, dy, 0)
+        found: Tensor = torch.ops.aten.threshold_backward(dy, y, 0)
+        return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

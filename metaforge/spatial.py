@@ -1,6 +1,7 @@
-"""Layers on images whose tasks are computed side by side, channels innermost in memory, where a step is compiled.
+"""Layers on images whose tasks are computed side by side, channels innermost in memory.
 
-At once, not compiled, the cost of these functions' Python is more than what they save: there the layers are torch's.
+A compiled step gains from them everywhere. At once they cost more Python than torch's, which pays in networks that
+pool: torch's pooling is several times slower where channels are not innermost.
 """
 
 from __future__ import annotations
@@ -8,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Literal
 
 from torch import Tensor, nn
 
 from metaforge.convolution import Geometry, convolution
 from metaforge.pooling import max_pool, positive
 
-_together: ContextVar[bool] = ContextVar("together", default=False)
+_Where = Literal["nowhere", "pooled", "everywhere"]
+_together: ContextVar[_Where] = ContextVar("together", default="nowhere")
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Use the functions of this module inside, and torch's own outside."""
-    token = _together.set(True)
+def together(where: _Where = "everywhere") -> Iterator[None]:
+    """Use the functions of this module inside, in all networks or in those that pool; outside, torch's own."""
+    token = _together.set(where)
     try:
         yield
     finally:
@@ -28,11 +31,14 @@ def together() -> Iterator[None]:
 
 
 class Conv2d(nn.Conv2d):
-    """Torch's layer, padded by zeros."""
+    """Torch's layer, padded by zeros; `pooled` if its network pools."""
+
+    pooled: bool
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[n, out, h', w']` of `[n, in, h, w]`."""
-        if not _together.get() or x.dim() != 4:
+        where = _together.get()
+        if x.dim() != 4 or where == "nowhere" or (where == "pooled" and not self.pooled):
             return super().forward(x)
         geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
         return convolution(x, self.weight, self.bias, geometry)
@@ -43,7 +49,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[n, c, h // size, w // size]` of `[n, c, h, w]`."""
-        if not _together.get() or x.dim() != 4:
+        if x.dim() != 4 or _together.get() == "nowhere":
             own: Tensor = super().forward(x)
             return own
         return max_pool(x, int(self.kernel_size))  # type: ignore[arg-type]
@@ -54,27 +60,37 @@ class ReLU(nn.ReLU):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the positive part of `x`."""
-        if not _together.get() or x.dim() != 4:
+        if x.dim() != 4 or _together.get() != "everywhere":
             return nn.functional.relu(x)
         return positive(x)
 
 
-def replacement(module: nn.Module) -> nn.Module | None:
-    """Return a layer with the same parameters in place of torch's own, or None where this kind is left to torch."""
+def pools(network: nn.Module) -> bool:
+    """Return whether a network has max pooling whose windows lie side by side."""
+    return any(_side_by_side(module) for module in network.modules())
+
+
+def replacement(module: nn.Module, *, pooled: bool = False) -> nn.Module | None:
+    """Return a layer with the same parameters in place of torch's own, or None where this kind is left to torch.
+
+    `pooled` says whether its network pools.
+    """
     kind: type[nn.Module] | None = None
     if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         kind = Conv2d
-    elif type(module) is nn.MaxPool2d and _side_by_side(module):
+    elif _side_by_side(module):
         kind = MaxPool2d
     elif type(module) is nn.ReLU:
         kind = ReLU
     if kind is None:
         return None
     layer = kind.__new__(kind)
-    layer.__dict__ = module.__dict__
+    layer.__dict__ = module.__dict__ | {"pooled": pooled}
     return layer
 
 
-def _side_by_side(module: nn.MaxPool2d) -> bool:
+def _side_by_side(module: nn.Module) -> bool:
+    if type(module) is not nn.MaxPool2d:
+        return False
     plain = module.padding == 0 and module.dilation == 1 and not module.ceil_mode and not module.return_indices
     return plain and isinstance(module.kernel_size, int) and module.stride == module.kernel_size

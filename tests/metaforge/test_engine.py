@@ -264,11 +264,13 @@ def images(count: int) -> Task:
 
 
 class Convolutional(nn.Module):
-    """A smooth network of one convolution, a norm and, if asked for, dropout."""
+    """A smooth network of one convolution, a norm and, if asked for, pooling and dropout."""
 
-    def __init__(self, norm: nn.Module, dropout: float = 0.0, **options: Any) -> None:
+    def __init__(self, norm: nn.Module, dropout: float = 0.0, *, pool: bool = False, **options: Any) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(2, 4, 3, **options), norm, nn.Tanh(), nn.Dropout(dropout))
+        if pool:
+            self.layers.append(nn.MaxPool2d(2))
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.layers(x).flatten(1)
@@ -294,6 +296,10 @@ CONVOLUTIONS: dict[str, Any] = {
 }
 
 
+def pooling() -> nn.Module:
+    return Convolutional(nn.BatchNorm2d(4), dropout=0.4, groups=2, pool=True)
+
+
 def convolving(backbone: Any, **options: Any) -> Any:
     parts = Parts(TaskSpec("classification", (2, 6, 6), 3, TaskShape(3, 1, 2)), backbone, sgd(0.2), {})
     return MAML(MAML.Config(steps=2, adapt="all", **options), parts)
@@ -307,6 +313,29 @@ def test_every_plan_is_exact_on_convolutions(name: str) -> None:
     assert_true_gradient(lambda p: mean_loss(built, values, batch)(p).mean(), split_state(values)[0], looped.grads)
     for plan in ("vmap", "fold"):
         assert_equal_steps(step(built, values, batch, plan), looped)
+
+
+# Its largest entries change places, so finite differences say nothing: the reference is torch's own layers, in a loop.
+def test_every_plan_agrees_on_a_network_that_pools() -> None:
+    built = convolving(pooling)
+    values, batch = fresh(built), images(3)
+    looped = step(built, values, batch)
+    for plan in ("vmap", "fold"):
+        assert_equal_steps(step(built, values, batch, plan), looped)
+    one, two = evaluate(built, values, batch), evaluate(built, values, batch, plan="vmap")
+    torch.testing.assert_close(one.predictions, two.predictions, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("plan", ["loop", "vmap", "fold"])
+def test_products_are_rounded_under_every_plan(plan: str) -> None:
+    built = convolving(pooling)
+    values = {name: value.float() for name, value in fresh(built).items()}
+    batch = tree_map(lambda t: t.float() if t.is_floating_point() else t, images(3))
+    exact = step(built, values, batch, plan)
+    with runtime.rounding(torch.device("cpu"), "bfloat16", tf32=False):
+        rounded = step(built, values, batch, plan)
+    assert not torch.equal(rounded.losses, exact.losses)
+    torch.testing.assert_close(rounded.losses, exact.losses, rtol=0.1, atol=0.1)
 
 
 def test_a_fused_norm_is_found_and_keeps_a_learner_that_adapts_from_folding() -> None:
@@ -325,9 +354,10 @@ def test_a_fused_norm_is_found_and_keeps_a_learner_that_adapts_from_folding() ->
     assert fused_norms(maml(), fresh(maml()), task(), keys(1)[0]) == []
 
 
+@pytest.mark.parametrize("backbone", [CONVOLUTIONS["dropout"], pooling])
 @pytest.mark.parametrize("plan", ["loop", "vmap", "fold"])
-def test_steps_done_again_give_the_same_gradient(plan: str) -> None:
-    kept, again = (convolving(CONVOLUTIONS["dropout"], norm="per-step", recompute=flag) for flag in (False, True))
+def test_steps_done_again_give_the_same_gradient(plan: str, backbone: Any) -> None:
+    kept, again = (convolving(backbone, norm="per-step", recompute=flag) for flag in (False, True))
     values, batch = fresh(kept), images(3)
     assert_equal_steps(step(again, values, batch, plan), step(kept, values, batch, plan), 1e-12)
 

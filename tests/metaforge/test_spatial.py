@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from metaforge import runtime, spatial
 from metaforge.compiled import Compiler
+from metaforge.nn import Frame, composed
 from metaforge.protocols import Params
 
 TASKS = 3
@@ -148,3 +149,16 @@ def test_outside_the_layers_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(exchanged(module)(x), module(x), rtol=0, atol=0)
     with spatial.together(), pytest.raises(AssertionError):
         exchanged(module)(x)
+
+
+def test_at_once_they_are_for_networks_that_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    for name in ("convolution", "max_pool", "positive"):
+        original = getattr(spatial, name)
+        monkeypatch.setattr(spatial, name, lambda *a, name=name, f=original: (used.append(name), f(*a))[1])
+    strided = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2)).double()
+    for module, wanted in ((network(), ["convolution", "max_pool", "convolution"]), (strided, [])):
+        used.clear()
+        with spatial.together("pooled"):
+            composed(module, Frame("transductive"))(images()[0])
+        assert used == wanted
