@@ -99,11 +99,12 @@ def _speed(processes: int, tasks: int, threads: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         words = "train --learner maml --dataset glyphs --set dataset.train=60 --set backbone.variant=stride --steps 60"
         words += f" --set train.tasks={tasks} --set train.log_every=20 --no-progress --nproc {processes}"
+        words += f" --out {folder}/run"
         command = [sys.executable, "-m", "metaforge", *words.split(), "--set", f"engine.threads={threads}"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         peak = 0.0
         with subprocess.Popen(
-            [*command, "--out", f"{folder}/run"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         ) as running:
             while running.poll() is None:
                 for process in _processes_of(folder):

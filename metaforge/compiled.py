@@ -64,7 +64,8 @@ def _lowered(function: Callable[..., Any], leaves: list[Tensor], nest: Any) -> _
     with spatial.together():
         traced = make_fx(flat)(*leaves)
     _skip_round_trips(traced.graph)
-    _turn_products(traced.graph)
+    if leaves[0].device.type == "cpu":
+        _turn_products(traced.graph)
     traced.recompile()
     options: dict[str, Any] | None = {"triton.cudagraphs": True} if leaves[0].is_cuda else None
     try:
@@ -103,12 +104,16 @@ def _place(node: Any) -> tuple[Any, ...]:
 def _turn_products(graph: Any) -> None:
     """Write the transpose of a batched product as the product of the transposes.
 
-    Derivatives of a product come as such, and the narrow matrices that are transposed last cost six times their share.
+    Derivatives of a product come as such, and a product of narrow matrices on a CPU may take six times as long the one
+    way round as the other.
     """
+    if any(node.target is torch.ops.aten.as_strided.default for node in graph.nodes):
+        # It reads memory by strides, which are others afterwards.
+        return
     for node in graph.nodes:
         if not _turns(node) or node.args[0].target is not _BMM or len(node.args[0].users) > 1:
             continue
-        with graph.inserting_before(node):
+        with graph.inserting_before(node.args[0]):
             turned = [_turned(graph, factor) for factor in reversed(node.args[0].args)]
             product = graph.call_function(_BMM, tuple(turned))
         product.meta["val"] = node.meta["val"].contiguous()

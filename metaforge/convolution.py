@@ -69,6 +69,9 @@ class _Forward(Function):
     @staticmethod
     def vmap(info: Any, at: tuple[Any, ...], x: Tensor, w: Tensor, b: Tensor | None, g: Geometry) -> Any:
         n = info.batch_size
+        if _shared(w, at[1], x, n) and at[0] is not None and (b is None or at[2] is None):
+            y = applied(_Forward, _innermost(folded(x, at[0], 0, n)), w, b, g)
+            return unfolded(y, 0, n), 0
         bias = None if b is None else folded(b, at[2], 0, n)
         y = applied(_Forward, _images(x, at[0], n), _kernels(w, at[1], n), bias, g.apart(n))
         return unfolded(y, 1, n), 1
@@ -102,6 +105,9 @@ class _ToInput(Function):
     @staticmethod
     def vmap(info: Any, at: tuple[Any, ...], dy: Tensor, w: Tensor, size: Pair, g: Geometry) -> Any:
         n = info.batch_size
+        if _shared(w, at[1], dy, n) and at[0] is not None:
+            dx = applied(_ToInput, _innermost(folded(dy, at[0], 0, n)), w, size, g)
+            return unfolded(dx, 0, n), 0
         dx = applied(_ToInput, _images(dy, at[0], n), _kernels(w, at[1], n), size, g.apart(n))
         return unfolded(dx, 1, n), 1
 
@@ -147,10 +153,21 @@ def _axes(dy: Tensor, w: Tensor, g: Geometry) -> Any:
 
 def _images(x: Tensor, at: int | None, tasks: int) -> Tensor:
     """Return the images of all tasks side by side, channels innermost."""
-    found = folded(x, at, 1, tasks).contiguous(memory_format=torch.channels_last)
-    # Of one channel both orders are one, and torch would take it for the other.
-    return found.as_strided(found.shape, (found.stride(0), 1, *found.stride()[2:])) if found.shape[1] == 1 else found
+    return _innermost(folded(x, at, 1, tasks))
 
 
 def _kernels(w: Tensor, at: int | None, tasks: int) -> Tensor:
-    return folded(w, at, 0, tasks).contiguous(memory_format=torch.channels_last)
+    return _innermost(folded(w, at, 0, tasks))
+
+
+def _innermost(x: Tensor) -> Tensor:
+    """Return `x` `[n, c, h, w]` with the second axis innermost in memory."""
+    apart = x.movedim(1, -1)
+    # Of one channel both orders are one, and torch would take it for the other.
+    dense = apart.squeeze(-1).contiguous().unsqueeze(-1) if apart.shape[-1] == 1 else apart.contiguous()
+    return dense.movedim(-1, 1)
+
+
+def _shared(w: Tensor, at: int | None, x: Tensor, tasks: int) -> bool:
+    """Return whether tasks share weights that are more than what they are applied to, and not worth a copy for each."""
+    return at is None and w.numel() * tasks > x.numel()

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from metaforge import runtime
 from metaforge.engine import Share
 from metaforge.errors import ConfigError, WorkerError
+from metaforge.functional import sum_of
 from metaforge.protocols import Params
 from metaforge.signals import Patience
 
@@ -70,8 +71,8 @@ class World:
         own = slice(self.rank * each, (self.rank + 1) * each)
         if self.size == 1:
             return Share(total, tuple(sizes))
-        join = self._sum if shards is None else self._ordered_sum
-        return Share(total, tuple(sizes[own]), sum(sizes[: own.start]), join)
+        add = self._sum if shards is None else self._ordered_sum
+        return Share(total, tuple(sizes[own]), sum(sizes[: own.start]), functools.partial(_joined, add))
 
     def largest(self, *numbers: int) -> list[int]:
         """Return the largest of each number over all processes."""
@@ -109,30 +110,30 @@ class World:
             dist.all_reduce(found)
         return [float(number) for number in found.tolist()]
 
-    def _sum(self, groups: list[Params]) -> Params:
-        (own,) = groups
-        total = _flat(own)
+    def _sum(self, own: Tensor) -> Tensor:
+        """Return the sum over all processes, given one row each."""
+        total = own[0]
         with _peers():
             dist.all_reduce(total)
-        return _like(own, total)
+        return total
 
-    def _ordered_sum(self, groups: list[Params]) -> Params:
-        own = torch.stack([_flat(group) for group in groups])
+    def _ordered_sum(self, own: Tensor) -> Tensor:
+        """Return the sum over the rows of all processes, added up in order."""
         parts = [torch.empty_like(own) for _ in range(self.size)]
         with _peers():
             dist.all_gather(parts, own)
-        rows = [row for part in parts for row in part.unbind(0)]
-        return _like(groups[0], functools.reduce(torch.add, rows))
+        return sum_of(row for part in parts for row in part.unbind(0))
 
 
-def _flat(params: Params) -> Tensor:
-    return torch.cat([value.detach().reshape(-1) for value in params.values()])
-
-
-def _like(params: Params, flat: Tensor) -> Params:
-    pieces = torch.split(flat, [value.numel() for value in params.values()])
-    named = zip(params.items(), pieces, strict=True)
-    return {name: piece.view(value.shape).to(value.dtype) for (name, value), piece in named}
+def _joined(add: Callable[[Tensor], Tensor], groups: list[Params]) -> Params:
+    """Return the sum of the groups of all processes, each dtype by itself, so that all is rounded as in one process."""
+    sums = Params()
+    for dtype in dict.fromkeys(value.dtype for value in groups[0].values()):
+        alike = [{name: value for name, value in group.items() if value.dtype == dtype} for group in groups]
+        rows = torch.stack([torch.cat([value.detach().reshape(-1) for value in part.values()]) for part in alike])
+        pieces = torch.split(add(rows), [value.numel() for value in alike[0].values()])
+        sums |= {name: piece.view(alike[0][name].shape) for name, piece in zip(alike[0], pieces, strict=True)}
+    return sums
 
 
 def launched() -> bool:

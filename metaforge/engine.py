@@ -117,7 +117,7 @@ def meta_gradients(
     combining = combines(regularizers, share.total)
     run = functools.partial({"loop": _looped, "vmap": _vmapped, "fold": _folded}[plan], learner)
     whole = functools.partial(_whole, run)
-    with _side_by_side(plan, keys.device):
+    with _layers_together(plan, keys.device):
         groups: list[Params] = [{} for _ in share.groups]
         parts: list[tuple[int, _Part]] = []
         for group, piece in _pieces(share.groups, 1 if plan == "loop" else chunk):
@@ -146,7 +146,7 @@ def meta_gradients(
 
 
 @contextmanager
-def _side_by_side(plan: Plan, device: torch.device) -> Iterator[None]:
+def _layers_together(plan: Plan, device: torch.device) -> Iterator[None]:
     """Let layers on images take many tasks at once as was measured to be faster: on a CPU, in full precision."""
     pays = plan != "loop" and device.type == "cpu" and not torch.is_autocast_enabled(device.type)
     with spatial.together("pooled") if pays else nullcontext():
@@ -190,7 +190,7 @@ def evaluate(
         figures = learner.measure(values, task, key) if measure and key is not None else {}
         return Scores(score(kind, prediction, task.query.y), prediction, figures)
 
-    with torch.no_grad(), _side_by_side(plan, tasks.support.x.device):
+    with torch.no_grad(), _layers_together(plan, tasks.support.x.device):
         if plan == "loop":
             results = [one(one_task(tasks, i), None if keys is None else keys[i]) for i in range(len(tasks.support.x))]
             return Scores(*_stacked(results))

@@ -27,7 +27,9 @@ class Outer:
     def __init__(self, config: TrainConfig, values: Params, training: Params | None = None) -> None:
         params, self._state = split_state(values)
         self._config = config
-        self._leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+        # Torch's fused optimisers read memory from first to last, whatever the strides.
+        dense = torch.contiguous_format
+        self._leaves = {name: value.clone(memory_format=dense).requires_grad_() for name, value in params.items()}
         self._optimizer = _optimizer_for(config, list(self._leaves.values()))
         self._restore(training or {})
 
@@ -38,7 +40,7 @@ class Outer:
             group["lr"] = self._config.lr * factor[self._config.schedule]
         scale = min(1.0, self._config.clip / (norm + 1e-12)) if self._config.clip else 1.0
         for name, leaf in self._leaves.items():
-            leaf.grad = grads[name] * scale if scale != 1.0 else grads[name]
+            leaf.grad = (grads[name] * scale if scale != 1.0 else grads[name]).contiguous()
         self._optimizer.step()
         self._state = {name: (value + change.get(name, 0)).detach() for name, value in self._state.items()}
 
@@ -65,7 +67,7 @@ class Outer:
                     remedy="resume the run with the options that it was trained with",
                 )
             # The count of steps stays on the CPU, as the optimiser keeps it.
-            there = value.clone() if value.dim() == 0 else value.to(self._leaves[name].device, copy=True)
+            there = value.clone() if value.dim() == 0 else value.to(self._leaves[name].device, copy=True).contiguous()
             self._optimizer.state[self._leaves[name]][slot] = there
 
     def _require_whole(self, training: Params) -> None:
@@ -86,5 +88,5 @@ class Outer:
 def _optimizer_for(config: TrainConfig, leaves: list[Tensor]) -> torch.optim.Optimizer:
     kind = torch.optim.AdamW if config.optimizer == "adam" else torch.optim.SGD
     # On the CPU all parameters in one call, a fourth of the time; elsewhere torch chooses by itself.
-    fused = True if all(leaf.device.type == "cpu" for leaf in leaves) else None
+    fused = True if all(leaf.device.type == "cpu" and leaf.is_floating_point() for leaf in leaves) else None
     return kind(leaves, lr=config.lr, weight_decay=config.weight_decay, fused=fused)

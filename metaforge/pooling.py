@@ -147,6 +147,7 @@ class _Positive(Function):
 class _Where(Function):
     @staticmethod
     def forward(dy: Tensor, y: Tensor) -> Tensor:
+        # As torch's own, in one pass: what is not a number lets the gradient pass.
         found: Tensor = torch.ops.aten.threshold_backward(dy, y, 0)
         return found
 

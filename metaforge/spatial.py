@@ -6,12 +6,14 @@ pool: torch's pooling is several times slower where channels are not innermost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from metaforge.convolution import Geometry, convolution
 from metaforge.pooling import max_pool, positive
@@ -25,15 +27,27 @@ def together(where: _Where = "everywhere") -> Iterator[None]:
     """Use the functions of this module inside, in all networks or in those that pool; outside, torch's own."""
     token = _together.set(where)
     try:
-        yield
+        with _Reshaping():
+            yield
     finally:
         _together.reset(token)
+
+
+class _Reshaping(TorchFunctionMode):
+    """Lets `x.view(shape)` of a network take images whose channels are innermost in memory, as `reshape` does."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Sequence[Any] = (), named: Mapping[str, Any] | None = None
+    ) -> Any:
+        if function is Tensor.view and not named and not isinstance(arguments[1], torch.dtype):
+            function = Tensor.reshape
+        return function(*arguments, **(named or {}))
 
 
 class Conv2d(nn.Conv2d):
     """Torch's layer, padded by zeros; `pooled` if its network pools."""
 
-    pooled: bool
+    pooled: bool = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[n, out, h', w']` of `[n, in, h, w]`."""
@@ -85,7 +99,7 @@ def replacement(module: nn.Module, *, pooled: bool = False) -> nn.Module | None:
     if kind is None:
         return None
     layer = kind.__new__(kind)
-    layer.__dict__ = module.__dict__ | {"pooled": pooled}
+    layer.__dict__ = module.__dict__ | ({"pooled": pooled} if kind is Conv2d else {})
     return layer
 
 

@@ -56,3 +56,22 @@ def test_views_that_end_where_they_began_are_left_out() -> None:
     assert torch.equal(traced(A, B), there_and_back(A, B))
     views = (torch.ops.aten.permute.default, torch.ops.aten.view.default)
     assert not [node for node in traced.graph.nodes if node.target in views and node.args[0].op == "placeholder"]
+
+
+def strides_read(a: Tensor, b: Tensor) -> Tensor:
+    return torch.bmm(a, b.transpose(1, 2)).transpose(1, 2).as_strided((3, 8), (8, 1))
+
+
+def factor_changed(a: Tensor, b: Tensor) -> Tensor:
+    a = a * 1
+    product = torch.bmm(a, b.transpose(1, 2))
+    a.mul_(2)
+    return product.transpose(1, 2) + a.sum()
+
+
+@pytest.mark.parametrize("function", [strides_read, factor_changed])
+def test_a_product_is_rewritten_only_where_that_is_the_same(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    traced = make_fx(function)(A, B)
+    _turn_products(traced.graph)
+    traced.recompile()
+    torch.testing.assert_close(traced(A, B), function(A, B), rtol=1e-12, atol=1e-12)

@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 
 import metaforge
 from metaforge import checkpoint, distributed, signals, training
-from metaforge.distributed import World, _peers
+from metaforge.distributed import World, _joined, _peers
 from metaforge.errors import ConfigError, WorkerError
 from metaforge.protocols import Options, Regularizer
 from metaforge.registry import scan
@@ -241,3 +241,11 @@ def test_a_lost_peer_is_told_in_one_sentence() -> None:
     # What the transport says is of no use to a person who reads the other process's error above.
     with pytest.raises(WorkerError, match=r"^Another process of the run has ended or does not answer\.\n"), _peers():
         raise RuntimeError("[pair.cc:538] Connection closed by peer [127.0.0.1]:23456")
+
+
+def test_each_precision_is_added_up_by_itself() -> None:
+    groups = [{"w": torch.full((2,), 0.1), "losses": torch.tensor([0.1], dtype=torch.float64)} for _ in range(3)]
+    found = _joined(lambda rows: rows.sum(0), groups)
+    assert {name: value.dtype for name, value in found.items()} == {"w": torch.float32, "losses": torch.float64}
+    torch.testing.assert_close(found["w"], torch.full((2,), 0.3))
+    torch.testing.assert_close(found["losses"], torch.tensor([0.3], dtype=torch.float64), rtol=1e-15, atol=0)

@@ -300,9 +300,35 @@ def pooling() -> nn.Module:
     return Convolutional(nn.BatchNorm2d(4), dropout=0.4, groups=2, pool=True)
 
 
-def convolving(backbone: Any, **options: Any) -> Any:
+class Viewed(nn.Module):
+    """A network that asks for a view of its features, as its author would of a batch of one task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).view(x.size(0), -1)
+
+
+class Flipped(Viewed):
+    """A network that looks at an image twice, side by side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        views = torch.stack([x, x.flip(-1)])
+        return torch.vmap(self.body)(views).mean(0).flatten(1)
+
+
+def wide() -> nn.Module:
+    """Return a network whose shared weights are more than what they are applied to."""
+    return nn.Sequential(nn.Conv2d(2, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 30, 1), nn.Flatten())
+
+
+def convolving(backbone: Any, learning: Any = MAML, **options: Any) -> Any:
     parts = Parts(TaskSpec("classification", (2, 6, 6), 3, TaskShape(3, 1, 2)), backbone, sgd(0.2), {})
-    return MAML(MAML.Config(steps=2, adapt="all", **options), parts)
+    if learning is MAML:
+        options = {"steps": 2, "adapt": "all", **options}
+    return learning(learning.Config(**options), parts)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -316,8 +342,10 @@ def test_every_plan_is_exact_on_convolutions(name: str) -> None:
 
 
 # Its largest entries change places, so finite differences say nothing: the reference is torch's own layers, in a loop.
-def test_every_plan_agrees_on_a_network_that_pools() -> None:
-    built = convolving(pooling)
+@pytest.mark.parametrize("learning", [MAML, ProtoNet])
+@pytest.mark.parametrize("backbone", [pooling, Viewed, Flipped, wide])
+def test_every_plan_agrees_on_a_network_that_pools(backbone: Any, learning: Any) -> None:
+    built = convolving(backbone, learning)
     values, batch = fresh(built), images(3)
     looped = step(built, values, batch)
     for plan in ("vmap", "fold"):

@@ -74,3 +74,25 @@ def test_an_optimiser_without_memory_leaves_that_of_another_out() -> None:
     values, training = stepped(Outer(TrainConfig(), VALUES), range(1, 3))
     Outer(TrainConfig(optimizer="sgd"), values, training)
     assert stepped(Outer(TrainConfig(optimizer="sgd"), values), range(1, 2)).training == {}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_step_does_not_depend_on_how_numbers_lie_in_memory(optimizer: Any) -> None:
+    draw = torch.Generator().manual_seed(0)
+    value, grad = (torch.randn(2, 3, 4, 5, generator=draw) for _ in range(2))
+    kind = {"adam": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
+    leaves = [value.clone().requires_grad_(), torch.zeros(3000, requires_grad=True)]
+    plain = kind(leaves, lr=0.1, weight_decay=0.0)
+    config = TrainConfig(optimizer=optimizer, lr=0.1)
+    outer = Outer(config, {"w": value.to(memory_format=torch.channels_last), "b": torch.zeros(3000)})
+    for _ in range(2):
+        leaves[0].grad, leaves[1].grad = grad, torch.ones(3000)
+        plain.step()
+        strided = grad.movedim(1, -1).contiguous().movedim(-1, 1)
+        outer.step({"w": strided, "b": torch.ones(()).expand(3000)}, {}, norm=1.0, done=0.0)
+        # What is taken up again need not lie as it did either.
+        values, training = outer.snapshot()
+        moved = {n: v.to(memory_format=torch.channels_last) if v.dim() == 4 else v for n, v in training.items()}
+        outer = Outer(config, values, moved)
+    found = outer.snapshot().values
+    torch.testing.assert_close([found["w"], found["b"]], [leaf.detach() for leaf in leaves])

@@ -162,3 +162,11 @@ def test_at_once_they_are_for_networks_that_pool(monkeypatch: pytest.MonkeyPatch
         with spatial.together("pooled"):
             composed(module, Frame("transductive"))(images()[0])
         assert used == wanted
+
+
+def test_the_positive_part_lets_gradients_pass_as_torch_does() -> None:
+    x = torch.tensor([-1.0, 0.0, 2.0, float("nan")]).view(1, 1, 2, 2).requires_grad_()
+    (wanted,) = torch.autograd.grad(nn.functional.relu(x).sum(), x)
+    with spatial.together():
+        (found,) = torch.autograd.grad(spatial.ReLU()(x).sum(), x)
+    assert torch.equal(found, wanted)
