@@ -145,11 +145,13 @@ class LayerNorm(nn.Module):
 class GroupNorm(nn.Module):
     """Group norm of primitives: each group of features of each example; a group for each feature is instance norm."""
 
-    def __init__(self, native: nn.Module, groups: int) -> None:
+    def __init__(
+        self, native: nn.GroupNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d, groups: int
+    ) -> None:
         super().__init__()
-        self.groups, self.eps = groups, float(native.eps)  # type: ignore[arg-type]
-        self.weight: nn.Parameter | None = native.weight  # type: ignore[assignment]
-        self.bias: nn.Parameter | None = native.bias  # type: ignore[assignment]
+        self.groups, self.eps = groups, float(native.eps)
+        self.weight: nn.Parameter | None = native.weight
+        self.bias: nn.Parameter | None = native.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""

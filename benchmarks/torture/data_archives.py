@@ -133,7 +133,7 @@ CASES: dict[str, Callable[[], bytes]] = {
     **{
         what: partial(named, name)
         for what, name in {
-            "absolute": "/tmp/evil",
+            "absolute": "/evil",
             "drive letter": "C:/evil",
             "drive letter, relative": "C:evil",
             "network path": "//server/share/evil",
