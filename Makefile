@@ -35,7 +35,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 torture: $(VENV)/installed-dev
-	$(BIN)/python -m benchmarks.torture
+	$(BIN)/python -m tests.reliability
 
 results: $(VENV)/installed
 	$(BIN)/python -m benchmarks.accuracy

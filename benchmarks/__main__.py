@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import data, limit, performance, scale, speed
+from benchmarks import episode_rate as data
+from benchmarks import machine_limit as limit
+from benchmarks import performance_page as performance
+from benchmarks import scale, speed
 
 
 def main() -> None:

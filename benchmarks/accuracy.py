@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subprocess.run([*metaforge, "evaluate", str(folder), *shlex.split(EVALUATE.get(name, ""))], check=True)
         keep(name)
     runs = [str(RECORDS / name) for name in COMMANDS if (RECORDS / name).is_dir()]
-    report = [sys.executable, "-m", "metaforge.report.results", str(TABLE), *runs, "--published", str(PUBLISHED)]
+    report = [sys.executable, "-m", "metaforge.results.comparison", str(TABLE), *runs, "--published", str(PUBLISHED)]
     return subprocess.run(report, check=True).returncode
 
 

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaforge import engine
-from metaforge.compiled import Compiler
-from metaforge.functional import Chain, one_task
-from metaforge.keys import make_key
-from metaforge.model import with_head
-from metaforge.plans import choose_chunk, choose_plan, even_chunk
-from metaforge.protocols import Params, Parts, Task, TaskShape, TaskSpec
+from metaforge.authoring import Examples
+from metaforge.authoring.functional import one_task
+from metaforge.authoring.inner_loop import Chain
+from metaforge.authoring.keys import make_key
+from metaforge.authoring.model import with_head
+from metaforge.authoring.protocols import Params, Parts, Task, TaskShape, TaskSpec
+from metaforge.engine.batch import at_once, meta_gradients
+from metaforge.engine.compiler import Compiler
+from metaforge.engine.plans import choose_chunk, choose_plan, even_chunk
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.backbones.conv4 import Conv4
 from metaforge_plugins.backbones.mlp import MLP
@@ -65,9 +67,9 @@ class Work:
             n = self.shape.ways * each
             x = torch.randn(self.tasks, n, *self.x_shape, generator=draw, dtype=self.dtype)
             if self.kind == "regression":
-                return engine.Examples(x, x.sin())
+                return Examples(x, x.sin())
             y = torch.arange(self.shape.ways).repeat_interleave(each).expand(self.tasks, -1).contiguous()
-            return engine.Examples(x, y)
+            return Examples(x, y)
 
         return Task(examples(self.shape.shots), examples(self.shape.queries))
 
@@ -89,13 +91,13 @@ def metaforge(work: Work, *, plan: str = "auto", compiled: bool = False, chunk: 
     own = {f"model.{name}": value.detach() for name, value in module.named_parameters()}
     values: Params = {name: own[name] if name in own else value.to(work.dtype) for name, value in fresh.items()}
     keys = torch.stack([make_key(0, index) for index in range(work.tasks)])
-    call = Compiler() if compiled else engine.at_once
+    call = Compiler() if compiled else at_once
     size = min(choose_chunk(work.spec, device, chunk, training=True, compiled=compiled), work.tasks)
     size = even_chunk(size, [work.tasks]) if compiled and chunk is None else size
     chosen = choose_plan(learner, plan)
 
     def gradients() -> list[Tensor]:
-        found = engine.meta_gradients(learner, values, batch, keys, plan=chosen, chunk=size, call=call)
+        found = meta_gradients(learner, values, batch, keys, plan=chosen, chunk=size, call=call)
         return [found.grads[name] for name in own]
 
     return gradients

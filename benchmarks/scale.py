@@ -21,7 +21,7 @@ from benchmarks.contestants import metaforge
 from benchmarks.memory import peak_mib
 from benchmarks.speed import STRIDE
 from benchmarks.timing import median
-from metaforge import runtime
+from metaforge.system import machine
 
 _POINTS = {
     "tasks": (1, 4, 16, 64),
@@ -49,7 +49,7 @@ def _apart(what: str, point: int, rounds: int) -> dict[str, Any]:
 
 
 def _measure(what: str, point: int, rounds: int) -> dict[str, Any]:
-    runtime.prepare(None)
+    machine.prepare(None)
     work = replace(
         STRIDE, **({"options": {**STRIDE.options, "filters": point}} if what == "filters" else {what: point})
     )

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from benchmarks.contestants import PEERS, Gradients, Work, metaforge
-from benchmarks.episodes import ProtoWork, metaforge_prototypes, plain_prototypes
+from benchmarks.prototypes import ProtoWork, metaforge_prototypes, plain_prototypes
 from benchmarks.timing import apart, furthest, in_turns, median, ratio, say, started
-from metaforge.protocols import TaskShape
+from metaforge.authoring.protocols import TaskShape
 
 Make = Callable[[], Gradients]
 

@@ -13,9 +13,12 @@ from typing import Any
 
 import tomli_w
 
-from metaforge.cli.describing import description, written
-from metaforge.layers import SINGLES, writable
-from metaforge.registry import CORE, KINDS, Registry, scan
+from metaforge.cli.describe import description, written
+from metaforge.config.sources import SINGLES
+from metaforge.config.toml_text import writable
+from metaforge.registry.entry import CORE, KINDS
+from metaforge.registry.registry import Registry
+from metaforge.registry.scan import scan
 
 FOLDER = Path(__file__).parent / "plugins"
 PLURALS = {kind: f"{kind}s" for kind in KINDS} | {"dataset": "data sets"}

@@ -9,15 +9,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from metaforge.api import load, train
-    from metaforge.functional import one_task
-    from metaforge.hooks import hookimpl
+    from metaforge.authoring.functional import one_task
+    from metaforge.authoring.hooks import hookimpl
+    from metaforge.runs.api import load, train
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "hookimpl", "load", "one_task", "train"]
 
-_PUBLIC = {"train": "metaforge.api", "load": "metaforge.api", "one_task": "metaforge.functional"}
-_PUBLIC["hookimpl"] = "metaforge.hooks"
+_PUBLIC = {
+    "hookimpl": "metaforge.authoring.hooks",
+    "load": "metaforge.runs.api",
+    "one_task": "metaforge.authoring.functional",
+    "train": "metaforge.runs.api",
+}
 
 
 def __getattr__(name: str) -> Any:

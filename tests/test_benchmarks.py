@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from benchmarks.contestants import PEERS, Work, metaforge
-from benchmarks.episodes import ProtoWork, metaforge_prototypes, plain_prototypes
+from benchmarks.prototypes import ProtoWork, metaforge_prototypes, plain_prototypes
 from benchmarks.timing import apart, furthest, shadows
-from metaforge.protocols import TaskShape
+from metaforge.authoring.protocols import TaskShape
 
 IMAGES = Work(
     "classification",

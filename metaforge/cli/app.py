@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from metaforge import __version__
-from metaforge.cli import checking, ckpt, data, plugins, runs, scaffolding, schemas
+from metaforge.cli import check, checkpoints, config, data, describe, evaluate, list_plugins, new, schema, train
 from metaforge.cli.output import flush_quietly, put
 
 app = typer.Typer(
@@ -22,15 +22,15 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 unexpected, 2 usage or configuration, 3 data, 4 plugin, 5 checkpoint, 6 diverged, "
     "7 run in use, 8 storage, 9 worker lost, 130 interrupted, 143 terminated.",
 )
-app.command("list-plugins")(plugins.list_plugins)
-app.command("describe")(plugins.describe)
-app.command("new")(scaffolding.new)
-app.command("schema")(schemas.schema)
-app.command("check")(checking.check)
-app.command("train")(runs.train)
-app.command("evaluate")(runs.evaluate)
-app.command("config")(runs.config)
-app.add_typer(ckpt.app, name="ckpt")
+app.command("list-plugins")(list_plugins.list_plugins)
+app.command("describe")(describe.describe)
+app.command("new")(new.new)
+app.command("schema")(schema.schema)
+app.command("check")(check.check)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("config")(config.config)
+app.add_typer(checkpoints.app, name="ckpt")
 app.add_typer(data.app, name="data")
 
 
@@ -60,10 +60,10 @@ def main() -> None:
         app()
     except SystemExit as ending:
         # Only a command that computes has imported this.
-        distributed = sys.modules.get("metaforge.distributed")
-        if distributed is not None and distributed.launched():
+        processes = sys.modules.get("metaforge.engine.processes")
+        if processes is not None and processes.launched():
             flush_quietly()
-            distributed.leave(ending.code)
+            processes.leave(ending.code)
         raise
     finally:
         flush_quietly()

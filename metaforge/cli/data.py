@@ -12,7 +12,7 @@ from metaforge.cli import options
 from metaforge.cli.output import guarded, put, put_json, say
 
 if TYPE_CHECKING:
-    from metaforge.protocols import TaskShape
+    from metaforge.authoring.protocols import TaskShape
 
 app = typer.Typer(no_args_is_help=True, help="Inspect, fetch and preview data sets.")
 
@@ -51,9 +51,9 @@ def inspect(name: Name, settings: options.Settings = None, json: options.AsJson 
 @guarded
 def fetch(name: Name, json: options.AsJson = False) -> None:
     """Download a data set; this is the only command that uses the network."""
-    from metaforge.config import data_root
+    from metaforge.data.root import data_root
     from metaforge.errors import DataError
-    from metaforge.registry import scan
+    from metaforge.registry.scan import scan
 
     get = getattr(scan().load("dataset", name), "fetch", None)
     if get is None:
@@ -78,8 +78,8 @@ def preview(
     json: options.AsJson = False,
 ) -> None:
     """Draw one task of a data set."""
-    from metaforge.protocols import Examples, Task
-    from metaforge.report.pictures import episode_grid
+    from metaforge.authoring.protocols import Examples, Task
+    from metaforge.results.pictures import episode_grid
 
     dataset, shape = _opened(name, settings)
     batch = dataset.sample(split, shape, index, 1, seed=seed)
@@ -94,9 +94,10 @@ def preview(
 
 def _opened(name: str, settings: list[str] | None) -> tuple[Any, TaskShape]:
     """Return a data set and the shape of its tasks."""
-    from metaforge.config import data_root, resolve
-    from metaforge.protocols import TaskShape
-    from metaforge.registry import scan
+    from metaforge.authoring.protocols import TaskShape
+    from metaforge.config.resolve import resolve
+    from metaforge.data.root import data_root
+    from metaforge.registry.scan import scan
 
     layers = options.layers(None, settings, {"dataset": ("dataset.name", name)})
     resolved = resolve(layers, scan(), complete=False)

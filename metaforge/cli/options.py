@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from metaforge.cli.output import say
+
 if TYPE_CHECKING:
-    from metaforge.config import Layer
+    from metaforge.config.resolved import Resolved
+    from metaforge.config.sources import Layer
+    from metaforge.registry.registry import Registry
 
 Learner = Annotated[str | None, typer.Option("--learner", "-l", help="Learner, e.g. from `metaforge list-plugins`.")]
 Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="Data set.")]
@@ -44,29 +48,59 @@ NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progres
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON on stdout.")]
 
 
-# Each flag of a run, the parameter that holds it, and the setting that it means.
-_FLAGS = {
-    "--learner": ("learner", "learner.name"),
-    "--dataset": ("dataset", "dataset.name"),
-    "--backbone": ("backbone", "backbone.name"),
-    "--adapter": ("adapter", "adapters"),
-    "--regularizer": ("regularizer", "regularizers"),
-    "--steps": ("steps", "train.steps"),
-    "--budget": ("budget", "train.budget"),
-    "--seed": ("seed", "seed"),
-    "--device": ("device", "device"),
-}
+class RunFlags(NamedTuple):
+    """The flags that describe a run, as `train` and `config` received them; None where a flag was not given."""
 
+    learner: str | None = None
+    dataset: str | None = None
+    backbone: str | None = None
+    adapter: str | None = None
+    regularizer: str | None = None
+    steps: int | None = None
+    budget: str | None = None
+    seed: int | None = None
+    device: str | None = None
+    config: Path | None = None
+    settings: Sequence[str] | None = None
 
-def run_layers(given: Mapping[str, Any]) -> list[Layer]:
-    """Return the layers that the parameters of `train` or `config` mean."""
-    flags = {flag: (path, given[parameter]) for flag, (parameter, path) in _FLAGS.items()}
-    return layers(given["config"], given["settings"], flags)
+    def layers(self) -> list[Layer]:
+        """Return the layers of configuration that the flags mean, lowest first."""
+        flags = {
+            "--learner": ("learner.name", self.learner),
+            "--dataset": ("dataset.name", self.dataset),
+            "--backbone": ("backbone.name", self.backbone),
+            "--adapter": ("adapters", self.adapter),
+            "--regularizer": ("regularizers", self.regularizer),
+            "--steps": ("train.steps", self.steps),
+            "--budget": ("train.budget", self.budget),
+            "--seed": ("seed", self.seed),
+            "--device": ("device", self.device),
+        }
+        return layers(self.config, self.settings, flags)
+
+    def resolved(self, *, complete: bool = True, folder: Path | None = None) -> tuple[Registry, Resolved]:
+        """Return the installed plugins and the configuration that the flags mean; notes go to stderr.
+
+        With `folder`, the flags change the configuration of the run in that folder. Unless `complete`, the learner and
+        the data set may be left open.
+        """
+        from metaforge.config.resolve import resolve
+
+        registry = scanned()
+        if folder is not None:
+            from metaforge.runs.resume import configuration
+
+            found = configuration(folder, self.layers(), registry)
+        else:
+            found = resolve(self.layers(), registry, complete=complete)
+        for note in found.notes:
+            say(f"Note: {note}")
+        return registry, found
 
 
 def layers(config: Path | None, settings: Sequence[str] | None, flags: Mapping[str, tuple[str, Any]]) -> list[Layer]:
     """Return the layers of a file (if any) and of the flags: flag to (path, value), None where not given."""
-    from metaforge.config import file_layer, flags_layer, parse_setting
+    from metaforge.config.sources import file_layer, flags_layer, parse_setting
 
     given = [(flag, path, value) for flag, (path, value) in flags.items() if value is not None]
     for setting in settings or ():
@@ -88,3 +122,23 @@ def numbers(flag: str, text: str | None) -> list[int] | None:
         raise ConfigError(
             f"{flag} is {text!r}, but should be whole numbers with commas between, e.g. 1,5,10."
         ) from error
+
+
+KindOption = Annotated[str | None, typer.Option("--kind", "-k", help="learner, adapter, dataset, ...")]
+
+
+def scanned() -> Registry:
+    """Return the registry; what could not be read is said on stderr."""
+    from metaforge.registry.scan import scan
+
+    registry = scan()
+    for note in registry.notes:
+        say(f"Note: {note}")
+    return registry
+
+
+def chosen_kind(kind: str | None) -> str | None:
+    """Return the kind that --kind names, in the singular or the plural; None where it is not given."""
+    from metaforge.registry.entry import kind_called
+
+    return None if kind is None else kind_called(kind)

@@ -16,7 +16,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from metaforge.data.archives import DAMAGE
-from metaforge.storage import room
+from metaforge.system.files import room
 
 Arrays = dict[str, NDArray[Any]]
 

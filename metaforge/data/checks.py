@@ -8,8 +8,8 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
+from metaforge.authoring.protocols import Dataset, Task, TaskShape, TaskSpec
 from metaforge.errors import DataError, MetaForgeError, PluginError
-from metaforge.protocols import Dataset, Task, TaskShape, TaskSpec
 
 T = TypeVar("T")
 

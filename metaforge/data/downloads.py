@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
 
 from metaforge.errors import DataError, StorageError
-from metaforge.storage import room
+from metaforge.system.files import room
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is fetched, the bytes so far and the bytes in all (None where the server does not say)."""

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaforge.authoring.protocols import Examples, Task, TaskShape
 from metaforge.errors import ConfigError, DataError, nearest
-from metaforge.protocols import Examples, Task, TaskShape
 
 Bits = NDArray[np.uint64]
 Indices = NDArray[np.int64]

@@ -17,8 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metaforge.testing.checking import Check
-    from metaforge.testing.collection import checks_for, parametrize_with_checks, skipped_for
+    from metaforge.testing.check import Check
+    from metaforge.testing.run_checks import checks_for, parametrize_with_checks, skipped_for
     from metaforge.testing.subject import Subject
 
 __all__ = ["Check", "Subject", "checks_for", "parametrize_with_checks", "skipped_for"]
@@ -28,5 +28,5 @@ def __getattr__(name: str) -> Any:
     # Imported on first use: a fresh interpreter that looks at one plugin's import must not pay for the whole kit.
     if name not in __all__:
         raise AttributeError(f"module 'metaforge.testing' has no attribute {name!r}")
-    module = {"Check": "checking", "Subject": "subject"}.get(name, "collection")
+    module = {"Check": "check", "Subject": "subject"}.get(name, "run_checks")
     return getattr(import_module(f"metaforge.testing.{module}"), name)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from metaforge.engine import MetaStep, meta_gradients, prepare
-from metaforge.functional import Chain, added, one_task, split_state
-from metaforge.keys import fold_in, make_key, normal
-from metaforge.protocols import (
+from metaforge.authoring.functional import added, one_task, split_state
+from metaforge.authoring.inner_loop import Chain
+from metaforge.authoring.keys import fold_in, make_key, normal
+from metaforge.authoring.protocols import (
     Adapter,
     GradientTransform,
     Kind,
@@ -27,6 +27,7 @@ from metaforge.protocols import (
     TaskShape,
     TaskSpec,
 )
+from metaforge.engine.batch import MetaStep, meta_gradients, prepare
 from metaforge.testing.subject import Subject
 from metaforge.testing.toy import OUTPUTS, ToyClasses, ToyCurves, ToyDescent, ToyLearner, ToyNet, ToyTasksOptions
 

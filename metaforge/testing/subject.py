@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from metaforge import protocols
-from metaforge.config import data_root
+from metaforge.authoring import protocols
+from metaforge.authoring.protocols import Dataset, TaskShape
+from metaforge.data.root import data_root
 from metaforge.errors import MetaForgeError, PluginError
-from metaforge.protocols import Dataset, TaskShape
-from metaforge.registry import KINDS, Entry, Registry, scan
+from metaforge.registry.entry import KINDS, Entry
+from metaforge.registry.registry import Registry
+from metaforge.registry.scan import scan
 
 _BASES = (
     ("learner", protocols.Learner),

@@ -14,10 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from metaforge.errors import DataError
-from metaforge.inner import InnerLoopLearner, InnerLoopOptions
-from metaforge.keys import fold_in, make_key, normal
-from metaforge.protocols import (
+from metaforge.authoring.inner_loop import InnerLoopLearner, InnerLoopOptions
+from metaforge.authoring.keys import fold_in, make_key, normal
+from metaforge.authoring.protocols import (
     Adapter,
     Aux,
     Backbone,
@@ -31,6 +30,7 @@ from metaforge.protocols import (
     TaskShape,
     TaskSpec,
 )
+from metaforge.errors import DataError
 
 OUTPUTS = 2
 UNITS = 8

@@ -49,12 +49,23 @@ def test_a_name_that_is_not_found_costs_nothing(arguments: list[str]) -> None:
     assert imported(RUN.format(arguments=arguments, code=4)) <= {"pydantic"}
 
 
-@pytest.mark.parametrize("module", ["metaforge", "metaforge.registry", "metaforge.hooks", "metaforge.errors"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "metaforge",
+        "metaforge.registry.registry",
+        "metaforge.authoring.hooks",
+        "metaforge.data.root",
+        "metaforge.errors",
+    ],
+)
 def test_light_modules(module: str) -> None:
     assert imported(f"import {module}") == set()
 
 
-@pytest.mark.parametrize("module", ["metaforge.config", "metaforge.layers", "metaforge.sections"])
+@pytest.mark.parametrize(
+    "module", ["metaforge.config.resolve", "metaforge.config.sources", "metaforge.config.settings"]
+)
 def test_configuration_needs_pydantic_but_not_torch(module: str) -> None:
     assert imported(f"import {module}") <= {"pydantic"}
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.torture.data_archives import hostile_archives
-from benchmarks.torture.data_config import senseless_values, typing_mistakes
-from benchmarks.torture.data_downloads import bad_downloads
-from benchmarks.torture.data_images import LIMIT_MIB, decoded_elsewhere, fuzzed_images
-from benchmarks.torture.data_properties import properties
-from benchmarks.torture.data_shapes import misshapen_data
-from benchmarks.torture.rows import Measured, Room
+from tests.reliability.archives import hostile_archives
+from tests.reliability.downloads import bad_downloads
+from tests.reliability.images import LIMIT_MIB, decoded_elsewhere, fuzzed_images
+from tests.reliability.properties import properties
+from tests.reliability.rows import Measured, Room
+from tests.reliability.settings import senseless_values, typing_mistakes
+from tests.reliability.shapes import misshapen_data
 
 
 def assert_passed(measured: Measured) -> None:

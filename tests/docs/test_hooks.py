@@ -11,9 +11,9 @@ import re
 import pytest
 
 from blocks import ROOT, blocks
-from metaforge import hooks
-from metaforge.hooks import RunInfo, Specs, Stateful
-from metaforge.registry import scan
+from metaforge.authoring import hooks
+from metaforge.authoring.hooks import RunInfo, Specs, Stateful
+from metaforge.registry.scan import scan
 
 PATH = ROOT / "docs" / "hooks.md"
 PAGE = PATH.read_text("utf-8")
@@ -49,7 +49,7 @@ def test_what_a_hook_may_remember_is_there() -> None:
 
 
 def test_the_way_to_trace_is_there() -> None:
-    source = (ROOT / "metaforge" / "hooks.py").read_text("utf-8")
+    source = (ROOT / "metaforge" / "runs" / "hook_calls.py").read_text("utf-8")
     (variable,) = set(re.findall(r'environ\.get\("(\w+)"\)', source))
     assert variable in section("Seeing the calls")
 

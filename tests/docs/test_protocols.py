@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from blocks import ROOT
-from metaforge import contracts, protocols
+from metaforge.authoring import protocols
+from metaforge.registry import contract
 
 PAGE = (ROOT / "docs" / "protocols.md").read_text("utf-8")
 KINDS = (
@@ -18,7 +19,7 @@ KINDS = (
     protocols.Regularizer,
     protocols.Backbone,
     protocols.Dataset,
-    contracts.Hook,
+    contract.Hook,
 )
 TUPLES = [
     found
@@ -37,7 +38,7 @@ def members(protocol: type[Any]) -> dict[str, Any]:
     """Return what a protocol and its bases in the same file define, the nearest definition of each."""
     found: dict[str, Any] = {}
     for base in reversed(protocol.__mro__):
-        if base.__module__ in (protocols.__name__, contracts.__name__):
+        if base.__module__ in (protocols.__name__, contract.__name__):
             found |= dict.fromkeys(inspect.get_annotations(base)) | vars(base)
     return found
 
@@ -81,5 +82,5 @@ def test_tags_are_there_with_their_fields() -> None:
 
 def test_every_protocol_has_its_section() -> None:
     found = {cls for cls in vars(protocols).values() if getattr(cls, "_is_protocol", False)}
-    known = {*KINDS, protocols.Component, protocols.GradientTransform, contracts.Hook}
+    known = {*KINDS, protocols.Component, protocols.GradientTransform, contract.Hook}
     assert {cls for cls in found if cls.__module__ == protocols.__name__} <= known

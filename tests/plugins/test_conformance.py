@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from metaforge.registry import CORE, scan
+from metaforge.registry.entry import CORE
+from metaforge.registry.scan import scan
 from metaforge.testing import Check, Subject, parametrize_with_checks
-from metaforge.testing.general import assert_quiet
+from metaforge.testing.checks.general import assert_quiet
 
 REGISTRY = scan()
 # Its data must be downloaded: it is checked where they are.

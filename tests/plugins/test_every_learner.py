@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import metaforge
-from metaforge.registry import CORE, scan
+from metaforge.registry.entry import CORE
+from metaforge.registry.scan import scan
 
 REGISTRY = scan()
 LEARNERS = [entry.name for entry in REGISTRY.entries("learner") if entry.distribution == CORE]

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from metaforge import runtime
-from metaforge.engine import MetaStep
-from metaforge.functional import added
-from metaforge.protocols import Examples, Kind, Params, Parts, Task, TaskShape, TaskSpec
-from metaforge.registry import CORE, scan
+from metaforge.authoring.functional import added
+from metaforge.authoring.protocols import Examples, Kind, Params, Parts, Task, TaskShape, TaskSpec
+from metaforge.engine.batch import MetaStep
+from metaforge.engine.precision import rounding
+from metaforge.registry.entry import CORE
+from metaforge.registry.scan import scan
 from toys import assert_equal_steps, fresh, sgd, step
 
 REGISTRY = scan()
@@ -95,7 +96,7 @@ def rounded(name: str, kind: Kind, plan: str) -> list[MetaStep]:
     batch = tree_map(lambda x: x.float() if x.is_floating_point() else x, images(3, kind))
     taken = []
     for _ in range(2):
-        with runtime.rounding(CPU, "bfloat16", tf32=False):
+        with rounding(CPU, "bfloat16", tf32=False):
             taken.append(step(built, values, batch, plan, chunk=2))
         values = added(values, taken[-1].state | {n: -0.01 * grad for n, grad in taken[-1].grads.items()})
     return taken

@@ -1,4 +1,4 @@
-"""A short selection of the reliability campaign: the functions of `benchmarks.torture`, with small counts."""
+"""A short selection of the reliability campaign: the functions of `tests.reliability`, with small counts."""
 
 from __future__ import annotations
 
@@ -10,28 +10,39 @@ from typing import Any
 
 import pytest
 
-from benchmarks.torture import __main__ as campaign
-from benchmarks.torture import hostile, rows, saving, sharing, small, standing, starving, stopping, together, unsound
-from benchmarks.torture.rows import Measured, Room
-from metaforge import checkpoint
+from metaforge.runs import checkpoint
+from tests.reliability import __main__ as campaign
+from tests.reliability import (
+    bad_numbers,
+    checkpoints,
+    full_disks,
+    hostile_runs,
+    interruptions,
+    processes,
+    rows,
+    shared_folders,
+    small_runs,
+    steady_state,
+)
+from tests.reliability.rows import Measured, Room
 
 SHORT: dict[int, Callable[[Room], Measured]] = {
-    1: lambda room: saving.kill_points(room, every=11),
-    2: lambda room: stopping.random_kills(room, kills=1, learners=["maml"], steps=8),
-    3: lambda room: together.resume_points(room, points=(4,), learners=("reptile",)),
-    4: lambda room: saving.damaged(room, count=60, resumes=1),
-    5: lambda room: starving.full_storage(room, limits=1),
-    6: lambda room: stopping.signals(room, times=1, second=1, elsewhere=False, processes=(1,)),
-    7: lambda room: unsound.places(room, learners=("protonet",), steps=25),
-    8: lambda room: stopping.determinism(room, learners=("maml",), shared=()),
-    10: lambda room: together.killed_processes(room, kills=1, steps=24, ranks=(0,)),
-    17: lambda room: sharing.concurrent(room, processes=2, rounds=2),
-    18: lambda room: hostile.malicious(
+    1: lambda room: checkpoints.kill_points(room, every=11),
+    2: lambda room: interruptions.random_kills(room, kills=1, learners=["maml"], steps=8),
+    3: lambda room: processes.resume_points(room, points=(4,), learners=("reptile",)),
+    4: lambda room: checkpoints.damaged(room, count=60, resumes=1),
+    5: lambda room: full_disks.full_storage(room, limits=1),
+    6: lambda room: interruptions.signals(room, times=1, second=1, elsewhere=False, processes=(1,)),
+    7: lambda room: bad_numbers.places(room, learners=("protonet",), steps=25),
+    8: lambda room: interruptions.determinism(room, learners=("maml",), shared=()),
+    10: lambda room: processes.killed_processes(room, kills=1, steps=24, ranks=(0,)),
+    17: lambda room: shared_folders.concurrent(room, processes=2, rounds=2),
+    18: lambda room: hostile_runs.malicious(
         room, cases=("manifest with a size of 10^30 for tensors", "run.lock that is a link")
     ),
-    23: standing.corpus,
-    24: lambda room: standing.soak(room, steps=100),
-    27: lambda room: saving.overhead(room, saves=2),
+    23: steady_state.corpus,
+    24: lambda room: steady_state.soak(room, steps=100),
+    27: lambda room: checkpoints.overhead(room, saves=2),
 }
 
 # Rows whose short form is a test, or a file of tests, of its own.
@@ -48,26 +59,26 @@ def test_a_row_with_small_counts(number: int, tmp_path: Path) -> None:
 
 def test_every_row_has_a_short_form() -> None:
     campaign.find_rows()
-    assert all((standing.ROOT / path).exists() for path in ELSEWHERE.values())
+    assert all((steady_state.ROOT / path).exists() for path in ELSEWHERE.values())
     assert sorted([*SHORT, *ELSEWHERE]) == sorted(rows.ROWS)
 
 
 def test_every_case_of_a_stranger_s_run_changes_it(tmp_path: Path) -> None:
     small_run = Path(__file__).parents[1] / "corpus" / "checkpoints" / "schema-2"
-    assert len(hostile.CASES) >= 20
+    assert len(hostile_runs.CASES) >= 20
     for name in ("manifest with ../", "a newer schema", "ckpt that is a link", "values of another shape"):
         run = tmp_path / name.replace("/", "")
         shutil.copytree(small_run, run)
         (run / "ckpt" / "step-0000005").rename(run / "ckpt" / "step-0000004")
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-        hostile.CASES[name][0](run, tmp_path / "canary")
+        hostile_runs.CASES[name][0](run, tmp_path / "canary")
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} != before
 
 
 def test_rows_notice_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A reader that looks at no digest would let damage through.
-    monkeypatch.setattr("metaforge.checkpoint._verified", unverified)
-    measured = saving.damaged(Room(tmp_path), count=20, resumes=0)
+    monkeypatch.setattr("metaforge.runs.checkpoint._verified", unverified)
+    measured = checkpoints.damaged(Room(tmp_path), count=20, resumes=0)
     assert not measured.passed
     assert any("it was loaded" in one for one in measured.numbers["wrong"])
 
@@ -78,22 +89,24 @@ def unverified(path: Path) -> Any:
 
 
 def test_a_digest_sees_weights_optimiser_records_and_hooks(tmp_path: Path) -> None:
-    saved = checkpoint.save(tmp_path / "ckpt", 4, saving.state(4).values, saving.state(4).training, told(waited=1))
-    seen = {small.digest(tmp_path)}
+    saved = checkpoint.save(
+        tmp_path / "ckpt", 4, checkpoints.state(4).values, checkpoints.state(4).training, told(waited=1)
+    )
+    seen = {small_runs.digest(tmp_path)}
     for values, training, facts in (
-        (saving.state(5).values, saving.state(4).training, told(waited=1)),
-        (saving.state(4).values, saving.state(5).training, told(waited=1)),
-        (saving.state(4).values, saving.state(4).training, told(waited=2)),
+        (checkpoints.state(5).values, checkpoints.state(4).training, told(waited=1)),
+        (checkpoints.state(4).values, checkpoints.state(5).training, told(waited=1)),
+        (checkpoints.state(4).values, checkpoints.state(4).training, told(waited=2)),
     ):
         shutil.rmtree(saved)
         checkpoint.save(tmp_path / "ckpt", 4, values, training, facts)
-        seen.add(small.digest(tmp_path))
+        seen.add(small_runs.digest(tmp_path))
     for line in ({"step": 1, "loss": 1.0}, {"step": 1, "loss": 2.0}):
         (tmp_path / "metrics.jsonl").write_text(json.dumps(line | {"elapsed": 1.0}) + "\n")
-        seen.add(small.digest(tmp_path))
+        seen.add(small_runs.digest(tmp_path))
     assert len(seen) == 6
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0, "elapsed": 9.0}) + "\n")
-    assert small.digest(tmp_path) in seen
+    assert small_runs.digest(tmp_path) in seen
 
 
 def told(*, waited: int) -> dict[str, Any]:
@@ -108,7 +121,7 @@ def test_a_row_that_raises_or_runs_out_of_time_has_not_passed(tmp_path: Path) ->
     record = rows.carried_out(rows.Row(99, "test", "goal", raises), Room(tmp_path), "command")
     assert (record["passed"], record["measured"]["text"]) == (False, "ValueError: broken")
     assert record["machine"]["torch"]
-    late = saving.kill_points(Room(tmp_path, deadline=0.0))
+    late = checkpoints.kill_points(Room(tmp_path, deadline=0.0))
     assert not late.passed
 
 
@@ -142,9 +155,9 @@ def test_the_campaign_repeats_what_has_not_passed_and_fails_without_a_record(
 
 
 def test_the_table_is_that_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (standing.ROOT / "docs" / "reliability.md").read_text("utf-8")
+    page = (steady_state.ROOT / "docs" / "reliability.md").read_text("utf-8")
     monkeypatch.setattr(campaign, "TABLE", tmp_path / "reliability.md")
     campaign.main(["--table"])
     assert (tmp_path / "reliability.md").read_text("utf-8") == page, (
-        "make torture, or python -m benchmarks.torture --table"
+        "make torture, or python -m tests.reliability --table"
     )

@@ -112,25 +112,26 @@ def check_command(line: str, *, resolve: bool) -> None:
         assert all(word in known or word.startswith("metaforge") for word in words[2:]), line
     elif words[0] == "python":
         assert words[1] == "-m", line
-        assert (ROOT / Path(*words[2].split("."))).with_suffix(".py").is_file() or words[2] in ("pytest", "pip"), line
+        place = ROOT / Path(*words[2].split("."))
+        known = place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
+        assert known or words[2] in ("pytest", "pip"), line
     else:
         raise AssertionError(f"{words[0]!r} is no command that the tests know how to try: {line}")
 
 
 def check_run(context: typer.Context) -> None:
     """Fail unless the parameters of `train` or `config` make a configuration."""
-    from metaforge.cli.options import run_layers
-    from metaforge.config import resolve
-    from metaforge.registry import scan
+    from metaforge.cli.options import RunFlags
 
-    resolve(run_layers(context.params), scan(), complete=context.params.get("resume") is None)
+    flags = RunFlags(**{name: context.params[name] for name in RunFlags._fields})
+    flags.resolved(complete=context.params.get("resume") is None)
 
 
 def check_toml(block: Block, *, resolve: bool) -> None:
     """Fail unless a block is TOML: entry points that name known kinds, or a run file whose every setting is known."""
-    from metaforge.config import Layer
-    from metaforge.config import resolve as resolved
-    from metaforge.registry import GROUPS, scan
+    from metaforge.config.resolve import resolve as resolved
+    from metaforge.config.sources import Layer
+    from metaforge.registry.scan import GROUPS, scan
 
     values = tomllib.loads(block.text)
     if Path(block.file).name == "pyproject.toml":

@@ -10,8 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaforge.config import Resolved, RunConfig
-from metaforge.protocols import Dataset, Examples, Fast, Key, Learner, Options, Params, Tags, Task, TaskShape, TaskSpec
+from metaforge.authoring.protocols import (
+    Dataset,
+    Examples,
+    Fast,
+    Key,
+    Learner,
+    Options,
+    Params,
+    Tags,
+    Task,
+    TaskShape,
+    TaskSpec,
+)
+from metaforge.config.resolved import Resolved
+from metaforge.config.settings import RunConfig
 
 
 class Pixels(Dataset):

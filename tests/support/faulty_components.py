@@ -10,8 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from metaforge import hookimpl
-from metaforge.hooks import RunInfo
-from metaforge.protocols import Component, Examples, Options, Params, Pass, Regularizer, Task, TaskShape, TaskSpec
+from metaforge.authoring.hooks import RunInfo
+from metaforge.authoring.protocols import (
+    Component,
+    Examples,
+    Options,
+    Params,
+    Pass,
+    Regularizer,
+    Task,
+    TaskShape,
+    TaskSpec,
+)
 from metaforge.testing.toy import ToyClasses, ToyCurves, ToyDescent, ToyNet
 
 

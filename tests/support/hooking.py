@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from metaforge.config import Layer, resolve
-from metaforge.hooks import RunInfo, end_run, hook_manager
-from metaforge.registry import scan
+from metaforge.authoring.hooks import RunInfo
+from metaforge.config.resolve import resolve
+from metaforge.config.sources import Layer
+from metaforge.registry.scan import scan
+from metaforge.runs.hook_calls import end_run, hook_manager
 
 
 def run_of(folder: Path | None, *, start: int = 0, dataset: str = "glyphs", **train: Any) -> RunInfo:

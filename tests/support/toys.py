@@ -9,10 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from metaforge.engine import MetaStep, meta_gradients
-from metaforge.functional import Chain, split_state
-from metaforge.keys import make_key
-from metaforge.protocols import Adapter, Examples, Kind, Learner, Params, Parts, Regularizer, Task, TaskShape, TaskSpec
+from metaforge.authoring.functional import split_state
+from metaforge.authoring.inner_loop import Chain
+from metaforge.authoring.keys import make_key
+from metaforge.authoring.protocols import (
+    Adapter,
+    Examples,
+    Kind,
+    Learner,
+    Params,
+    Parts,
+    Regularizer,
+    Task,
+    TaskShape,
+    TaskSpec,
+)
+from metaforge.engine.batch import MetaStep, meta_gradients
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 
 POLICIES = ("transductive", "support", "running", "per-step")

@@ -19,7 +19,7 @@ os.write(1, b"LOUD")
 subprocess.run([sys.executable, "-S", "-c", "print('LOUD')"])
 """
 UNLIKE = """
-from metaforge.protocols import Learner, Options
+from metaforge.authoring.protocols import Learner, Options
 
 class Mine(Learner):
     class Config(Options):

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaforge.protocols import Adapter, Options, Params
+from metaforge.authoring import Adapter, Options, Params
 
 
 class AdamOptions(Options):

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from metaforge.protocols import Adapter, Options, Params
+from metaforge.authoring import Adapter, Options, Params
 
 
 class MetaSGDOptions(Options):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from metaforge.protocols import Adapter, Options, Params
+from metaforge.authoring import Adapter, Options, Params
 
 
 class SGDOptions(Options):

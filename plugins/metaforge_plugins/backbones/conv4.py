@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, NamedTuple
 from pydantic import Field
 from torch import Tensor, nn
 
-from metaforge.protocols import Backbone, Options, TaskSpec
+from metaforge.authoring import Backbone, Options, TaskSpec
 
 
 class Variant(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from metaforge.protocols import Backbone, Options, TaskSpec
+from metaforge.authoring import Backbone, Options, TaskSpec
 
 
 class MLPOptions(Options):

@@ -16,18 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydantic import Field
 
-from metaforge.data.episodes import (
-    Bits,
-    ClassPool,
-    Pixels,
-    bits,
-    check_split,
-    episode_keys,
-    feasible,
-    sample_episodes,
-    uniforms,
-)
-from metaforge.protocols import Dataset, Kind, Options, Task, TaskShape, TaskSpec
+from metaforge.authoring import Dataset, Kind, Options, Task, TaskShape, TaskSpec
+from metaforge.data import Bits, ClassPool, Pixels, bits, check_split, episode_keys, feasible, sample_episodes, uniforms
 
 SPLITS = ("train", "val", "test")
 

@@ -14,17 +14,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from metaforge.data.cache import Arrays, cached
-from metaforge.data.downloads import Opener, Progress, open_https
-from metaforge.data.episodes import ClassPool, Pixels, check_split, distinct, episode_keys, feasible, sample_episodes
-from metaforge.data.images import Resample, read_file
-from metaforge.data.trees import Tree, TreeImages, fetch_tree, open_tree
+from metaforge import data
+from metaforge.authoring import Dataset, Kind, Options, Task, TaskShape, TaskSpec
 from metaforge.errors import DataError, nearest
-from metaforge.protocols import Dataset, Kind, Options, Task, TaskShape, TaskSpec
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
-SPLITS = ("train", "val", "test")
-DRAWERS = 20
+SPLITS, DRAWERS = ("train", "val", "test"), 20
 _QUARTERS = {"rot000": (0,), "rot090": (1,), "rot180": (2,), "rot270": (3,)}
 
 
@@ -76,7 +71,9 @@ class OmniglotOptions(Options):
         default="train", description="splits in which each character turned by 90, 180 and 270 degrees is a class too"
     )
     invert: bool = Field(default=True, description="make ink 255 and paper 0 (the files have dark ink on white)")
-    resample: Resample = Field(default="box", description="filter with which the images of 105 pixels are made smaller")
+    resample: data.Resample = Field(
+        default="box", description="filter with which the images of 105 pixels are made smaller"
+    )
     mode: Literal["memory", "on-demand"] = Field(
         default="memory",
         description="hold all images in memory (and cache them on disk), or decode those that are drawn",
@@ -99,17 +96,17 @@ class Omniglot(Dataset):
     def __init__(self, config: OmniglotOptions, *, root: Path) -> None:
         self.config = config
         self.folder = root / "omniglot"
-        self._sources: dict[tuple[str, ...], tuple[list[str], Pixels | TreeImages]] = {}
-        self._pools: dict[str, ClassPool] = {}
+        self._sources: dict[tuple[str, ...], tuple[list[str], data.Pixels | data.TreeImages]] = {}
+        self._pools: dict[str, data.ClassPool] = {}
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         """Return the spec of tasks of `[1, size, size]` images; `DataError` if the split is too small for the shape."""
-        feasible(self.pool(split), shape)
+        data.feasible(self.pool(split), shape)
         return TaskSpec("classification", (1, self.config.size, self.config.size), shape.ways, shape)
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
         """Return episodes as one batched task: x `[count, n, 1, size, size]` uint8, y `[count, n]` int64."""
-        return sample_episodes(self.pool(split), shape, first, count, seed=seed, split=split)
+        return data.sample_episodes(self.pool(split), shape, first, count, seed=seed, split=split)
 
     def facts(self, split: str) -> Mapping[str, str | int | float]:
         """Return how many classes, characters and images a split has, and how it was made."""
@@ -129,15 +126,15 @@ class Omniglot(Dataset):
         """Return the character `Alphabet/characterNN` that each class of a split shows, whichever way it is turned."""
         return tuple(name.rpartition("/")[0] for name in self.pool(split).names)
 
-    def pool(self, split: str) -> ClassPool:
+    def pool(self, split: str) -> data.ClassPool:
         """Return the classes of a split, named `Alphabet/characterNN/rotRRR`; raises `DataError`."""
-        check_split(split, SPLITS, "omniglot")
+        data.check_split(split, SPLITS, "omniglot")
         if split not in self._pools:
             make = {"lake": self._lake, "random": self._random, "file": self._listed}[self.config.split]
             self._pools[split] = make(split)
         return self._pools[split]
 
-    def _lake(self, split: str) -> ClassPool:
+    def _lake(self, split: str) -> data.ClassPool:
         """Split by alphabet: background to train on, evaluation to test on, `holdout` background alphabets for val."""
         if split == "test":
             characters, _ = self._images(EVALUATION)
@@ -150,20 +147,21 @@ class Omniglot(Dataset):
             )
         characters, _ = self._images(BACKGROUND)
         alphabets = sorted({name.split("/")[0] for name in characters})
-        keys = episode_keys(self.config.split_seed, "alphabets held out", 0, 1)
-        held = {alphabets[i] for i in distinct(keys, len(alphabets), len(alphabets))[0, : self.config.holdout]}
+        keys = data.episode_keys(self.config.split_seed, "alphabets held out", 0, 1)
+        held = {alphabets[i] for i in data.distinct(keys, len(alphabets), len(alphabets))[0, : self.config.holdout]}
         chosen = [name for name in characters if (name.split("/")[0] in held) == (split == "val")]
         return self._pool(split, [(name, ()) for name in chosen], BACKGROUND)
 
-    def _random(self, split: str) -> ClassPool:
+    def _random(self, split: str) -> data.ClassPool:
         """Split all characters at random into 1100 for train, 100 for val and the rest for test."""
         characters, _ = self._images(BACKGROUND, EVALUATION)
         ordered = sorted(characters)
-        order = distinct(episode_keys(self.config.split_seed, "characters", 0, 1), len(ordered), len(ordered))[0]
+        keys = data.episode_keys(self.config.split_seed, "characters", 0, 1)
+        order = data.distinct(keys, len(ordered), len(ordered))[0]
         part = {"train": order[:1100], "val": order[1100:1200], "test": order[1200:]}[split]
         return self._pool(split, [(ordered[i], ()) for i in part], BACKGROUND, EVALUATION)
 
-    def _listed(self, split: str) -> ClassPool:
+    def _listed(self, split: str) -> data.ClassPool:
         """Split as three lists of classes say, which must not share a character."""
         lists = {o: self._read_list(o) for o in SPLITS if o == split or os.path.isfile(self._list(o))}
         for other, classes in lists.items():
@@ -184,7 +182,7 @@ class Omniglot(Dataset):
         path = self._list(split)
         form = "give a text file of lines such as Greek/character01 or Greek/character01/rot090 (see split_file)"
         try:
-            lines = read_file(path).decode("utf-8").split()
+            lines = data.read_file(path).decode("utf-8").split()
         except UnicodeDecodeError as error:
             raise DataError(f"the list of {split} classes is no text: {error}", where=str(path), remedy=form) from error
         found: dict[str, tuple[int, ...]] = {}
@@ -201,7 +199,7 @@ class Omniglot(Dataset):
             raise DataError(f"the list of {split} classes is empty", where=str(path), remedy=form)
         return found
 
-    def _pool(self, split: str, classes: list[tuple[str, tuple[int, ...]]], *collections: Collection) -> ClassPool:
+    def _pool(self, split: str, classes: list[tuple[str, tuple[int, ...]]], *collections: Collection) -> data.ClassPool:
         """Return the pool of characters, each in its quarter turns (none: all four) if this split has rotations."""
         characters, images = self._images(*collections)
         rotated = self.config.rotations == "all" or (self.config.rotations == "train" and split == "train")
@@ -218,9 +216,9 @@ class Omniglot(Dataset):
                 rows.append(row[name])
                 turns.append(quarters)
                 names.append(f"{name}/rot{90 * quarters:03d}")
-        return ClassPool(images, names, np.array(rows, dtype=np.int64), np.array(turns) if rotated else None)
+        return data.ClassPool(images, names, np.array(rows, dtype=np.int64), np.array(turns) if rotated else None)
 
-    def _images(self, *collections: Collection) -> tuple[list[str], Pixels | TreeImages]:
+    def _images(self, *collections: Collection) -> tuple[list[str], data.Pixels | data.TreeImages]:
         """Return the characters of some collections and their images, a row for each."""
         wanted = tuple(collection.name for collection in collections)
         if wanted not in self._sources:
@@ -228,8 +226,8 @@ class Omniglot(Dataset):
             self._sources[wanted] = make(*collections)
         return self._sources[wanted]
 
-    def _tree(self, collection: Collection) -> Tree:
-        tree = open_tree(self.folder, collection.name)
+    def _tree(self, collection: Collection) -> data.Tree:
+        tree = data.open_tree(self.folder, collection.name)
         if tree is None:
             raise DataError(
                 f"the Omniglot images are not there: neither {collection.name}.zip nor the folder {collection.name}",
@@ -239,28 +237,28 @@ class Omniglot(Dataset):
             )
         return tree
 
-    def _decoded(self, *collections: Collection) -> tuple[list[str], Pixels]:
+    def _decoded(self, *collections: Collection) -> tuple[list[str], data.Pixels]:
         """Return the characters of some collections and their images in memory, from the cache if it has them."""
         parts = [self._part(collection) for collection in collections]
         names = [str(name) for part in parts for name in part["characters"]]
         return names, parts[0]["images"] if len(parts) == 1 else np.concatenate([part["images"] for part in parts])
 
-    def _part(self, collection: Collection) -> Arrays:
+    def _part(self, collection: Collection) -> data.Arrays:
         tree = self._tree(collection)
         key = self.config.model_dump(include={"size", "invert", "resample"})
         key["source"] = f"{tree.path.resolve()} {tree.stamp()}"
 
-        def build() -> Arrays:
+        def build() -> data.Arrays:
             characters, source = self._undecoded(collection)
             return {"characters": np.array(characters), "images": source.all()}
 
-        return cached(f"omniglot-{collection.name}-{self.config.size}", key, build)
+        return data.cached(f"omniglot-{collection.name}-{self.config.size}", key, build)
 
-    def _undecoded(self, *collections: Collection) -> tuple[list[str], TreeImages]:
+    def _undecoded(self, *collections: Collection) -> tuple[list[str], data.TreeImages]:
         """Return the characters of some collections and their images, none decoded yet; `DataError` if some lack."""
-        places: dict[str, list[tuple[Tree, str]]] = {}
+        places: dict[str, list[tuple[data.Tree, str]]] = {}
         for collection in collections:
-            tree, found = self._tree(collection), dict[str, list[tuple[Tree, str]]]()
+            tree, found = self._tree(collection), dict[str, list[tuple[data.Tree, str]]]()
             for name in tree.names:
                 parts = name.split("/")
                 hidden = any(part.startswith(".") for part in parts)
@@ -277,16 +275,18 @@ class Omniglot(Dataset):
                 )
             places |= found
         config = self.config
-        return list(places), TreeImages(list(places.values()), config.size, config.resample, config.invert)
+        return list(places), data.TreeImages(list(places.values()), config.size, config.resample, config.invert)
 
     @classmethod
-    def fetch(cls, root: Path, progress: Progress | None = None, *, opener: Opener = open_https) -> list[Path]:
+    def fetch(
+        cls, root: Path, progress: data.Progress | None = None, *, opener: data.Opener = data.open_https
+    ) -> list[Path]:
         """Download the two official archives into `root/omniglot`, verify them, and return their paths.
 
         What is there already and holds the right images is kept. Raises `DataError` and `StorageError`.
         """
         return [
-            fetch_tree(
+            data.fetch_tree(
                 root / "omniglot",
                 collection.name,
                 url=f"{URL}/{collection.name}.zip",

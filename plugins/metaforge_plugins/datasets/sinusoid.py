@@ -15,9 +15,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
-from metaforge.data.episodes import Bits, bits, check_split, episode_keys, uniforms
+from metaforge.authoring import Dataset, Examples, Kind, Options, Task, TaskShape, TaskSpec
+from metaforge.data import Bits, bits, check_split, episode_keys, uniforms
 from metaforge.errors import DataError
-from metaforge.protocols import Dataset, Examples, Kind, Options, Task, TaskShape, TaskSpec
 
 AMPLITUDE = (0.1, 5.0)
 PHASE = (0.0, math.pi)

@@ -11,9 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from metaforge import hookimpl
-from metaforge.hooks import RunInfo
-from metaforge.lines import append_lines, begin_lines
-from metaforge.protocols import Component, Options
+from metaforge.authoring import Component, Options, RunInfo, append_lines, begin_lines
 
 HEADING = "step,split,metric,value"
 

@@ -10,9 +10,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from metaforge import hookimpl
+from metaforge.authoring import Component, Options, RunInfo
 from metaforge.errors import ConfigError, nearest
-from metaforge.hooks import RunInfo
-from metaforge.protocols import Component, Options
 
 
 class EarlyStop(Component):

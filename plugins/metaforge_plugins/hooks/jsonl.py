@@ -12,9 +12,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from metaforge import hookimpl
-from metaforge.hooks import RunInfo
-from metaforge.lines import append_lines, begin_lines
-from metaforge.protocols import Component, Options
+from metaforge.authoring import Component, Options, RunInfo, append_lines, begin_lines
 
 
 class Jsonl(Component):

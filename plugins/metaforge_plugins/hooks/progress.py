@@ -10,8 +10,7 @@ from pydantic import Field
 from rich.console import Console
 
 from metaforge import hookimpl
-from metaforge.hooks import Outcome, RunInfo
-from metaforge.protocols import Component, Options
+from metaforge.authoring import Component, Options, Outcome, RunInfo
 
 
 class Progress(Component):

@@ -10,9 +10,8 @@ from PIL import Image
 from pydantic import Field
 
 from metaforge import hookimpl
+from metaforge.authoring import Component, Options, RunInfo
 from metaforge.errors import PluginError
-from metaforge.hooks import RunInfo
-from metaforge.protocols import Component, Options
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

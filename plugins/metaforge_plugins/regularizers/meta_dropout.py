@@ -13,10 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metaforge.authoring import Key, Options, Params, Pass, Regularizer, fold_in, make_key, normal, select, uniform
 from metaforge.errors import ConfigError
-from metaforge.functional import select
-from metaforge.keys import fold_in, make_key, normal, uniform
-from metaforge.protocols import Key, Options, Params, Pass, Regularizer
 
 _ACTIVATIONS = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,

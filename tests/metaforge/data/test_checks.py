@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from metaforge.authoring.protocols import Dataset, Examples, Task, TaskShape, TaskSpec
 from metaforge.data.checks import checked_spec
 from metaforge.errors import ConfigError, DataError, PluginError
-from metaforge.protocols import Dataset, Examples, Task, TaskShape, TaskSpec
 from metaforge_plugins.datasets.glyphs import Glyphs, GlyphsOptions
 from metaforge_plugins.datasets.sinusoid import Sinusoid, SinusoidOptions
 

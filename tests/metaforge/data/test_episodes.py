@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from metaforge.authoring.protocols import Task, TaskShape
 from metaforge.data.episodes import (
     ClassPool,
     Indices,
@@ -23,7 +24,6 @@ from metaforge.data.episodes import (
     uniforms,
 )
 from metaforge.errors import ConfigError, DataError
-from metaforge.protocols import Task, TaskShape
 
 KNOWN_KEYS = ["0xef946a6d578c8405", "0xca3c882aae3e0c9e"]
 KNOWN_CLASSES = [34, 40, 8, 3, 65]

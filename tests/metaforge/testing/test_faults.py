@@ -10,9 +10,10 @@ import pytest
 
 import faulty_components
 import faulty_learners
-from metaforge.registry import Entry, scan
+from metaforge.registry.entry import Entry
+from metaforge.registry.scan import scan
 from metaforge.testing import Check, Subject, checks_for, parametrize_with_checks
-from metaforge.testing.collection import all_checks
+from metaforge.testing.run_checks import all_checks
 
 REGISTRY = scan()
 

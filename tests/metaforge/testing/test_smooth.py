@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from metaforge.keys import make_key, normal
-from metaforge.protocols import TaskSpec
+from metaforge.authoring.keys import make_key, normal
+from metaforge.authoring.protocols import TaskSpec
 from metaforge.testing import Subject, checks_for
-from metaforge.testing import gradients as kit
+from metaforge.testing.checks import gradients as kit
 from metaforge.testing.smooth import Smooth
 from metaforge.testing.toy import ToyNet
 

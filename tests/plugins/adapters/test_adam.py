@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.func import vmap
 
-from metaforge.functional import Chain, descend
-from metaforge.protocols import Params
+from metaforge.authoring.inner_loop import Chain, descend
+from metaforge.authoring.protocols import Params
 from metaforge_plugins.adapters.adam import Adam, AdamOptions
 from toys import THETA, A, assert_true_gradient, quadratic
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from metaforge.functional import Chain
+from metaforge.authoring.inner_loop import Chain
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from toys import THETA, A, H, close
 

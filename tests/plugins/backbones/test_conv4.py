@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from metaforge.engine import meta_gradients
-from metaforge.functional import Chain
-from metaforge.keys import make_key
-from metaforge.model import with_head
-from metaforge.protocols import Examples, Parts, Task, TaskShape, TaskSpec
+from metaforge.authoring.inner_loop import Chain
+from metaforge.authoring.keys import make_key
+from metaforge.authoring.model import with_head
+from metaforge.authoring.protocols import Examples, Parts, Task, TaskShape, TaskSpec
+from metaforge.engine.batch import meta_gradients
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.backbones.conv4 import Conv4, Conv4Options
 from metaforge_plugins.learners.gradient.maml import MAML

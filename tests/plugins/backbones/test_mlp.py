@@ -7,8 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from metaforge.model import with_head
-from metaforge.protocols import TaskShape, TaskSpec
+from metaforge.authoring.model import with_head
+from metaforge.authoring.protocols import TaskShape, TaskSpec
 from metaforge_plugins.backbones.mlp import MLP, MLPOptions
 
 WAVE = TaskSpec("regression", (1,), 1, TaskShape(1, 10, 10))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from metaforge.authoring.protocols import TaskShape
 from metaforge.errors import ConfigError, DataError
-from metaforge.protocols import TaskShape
 from metaforge_plugins.datasets.glyphs import Glyphs, GlyphsOptions
 
 SHAPE = TaskShape(5, 1, 15)

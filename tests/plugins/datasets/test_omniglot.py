@@ -18,9 +18,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from metaforge.authoring.protocols import TaskShape
 from metaforge.data.trees import ZipTree, content_digest
 from metaforge.errors import ConfigError, DataError
-from metaforge.protocols import TaskShape
 from metaforge_plugins.datasets import omniglot
 from metaforge_plugins.datasets.omniglot import Omniglot, OmniglotOptions
 

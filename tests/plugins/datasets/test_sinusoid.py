@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from metaforge.authoring.protocols import Task, TaskShape
 from metaforge.errors import ConfigError, DataError
-from metaforge.protocols import Task, TaskShape
 from metaforge_plugins.datasets import sinusoid
 from metaforge_plugins.datasets.sinusoid import Sinusoid, SinusoidOptions
 

@@ -11,8 +11,8 @@ import pytest
 
 import metaforge
 from hooking import drive, run_of
-from metaforge import hooks
 from metaforge.errors import ConfigError
+from metaforge.runs.hook_calls import hook_manager, restore_states, states
 from metaforge_plugins.hooks.early_stop import EarlyStop
 
 
@@ -88,7 +88,7 @@ def test_only_validations_are_judged() -> None:
     plugin, run = made(patience=1, metric="loss", mode="max"), run_of(None, validate_every=9)
     assert drive(plugin, run, [(step, {"loss": -float(step)}) for step in range(1, 9)]) is None
     plugin.restore({"best": 9.0, "waited": 0})
-    hook = hooks.hook_manager([plugin]).hook
+    hook = hook_manager([plugin]).hook
     hook.metaforge_after_eval(run=run, step=8, split="test", metrics={"score": 0.0})
     assert hook.metaforge_should_stop(run=run, step=8, metrics={"loss": 0.0}) is None
     hook.metaforge_after_eval(run=run, step=8, split="val", metrics={"score": 0.0})
@@ -98,9 +98,9 @@ def test_only_validations_are_judged() -> None:
 def test_best_and_patience_survive_a_resume() -> None:
     before, after = made(patience=3), made(patience=3)
     assert stop_of(before, [0.5, 0.9, 0.8]) is None
-    remembered = hooks.states({"early-stop": before})
+    remembered = states({"early-stop": before})
     assert remembered == {"early-stop": {"best": 0.9, "waited": 1}}
-    hooks.restore_states({"early-stop": after}, remembered)
+    restore_states({"early-stop": after}, remembered)
     assert stop_of(after, [0.85, 0.86, 0.1], start=6) == 10
     # Without what it remembers it would have gone on; so does a new run with the same plugin.
     assert stop_of(made(patience=3), [0.85, 0.86, 0.1], start=6) is None

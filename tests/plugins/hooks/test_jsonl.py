@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from hooking import drive, run_of
-from metaforge.config import Layer, resolve
+from metaforge.config.resolve import resolve
+from metaforge.config.sources import Layer
 from metaforge.errors import ConfigError, StorageError
-from metaforge.registry import scan
+from metaforge.registry.scan import scan
 from metaforge_plugins.hooks.jsonl import Jsonl
 
 

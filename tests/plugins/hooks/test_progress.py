@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from metaforge.config import RunConfig
-from metaforge.hooks import RunInfo, hook_manager
+from metaforge.authoring.hooks import RunInfo
+from metaforge.config.settings import RunConfig
+from metaforge.runs.hook_calls import hook_manager
 from metaforge_plugins.hooks import progress
 
 METRICS = {"loss": 0.5, "score": 0.9, "score_ci": 0.02, "tasks_per_second": 123.4, "elapsed": 1.0, "eta": 65.0}

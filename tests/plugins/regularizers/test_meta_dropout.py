@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
-from metaforge.components import Components
-from metaforge.config import Layer, resolve
+from metaforge.authoring.functional import select
+from metaforge.authoring.keys import make_key
+from metaforge.authoring.model import Model, with_head
+from metaforge.authoring.protocols import Params, Pass
+from metaforge.config.resolve import resolve
+from metaforge.config.sources import Layer
 from metaforge.errors import ConfigError
-from metaforge.functional import select
-from metaforge.keys import make_key
-from metaforge.model import Model, with_head
-from metaforge.protocols import Params, Pass
-from metaforge.registry import scan
+from metaforge.registry.scan import scan
+from metaforge.runs.assembly import Components
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.learners.gradient.fomaml import FOMAML
 from metaforge_plugins.learners.gradient.maml import MAML

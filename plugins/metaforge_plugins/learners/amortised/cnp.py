@@ -14,9 +14,23 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metaforge.functional import prefixed, score, select
-from metaforge.keys import fold_in, permutation, uniform
-from metaforge.protocols import Aux, Examples, Key, Learner, Options, Params, Parts, Tags, Task
+from metaforge.authoring import (
+    Aux,
+    Examples,
+    Key,
+    Learner,
+    Options,
+    Params,
+    Parts,
+    Tags,
+    Task,
+    fold_in,
+    permutation,
+    prefixed,
+    score,
+    select,
+    uniform,
+)
 
 Units = Annotated[int, Field(ge=1, le=65536)]
 

@@ -10,8 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from metaforge.inner import InnerLoopLearner, InnerLoopOptions
-from metaforge.protocols import Aux, Key, Params, Tags, Task
+from metaforge.authoring import Aux, InnerLoopLearner, InnerLoopOptions, Key, Params, Tags, Task
 
 
 class FOMAML(InnerLoopLearner):

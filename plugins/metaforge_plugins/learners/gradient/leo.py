@@ -18,10 +18,30 @@ from torch import Tensor
 from torch.func import grad
 from torch.nn import functional as F
 
-from metaforge.functional import cross_entropy, one_hot, score, sum_of
-from metaforge.keys import fold_in, make_key, normal, uniform
-from metaforge.model import Model, feature_size, seeded
-from metaforge.protocols import Aux, BatchNormPolicy, Examples, Key, Learner, Options, Params, Parts, Pass, Tags, Task
+from metaforge.authoring import (
+    Aux,
+    BatchNormPolicy,
+    Examples,
+    Key,
+    Learner,
+    Model,
+    Options,
+    Params,
+    Parts,
+    Pass,
+    Tags,
+    Task,
+    cross_entropy,
+    feature_size,
+    fold_in,
+    make_key,
+    normal,
+    one_hot,
+    score,
+    seeded,
+    sum_of,
+    uniform,
+)
 
 MATRICES = ("leo.encoder", "leo.relation.0", "leo.relation.1", "leo.relation.2", "leo.decoder")
 # Bound on the log of a deviation (of codes: of its ratio to the starting one; of weights: before the offset is added):
@@ -74,7 +94,7 @@ class LEO(Learner):
     def __init__(self, config: LEOOptions, parts: Parts) -> None:
         assert parts.backbone is not None
         self.config, self.ways, self.steps = config, parts.spec.outputs, config.steps
-        self.model = Model(parts.backbone, norm=config.norm, regularizers=parts.regularizers)
+        self.model = Model.of(parts, norm=config.norm)
         with seeded(make_key(0, "structure")):
             self.features = feature_size(parts.backbone(), parts.spec.x_shape)
         self.norm, self.transductive = self.model.norm, self.model.transductive

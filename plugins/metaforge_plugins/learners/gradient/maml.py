@@ -9,8 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from metaforge.inner import InnerLoopLearner, InnerLoopOptions
-from metaforge.protocols import Aux, Key, Params, Task
+from metaforge.authoring import Aux, InnerLoopLearner, InnerLoopOptions, Key, Params, Task
 
 
 class MAML(InnerLoopLearner):

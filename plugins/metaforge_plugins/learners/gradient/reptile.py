@@ -12,10 +12,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaforge.functional import descend, score, sum_of
-from metaforge.inner import InnerLoopLearner, InnerLoopOptions
-from metaforge.keys import fold_in, permutation
-from metaforge.protocols import Aux, Examples, Key, Params, Pass, Tags, Task
+from metaforge.authoring import (
+    Aux,
+    Examples,
+    InnerLoopLearner,
+    InnerLoopOptions,
+    Key,
+    Params,
+    Pass,
+    Tags,
+    Task,
+    descend,
+    fold_in,
+    permutation,
+    score,
+    sum_of,
+)
 
 
 class ReptileOptions(InnerLoopOptions):

@@ -15,10 +15,27 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.func import vmap
 
-from metaforge.functional import cross_entropy, one_hot
-from metaforge.keys import fold_in, make_key, permutation, uniform
-from metaforge.model import Model, feature_size, seeded
-from metaforge.protocols import Aux, Examples, Key, Learner, Options, Params, Parts, Pass, Tags, Task
+from metaforge.authoring import (
+    Aux,
+    Examples,
+    Key,
+    Learner,
+    Model,
+    Options,
+    Params,
+    Parts,
+    Pass,
+    Tags,
+    Task,
+    cross_entropy,
+    feature_size,
+    fold_in,
+    make_key,
+    one_hot,
+    permutation,
+    seeded,
+    uniform,
+)
 
 
 class MANNOptions(Options):
@@ -76,7 +93,7 @@ class MANN(Learner):
     def __init__(self, config: MANNOptions, parts: Parts) -> None:
         assert parts.backbone is not None
         self.config, self.ways = config, parts.spec.outputs
-        self.model = Model(parts.backbone, norm="running", regularizers=parts.regularizers)
+        self.model = Model.of(parts, norm="running")
         with seeded(make_key(0, "structure")):
             self.features = feature_size(parts.backbone(), parts.spec.x_shape)
         self.norm, self.transductive = self.model.norm, self.model.transductive

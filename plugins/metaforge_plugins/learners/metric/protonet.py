@@ -12,10 +12,25 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metaforge.functional import cross_entropy, one_hot, score, widened
-from metaforge.keys import fold_in
-from metaforge.model import Model
-from metaforge.protocols import Aux, BatchNormPolicy, Examples, Key, Learner, Options, Params, Parts, Pass, Tags, Task
+from metaforge.authoring import (
+    Aux,
+    BatchNormPolicy,
+    Examples,
+    Key,
+    Learner,
+    Model,
+    Options,
+    Params,
+    Parts,
+    Pass,
+    Tags,
+    Task,
+    cross_entropy,
+    fold_in,
+    one_hot,
+    score,
+    widened,
+)
 
 
 class ProtoNetOptions(Options):
@@ -40,9 +55,8 @@ class ProtoNet(Learner):
     }
 
     def __init__(self, config: ProtoNetOptions, parts: Parts) -> None:
-        assert parts.backbone is not None
         self.config, self.ways = config, parts.spec.outputs
-        self.model = Model(parts.backbone, norm=config.norm, regularizers=parts.regularizers)
+        self.model = Model.of(parts, norm=config.norm)
         self.norm, self.transductive = self.model.norm, self.model.transductive
 
     def init(self, key: Key) -> Params:

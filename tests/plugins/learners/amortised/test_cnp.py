@@ -11,9 +11,9 @@ from torch.distributions import Normal
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from metaforge.engine import evaluate
-from metaforge.keys import make_key
-from metaforge.protocols import Examples, Parts, Task, TaskShape, TaskSpec
+from metaforge.authoring.keys import make_key
+from metaforge.authoring.protocols import Examples, Parts, Task, TaskShape, TaskSpec
+from metaforge.engine.batch import score_tasks
 from metaforge_plugins.learners.amortised.cnp import CNP, log_normal
 from toys import assert_equal_steps, assert_true_gradient, fresh, keys, learner, step, task, tasks
 
@@ -175,5 +175,5 @@ def test_it_approaches_the_exact_posterior_from_below() -> None:
         optimiser.step()
         likelihoods.append(-float(found.losses.mean()))
     assert likelihoods[0] + 0.3 < sum(likelihoods[-20:]) / 20
-    measured = evaluate(one, values, waves, keys(2000), plan="vmap", measure=True).measures["log_likelihood"]
+    measured = score_tasks(one, values, waves, keys(2000), plan="vmap", measure=True).measures["log_likelihood"]
     assert measured.mean() < exact.mean()

@@ -8,8 +8,8 @@ from torch import nn
 from torch.func import grad
 from torch.nn import functional as F
 
-from metaforge.functional import detached, split_state
-from metaforge.keys import make_key
+from metaforge.authoring.functional import detached, split_state
+from metaforge.authoring.keys import make_key
 from metaforge_plugins.adapters.meta_sgd import MetaSGD, MetaSGDOptions
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.learners.gradient.fomaml import FOMAML

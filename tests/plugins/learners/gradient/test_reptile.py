@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.func import grad
 from torch.nn import functional as F
 
-from metaforge.functional import descend, split_state
-from metaforge.keys import make_key
-from metaforge.protocols import Examples, Task
+from metaforge.authoring.functional import split_state
+from metaforge.authoring.inner_loop import descend
+from metaforge.authoring.keys import make_key
+from metaforge.authoring.protocols import Examples, Task
 from metaforge_plugins.adapters.adam import Adam, AdamOptions
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.learners.gradient.reptile import Minibatches, Reptile

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaforge.functional import split_state
-from metaforge.keys import make_key
-from metaforge.protocols import Examples, Params, Parts, Task, TaskShape, TaskSpec
+from metaforge.authoring.functional import split_state
+from metaforge.authoring.keys import make_key
+from metaforge.authoring.protocols import Examples, Params, Parts, Task, TaskShape, TaskSpec
 from metaforge_plugins.learners.metric.protonet import ProtoNet
 from toys import (
     BATCH_POLICIES,

@@ -1,0 +1,81 @@
+"""The same episodes of prototypical networks by MetaForge and by a plain loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.contestants import Work
+from metaforge.authoring.functional import one_task
+from metaforge.authoring.keys import make_key
+from metaforge.authoring.protocols import Parts, TaskShape, TaskSpec
+from metaforge.engine.batch import at_once, meta_gradients
+from metaforge.engine.compiler import Compiler
+from metaforge.engine.plans import choose_chunk, choose_plan
+from metaforge_plugins.learners.metric.protonet import ProtoNet
+
+
+@dataclass(frozen=True)
+class ProtoWork:
+    """Training episodes of a pooled Conv-4/64, support and query in one batch."""
+
+    ways: int = 20
+    tasks: int = 4
+    queries: int = 15
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def episodes(self) -> Work:
+        """The tasks and the network."""
+        shape = TaskShape(self.ways, 1, self.queries)
+        return Work("classification", (1, 28, 28), shape, "conv4", {"variant": "pool"}, self.tasks, 0, 0.0, self.dtype)
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The spec of its episodes."""
+        return self.episodes.spec
+
+    def body(self) -> nn.Module:
+        """Return the embedding network, the same weights each time."""
+        with torch.random.fork_rng(devices=[]):
+            torch.random.manual_seed(0)
+            return self.episodes.body().to(self.dtype).train()
+
+
+def plain_prototypes(work: ProtoWork) -> Callable[[], list[Tensor]]:
+    """Return a loop over episodes in plain PyTorch."""
+    module, batch = work.body(), work.episodes.batch()
+
+    def gradients() -> list[Tensor]:
+        module.zero_grad()
+        for index in range(work.tasks):
+            task = one_task(batch, index)
+            features = module(torch.cat([task.support.x, task.query.x])).flatten(1)
+            support, query = features.split([len(task.support.x), len(task.query.x)])
+            prototypes = support.reshape(work.ways, -1, support.shape[1]).mean(1)
+            logits = -(query.unsqueeze(1) - prototypes.unsqueeze(0)).square().sum(-1)
+            (nn.functional.cross_entropy(logits, task.query.y) / work.tasks).backward()
+        return [value.grad.clone() for value in module.parameters() if value.grad is not None]
+
+    return gradients
+
+
+def metaforge_prototypes(work: ProtoWork, *, compiled: bool = False) -> Callable[[], list[Tensor]]:
+    """Return MetaForge's engine at these episodes."""
+    spec, module, batch = work.spec, work.body(), work.episodes.batch()
+    learner = ProtoNet(ProtoNet.Config(), Parts(spec, work.episodes.body))
+    own = {f"model.{name}": value.detach() for name, value in module.named_parameters()}
+    values = {name: own.get(name, value.to(work.dtype)) for name, value in learner.init(make_key(0)).items()}
+    keys = torch.stack([make_key(0, index) for index in range(work.tasks)])
+    call = Compiler() if compiled else at_once
+    chunk = min(choose_chunk(spec, torch.device("cpu"), None, training=True, compiled=compiled), work.tasks)
+    plan = choose_plan(learner, "auto")
+
+    def gradients() -> list[Tensor]:
+        found = meta_gradients(learner, values, batch, keys, plan=plan, chunk=chunk, call=call)
+        return [found.grads[name] for name in own]
+
+    return gradients

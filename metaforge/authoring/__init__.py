@@ -1,0 +1,144 @@
+"""What a plugin is written with: protocols, pure functions, networks as functions of their values, keys and hooks.
+
+A plugin imports from here, from `metaforge.data`, `metaforge.testing` and `metaforge.errors`; the other packages may
+change without notice.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from metaforge.authoring.functional import (
+        added,
+        advanced,
+        criterion,
+        cross_entropy,
+        detached,
+        gradient,
+        mean_squared_error,
+        one_hot,
+        one_task,
+        prefixed,
+        score,
+        select,
+        split_state,
+        sum_of,
+        widened,
+    )
+    from metaforge.authoring.hooks import Outcome, RunInfo, Stateful, hookimpl
+    from metaforge.authoring.inner_loop import Chain, InnerLoopLearner, InnerLoopOptions, Objective, descend
+    from metaforge.authoring.keys import fold_in, make_key, normal, permutation, uniform
+    from metaforge.authoring.model import Model, feature_size, seeded, with_head
+    from metaforge.authoring.protocols import (
+        STATE,
+        Adapter,
+        Aux,
+        Backbone,
+        BatchNormPolicy,
+        Component,
+        Dataset,
+        Examples,
+        Fast,
+        GradientTransform,
+        Hook,
+        Key,
+        Kind,
+        Learner,
+        NormPolicy,
+        Options,
+        Params,
+        Parts,
+        Pass,
+        Regularizer,
+        Tags,
+        Task,
+        TaskShape,
+        TaskSpec,
+    )
+    from metaforge.system.line_files import append_lines, begin_lines
+
+__all__ = [
+    "STATE",
+    "Adapter",
+    "Aux",
+    "Backbone",
+    "BatchNormPolicy",
+    "Chain",
+    "Component",
+    "Dataset",
+    "Examples",
+    "Fast",
+    "GradientTransform",
+    "Hook",
+    "InnerLoopLearner",
+    "InnerLoopOptions",
+    "Key",
+    "Kind",
+    "Learner",
+    "Model",
+    "NormPolicy",
+    "Objective",
+    "Options",
+    "Outcome",
+    "Params",
+    "Parts",
+    "Pass",
+    "Regularizer",
+    "RunInfo",
+    "Stateful",
+    "Tags",
+    "Task",
+    "TaskShape",
+    "TaskSpec",
+    "added",
+    "advanced",
+    "append_lines",
+    "begin_lines",
+    "criterion",
+    "cross_entropy",
+    "descend",
+    "detached",
+    "feature_size",
+    "fold_in",
+    "gradient",
+    "hookimpl",
+    "make_key",
+    "mean_squared_error",
+    "normal",
+    "one_hot",
+    "one_task",
+    "permutation",
+    "prefixed",
+    "score",
+    "seeded",
+    "select",
+    "split_state",
+    "sum_of",
+    "uniform",
+    "widened",
+    "with_head",
+]
+
+# In this order: the first two do not import torch.
+_MODULES = (
+    "metaforge.authoring.hooks",
+    "metaforge.system.line_files",
+    "metaforge.authoring.protocols",
+    "metaforge.authoring.keys",
+    "metaforge.authoring.functional",
+    "metaforge.authoring.model",
+    "metaforge.authoring.inner_loop",
+)
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: the command line needs the hook specs and must not pay for torch.
+    if name in __all__:
+        for module in map(import_module, _MODULES):
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module 'metaforge.authoring' has no attribute {name!r}")

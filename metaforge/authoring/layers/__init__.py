@@ -1,0 +1,1 @@
+"""Layers that every order of transforms differentiates exactly."""

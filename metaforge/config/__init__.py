@@ -1,0 +1,1 @@
+"""The settings of a run, and where each of them comes from."""

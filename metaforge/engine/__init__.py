@@ -1,0 +1,1 @@
+"""The one place where a batch of tasks exists: plans, compilation and processes."""

@@ -1,0 +1,1 @@
+"""Which plugins are installed, and how one is loaded and checked."""

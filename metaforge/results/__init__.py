@@ -1,0 +1,1 @@
+"""From the scores of test tasks to tables, pictures and pages."""

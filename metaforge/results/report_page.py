@@ -1,0 +1,136 @@
+"""`report.md`: one page on a run, made of what lies in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metaforge.results.records import (
+    PICTURES,
+    Record,
+    headline,
+    read_evaluations,
+    read_json,
+    read_metrics,
+    read_text,
+    read_toml,
+    seconds_of,
+    shape_text,
+    without_tasks,
+    write_in_folder,
+)
+from metaforge.results.tables import (
+    CHANCE_WORDS,
+    METRIC_WORDS,
+    figure_text,
+    level_text,
+    markdown,
+    plus_minus,
+    summary_markdown,
+)
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `report.md` into a run's folder and return its path; what the folder lacks is left out."""
+    config = read_toml(run_folder / "config.toml")
+    evaluations = [without_tasks(record) for record in read_evaluations(run_folder)]
+    names = [str(config.get(key, {}).get("name", "")) for key in ("dataset", "learner")]
+    parts = [
+        f"# {' · '.join(name for name in names if name) or run_folder.name}",
+        *_headlines(evaluations),
+        *_evaluations(evaluations),
+        *_training(read_json(run_folder / "status.json"), read_metrics(run_folder / "metrics.jsonl")),
+        *_pictures(run_folder),
+        *_command(run_folder, config),
+        *_environment(read_json(run_folder / "env.json")),
+    ]
+    path = run_folder / "report.md"
+    write_in_folder(path, "\n\n".join(parts) + "\n")
+    return path
+
+
+def machine(environment: Mapping[str, Any]) -> str:
+    """Return in a line what computed a run."""
+    threads = environment.get("threads")
+    texts = [
+        environment.get("processor"),
+        environment.get("cuda"),
+        None if threads is None else f"{threads} thread{'' if threads == 1 else 's'}",
+        f"torch {environment['torch']}" if "torch" in environment else None,
+    ]
+    return ", ".join(str(text) for text in texts if text)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words of two units at most."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _headlines(evaluations: Sequence[Record]) -> list[str]:
+    lines = []
+    for one in evaluations:
+        best = headline(one)
+        metric = one["metric"]
+        after = "" if best["steps"] is None else f", {best['steps']} adaptation steps"
+        figure = f"{shape_text(one)}{after}: {figure_text(best, metric)} {METRIC_WORDS[metric]}"
+        chance, floor = level_text(one["chance"], metric), figure_text(one["floor"], metric)
+        where = f"{one['tasks']} tasks of the {one['split']} split"
+        lines.append(f"- **{figure}** on {where} ({CHANCE_WORDS[metric]} {chance}, nearest neighbour {floor})")
+    return ["\n".join(lines)] if lines else ["Not evaluated yet."]
+
+
+def _evaluations(evaluations: Sequence[Record]) -> list[str]:
+    """Return a section for each protocol; shapes of one protocol share a table."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for one in evaluations:
+        same = ("step", "split", "seed", "tasks", "metric", "norm", "transductive", "note", "warn")
+        groups.setdefault(tuple(one.get(name) for name in same), []).append(one)
+    parts = []
+    for group in groups.values():
+        parts += [
+            f"## Evaluation: {group[0]['split']} split",
+            summary_markdown({**group[0], "results": group}).rstrip(),
+        ]
+    return parts
+
+
+def _training(status: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [[name, str(status[name])] for name in ("outcome", "error", "steps") if name in status]
+    if (seconds := seconds_of(status)) is not None:
+        rows.append(["time", duration(seconds)])
+    resumed = status.get("resumed")
+    differences = resumed.get("differences") if isinstance(resumed, Mapping) else None
+    rows += [["not exact since a resume", str(one)] for one in differences] if isinstance(differences, list) else []
+    last = metrics[-1] if metrics else {}
+    for name, value in last.items():
+        if name not in ("step", "elapsed", "eta", "score_ci", "val_score_ci") and isinstance(value, int | float):
+            rows.append([f"last {name.replace('_', ' ')}", plus_minus(float(value), last.get(f"{name}_ci"))])
+    return ["## Training", markdown(["what", "value"], rows)] if rows else []
+
+
+def _pictures(folder: Path) -> list[str]:
+    found = sorted((folder / PICTURES).glob("*.png"))
+    if not found:
+        return []
+    return ["## Pictures", *(f"![{path.stem}]({PICTURES}/{path.name})" for path in found)]
+
+
+def _command(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    command = read_text(folder / "command.txt")
+    if not command:
+        return []
+    seed = f" (seed {config['seed']})" if "seed" in config else ""
+    words = f"`metaforge train --config config.toml`, with the file beside this page, repeats the run{seed}."
+    return ["## Reproduce", f"```sh\n{command}\n```", words]
+
+
+def _environment(environment: Mapping[str, Any]) -> list[str]:
+    rows = [[name, str(value)] for name, value in environment.items() if not isinstance(value, Mapping | list)]
+    for group in (value for value in environment.values() if isinstance(value, Mapping)):
+        rows += [[str(name), str(value)] for name, value in group.items()]
+    return ["## Environment", markdown(["what", "value"], rows)] if rows else []

@@ -1,0 +1,128 @@
+"""The parts of a run, built from its configuration: the data set, and learners for any shape of task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from metaforge.authoring.inner_loop import Chain
+from metaforge.authoring.protocols import Dataset, Learner, Parts, Regularizer, TaskShape, TaskSpec
+from metaforge.config.resolved import Choice, Resolved
+from metaforge.data.checks import checked_spec
+from metaforge.data.root import data_root
+from metaforge.errors import ConfigError, DataError, PluginError
+from metaforge.registry.loading import blamed
+
+
+class Components:
+    """What a configuration names, as objects."""
+
+    def __init__(self, resolved: Resolved) -> None:
+        if resolved.learner is None or resolved.dataset is None:
+            raise ConfigError(
+                "A run needs a learner and a data set.", remedy="choose them with --learner and --dataset"
+            )
+        self.resolved = resolved
+        self._learner, self._dataset = resolved.learner, resolved.dataset
+        self.dataset: Dataset = self._dataset.made(root=data_root())
+        self._regularizers: dict[str, Regularizer] = _made(resolved.regularizers)
+        self._refuse_idle_regularizers()
+        task, train = resolved.run.task, resolved.run.train
+        self.task_shape = TaskShape(task.ways, task.shots, task.queries)
+        self.training_shape = TaskShape(
+            train.ways or task.ways, train.shots or task.shots, train.queries or task.queries
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of values and data (products may be rounded further)."""
+        return torch.float64 if self.resolved.run.engine.dtype == "float64" else torch.float32
+
+    @property
+    def regularizers(self) -> tuple[Regularizer, ...]:
+        """The regularizers, for their terms in the outer loss."""
+        return tuple(self._regularizers.values())
+
+    def _refuse_idle_regularizers(self) -> None:
+        """Raise `ConfigError` for a regularizer that needs an inner loop beside a learner that has none."""
+        if "adapter" in self._learner.cls.tags.needs:
+            return
+        for name, regularizer in self._regularizers.items():
+            if regularizer.needs_inner_loop():
+                raise ConfigError(
+                    f"The regularizer {name!r}, as configured, acts only where an adapter moves the network's"
+                    f" weights; the learner {self._learner.name!r} uses none.",
+                    where=f"regularizers.{name}",
+                    remedy=f"change its options (`metaforge describe {name}` lists them), leave it out, or choose a"
+                    " learner that uses an adapter",
+                )
+
+    def training_spec(self) -> TaskSpec:
+        """Return the spec of training tasks, checked against the data; so are those to validate and to evaluate on.
+
+        A run whose training ends well can thus be evaluated. Raises `ConfigError` or `DataError` naming the setting.
+        """
+        if self._learner.cls.tags.fixed_ways and self.training_shape.ways != self.task_shape.ways:
+            raise ConfigError(
+                f"The learner {self._learner.name!r} has one output per class, so it cannot train with"
+                f" {self.training_shape.ways} ways for tasks of {self.task_shape.ways}.",
+                where="train.ways",
+                remedy="leave train.ways out, or set task.ways to the same number",
+            )
+        found = self._spec("train", "training (train.ways, train.shots, train.queries)", self.training_shape)
+        settings = self.resolved.run
+        if settings.train.validate_every:
+            self._spec("val", "validation (train.validate_every)", self.task_shape)
+        for shots in settings.evaluate.shots or [self.task_shape.shots]:
+            self._spec(settings.evaluate.split, "evaluation (evaluate.split)", self.task_shape._replace(shots=shots))
+        return found
+
+    def _spec(self, split: str, purpose: str, shape: TaskShape) -> TaskSpec:
+        try:
+            return checked_spec(self.dataset, split, shape, seed=self.resolved.run.seed)
+        except (ConfigError, DataError, PluginError) as error:
+            where = f"the {split!r} split, for {purpose}; {error.where}"
+            raise type(error)(error.what, where=where, remedy=error.remedy) from error
+
+    def learner(self, spec: TaskSpec) -> Learner:
+        """Return the learner for tasks of a spec; learners of one run share their values, whatever the spec."""
+        adapters = _made(self.resolved.adapters)
+        parts = Parts(spec, self._backbone_maker(spec), Chain(adapters) if adapters else None, self._regularizers)
+        learner: Learner = self._learner.made(parts)
+        return learner
+
+    def provenance(self) -> dict[str, str]:
+        """Return the distribution and version of every plugin of the run."""
+        return {
+            f"{choice.entry.kind} {choice.name}": f"{choice.entry.distribution} {choice.entry.version}".strip()
+            for choice in self.resolved.choices()
+        }
+
+    def _backbone_maker(self, spec: TaskSpec) -> Any:
+        choice = self.resolved.backbone
+        if choice is None:
+            return None
+        backbone = choice.made()
+
+        def build() -> nn.Module:
+            with blamed(choice.entry, "cannot build a network for these tasks", spare=True):
+                module: nn.Module = backbone.build(spec)
+            return module
+
+        return build
+
+
+def _made(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Return plugins by the names under which their values are kept.
+
+    These do not depend on what else is installed: a name that another distribution claims too is not written in full,
+    unless both plugins of that name are chosen.
+    """
+    names = [choice.entry.name for choice in choices]
+    return {
+        choice.entry.qualified if names.count(name) > 1 else name: choice.made()
+        for name, choice in zip(names, choices, strict=True)
+    }

@@ -1,0 +1,148 @@
+"""A run that can be used: its learner's values, and what to do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metaforge.authoring.functional import one_task
+from metaforge.authoring.keys import make_key
+from metaforge.authoring.protocols import Dataset, Learner, Params, Task, TaskSpec
+from metaforge.config.resolve import resolve
+from metaforge.config.resolved import Resolved
+from metaforge.config.sources import file_layer
+from metaforge.engine.batch import prepare
+from metaforge.registry.registry import Registry
+from metaforge.results import report_page, run_pictures
+from metaforge.results.evaluate import evaluate_run
+from metaforge.runs import checkpoint
+from metaforge.runs.assembly import Components
+from metaforge.runs.folder import require_run
+from metaforge.runs.resume import check_values, recorded_plugins, told
+from metaforge.system import machine
+from metaforge.system.files import require_writable
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained learner: its folder (None after a dry run), its configuration and its values.
+
+    `learner = run.learner()` is the learner of its tasks, `task = run.task()` one of them;
+    `fast = learner.adapt(run.values, task.support)` and `learner.predict(run.values, fast, task.query.x)` apply it.
+    """
+
+    folder: Path | None
+    resolved: Resolved
+    parts: Components
+    values: Params
+    device: torch.device
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the values."""
+        return self.parts.dtype
+
+    @property
+    def dataset(self) -> Dataset:
+        """The run's data set."""
+        return self.parts.dataset
+
+    def spec(self, split: str | None = None, *, shots: int | None = None) -> TaskSpec:
+        """Return the spec of the tasks that the run is about."""
+        shape = self.parts.task_shape
+        shape = shape if shots is None else shape._replace(shots=shots)
+        return self.dataset.spec(self.resolved.run.evaluate.split if split is None else split, shape)
+
+    def learner(self, spec: TaskSpec | None = None) -> Learner:
+        """Return the learner for tasks of a spec, by default those that the run is about."""
+        return self.parts.learner(spec or self.spec())
+
+    def task(
+        self, index: int = 0, *, split: str | None = None, seed: int | None = None, shots: int | None = None
+    ) -> Task:
+        """Return one task, ready for the learner: on the run's device, with bytes as floats in [0, 1].
+
+        By default it is a task that the run is evaluated on: number `index` of its `[evaluate]` split and seed.
+        """
+        settings = self.resolved.run.evaluate
+        split = settings.split if split is None else split
+        spec = self.spec(split, shots=shots)
+        batch = self.dataset.sample(split, spec.shape, index, 1, seed=settings.seed if seed is None else seed)
+        return prepare(one_task(batch), self.device, self.dtype)
+
+    def evaluate(
+        self,
+        *,
+        ways: int | None = None,
+        shots: Sequence[int] | None = None,
+        steps: Sequence[int] | None = None,
+        tasks: int | None = None,
+        split: str | None = None,
+        seed: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Any]:
+        """Return mean scores ± 95 % CI on test tasks, and write records, pictures and the report to the run's folder.
+
+        What is not given follows the run's settings; an empty list of `shots` means the task's own number, one of
+        `steps` none and the learner's own. Nothing is written after a dry run.
+        """
+        settings = self.resolved.run.evaluate
+        split = settings.split if split is None else split
+        if self.folder is not None:
+            require_writable(self.folder)
+        found = evaluate_run(
+            self,
+            ways=ways,
+            shots=settings.shots if shots is None else shots,
+            steps=settings.steps if steps is None else steps,
+            tasks=settings.tasks if tasks is None else tasks,
+            split=split,
+            seed=settings.seed if seed is None else seed,
+            progress=progress,
+            saved={name: self.summary[name] for name in ("steps", "damaged") if name in self.summary},
+        )
+        if self.folder is None:
+            return {**found, "folder": None, "pictures": []}
+        pictures = self.report(split=split)
+        return {**found, "folder": str(self.folder), "pictures": [str(path) for path in pictures]}
+
+    def report(self, *, split: str | None = None) -> list[Path]:
+        """Draw the run's pictures, write its `report.md`, and return the pictures' paths."""
+        if self.folder is None:
+            return []
+        drawn = run_pictures.draw(self, split=self.resolved.run.evaluate.split if split is None else split)
+        report_page.write_report(self.folder)
+        return drawn
+
+
+def load(
+    folder: Path | str,
+    registry: Registry,
+    *,
+    device: str | None = None,
+    which: checkpoint.Which = "latest",
+) -> Run:
+    """Return the run of a folder, with the values of its latest valid checkpoint, its best one or that of a step.
+
+    It is used on `device`, or on that of its configuration where None: what was trained on one can be used on another.
+    `summary["damaged"]` tells of each later checkpoint that cannot be used. Raises `CheckpointError` where that one is
+    missing, damaged or of another learner.
+    """
+    folder = Path(folder)
+    require_run(folder)
+    registry = registry.recorded(recorded_plugins(folder))
+    resolved = resolve([file_layer(folder / "config.toml")], registry)
+    machine.prepare(resolved.run.engine.threads)
+    parts = Components(resolved)
+    chosen = machine.choose_device(resolved.run.device if device is None else device)
+    saved, bad = checkpoint.chosen(folder / "ckpt", which)
+    values = {name: value.to(chosen) for name, value in saved.values.items()}
+    run = Run(folder, resolved, parts, values, chosen, {"steps": saved.step, "damaged": told(bad)})
+    fresh = run.learner().init(make_key(resolved.run.seed, "init"))
+    check_values(saved, {name: value.to(run.dtype) for name, value in fresh.items()}, where=str(folder))
+    return run

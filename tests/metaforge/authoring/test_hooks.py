@@ -1,0 +1,482 @@
+"""The hook specs and the manager: order, validation, isolation, tracing, and what plugins remember."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import Field
+
+import metaforge
+from metaforge import hookimpl
+from metaforge.authoring import hooks
+from metaforge.authoring.hooks import RunInfo
+from metaforge.authoring.protocols import Component, Options
+from metaforge.errors import ConfigError, PluginError
+from metaforge.registry.contract import faults
+from metaforge.registry.hook_contract import carriers, misfits
+from metaforge.registry.registry import Registry
+from metaforge.registry.scan import scan
+from metaforge.runs.hook_calls import end_run, hook_manager, restore_states, states
+from metaforge_plugins.datasets.sinusoid import Sinusoid
+
+
+def run_info() -> RunInfo:
+    config: Any = SimpleNamespace()
+    return RunInfo(None, config)
+
+
+class Listener:
+    def __init__(self, name: str, heard: list[str], answer: bool | None = None) -> None:
+        self.name, self.heard, self.answer = name, heard, answer
+
+    @hookimpl
+    def metaforge_after_step(self, step: int) -> None:
+        self.heard.append(f"{self.name}{step}")
+
+    @hookimpl
+    def metaforge_should_stop(self) -> bool | None:
+        self.heard.append(f"{self.name}?")
+        return self.answer
+
+    @hookimpl
+    def metaforge_run_facts(self) -> Mapping[str, str]:
+        return {"name": self.name}
+
+
+def test_the_eight_hooks() -> None:
+    assert hooks.names() == (
+        "metaforge_run_start",
+        "metaforge_before_step",
+        "metaforge_after_step",
+        "metaforge_after_eval",
+        "metaforge_should_stop",
+        "metaforge_checkpoint",
+        "metaforge_run_end",
+        "metaforge_run_facts",
+    )
+
+
+def test_plugins_are_called_in_the_order_given() -> None:
+    heard: list[str] = []
+    manager = hook_manager([Listener(name, heard) for name in "abc"])
+    manager.hook.metaforge_after_step(run=run_info(), step=1, metrics={})
+    assert heard == ["a1", "b1", "c1"]
+    assert manager.hook.metaforge_run_facts(run=run_info()) == [{"name": "a"}, {"name": "b"}, {"name": "c"}]
+
+
+def test_the_first_answer_decides_whether_to_stop() -> None:
+    heard: list[str] = []
+    manager = hook_manager([Listener("a", heard), Listener("b", heard, answer=True), Listener("c", heard)])
+    assert manager.hook.metaforge_should_stop(run=run_info(), step=1, metrics={}) is True
+    assert heard == ["a?", "b?"]
+
+
+def test_managers_share_nothing() -> None:
+    first, second = hook_manager([Listener("a", [])]), hook_manager([])
+    assert len(first.get_plugins()) == 1
+    assert not second.get_plugins()
+
+
+def step(manager: Any) -> Any:
+    return manager.hook.metaforge_after_step(run=run_info(), step=1, metrics={})
+
+
+def listening(method: Callable[..., Any], **options: Any) -> Any:
+    """Return a plugin with one method, marked as a hook."""
+    return type("Wrong", (), {method.__name__: hookimpl(**options)(method)})()
+
+
+def metaforge_after_stpe(self: Any, step: int) -> None: ...
+
+
+def metaforge_after_step(self: Any, step: int) -> None: ...
+
+
+def epochs(self: Any, epoch: int) -> None: ...
+
+
+def collecting(self: Any, **arguments: Any) -> None: ...
+
+
+def by_keyword(self: Any, *, step: int) -> None: ...
+
+
+def defaulted(self: Any, metrics: Any = None) -> None: ...
+
+
+def yielding(self: Any) -> Iterator[None]:
+    yield
+
+
+async def later(self: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        (
+            metaforge_after_stpe,
+            {},
+            r"no hook 'metaforge_after_stpe' \(Did you mean 'metaforge_after_step'\?\)",
+        ),
+        (epochs, {}, "no hook 'epochs'"),
+        (epochs, {"specname": "metaforge_after_step"}, "epochs asks for 'epoch', which is none of run, step, metrics"),
+        (collecting, {"specname": "metaforge_after_step"}, "collecting collects arguments"),
+        (by_keyword, {"specname": "metaforge_after_step"}, "takes 'step' by keyword only"),
+        (defaulted, {"specname": "metaforge_after_step"}, "has a default for 'metrics'"),
+        (yielding, {"specname": "metaforge_after_step"}, "yielding is a generator or a coroutine"),
+        (later, {"specname": "metaforge_after_step"}, "later is a generator or a coroutine"),
+        (yielding, {"specname": "metaforge_after_step", "hookwrapper": True}, "wrapper of the old kind"),
+        (metaforge_after_step, {"wrapper": True}, "marked as a wrapper and does not yield"),
+    ],
+)
+def test_a_hook_that_would_not_be_called_as_it_expects_is_refused(method: Any, options: Any, said: str) -> None:
+    plugin = listening(method, **options)
+    with pytest.raises(PluginError, match=f"The hook plugin Wrong does not fit the hook specs: .*{said}") as caught:
+        hook_manager([Listener("a", []), plugin])
+    assert "metaforge_run_start" in caught.value.remedy
+    assert misfits(type(plugin)) == misfits(plugin) != []
+
+
+def test_a_forgotten_mark_is_told() -> None:
+    class Forgetful:
+        def metaforge_after_step(self, step: int) -> None: ...
+
+    with pytest.raises(PluginError, match="'metaforge_after_step' is not marked with @metaforge"):
+        hook_manager([Forgetful()])
+
+
+def test_a_class_is_no_hook_plugin_but_its_objects_are() -> None:
+    with pytest.raises(PluginError, match="Listener does not fit the hook specs: it is a class"):
+        hook_manager([Listener])
+
+
+def test_an_optional_hook_of_another_version_is_let_be() -> None:
+    hook_manager([listening(metaforge_after_stpe, optionalhook=True)])
+
+
+def test_marked_static_and_class_methods_are_hooks_too() -> None:
+    heard: list[str] = []
+
+    class Odd:
+        @staticmethod
+        @hookimpl
+        def metaforge_before_step(step: int) -> None:
+            heard.append(f"static {step}")
+
+        @classmethod
+        @hookimpl
+        def metaforge_after_step(cls, step: int) -> None:
+            heard.append(f"{cls.__name__} {step}")
+
+    manager = hook_manager([Odd()])
+    manager.hook.metaforge_before_step(run=run_info(), step=1, tasks=())
+    step(manager)
+    assert heard == ["static 1", "Odd 1"]
+
+
+class Broken:
+    """Raises what it is given, at the steps and at the end."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    @hookimpl
+    def metaforge_after_step(self) -> None:
+        raise self.error
+
+    @hookimpl
+    def metaforge_run_end(self) -> None:
+        raise self.error
+
+
+class Before:
+    """A wrapper that raises before what it wraps."""
+
+    @hookimpl(wrapper=True)
+    def metaforge_after_step(self) -> Iterator[None]:
+        raise ValueError("early")
+        yield
+
+    @hookimpl(wrapper=True)
+    def metaforge_run_end(self) -> Iterator[None]:
+        raise ValueError("early")
+        yield
+
+
+class After:
+    """A wrapper that raises after what it wraps."""
+
+    @hookimpl(wrapper=True)
+    def metaforge_after_step(self) -> Iterator[None]:
+        yield
+        raise ValueError("late")
+
+    metaforge_run_end = metaforge_after_step
+
+
+class Never:
+    """A wrapper that does not yield."""
+
+    @hookimpl(wrapper=True)
+    def metaforge_after_step(self) -> Iterator[None]:
+        if self is None:
+            yield
+
+    metaforge_run_end = metaforge_after_step
+
+
+class Twice:
+    """A wrapper that yields twice."""
+
+    @hookimpl(wrapper=True)
+    def metaforge_after_step(self) -> Iterator[None]:
+        yield
+        yield
+
+    metaforge_run_end = metaforge_after_step
+
+
+class Ending:
+    def __init__(self, ends: list[str]) -> None:
+        self.ends = ends
+
+    @hookimpl
+    def metaforge_run_end(self, outcome: str) -> None:
+        self.ends.append(outcome)
+
+
+BREAKING = [Broken(ValueError("x")), Broken(SystemExit(3)), Before(), After(), Never(), Twice()]
+
+
+@pytest.mark.parametrize("plugin", BREAKING, ids=lambda one: type(one).__name__)
+def test_what_a_hook_raises_names_the_plugin_and_the_hook(plugin: object) -> None:
+    said = rf"The hook metaforge_after_step of {type(plugin).__name__} raised (ValueError|SystemExit|TypeError): "
+    with pytest.raises(PluginError, match=said) as caught:
+        step(hook_manager([Listener("a", []), plugin]))
+    assert isinstance(caught.value.__cause__, (ValueError, SystemExit, TypeError))
+    assert caught.value.where == f"{type(plugin).__module__}:{type(plugin).__name__}"
+
+
+@pytest.mark.parametrize("plugin", BREAKING, ids=lambda one: type(one).__name__)
+def test_the_end_is_told_to_all_others(plugin: object) -> None:
+    ends: list[str] = []
+    manager = hook_manager([Ending(ends), plugin, Ending(ends)])
+    with pytest.raises(PluginError, match=f"metaforge_run_end of {type(plugin).__name__}"):
+        end_run(manager, run_info(), "finished", None)
+    assert ends == ["finished", "finished"]
+
+
+def test_a_plugin_that_hears_the_end_twice_is_not_told_four_times() -> None:
+    ends: list[str] = []
+
+    class Both(Ending):
+        @hookimpl(specname="metaforge_run_end")
+        def also(self) -> None:
+            self.ends.append("also")
+
+    end_run(hook_manager([Both(ends)]), run_info(), "finished", None)
+    assert sorted(ends) == ["also", "finished"]
+
+
+def test_errors_of_metaforge_s_own_and_ctrl_c_pass_as_they_are() -> None:
+    for error in (ConfigError("no such thing"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught:
+            step(hook_manager([Broken(error)]))
+        assert caught.value is error
+
+
+def test_a_wrapper_sees_the_answers_and_the_failures_of_what_it_wraps() -> None:
+    seen: list[Any] = []
+
+    class Around:
+        @hookimpl(wrapper=True)
+        def metaforge_run_facts(self) -> Any:
+            answers = yield
+            seen.append(answers)
+            return [*answers, {"wrapped": "yes"}]
+
+        @hookimpl(wrapper=True)
+        def metaforge_after_step(self) -> Any:
+            try:
+                return (yield)
+            except PluginError as error:
+                seen.append(error)
+                raise
+
+    manager = hook_manager([Around(), Listener("a", []), Broken(ValueError("inside"))])
+    assert manager.hook.metaforge_run_facts(run=run_info()) == [{"name": "a"}, {"wrapped": "yes"}]
+    with pytest.raises(PluginError, match="metaforge_after_step of Broken raised ValueError: inside") as caught:
+        step(manager)
+    assert seen == [[{"name": "a"}], caught.value]
+
+
+def test_facts_that_are_no_mapping_name_their_plugin() -> None:
+    class Talker:
+        @hookimpl
+        def metaforge_run_facts(self) -> Any:
+            return "nothing"
+
+    with pytest.raises(PluginError, match="metaforge_run_facts of Talker raised TypeError: it returned 'nothing'"):
+        hook_manager([Talker()]).hook.metaforge_run_facts(run=run_info())
+
+
+class Plain:
+    """A component without hooks, with something that must not be touched to find that out."""
+
+    @property
+    def dear(self) -> Any:
+        raise AssertionError("asked")
+
+    cached = functools.cached_property(lambda self: self.dear)
+
+    def predict(self) -> None: ...
+
+
+def test_components_that_carry_hooks_are_found() -> None:
+    class Watching(Plain):
+        @hookimpl
+        def metaforge_after_step(self, step: int) -> None: ...
+
+    class Misspelt(Plain):
+        def metaforge_after_stpe(self, step: int) -> None: ...
+
+    watching, misspelt = Watching(), Misspelt()
+    # The misspelt one is found too, to be refused rather than to do nothing.
+    assert carriers([Plain(), watching, Plain(), misspelt]) == [watching, misspelt]
+    step(hook_manager(carriers([Plain(), watching])))
+    with pytest.raises(PluginError, match="Did you mean 'metaforge_after_step'"):
+        hook_manager(carriers([misspelt]))
+
+
+def test_calls_are_traced_when_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Around(Plain):
+        @hookimpl(wrapper=True)
+        def metaforge_after_step(self) -> Any:
+            return (yield)
+
+    plugins = [Around(), Listener("a", [], answer=True), Listener("b", []), Ending([])]
+    step(hook_manager(plugins))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("METAFORGE_TRACE_HOOKS", "1")
+    manager = hook_manager(plugins)
+    step(manager)
+    manager.hook.metaforge_should_stop(run=run_info(), step=7, metrics={})
+    manager.hook.metaforge_run_start(run=run_info())
+    end_run(manager, run_info(), "finished", None)
+    told = capsys.readouterr()
+    lines = re.sub(r"\d+\.\d\d ms", "T", told.err).splitlines()
+    assert lines == [
+        "metaforge_after_step at step 1: Listener (2) T, Listener (3) T, Around (1) T",
+        # The first answer decides: nobody else was asked.
+        "metaforge_should_stop at step 7: Listener (2) T",
+        "metaforge_run_start: nobody asked",
+        "metaforge_run_end: Ending (4) T",
+    ]
+    assert told.out == ""
+
+
+class Counter(Component):
+    """Counts steps, over a resume too."""
+
+    class Config(Options): ...
+
+    reference = ""
+    defaults: Mapping[Any, Any] = {}
+
+    def __init__(self, config: Any) -> None:
+        self.count: Any = 0
+
+    @hookimpl
+    def metaforge_after_step(self) -> None:
+        self.count += 1
+
+    def state(self) -> Mapping[str, Any]:
+        return {"count": self.count}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.count = state["count"]
+
+
+def test_plugins_remember_over_a_resume() -> None:
+    first, second = Counter(None), Counter(None)
+    first.count = 5
+    remembered = states({"counter": first, "other": Listener("a", [])})
+    assert remembered == {"counter": {"count": 5}}
+    restore_states({"new": Counter(None), "other": Listener("a", []), "counter": second}, remembered)
+    assert second.count == 5
+
+
+@pytest.mark.parametrize("count", [{1}, float("nan")])
+def test_a_state_that_json_cannot_hold_names_its_plugin(count: Any) -> None:
+    plugin = Counter(None)
+    plugin.count = count
+    with pytest.raises(PluginError, match="The hook state of Counter raised"):
+        states({"counter": plugin})
+    with pytest.raises(PluginError, match="The hook restore of Counter raised KeyError"):
+        restore_states({"counter": plugin}, {"counter": {}})
+
+
+def test_a_class_of_hooks_is_checked_when_it_is_loaded() -> None:
+    assert faults("hook", Counter) == []
+
+    class Half(Counter):
+        restore = None  # type: ignore[assignment]
+
+    class Wrong(Counter):
+        def restore(self) -> None: ...  # type: ignore[override]
+
+    class Misspelt(Counter):
+        @hookimpl
+        def metaforge_after_stpe(self) -> None: ...
+
+    assert faults("hook", Half) == ["it has 'state' without 'restore'"]
+    assert faults("hook", Wrong) == ["restore(self) should begin (self, state)"]
+    with pytest.raises(PluginError, match="no hook 'metaforge_after_stpe'"):
+        Registry([]).including("hook", "x", Misspelt).load("hook", "x")
+
+
+HEARD: list[str] = []
+
+
+class Hearing(Sinusoid):
+    """A data set that carries a hook."""
+
+    @hookimpl
+    def metaforge_run_start(self) -> None:
+        HEARD.append("data set")
+
+
+class Named(Component):
+    """A hook plugin that a configuration names."""
+
+    class Config(Options):
+        word: str = Field(default="", description="What it says.")
+
+    reference = ""
+    defaults: Mapping[Any, Any] = {}
+
+    def __init__(self, config: Any) -> None:
+        self.word = config.word
+
+    @hookimpl
+    def metaforge_run_start(self) -> None:
+        HEARD.append(self.word)
+
+
+def test_a_run_calls_objects_then_components_then_plugins_as_they_are_configured(tmp_path: Path) -> None:
+    HEARD.clear()
+    registry = scan().including("dataset", "hearing", Hearing)
+    for name in ("zeta", "alpha"):
+        registry = registry.including("hook", name, type(name, (Named,), {}))
+    given = Named(Named.Config(word="object"))
+    settings = {"hooks": {"zeta": {"word": "zeta"}, "alpha": {"word": "alpha"}}}
+    out = tmp_path / "run"
+    metaforge.train("cnp", "hearing", steps=1, tasks=1, settings=settings, hooks=[given], registry=registry, out=out)
+    assert HEARD == ["object", "data set", "zeta", "alpha"]

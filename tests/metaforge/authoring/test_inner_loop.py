@@ -1,0 +1,170 @@
+"""What learners with an inner loop share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metaforge.authoring.functional import select
+from metaforge.authoring.inner_loop import InnerLoopLearner, InnerLoopOptions
+from metaforge.authoring.keys import fold_in, make_key, normal
+from metaforge.authoring.protocols import Key, Options, Params, Pass, Regularizer, Task
+from metaforge_plugins.adapters.meta_sgd import MetaSGD, MetaSGDOptions
+from metaforge_plugins.learners.gradient.fomaml import FOMAML
+from metaforge_plugins.learners.gradient.maml import MAML
+from metaforge_plugins.learners.gradient.reptile import Reptile
+from toys import POLICIES, fresh, learner, smooth, task
+
+LEARNERS = (MAML, FOMAML, Reptile)
+
+
+def built(cls: type[Any] = MAML, **options: Any) -> Any:
+    """Return a learner on a network with batch norm."""
+    return learner(cls, backbone=smooth("batch"), **({"steps": 2} | options))
+
+
+@pytest.mark.parametrize("cls", LEARNERS)
+def test_zero_steps_leave_the_weights_as_they_are(cls: type[Any]) -> None:
+    one = built(cls)
+    values = fresh(one)
+    fast = one.adapt(values, task().support, steps=0)
+    assert all(torch.equal(values[name], value) for name, value in fast.items())
+    rated = learner(cls, backbone=smooth("batch"), adapters={"meta-sgd": MetaSGD(MetaSGDOptions(lr=0.0))})
+    values = rated.init(make_key(0)) | {}
+    values = {name: value.double() for name, value in values.items()}
+    assert all(torch.equal(values[name], value) for name, value in rated.adapt(values, task().support).items())
+
+
+def test_what_is_adapted_follows_the_option() -> None:
+    weights, everything = built(adapt="weights"), built(adapt="all")
+    norm = {"model.0.1.weight", "model.0.1.bias"}
+    assert set(everything.adapted) - set(weights.adapted) == norm
+    values = fresh(weights)
+    assert not norm & set(weights.adapt(values, task().support))
+    moved = weights.adapt(values, task().support)
+    assert not torch.equal(values["model.0.0.weight"], moved["model.0.0.weight"])
+
+
+def test_numbers_of_steps() -> None:
+    one = built(steps=1, test_steps=4)
+    values, support, key = fresh(one), task().support, make_key(0)
+    assert one.steps == 4
+    for given, steps in (({}, 4), ({"key": key}, 1), ({"steps": 2}, 2)):
+        ours, wanted = one.adapt(values, support, **given), one.adapt(values, support, steps=steps)
+        assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("cls", LEARNERS)
+@pytest.mark.parametrize("norm", POLICIES)
+def test_queries_never_influence_adaptation(cls: type[Any], norm: str) -> None:
+    one = built(cls, norm=norm)
+    values, example = fresh(one), task()
+    fast = one.adapt(values, example.support)
+    whole = one.predict(values, fast, example.query.x)
+    other = torch.cat([example.query.x[:1], 5 - example.query.x[1:]])
+    moved = one.predict(values, fast, other)
+    # The first query is the same in both: only under `transductive` may its prediction change.
+    assert torch.allclose(whole[0], moved[0], rtol=1e-12) is not one.transductive
+    assert one.transductive is (norm == "transductive")
+    again = one.adapt(values, example.support)
+    assert all(torch.equal(fast[name], again[name]) for name in fast)
+
+
+@pytest.mark.parametrize("cls", LEARNERS)
+@pytest.mark.parametrize("norm", POLICIES)
+def test_the_order_of_the_support_set_is_irrelevant(cls: type[Any], norm: str) -> None:
+    one = built(cls, norm=norm)
+    values, support = fresh(one), task().support
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    ours, shuffled = one.adapt(values, support), one.adapt(values, type(support)(support.x[order], support.y[order]))
+    for name in ours:
+        torch.testing.assert_close(ours[name], shuffled[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("cls", LEARNERS)
+def test_permuting_classes_and_the_heads_rows_permutes_the_logits(cls: type[Any]) -> None:
+    one = built(cls)
+    values, example = fresh(one), task()
+    order = torch.tensor([2, 0, 1])
+    relabelled = type(example.support)(example.support.x, order[example.support.y])
+    turned = dict(values)
+    for name in ("model.2.weight", "model.2.bias"):
+        turned[name] = values[name][order.argsort()]
+    plain = one.predict(values, one.adapt(values, example.support), example.query.x)
+    after = one.predict(turned, one.adapt(turned, relabelled), example.query.x)
+    torch.testing.assert_close(after, plain[:, order.argsort()], rtol=1e-9, atol=1e-12)
+
+
+def test_queries_are_normalised_by_the_support_set_under_the_adapted_weights() -> None:
+    one = built(norm="support")
+    values, support = fresh(one), task().support
+    fast = one.adapt(values, support)
+    hidden = support.x @ fast["model.0.0.weight"].T + fast["model.0.0.bias"]
+    torch.testing.assert_close(fast["state.model.0.1.mean"], hidden.mean(0))
+    torch.testing.assert_close(fast["state.model.0.1.var"], hidden.var(0, unbiased=False))
+
+
+def test_regression_uses_the_mean_squared_error() -> None:
+    one = learner(MAML, kind="regression", steps=1)
+    values, example, key = fresh(one), task(0, "regression"), make_key(0)
+    prediction = one.predict(values, one.adapt(values, example.support, key=key), example.query.x)
+    loss, aux = one.loss(values, example, key)
+    torch.testing.assert_close(loss, F.mse_loss(prediction, example.query.y))
+    torch.testing.assert_close(aux.metrics["score"], loss)
+
+
+class Noise(Regularizer):
+    """Adds noise that differs by draw, of a size that is meta-learned."""
+
+    Config = Options
+
+    def __init__(self, config: Options, draws: int = 3) -> None:
+        self.count = draws
+
+    def init(self, modules: Any, key: Key) -> Params:
+        return {"size": torch.ones(())}
+
+    def taps(self, name: str, module: nn.Module) -> bool:
+        return isinstance(module, nn.Tanh)
+
+    def tap(self, meta: Params, name: str, module: nn.Module, inputs: Tensor, output: Tensor, at: Pass) -> Tensor:
+        noise = normal(fold_in(make_key(0), at.draw), output.shape, output.dtype)
+        return output + meta["size"] * noise if at.role == "support" else output
+
+    def draws(self, key: Key | None) -> int:
+        return self.count
+
+
+def test_the_support_loss_is_the_mean_over_a_regularizers_draws() -> None:
+    one = learner(MAML, regularizers={"noise": Noise(Options())})
+    values, support = fresh(one), task().support
+    assert set(select(values, "regularizers.noise")) == {"size"}
+    singles = [one.model(values, support.x, Pass(None, 0, "support", draw)) for draw in range(3)]
+    expected = torch.stack([F.cross_entropy(logits, support.y) for logits in singles]).mean()
+    torch.testing.assert_close(one.support_loss(values, support, 0, None)[0], expected)
+    gradient = torch.func.grad(lambda v: one.loss(v, task(), make_key(0))[0])(values)
+    assert gradient["regularizers.noise.size"] != 0
+    assert not any("regularizers" in name for name in one.adapted)
+
+
+def test_options_are_checked() -> None:
+    for wrong in ({"steps": -1}, {"norm": "none"}, {"stepz": 1}):
+        with pytest.raises(ValidationError):
+            InnerLoopOptions(**wrong)  # type: ignore[arg-type]
+    assert issubclass(MAML, InnerLoopLearner)
+
+
+def test_one_task_is_learned_when_support_and_query_are_one() -> None:
+    one = learner(MAML, steps=1)
+    values, example = fresh(one), task()
+    same, losses = Task(example.support, example.support), []
+    for _ in range(20):
+        gradient, (loss, _) = torch.func.grad_and_value(lambda v: one.loss(v, same, make_key(0)), has_aux=True)(values)
+        values = {name: value - 0.05 * gradient[name] for name, value in values.items()}
+        losses.append(float(loss))
+    assert losses == sorted(losses, reverse=True)

@@ -1,0 +1,125 @@
+"""States come back as they were; what a run decides by is checked; `BEST` follows the state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metaforge.config.settings import CheckpointConfig
+from metaforge.errors import CheckpointError, PluginError
+from metaforge.runs import checkpoint
+from metaforge.runs.state import Saver, State, better, packed, unpacked
+
+STATE = State(
+    step=3,
+    seconds=1.5,
+    values={"model.w": torch.arange(3.0)},
+    training={"step.model.w": torch.tensor(3.0)},
+    window={"loss": [0.1, math.nan]},
+    norms=(0.1, 0.2),
+    skipped=(2,),
+    best=0.75,
+    best_step=2,
+    hooks={"early-stop": {"best": 0.75, "waited": 1}},
+    inexact=("train.lr: 1 -> 2 (after step 1)",),
+)
+
+
+def saver(folder: Path, **options: Any) -> Saver:
+    return Saver(folder, CheckpointConfig(**options), {"config": {}, "environment": {}})
+
+
+def same(one: State, two: State) -> bool:
+    tensors = [(one.values, two.values), (one.training, two.training)]
+    equal = all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in tensors)
+    return equal and repr(replace(one, values={}, training={})) == repr(replace(two, values={}, training={}))
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    assert saver(tmp_path).save(STATE) == tmp_path / "ckpt" / "step-0000003"
+    found = saver(tmp_path).find()
+    assert found is not None
+    assert same(found[0], STATE)
+    assert same(unpacked(packed(STATE, {"exact": True}))[0], STATE)
+
+
+def test_a_step_is_saved_once(tmp_path: Path) -> None:
+    keep = saver(tmp_path)
+    assert keep.save(STATE) is not None
+    assert keep.save(STATE) is None
+    assert keep.save(STATE, best=True) is None
+    assert checkpoint.best(tmp_path / "ckpt") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "due"), [({"every": 2}, [False, True, False, True]), ({"interval": 3.0}, [False, False, True, False])]
+)
+def test_a_save_is_due_by_steps_or_by_time(tmp_path: Path, options: dict[str, Any], due: list[bool]) -> None:
+    keep, found = saver(tmp_path, **options), []
+    for step in range(1, 5):
+        state = replace(STATE, step=step, seconds=float(step))
+        found.append(keep.due(state))
+        if found[-1]:
+            keep.save(state)
+    assert found == due
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seconds", math.inf),
+        ("seconds", "x"),
+        ("norms", [math.nan]),
+        ("norms", 3),
+        ("window", {"loss": "x"}),
+        ("window", []),
+        ("skipped", [math.inf]),
+        ("best", math.nan),
+        ("hooks", {"early-stop": 3}),
+        ("inexact", 3),
+    ],
+)
+def test_facts_that_a_run_cannot_go_on_with_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    told = {key: getattr(STATE, key) for key in ("seconds", "window", "norms", "skipped", "best", "hooks")}
+    checkpoint.save(tmp_path / "ckpt", 3, STATE.values, STATE.training, {**told, name: value})
+    with pytest.raises(CheckpointError, match="lacks what a run needs to go on"):
+        saver(tmp_path).find()
+
+
+def test_best_follows_the_state_that_a_run_goes_on_from(tmp_path: Path) -> None:
+    keep = saver(tmp_path)
+    keep.save(replace(STATE, step=2), best=True)
+    # Killed after the next best was saved, and before `BEST` said so.
+    keep.save(replace(STATE, step=3, best_step=3))
+    found = keep.find()
+    assert found is not None
+    keep.take_up(found[0])
+    assert checkpoint.best(tmp_path / "ckpt") == 3
+
+
+def test_what_a_hook_remembers_must_be_json(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="hook 'odd' wants to remember cannot be saved"):
+        saver(tmp_path).save(replace(STATE, hooks={"odd": {"x": object()}}))
+
+
+def test_nothing_saved_is_no_state(tmp_path: Path) -> None:
+    assert saver(tmp_path).find() is None
+
+
+@pytest.mark.parametrize(
+    ("score", "best", "kind", "expected"),
+    [
+        (0.5, None, "classification", True),
+        (0.6, 0.5, "classification", True),
+        (0.5, 0.5, "classification", False),
+        (0.4, 0.5, "regression", True),
+        (math.nan, None, "regression", False),
+    ],
+)
+def test_better_is_higher_accuracy_or_lower_error(score: float, best: float | None, kind: str, expected: bool) -> None:
+    assert better(score, best, kind) is expected
