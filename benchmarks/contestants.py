@@ -17,7 +17,7 @@ from metaforge.authoring.inner_loop import Chain
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.model import with_head
 from metaforge.authoring.protocols import Params, Parts, Task, TaskShape, TaskSpec
-from metaforge.engine.batch import at_once, meta_gradients
+from metaforge.engine.batch import eager, meta_gradients
 from metaforge.engine.compiler import Compiler
 from metaforge.engine.plans import choose_chunk, choose_plan, even_chunk
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
@@ -91,7 +91,7 @@ def metaforge(work: Work, *, plan: str = "auto", compiled: bool = False, chunk: 
     own = {f"model.{name}": value.detach() for name, value in module.named_parameters()}
     values: Params = {name: own[name] if name in own else value.to(work.dtype) for name, value in fresh.items()}
     keys = torch.stack([make_key(0, index) for index in range(work.tasks)])
-    call = Compiler() if compiled else at_once
+    call = Compiler() if compiled else eager
     size = min(choose_chunk(work.spec, device, chunk, training=True, compiled=compiled), work.tasks)
     size = even_chunk(size, [work.tasks]) if compiled and chunk is None else size
     chosen = choose_plan(learner, plan)

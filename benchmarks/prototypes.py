@@ -12,7 +12,7 @@ from benchmarks.contestants import Work
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Parts, TaskShape, TaskSpec
-from metaforge.engine.batch import at_once, meta_gradients
+from metaforge.engine.batch import eager, meta_gradients
 from metaforge.engine.compiler import Compiler
 from metaforge.engine.plans import choose_chunk, choose_plan
 from metaforge_plugins.learners.metric.protonet import ProtoNet
@@ -70,7 +70,7 @@ def metaforge_prototypes(work: ProtoWork, *, compiled: bool = False) -> Callable
     own = {f"model.{name}": value.detach() for name, value in module.named_parameters()}
     values = {name: own.get(name, value.to(work.dtype)) for name, value in learner.init(make_key(0)).items()}
     keys = torch.stack([make_key(0, index) for index in range(work.tasks)])
-    call = Compiler() if compiled else at_once
+    call = Compiler() if compiled else eager
     chunk = min(choose_chunk(spec, torch.device("cpu"), None, training=True, compiled=compiled), work.tasks)
     plan = choose_plan(learner, "auto")
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from metaforge.authoring.functional import (
         added,
         advanced,
+        at_least_float32,
         criterion,
         cross_entropy,
         detached,
@@ -27,12 +28,11 @@ if TYPE_CHECKING:
         select,
         split_state,
         sum_of,
-        widened,
     )
     from metaforge.authoring.hooks import Outcome, RunInfo, Stateful, hookimpl
     from metaforge.authoring.inner_loop import Chain, InnerLoopLearner, InnerLoopOptions, Objective, descend
     from metaforge.authoring.keys import fold_in, make_key, normal, permutation, uniform
-    from metaforge.authoring.model import Model, feature_size, seeded, with_head
+    from metaforge.authoring.model import Model, ModelLearner, feature_size, seeded, with_head
     from metaforge.authoring.protocols import (
         STATE,
         Adapter,
@@ -80,6 +80,7 @@ __all__ = [
     "Kind",
     "Learner",
     "Model",
+    "ModelLearner",
     "NormPolicy",
     "Objective",
     "Options",
@@ -97,6 +98,7 @@ __all__ = [
     "added",
     "advanced",
     "append_lines",
+    "at_least_float32",
     "begin_lines",
     "criterion",
     "cross_entropy",
@@ -119,7 +121,6 @@ __all__ = [
     "split_state",
     "sum_of",
     "uniform",
-    "widened",
     "with_head",
 ]
 

@@ -78,20 +78,20 @@ def one_hot(y: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tens
     return (y.unsqueeze(-1) == torch.arange(classes, device=y.device)).to(dtype)
 
 
-def widened(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """Return numbers that a product has rounded as float32, any others as they are: sums need the digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Return the mean cross-entropy of `logits` `[n, classes]` and labels `[n]`."""
-    logits = widened(logits)
+    logits = at_least_float32(logits)
     return -(logits.log_softmax(-1) * one_hot(y, logits.shape[-1], logits.dtype)).sum(-1).mean()
 
 
 def mean_squared_error(prediction: Tensor, y: Tensor) -> Tensor:
     """Return the mean squared error of `[n, outputs]`."""
-    return (widened(prediction) - y).square().mean()
+    return (at_least_float32(prediction) - y).square().mean()
 
 
 def criterion(kind: Kind) -> Callable[[Tensor, Tensor], Tensor]:
@@ -102,7 +102,7 @@ def criterion(kind: Kind) -> Callable[[Tensor, Tensor], Tensor]:
 def score(kind: Kind, prediction: Tensor, y: Tensor) -> Tensor:
     """Return the figure that people read: accuracy in [0, 1], or the mean squared error."""
     if kind == "classification":
-        return (prediction.argmax(-1) == y).to(widened(prediction).dtype).mean()
+        return (prediction.argmax(-1) == y).to(at_least_float32(prediction).dtype).mean()
     return mean_squared_error(prediction, y)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,19 @@ from torch.func import functional_call
 
 from metaforge.authoring.functional import prefixed, select
 from metaforge.authoring.keys import fold_in, make_key
-from metaforge.authoring.layers.exchange import NORMS, composed
-from metaforge.authoring.layers.norms import BatchNorm, Frame
-from metaforge.authoring.protocols import STATE, Key, NormPolicy, Params, Parts, Pass, Regularizer
+from metaforge.authoring.layers.exchange import NORMS, exchange_layers
+from metaforge.authoring.layers.norms import BatchNorm, ForwardContext
+from metaforge.authoring.protocols import (
+    STATE,
+    Key,
+    Learner,
+    NormPolicy,
+    Params,
+    Parts,
+    Pass,
+    Regularizer,
+    TaskSpec,
+)
 
 
 @contextmanager
@@ -71,9 +82,9 @@ class Model:
     ) -> None:
         self._build, self._steps = build, steps
         self.regularizers = dict(regularizers or {})
-        self.frame = Frame(norm)
+        self.frame = ForwardContext(norm)
         with seeded(make_key(0, "structure")):
-            self.module = composed(build(), self.frame)
+            self.module = exchange_layers(build(), self.frame)
         self.names = tuple(name for name, _ in self.module.named_parameters())
         self.buffers = {name: value.detach().clone() for name, value in self.module.named_buffers()}
         self.norm_layers = {n: m for n, m in self.module.named_modules() if isinstance(m, BatchNorm)}
@@ -118,7 +129,7 @@ class Model:
     def init(self, key: Key) -> Params:
         """Return fresh weights, running statistics and regularizers' parameters; equal for equal keys."""
         with seeded(key):
-            module = composed(self._build(), self.frame)
+            module = exchange_layers(self._build(), self.frame)
         values = {f"model.{name}": value.detach().clone() for name, value in module.named_parameters()}
         if self.frame.policy in ("running", "per-step"):
             lead = (self._steps + 1,) if self.frame.policy == "per-step" else ()
@@ -186,3 +197,15 @@ class Model:
             return output
 
         return hook
+
+
+class ModelLearner(Learner):
+    """A learner of one network: keeps the options, builds the model, and takes its norm policy over."""
+
+    spec: TaskSpec
+    model: Model
+
+    def __init__(self, config: Any, parts: Parts, *, norm: NormPolicy = "transductive") -> None:
+        self.config, self.spec = config, parts.spec
+        self.model = Model.of(parts, norm=norm)
+        self.norm, self.transductive = self.model.norm, self.model.transductive

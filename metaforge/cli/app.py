@@ -61,9 +61,9 @@ def main() -> None:
     except SystemExit as ending:
         # Only a command that computes has imported this.
         processes = sys.modules.get("metaforge.engine.processes")
-        if processes is not None and processes.launched():
+        if processes is not None and processes.under_torchrun():
             flush_quietly()
-            processes.leave(ending.code)
+            processes.exit_now(ending.code)
         raise
     finally:
         flush_quietly()

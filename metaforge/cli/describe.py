@@ -108,13 +108,13 @@ def _splits(entry: Entry, cls: type[Any]) -> dict[str, Any]:
     from metaforge.cli.data import SPLITS
     from metaforge.config.validation import validated
     from metaforge.data.root import data_root
-    from metaforge.registry.loading import blamed
+    from metaforge.registry.loading import plugin_errors
 
     found: dict[str, Any] = {}
     for split in SPLITS:
         try:
             config = validated(cls.Config, {}, "dataset", {})
-            with blamed(entry, "cannot tell its facts", spare=True):
+            with plugin_errors(entry, "cannot tell its facts", spare=True):
                 found[split] = dict(cls(config, root=data_root()).facts(split))
         except MetaForgeError as error:
             found[split] = {"unavailable": error.what}

@@ -55,7 +55,7 @@ def train(
     from metaforge.engine import processes
     from metaforge.runs.training import run_training
 
-    if nproc > 1 and not processes.launched():
+    if nproc > 1 and not processes.under_torchrun():
         raise typer.Exit(_launched(resolved, resume or out, nproc, max_restarts))
     hooks = [*([] if no_progress else _progress(registry, resolved)), _Announcement()]
     run = run_training(

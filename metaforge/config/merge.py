@@ -9,7 +9,7 @@ from metaforge.config.sources import SETS, SINGLES, Layer
 from metaforge.errors import ConfigError, nearest
 
 
-class Fold:
+class Merged:
     """Layers laid over one another: the values, where each comes from, and what gave way.
 
     `given` has the tables that the user touched, `mild` the paths whose values are only defaults.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from metaforge.config.merge import Fold
+from metaforge.config.merge import Merged
 from metaforge.config.resolved import Choice, Resolved
 from metaforge.config.settings import RunConfig
 from metaforge.config.sources import SETS, SINGLES, Layer, normalised
@@ -52,7 +52,7 @@ def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = Tru
             where=f"installed data sets: {', '.join(registry.names('dataset')) or 'none'}",
             remedy="choose one with --dataset NAME, or in a file with [dataset] name = ...",
         )
-    fold = Fold()
+    fold = Merged()
     if learner_class is not None:
         fold.lay(Layer("default", {"learner": {"name": learner}}, given=False))
     if dataset is not None:
@@ -97,7 +97,7 @@ def _plugin_defaults(registry: Registry, kind: str, name: str, cls: type[Any], t
     return normalised(layer, _KNOWN).renamed(lambda *plugin: registry.meant(registry.find(kind, name), *plugin))
 
 
-def _without_stale(layers: Sequence[Layer], names: Mapping[str, str | None], fold: Fold) -> list[Layer]:
+def _without_stale(layers: Sequence[Layer], names: Mapping[str, str | None], fold: Merged) -> list[Layer]:
     """Return the layers without options for a learner or data set that a higher layer replaces."""
     kept = [dict(layer.values) for layer in layers]
     for key, start in names.items():
@@ -134,7 +134,7 @@ def _check_kinds(
     )
 
 
-def _drop_unneeded(fold: Fold, name: str, cls: type[Any]) -> None:
+def _drop_unneeded(fold: Merged, name: str, cls: type[Any]) -> None:
     """Drop default components that the learner has no use for; refuse those that the user gave, and gaps."""
     for key, kind, need, uses in _NEEDS:
         chosen = fold.values.get(key, {})
@@ -154,7 +154,7 @@ def _drop_unneeded(fold: Fold, name: str, cls: type[Any]) -> None:
             )
 
 
-def _checked(fold: Fold, registry: Registry, learner: type[Any] | None) -> Resolved:
+def _checked(fold: Merged, registry: Registry, learner: type[Any] | None) -> Resolved:
     values = fold.values
     if learner is None:
         # Without a learner nothing says whether the options given for one make sense.
@@ -193,7 +193,7 @@ def _checked(fold: Fold, registry: Registry, learner: type[Any] | None) -> Resol
     return replace(resolved, origins=origins)
 
 
-def _choice(registry: Registry, kind: str, name: str, options: Mapping[str, Any], path: str, fold: Fold) -> Choice:
+def _choice(registry: Registry, kind: str, name: str, options: Mapping[str, Any], path: str, fold: Merged) -> Choice:
     cls = registry.load(kind, name)
     # A plugin's defaults may speak of an option of the usual component, which another one need not have.
     known = cls.Config.model_fields
@@ -201,7 +201,7 @@ def _choice(registry: Registry, kind: str, name: str, options: Mapping[str, Any]
     return Choice(registry.find(kind, name), cls, validated(cls.Config, options, path, fold.origins))
 
 
-def _refuse_twice(key: str, chosen: Sequence[Choice], fold: Fold) -> None:
+def _refuse_twice(key: str, chosen: Sequence[Choice], fold: Merged) -> None:
     """Raise `ConfigError` where a set holds one plugin under two names, its bare one and its qualified one."""
     meant = [choice.entry.qualified for choice in chosen]
     for name in meant:

@@ -12,7 +12,7 @@ from metaforge.config.settings import RunConfig
 from metaforge.config.sources import SETS, SINGLES
 from metaforge.config.toml_text import commented, writable
 from metaforge.registry.entry import Entry
-from metaforge.registry.loading import blamed
+from metaforge.registry.loading import plugin_errors
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Choice:
 
     def made(self, *parts: Any, **named: Any) -> Any:
         """Return a new instance, given its options and these arguments; `PluginError` where its own code raises."""
-        with blamed(self.entry, "cannot be built", spare=True):
+        with plugin_errors(self.entry, "cannot be built", spare=True):
             return self.cls(self.config, *parts, **named)
 
 

@@ -16,7 +16,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from metaforge.data.archives import DAMAGE
-from metaforge.system.files import room
+from metaforge.system.files import free_space
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -51,8 +51,8 @@ def cached(name: str, key: Mapping[str, object], build: Callable[[], Arrays]) ->
     except OSError as error:
         warnings.warn(
             f"the cache {path} cannot be written ({error}; {sum(array.nbytes for array in arrays.values()):,} bytes are"
-            f" needed.{room(path)}): the next run will read the data set anew; set METAFORGE_CACHE to a folder that may"
-            " be written",
+            f" needed.{free_space(path)}): the next run will read the data set again; set METAFORGE_CACHE to a folder"
+            " that may be written",
             RuntimeWarning,
             stacklevel=2,
         )

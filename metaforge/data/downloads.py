@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
 
 from metaforge.errors import DataError, StorageError
-from metaforge.system.files import room
+from metaforge.system.files import free_space
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is fetched, the bytes so far and the bytes in all (None where the server does not say)."""
@@ -106,7 +106,7 @@ def download(
     except OSError as error:
         raise StorageError(
             f"the download cannot be written: {error.strerror or error}. At most {max_bytes:,} bytes are needed."
-            f"{room(target.parent)}",
+            f"{free_space(target.parent)}",
             where=str(target),
             remedy="choose a folder that may be written, on a disk with free space",
         ) from error

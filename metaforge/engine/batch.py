@@ -64,7 +64,7 @@ def prepare(task: Task, device: torch.device, dtype: torch.dtype) -> Task:
 Call = Callable[..., Any]
 
 
-def at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+def eager(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function."""
     return function(*arguments)
 
@@ -104,7 +104,7 @@ def meta_gradients(
     chunk: int | None = None,
     regularizers: Sequence[Regularizer] = (),
     share: Share | None = None,
-    call: Call = at_once,
+    call: Call = eager,
 ) -> MetaStep:
     """Return the gradient of the mean task loss (and of the regularizers' terms) over a batch of tasks.
 
@@ -114,7 +114,7 @@ def meta_gradients(
     """
     params, state = split_state(values)
     share = share or Share(len(keys), (len(keys),))
-    combining = combines(regularizers, share.total)
+    combining = combining_regularizers(regularizers, share.total)
     run = functools.partial({"loop": _looped, "vmap": _vmapped, "fold": _folded}[plan], learner)
     whole = functools.partial(_whole, run)
     with _layers_together(plan, keys.device):
@@ -162,7 +162,7 @@ def _pieces(groups: Sequence[int], chunk: int | None) -> Iterator[tuple[int, sli
         first += size
 
 
-def combines(regularizers: Sequence[Regularizer], tasks: int) -> list[Regularizer]:
+def combining_regularizers(regularizers: Sequence[Regularizer], tasks: int) -> list[Regularizer]:
     """Return the regularizers with a term of the whole batch of task losses."""
     return [r for r in regularizers if r.combine(torch.ones(tasks)) is not None]
 

@@ -36,7 +36,7 @@ class World:
         self.rank, self.size, self.device = rank, size, device or torch.device("cpu")
 
     @property
-    def leads(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is the process that writes, and asks the hooks."""
         return self.rank == 0
 
@@ -62,7 +62,7 @@ class World:
         add = self._sum if shards is None else self._ordered_sum
         return Share(total, tuple(sizes[own]), sum(sizes[: own.start]), functools.partial(_joined, add))
 
-    def largest(self, *numbers: int) -> list[int]:
+    def maximum(self, *numbers: int) -> list[int]:
         """Return the largest of each number over all processes."""
         if self.size == 1:
             return list(numbers)
@@ -71,13 +71,13 @@ class World:
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return [int(number) for number in found.tolist()]
 
-    def told(self, data: bytes) -> bytes:
+    def broadcast(self, data: bytes) -> bytes:
         """Return what the leading process has handed over."""
         if self.size == 1:
             return data
-        (size,) = self.largest(len(data) if self.leads else 0)
+        (size,) = self.maximum(len(data) if self.is_rank_zero else 0)
         buffer = torch.zeros(size, dtype=torch.uint8, device=self.device)
-        if self.leads and size:
+        if self.is_rank_zero and size:
             buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         with _peers():
             dist.broadcast(buffer, 0)
@@ -85,9 +85,9 @@ class World:
 
     def path(self, own: Path) -> Path:
         """Return the path that the leading process has chosen."""
-        return Path(os.fsdecode(self.told(os.fsencode(own))))
+        return Path(os.fsdecode(self.broadcast(os.fsencode(own))))
 
-    def gathered(self, own: list[float], counts: list[int]) -> list[float]:
+    def gather(self, own: list[float], counts: list[int]) -> list[float]:
         """Return the numbers of all processes in order, given how many each of them has."""
         if self.size == 1:
             return own
@@ -124,32 +124,32 @@ def _joined(add: Callable[[Tensor], Tensor], groups: list[Params]) -> Params:
     return sums
 
 
-def launched() -> bool:
+def under_torchrun() -> bool:
     """Return whether torchrun started this process."""
     return all(name in os.environ for name in _SET_BY_TORCHRUN)
 
 
-def attempt() -> int:
+def restart_count() -> int:
     """Return how often torchrun has restarted the processes."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def job() -> str | None:
+def job_id() -> str | None:
     """Return the name that torchrun gave the job, the same after a restart; None without torchrun."""
-    return os.environ.get("TORCHELASTIC_RUN_ID") if launched() else None
+    return os.environ.get("TORCHELASTIC_RUN_ID") if under_torchrun() else None
 
 
 def rank() -> int:
     """Return this process's number, 0 without torchrun."""
-    return int(os.environ["RANK"]) if launched() else 0
+    return int(os.environ["RANK"]) if under_torchrun() else 0
 
 
 def local_rank() -> int:
     """Return this process's number on its machine, 0 without torchrun."""
-    return int(os.environ["LOCAL_RANK"]) if launched() else 0
+    return int(os.environ["LOCAL_RANK"]) if under_torchrun() else 0
 
 
-def leave(code: object) -> NoReturn:
+def exit_now(code: object) -> NoReturn:
     """End one of several processes with an exit code, as it stands.
 
     When the interpreter is taken down, torch's background threads can abort a process whose work is done and written,
@@ -161,7 +161,7 @@ def leave(code: object) -> NoReturn:
 @contextmanager
 def world(device: torch.device) -> Iterator[World]:
     """Join the processes that torchrun has started, or stand alone; leave them at the end."""
-    if not launched():
+    if not under_torchrun():
         yield World(device=device)
         return
     number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -180,8 +180,8 @@ def _store(number: int, size: int) -> Store:
     serves = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = TCPStore(address, port, size, serves, timeout=_TIMEOUT)
     # One process may train several runs; the others count with it.
-    runs = store.add(f"metaforge/{attempt()}/runs of {number}", 1)
-    return PrefixStore(f"metaforge/{attempt()}/{runs}", store)
+    runs = store.add(f"metaforge/{restart_count()}/runs of {number}", 1)
+    return PrefixStore(f"metaforge/{restart_count()}/{runs}", store)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from metaforge.authoring import hooks, protocols
 from metaforge.authoring.protocols import Hook
-from metaforge.registry.hook_contract import carriers, misfits
+from metaforge.registry.hook_contract import misfits, with_hooks
 
 _PROTOCOLS: Mapping[str, type[Any]] = MappingProxyType(
     {
@@ -49,7 +49,7 @@ def faults(kind: str, cls: type[Any]) -> list[str]:
             found += _signature_faults(name, getattr(protocol, name), getattr(cls, name))
     if "__init__" in vars(protocol) and cls.__init__ is not getattr(protocol, "__init__"):  # noqa: B009
         found += _signature_faults("__init__", getattr(protocol, "__init__"), cls.__init__)  # noqa: B009
-    if kind == "hook" and not carriers([cls]):
+    if kind == "hook" and not with_hooks([cls]):
         found.append(f"it has none of the hooks {', '.join(hooks.names())}")
     if kind == "hook":
         found += _memory_faults(cls)

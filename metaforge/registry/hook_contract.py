@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     pass
 
 
-def carriers(components: Iterable[object]) -> list[object]:
+def with_hooks(components: Iterable[object]) -> list[object]:
     """Return those components of a run that carry hooks of their own, in the order given."""
     return [component for component in components if any(hook_methods(component))]
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 _LONGEST = 300
 
 
-def imported(entry: Entry) -> type[Any]:
+def import_class(entry: Entry) -> type[Any]:
     """Return the class at an entry's target; raise `PluginError` if there is none."""
     module, _, attribute = entry.target.partition(":")
-    with blamed(entry):
+    with plugin_errors(entry):
         found: Any = import_module(module.strip())
         for part in attribute.split("[")[0].strip().split("."):
             found = getattr(found, part)
@@ -34,7 +34,7 @@ def imported(entry: Entry) -> type[Any]:
 
 
 @contextlib.contextmanager
-def blamed(entry: Entry, failing: str = "cannot be loaded", *, spare: bool = False) -> Iterator[None]:
+def plugin_errors(entry: Entry, failing: str = "cannot be loaded", *, spare: bool = False) -> Iterator[None]:
     """Turn whatever a plugin's code raises into a `PluginError`, and keep what it prints away from stdout.
 
     `failing` says what a plugin cannot do that raises here. With `spare`, errors that it words for people pass as they

@@ -12,7 +12,7 @@ from metaforge.errors import printable
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
-class Claim(NamedTuple):
+class EntryPoint(NamedTuple):
     """One entry point, and what its distribution says of itself."""
 
     group: str
@@ -23,13 +23,13 @@ class Claim(NamedTuple):
     requires: tuple[str, ...]
 
 
-def claims(groups: Collection[str]) -> tuple[list[Claim], list[str]]:
+def entry_points_of(groups: Collection[str]) -> tuple[list[EntryPoint], list[str]]:
     """Return the entry points of some groups, and a sentence on each distribution that cannot be read.
 
     `importlib.metadata.entry_points` would do, but for one thing: a single file that is not as it should be, of
     whatever distribution, makes it raise.
     """
-    found: dict[str, list[Claim]] = {}
+    found: dict[str, list[EntryPoint]] = {}
     notes: dict[str, None] = {}
     for distribution in metadata.distributions():
         try:
@@ -53,7 +53,7 @@ def canonical(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def _offered(distribution: metadata.Distribution, groups: Collection[str]) -> tuple[str, list[Claim]]:
+def _offered(distribution: metadata.Distribution, groups: Collection[str]) -> tuple[str, list[EntryPoint]]:
     points = [point for point in distribution.entry_points if point.group in groups]
     # Parsed once: each property of a distribution would read the file anew.
     said = distribution.metadata
@@ -63,7 +63,7 @@ def _offered(distribution: metadata.Distribution, groups: Collection[str]) -> tu
     requires = said.get_all("Requires-Dist")
     requires = distribution.requires if requires is None else requires
     facts = (name, printable(version), tuple(requires or ()))
-    return name, [Claim(point.group, printable(point.name), printable(point.value), *facts) for point in points]
+    return name, [EntryPoint(point.group, printable(point.name), printable(point.value), *facts) for point in points]
 
 
 def _name_of(distribution: metadata.Distribution) -> str:

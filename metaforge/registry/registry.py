@@ -10,7 +10,7 @@ from typing import Any
 
 from metaforge.errors import ConfigError, PluginError, nearest
 from metaforge.registry.entry import CORE, KINDS, Entry
-from metaforge.registry.loading import blamed, imported
+from metaforge.registry.loading import import_class, plugin_errors
 from metaforge.registry.metadata import canonical
 
 
@@ -125,10 +125,10 @@ class Registry:
         entry = self.find(kind, name)
         key = (kind, entry.qualified)
         if key not in self._classes:
-            cls = self._own[key] if key in self._own else imported(entry)
+            cls = self._own[key] if key in self._own else import_class(entry)
             from metaforge.registry.contract import faults
 
-            with blamed(entry):
+            with plugin_errors(entry):
                 found = faults(kind, cls)
             if found:
                 raise PluginError(

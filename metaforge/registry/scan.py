@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from metaforge.registry.entry import CORE, KINDS, Entry, State
-from metaforge.registry.metadata import Claim, canonical, claims
+from metaforge.registry.metadata import EntryPoint, canonical, entry_points_of
 from metaforge.registry.registry import Registry
 
 GROUPS: Mapping[str, str] = MappingProxyType({f"metaforge.{kind}s": kind for kind in KINDS})
@@ -28,7 +28,7 @@ def scan() -> Registry:
     """Return the registry of what is installed, from entry points alone: no plugin is imported."""
     from metaforge.registry.summaries import Summaries
 
-    found, notes = claims((*GROUPS, DEFAULTS_GROUP))
+    found, notes = entry_points_of((*GROUPS, DEFAULTS_GROUP))
     allowed = _allowed()
     absent = sorted((allowed or frozenset()) - {canonical(claim.distribution) for claim in found})
     notes += [
@@ -51,7 +51,7 @@ def scan() -> Registry:
     return Registry(entries, defaults, notes)
 
 
-def _state(claim: Claim, allowed: frozenset[str] | None, incompatible: str) -> tuple[State, str]:
+def _state(claim: EntryPoint, allowed: frozenset[str] | None, incompatible: str) -> tuple[State, str]:
     """Return what an entry point alone tells of its plugin's state, and why."""
     if allowed is not None and claim.distribution != CORE and canonical(claim.distribution) not in allowed:
         return "hidden", "METAFORGE_PLUGINS does not name its distribution"
@@ -73,7 +73,7 @@ def _allowed() -> frozenset[str] | None:
     return frozenset(canonical(name) for name in names if name and name != "none")
 
 
-def _incompatibility(claim: Claim) -> str:
+def _incompatibility(claim: EntryPoint) -> str:
     """Return why a distribution does not fit this MetaForge, by its own `Requires-Dist`, or an empty string."""
     wanted = [line for line in claim.requires if canonical(line.strip()).startswith(CORE)]
     if claim.distribution == CORE or not wanted:

@@ -26,7 +26,15 @@ from metaforge.results.records import (
     write_in_folder,
 )
 from metaforge.results.report_page import duration, machine
-from metaforge.results.tables import CHANCE_WORDS, METRIC_WORDS, figure_text, level_text, markdown, plus_minus, remarks
+from metaforge.results.tables import (
+    CHANCE_WORDS,
+    METRIC_WORDS,
+    estimate_text,
+    level_text,
+    markdown,
+    plus_minus,
+    remarks,
+)
 
 _PUBLISHED = ("learner", "dataset", "ways", "shots", "figure", "source")
 # What makes two evaluations comparable: the same tasks, scored alike.
@@ -112,7 +120,7 @@ def _section(group: Sequence[tuple[Source, Record]], published: Published) -> li
         f"{one['tasks']} tasks of the {one['split']} split, seed {one['seed']}, {one['queries']} queries per class",
         *([options] if options else []),
         f"{CHANCE_WORDS[metric]} {level_text(one['chance'], metric)}",
-        f"nearest neighbour {figure_text(one['floor'], metric)}",
+        f"nearest neighbour {estimate_text(one['floor'], metric)}",
     ]
     notes = dict.fromkeys(text for _, record in group for text in remarks(record))
     cited = [entry for entry in published if _matches(entry, one)]
@@ -140,11 +148,11 @@ def _section(group: Sequence[tuple[Source, Record]], published: Published) -> li
 
 def _row(source: Source, record: Record, cited: Published) -> list[str]:
     metric = record["metric"]
-    steps = [f"{one['steps']}: {figure_text(one, metric)}" for one in record["scores"] if one["steps"] is not None]
+    steps = [f"{one['steps']}: {estimate_text(one, metric)}" for one in record["scores"] if one["steps"] is not None]
     seconds = seconds_of(source.status)
     return [
         record["learner"],
-        figure_text(headline(record), metric),
+        estimate_text(headline(record), metric),
         ", ".join(steps) or "–",
         record["norm"],
         "yes" if record["transductive"] else "no",

@@ -22,8 +22,8 @@ from metaforge.config.resolved import Resolved
 from metaforge.engine import plans
 from metaforge.engine.batch import prepare, score_tasks
 from metaforge.errors import ConfigError
-from metaforge.results.records import Figure, Record, without_tasks, write_evaluation
-from metaforge.results.statistics import _strict_figure, figure
+from metaforge.results.records import Estimate, Record, without_tasks, write_evaluation
+from metaforge.results.statistics import mean_and_ci, strict_mean_and_ci
 
 ENOUGH = 600
 METRICS: dict[Kind, str] = {"classification": "accuracy", "regression": "mse"}
@@ -223,7 +223,7 @@ def _score(kind: Kind, prediction: Tensor, y: Tensor) -> float:
 
 def _record(run: Subject, plan: Plan, tasks: int, split: str, seed: int, columns: _Columns) -> Record:
     shape, learner = plan.spec.shape, plan.learner
-    scores = [{"steps": steps, **_strict_figure(columns.scores[_label(steps)])} for steps in plan.steps]
+    scores = [{"steps": steps, **strict_mean_and_ci(columns.scores[_label(steps)])} for steps in plan.steps]
     return {
         "format": 1,
         "learner": _name(run.resolved.learner, learner),
@@ -239,10 +239,10 @@ def _record(run: Subject, plan: Plan, tasks: int, split: str, seed: int, columns
         "note": run.dataset.note,
         "warn": _warning(tasks, scores),
         "own_steps": learner.steps if learner.tags.adapts else None,
-        "chance": figure(columns.chance),
-        "floor": figure(columns.floor),
+        "chance": mean_and_ci(columns.chance),
+        "floor": mean_and_ci(columns.floor),
         "scores": scores,
-        "measures": {name: _strict_figure(values) for name, values in columns.measures.items()},
+        "measures": {name: strict_mean_and_ci(values) for name, values in columns.measures.items()},
         "per_task": {
             "chance": columns.chance,
             "floor": columns.floor,
@@ -252,7 +252,7 @@ def _record(run: Subject, plan: Plan, tasks: int, split: str, seed: int, columns
     }
 
 
-def _warning(tasks: int, scores: Sequence[Figure]) -> str:
+def _warning(tasks: int, scores: Sequence[Estimate]) -> str:
     """Return what a reader must know before believing the figures, in sentences; empty if nothing."""
     said = []
     if tasks < ENOUGH:

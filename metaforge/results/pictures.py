@@ -20,7 +20,7 @@ from metaforge.errors import DataError
 from metaforge.results.canvas import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, new_figure, plain, save
 from metaforge.results.episode_picture import episode_grid
 from metaforge.results.records import caption, headline, read_metrics, shape_text
-from metaforge.results.tables import CHANCE_WORDS, figure_text, level_text
+from metaforge.results.tables import CHANCE_WORDS, estimate_text, level_text
 
 __all__ = ["Fit", "episode_grid", "regression_fits", "score_histogram", "steps_curve", "training_curve"]
 
@@ -107,7 +107,7 @@ def _marks(ax: Axes, record: Mapping[str, Any]) -> None:
     best = headline(record)
     if best["mean"] is not None:
         half = best["ci"] or 0.0
-        ax.axvline(best["mean"], color=INK, lw=1.8, label=f"mean {figure_text(best, record['metric'])}")
+        ax.axvline(best["mean"], color=INK, lw=1.8, label=f"mean {estimate_text(best, record['metric'])}")
         ax.axvspan(best["mean"] - half, best["mean"] + half, color=INK, alpha=0.2, lw=0)
     marks = (("chance", CHANCE_WORDS[record["metric"]], "--", VERMILION), ("floor", "nearest neighbour", ":", GREEN))
     for name, words, style, colour in marks:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from metaforge.errors import DataError
-from metaforge.system.files import storage, write_atomically
-from metaforge.system.untrusted import UNREADABLE, parse_json, read_object, read_plain
+from metaforge.system.files import write_atomically, write_errors
+from metaforge.system.untrusted import UNREADABLE, parse_json, read_object, read_regular_file
 
 Record = dict[str, Any]
-Figure = dict[str, Any]
+Estimate = dict[str, Any]
 
 EVALUATIONS = "evaluation"
 PICTURES = "pictures"
@@ -38,7 +38,7 @@ def write_evaluation(folder: Path, record: Mapping[str, Any]) -> Path:
 
 def write_in_folder(path: Path, data: str | bytes) -> None:
     """Write a file atomically; its folder is made where it is missing."""
-    with storage(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data)
 
@@ -66,7 +66,7 @@ def read_toml(path: Path) -> Record:
     if not path.exists():
         return {}
     try:
-        return tomllib.loads(read_plain(path).decode())
+        return tomllib.loads(read_regular_file(path).decode())
     except UNREADABLE as error:
         raise DataError(f"{path.name} is not TOML: {error}", where=str(path), remedy="correct the file") from error
 
@@ -92,7 +92,7 @@ def _is_figure(value: object) -> bool:
 def read_text(path: Path) -> str:
     """Return a text file without surrounding space, empty where there is none; `DataError` if it cannot be read."""
     try:
-        return read_plain(path).decode("utf-8", "replace").strip() if path.exists() else ""
+        return read_regular_file(path).decode("utf-8", "replace").strip() if path.exists() else ""
     except UNREADABLE as error:
         raise DataError(
             f"{path.name} cannot be read: {error}", where=str(path), remedy="put it right, or take it away"
@@ -105,9 +105,9 @@ def seconds_of(status: Mapping[str, Any]) -> float | None:
     return float(seconds) if _is_figure(seconds) and seconds is not None else None
 
 
-def headline(record: Mapping[str, Any]) -> Figure:
+def headline(record: Mapping[str, Any]) -> Estimate:
     """Return the score after the learner's own number of adaptation steps, or else after the most that were tried."""
-    scores: Sequence[Figure] = record["scores"]
+    scores: Sequence[Estimate] = record["scores"]
     own = [score for score in scores if score["steps"] == record["own_steps"]]
     return own[0] if own else scores[-1]
 

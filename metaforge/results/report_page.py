@@ -23,7 +23,7 @@ from metaforge.results.records import (
 from metaforge.results.tables import (
     CHANCE_WORDS,
     METRIC_WORDS,
-    figure_text,
+    estimate_text,
     level_text,
     markdown,
     plus_minus,
@@ -77,8 +77,8 @@ def _headlines(evaluations: Sequence[Record]) -> list[str]:
         best = headline(one)
         metric = one["metric"]
         after = "" if best["steps"] is None else f", {best['steps']} adaptation steps"
-        figure = f"{shape_text(one)}{after}: {figure_text(best, metric)} {METRIC_WORDS[metric]}"
-        chance, floor = level_text(one["chance"], metric), figure_text(one["floor"], metric)
+        figure = f"{shape_text(one)}{after}: {estimate_text(best, metric)} {METRIC_WORDS[metric]}"
+        chance, floor = level_text(one["chance"], metric), estimate_text(one["floor"], metric)
         where = f"{one['tasks']} tasks of the {one['split']} split"
         lines.append(f"- **{figure}** on {where} ({CHANCE_WORDS[metric]} {chance}, nearest neighbour {floor})")
     return ["\n".join(lines)] if lines else ["Not evaluated yet."]

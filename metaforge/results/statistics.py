@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from metaforge.results.records import Figure
+from metaforge.results.records import Estimate
 
 
-def figure(values: Sequence[float]) -> Figure:
+def mean_and_ci(values: Sequence[float]) -> Estimate:
     """Return mean, standard deviation (n - 1) and 95 % interval (1.96 sd / √n) of the finite values, and their number.
 
     What a mean of so few values cannot have is None.
@@ -24,7 +24,7 @@ def figure(values: Sequence[float]) -> Figure:
     return {"mean": mean, "sd": sd, "ci": 1.96 * sd / math.sqrt(n), "tasks": n}
 
 
-def _strict_figure(values: Sequence[float]) -> Figure:
+def strict_mean_and_ci(values: Sequence[float]) -> Estimate:
     """Return the figure of values; none but the count where one is not finite: leaving it out would flatter."""
-    found = figure(values)
+    found = mean_and_ci(values)
     return found if found["tasks"] == len(values) else {"mean": None, "sd": None, "ci": None, "tasks": found["tasks"]}

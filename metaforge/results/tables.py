@@ -31,7 +31,7 @@ def plus_minus(mean: float, half: float | None) -> str:
     return f"{mean:.{decimals}f} ± {half:.{decimals}f}"
 
 
-def figure_text(figure: Mapping[str, Any], metric: str) -> str:
+def estimate_text(figure: Mapping[str, Any], metric: str) -> str:
     """Return a figure with its 95 % interval, accuracies in per cent."""
     mean, half = figure["mean"], figure["ci"]
     if mean is None:
@@ -66,9 +66,9 @@ def score_rows(results: Sequence[Mapping[str, Any]]) -> tuple[Row, list[Row]]:
         [
             shape_text(result),
             steps_text(score["steps"]),
-            figure_text(score, metric),
+            estimate_text(score, metric),
             level_text(result["chance"], metric),
-            figure_text(result["floor"], metric),
+            estimate_text(result["floor"], metric),
         ]
         for result in results
         for score in result["scores"]

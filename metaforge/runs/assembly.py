@@ -14,7 +14,7 @@ from metaforge.config.resolved import Choice, Resolved
 from metaforge.data.checks import checked_spec
 from metaforge.data.root import data_root
 from metaforge.errors import ConfigError, DataError, PluginError
-from metaforge.registry.loading import blamed
+from metaforge.registry.loading import plugin_errors
 
 
 class Components:
@@ -108,7 +108,7 @@ class Components:
         backbone = choice.made()
 
         def build() -> nn.Module:
-            with blamed(choice.entry, "cannot build a network for these tasks", spare=True):
+            with plugin_errors(choice.entry, "cannot build a network for these tasks", spare=True):
                 module: nn.Module = backbone.build(spec)
             return module
 

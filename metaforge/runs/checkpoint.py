@@ -22,7 +22,7 @@ from safetensors.torch import save as tensor_bytes
 
 from metaforge.authoring.protocols import Params
 from metaforge.errors import CheckpointError
-from metaforge.system.files import remove, require_space, storage, synced, write_atomically
+from metaforge.system.files import fsync, remove, require_space, write_atomically, write_errors
 
 SCHEMA = 2
 Which = Literal["latest", "best"] | int
@@ -60,10 +60,10 @@ def save(folder: Path, step: int, values: Params, training: Params, facts: Mappi
     manifest = {key: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for key, data in files.items()}
     files[_MANIFEST] = json.dumps(manifest, indent=1).encode()
     needed = sum(map(len, files.values()))
-    with storage(folder, needed):
+    with write_errors(folder, needed):
         if not folder.is_dir():
             folder.mkdir()
-            synced(folder.parent)
+            fsync(folder.parent)
         if not (path.exists() and fault(folder, step) is None):
             require_space(folder, needed)
             _write(folder, path, files)
@@ -78,13 +78,13 @@ def _write(folder: Path, path: Path, files: Mapping[str, bytes]) -> None:
         for key, data in files.items():
             with (temporary / key).open("wb") as file:
                 file.write(data)
-                synced(file)
-        synced(temporary)
+                fsync(file)
+        fsync(temporary)
         if path.exists():
             # Only a damaged one of the same step is in the way, and it is of no use to anybody.
             remove(path)
         os.replace(temporary, path)
-        synced(folder)
+        fsync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -117,7 +117,7 @@ def prune(folder: Path, keep: int) -> list[Path]:
     """Remove all checkpoints but the last `keep` valid ones and the best, and return what was removed."""
     kept = {best(folder)}
     removed = []
-    with storage(folder):
+    with write_errors(folder):
         for step in steps(folder):
             path = _path(folder, step)
             if step not in kept and len(kept - {best(folder)}) >= keep:

@@ -32,7 +32,7 @@ def norm_of(tensors: Params) -> Tensor:
     return torch.stack(torch._foreach_norm(floats)).norm() if floats else torch.zeros(())
 
 
-def unsound(tensors: Params) -> list[str]:
+def nonfinite(tensors: Params) -> list[str]:
     """Return the names of the tensors that hold a number which is not finite."""
     if bool(norm_of(tensors).isfinite()):
         return []
@@ -63,7 +63,7 @@ def values_error(who: str, bad: Sequence[str], step: int, episodes: range) -> Di
     )
 
 
-def require_a_step(who: str, steps: int, skipped: Sequence[int]) -> None:
+def require_any_step(who: str, steps: int, skipped: Sequence[int]) -> None:
     """Raise `DivergedError` where every step of a run was left out: what it leaves was never trained."""
     if steps and len(skipped) == steps:
         raise DivergedError(
@@ -76,7 +76,7 @@ def require_a_step(who: str, steps: int, skipped: Sequence[int]) -> None:
 def step_error(who: str, result: MetaStep, norm: float, limit: float, step: int, episodes: range) -> DivergedError:
     """Return the error for a loss or a meta-gradient that is not finite, or far longer than those before it."""
     bad = [episodes[i] for i, loss in enumerate(result.losses.tolist()) if not math.isfinite(loss)]
-    worst = next(iter(unsound(result.grads)), None)
+    worst = next(iter(nonfinite(result.grads)), None)
     what = f"The loss or the meta-gradient is no longer finite at outer step {step}."
     where = f"{who}; training episodes {episodes[0]} to {episodes[-1]}"
     where += f", with a bad loss: {bad or 'none'}; first bad gradient: {worst or 'none'}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from metaforge.errors import ConfigError, RunLockedError, StorageError
-from metaforge.system.files import made_folder, storage, sweep, synced, write_atomically, write_json
+from metaforge.system.files import fsync, make_folder, remove_leftovers, write_atomically, write_errors, write_json
 from metaforge.system.line_files import append_lines, kept_lines, write_lines
 from metaforge.system.lock import RunLock
 from metaforge.system.untrusted import UNREADABLE, parse_json, read_object
@@ -72,7 +72,7 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, *, config: str, command: str, environment: Mapping[str, Any]) -> RunFolder:
         """Create the folder, and record what the run is; none may be there but what a creation cut short has left."""
-        if not made_folder(path) and not _begun(path):
+        if not make_folder(path) and not _begun(path):
             raise _exists(path)
         try:
             folder = cls(path)
@@ -82,8 +82,8 @@ class RunFolder:
             # Again: another process may have been quicker, and be done.
             if not _begun(path):
                 raise _exists(path)
-            sweep(path)
-            with storage(path):
+            remove_leftovers(path)
+            with write_errors(path):
                 (path / "pictures").mkdir(exist_ok=True)
             write_lines(path / "metrics.jsonl", [])
             write_atomically(path / "command.txt", command + "\n")
@@ -101,7 +101,7 @@ class RunFolder:
         require_run(path, where="--resume")
         folder = cls(path)
         try:
-            sweep(path)
+            remove_leftovers(path)
         except BaseException:
             folder.close()
             raise
@@ -136,12 +136,12 @@ class RunFolder:
         """Append one line to the metrics; a figure that is not finite is null, because JSON has no such numbers."""
         append_lines(self.path / "metrics.jsonl", [json.dumps(_finite(metrics), allow_nan=False)])
 
-    def settle(self) -> None:
+    def sync_metrics(self) -> None:
         """Wait until the metrics are on the disk: a checkpoint must not outlive the records of its steps."""
         metrics = self.path / "metrics.jsonl"
         if metrics.is_file():
-            with storage(metrics), metrics.open("ab") as file:
-                synced(file)
+            with write_errors(metrics), metrics.open("ab") as file:
+                fsync(file)
 
     def close(self) -> None:
         """Let others write the run."""
@@ -163,7 +163,7 @@ class Bystander(RunFolder):
     def record(self, metrics: Mapping[str, float]) -> None:
         """Leave it to the leading process."""
 
-    def settle(self) -> None:
+    def sync_metrics(self) -> None:
         """Leave it to the leading process."""
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ class Stopwatch:
         return max(time.perf_counter() - self._start, 1e-9)
 
 
-def lost_records(folder: Path, step: int) -> list[str]:
+def missing_records(folder: Path, step: int) -> list[str]:
     """Return what is lost of a run's records up to a step; nothing is changed."""
     metrics = folder / "metrics.jsonl"
     if not step:
@@ -211,7 +211,7 @@ def _begun(path: Path) -> bool:
     """Return whether a folder holds nothing but what is written of a run before its `config.toml`."""
     if path.is_symlink() or not path.is_dir():
         return False
-    with storage(path):
+    with write_errors(path):
         found = [one for one in path.iterdir() if not (one.name.startswith(".") and one.name.endswith(".part"))]
     names = {one.name for one in found}
     plain = not any(one.is_symlink() for one in found) and not any((path / "pictures").glob("*"))

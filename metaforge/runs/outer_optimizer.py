@@ -21,7 +21,7 @@ class Snapshot(NamedTuple):
     training: Params
 
 
-class Outer:
+class OuterOptimizer:
     """The outer optimiser at work on a learner's values."""
 
     def __init__(self, config: TrainConfig, values: Params, training: Params | None = None) -> None:

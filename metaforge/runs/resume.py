@@ -18,9 +18,9 @@ from metaforge.config.toml_text import flatten
 from metaforge.errors import CheckpointError, ConfigError, PluginError, printable
 from metaforge.registry.registry import Registry
 from metaforge.runs.checkpoint import Checkpoint
-from metaforge.runs.divergence import unsound
-from metaforge.runs.folder import RunFolder, lost_records, read_json, require_run
-from metaforge.runs.outer_optimizer import Outer
+from metaforge.runs.divergence import nonfinite
+from metaforge.runs.folder import RunFolder, missing_records, read_json, require_run
+from metaforge.runs.outer_optimizer import OuterOptimizer
 from metaforge.runs.state import Saver, State
 
 # Settings that change no weight and no figure of the training.
@@ -68,7 +68,7 @@ def recorded_plugins(folder: Path) -> Mapping[str, Any]:
     return _table(read_json(path), "plugins") if path.is_file() else {}
 
 
-def take_up(saver: Saver, run: RunInfo, fresh: Params, *, accept_plugins: bool) -> tuple[State, dict[str, Any]]:
+def restore_state(saver: Saver, run: RunInfo, fresh: Params, *, accept_plugins: bool) -> tuple[State, dict[str, Any]]:
     """Return the last valid state of a run and what is to be told of it, once all of it has been checked.
 
     `fresh` are initial values of the learner. A run that was ended before it saved anything begins anew. Raises
@@ -85,30 +85,30 @@ def take_up(saver: Saver, run: RunInfo, fresh: Params, *, accept_plugins: bool) 
             where="--resume",
             remedy="`metaforge evaluate` can use it; to train on, train a new run",
         )
-    if spoilt := unsound({**state.values, **state.training}):
+    if spoilt := nonfinite({**state.values, **state.training}):
         raise CheckpointError(
             f"In the checkpoint of step {saved.step} {spoilt[0]!r} is not finite.",
             where="--resume",
             remedy="train a new run from its config.toml",
         )
-    Outer(run.config.run.train, state.values, state.training)
+    OuterOptimizer(run.config.run.train, state.values, state.training)
     # In the learner's own order: sums over all entries depend on it in their last bits, and a file has another.
     state = replace(state, values={name: state.values[name] for name in fresh})
     changes = differences(saved.facts, run.config.to_dict(), run.environment, accept_plugins=accept_plugins)
     folder = saver.folder.parent
-    changes += lost_records(folder, state.step)
+    changes += missing_records(folder, state.step)
     begun_anew = [] if (folder / "env.json").is_file() else ["There is no env.json: it begins anew."]
     facts = {
         "exact": not (state.inexact or changes),
         "differences": [*state.inexact, *changes],
-        "damaged": [*told(bad), *begun_anew],
+        "damaged": [*damage_of(bad), *begun_anew],
         **_used_up(state, run.config.run.train, saved.facts),
     }
     # A run that has once left its path stays off it, however it goes on.
     return replace(state, inexact=(*state.inexact, *(f"{one} (after step {state.step})" for one in changes))), facts
 
 
-def go_on(folder: RunFolder, run: RunInfo, state: State, facts: Mapping[str, Any]) -> dict[str, Any]:
+def continue_run(folder: RunFolder, run: RunInfo, state: State, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Record that a run goes on from a state, and return what is known of it: more, where nothing is left to do."""
     known: dict[str, Any] = {"steps": state.step}
     if state.step:
@@ -123,7 +123,7 @@ def go_on(folder: RunFolder, run: RunInfo, state: State, facts: Mapping[str, Any
     train = run.config.run.train
     # The last record of a run that has ended may have come before its time. The state then still has the window of
     # tasks that it told of, and a later record tells of them again.
-    early = bool(state.window) and not state.used_up(train.steps, train.budget)
+    early = bool(state.window) and not state.is_over(train.steps, train.budget)
     folder.resumed(
         state.step, recorded=state.step - early, config=run.config.to_toml(), command=run.command, facts=facts
     )
@@ -131,14 +131,14 @@ def go_on(folder: RunFolder, run: RunInfo, state: State, facts: Mapping[str, Any
     return known | {name: status[name] for name in kept if isinstance(status.get(name), float)} | resumed
 
 
-def told(bad: Sequence[CheckpointError]) -> list[str]:
+def damage_of(bad: Sequence[CheckpointError]) -> list[str]:
     """Return what is wrong with each of some checkpoints, in a line each."""
     return [f"{error.what} ({error.where})" for error in bad]
 
 
 def _used_up(state: State, config: TrainConfig, saved: Mapping[str, Any]) -> dict[str, str]:
     """Return a note for a run that has nothing left to do; raise `ConfigError` where a new setting has made it so."""
-    if not state.used_up(config.steps, config.budget):
+    if not state.is_over(config.steps, config.budget):
         return {}
     what = f"Nothing is left to do: the run has taken {state.step} steps in {state.seconds:.4g} s."
     remedy = f"give --steps larger than {state.step}"

@@ -22,7 +22,7 @@ from metaforge.results.evaluate import evaluate_run
 from metaforge.runs import checkpoint
 from metaforge.runs.assembly import Components
 from metaforge.runs.folder import require_run
-from metaforge.runs.resume import check_values, recorded_plugins, told
+from metaforge.runs.resume import check_values, damage_of, recorded_plugins
 from metaforge.system import machine
 from metaforge.system.files import require_writable
 
@@ -142,7 +142,7 @@ def load(
     chosen = machine.choose_device(resolved.run.device if device is None else device)
     saved, bad = checkpoint.chosen(folder / "ckpt", which)
     values = {name: value.to(chosen) for name, value in saved.values.items()}
-    run = Run(folder, resolved, parts, values, chosen, {"steps": saved.step, "damaged": told(bad)})
+    run = Run(folder, resolved, parts, values, chosen, {"steps": saved.step, "damaged": damage_of(bad)})
     fresh = run.learner().init(make_key(resolved.run.seed, "init"))
     check_values(saved, {name: value.to(run.dtype) for name, value in fresh.items()}, where=str(folder))
     return run

@@ -38,7 +38,7 @@ class State:
     hooks: Mapping[str, Any] = field(default_factory=dict)
     inexact: tuple[str, ...] = ()
 
-    def used_up(self, steps: int, budget: float | None) -> bool:
+    def is_over(self, steps: int, budget: float | None) -> bool:
         """Return whether a run of so many steps, or of so many seconds, has come to its end."""
         return self.step >= steps or (budget is not None and self.seconds >= budget)
 
@@ -87,7 +87,7 @@ class Saver:
         self._last = (state.step, state.seconds)
         return state, saved, bad
 
-    def take_up(self, state: State) -> None:
+    def restored(self, state: State) -> None:
         """Let `BEST` name the best step of a state that a run goes on from: the process may have died before it did."""
         if state.best_step is not None and checkpoint.best(self.folder) != state.best_step:
             checkpoint.mark_best(self.folder, state.best_step)
@@ -144,7 +144,7 @@ def _state(saved: checkpoint.Checkpoint, folder: Path) -> State:
         ) from error
 
 
-def packed(state: State, facts: Mapping[str, Any]) -> bytes:
+def to_bytes(state: State, facts: Mapping[str, Any]) -> bytes:
     """Return a state, and facts to tell with it, as bytes for another process."""
     tensors = prefixed("values", state.values) | prefixed("training", state.training)
     rest = {name: getattr(state, name) for name in _FACTS} | {"step": state.step}
@@ -152,8 +152,8 @@ def packed(state: State, facts: Mapping[str, Any]) -> bytes:
     return len(head).to_bytes(8, "little") + head + checkpoint.to_bytes(tensors)
 
 
-def unpacked(data: bytes) -> tuple[State, dict[str, Any]]:
-    """Return what `packed` was given."""
+def from_bytes(data: bytes) -> tuple[State, dict[str, Any]]:
+    """Return what `to_bytes` was given."""
     end = 8 + int.from_bytes(data[:8], "little")
     head, tensors = json.loads(data[8:end]), checkpoint.from_bytes(data[end:])
     rest = head["state"] | {name: tuple(head["state"][name]) for name in ("norms", "skipped", "inexact")}

@@ -16,15 +16,15 @@ from metaforge.engine import processes
 from metaforge.engine.batch import MetaStep
 from metaforge.engine.processes import World
 from metaforge.errors import DivergedError, MetaForgeError, StorageError
-from metaforge.registry.hook_contract import carriers
+from metaforge.registry.hook_contract import with_hooks
 from metaforge.runs import divergence, resume
 from metaforge.runs.folder import Bystander, RunFolder, Stopwatch, default_folder
 from metaforge.runs.hook_calls import end_run, hook_manager, restore_states, states
-from metaforge.runs.outer_optimizer import Outer
+from metaforge.runs.outer_optimizer import OuterOptimizer
 from metaforge.runs.run import Run
-from metaforge.runs.state import Saver, State, better, packed, unpacked
-from metaforge.runs.training_metrics import score_figures, training_figures
-from metaforge.runs.worker import Computation
+from metaforge.runs.state import Saver, State, better, from_bytes, to_bytes
+from metaforge.runs.training_metrics import score_metrics, training_metrics
+from metaforge.runs.worker import Worker
 from metaforge.system import machine
 from metaforge.system.signals import Interrupted, Requests, requests
 
@@ -55,10 +55,10 @@ def run_training(
             with tempfile.TemporaryDirectory() as temporary:
                 return _Training(resolved, Path(temporary) / "run", command, hooks, world, dry=True).run(asked)
         names = [choice.entry.name for choice in (resolved.dataset, resolved.learner) if choice is not None]
-        path = world.path(folder or default_folder("-".join(names), processes.job()))
+        path = world.path(folder or default_folder("-".join(names), processes.job_id()))
         # After a restart the processes take up what was saved, by the leading one alone where they share no disk.
-        begun = world.leads and processes.attempt() > 0 and (path / "config.toml").is_file()
-        resuming = resuming or world.largest(int(begun)) == [1]
+        begun = world.is_rank_zero and processes.restart_count() > 0 and (path / "config.toml").is_file()
+        resuming = resuming or world.maximum(int(begun)) == [1]
         training = _Training(resolved, path, command, hooks, world, resuming=resuming)
         if resuming:
             training.restore(accept_plugins=accept_plugins)
@@ -81,19 +81,19 @@ class _Training:
     ) -> None:
         self.resolved, self.config, self.dry = resolved, resolved.run.train, dry
         self.steps = min(1, self.config.steps) if dry else self.config.steps
-        self.world, self.computation = world, Computation(resolved, world, dry=dry)
+        self.world, self.computation = world, Worker(resolved, world, dry=dry)
         parts = self.computation.parts
         # The leading process alone asks the hooks, and writes.
-        self.plugins = {choice.name: choice.made() for choice in resolved.hooks if world.leads}
-        carried = carriers([self.computation.learner, parts.dataset, *parts.regularizers])
-        self.manager = hook_manager([*hooks, *carried, *self.plugins.values()] if world.leads else [])
+        self.plugins = {choice.name: choice.made() for choice in resolved.hooks if world.is_rank_zero}
+        carried = with_hooks([self.computation.learner, parts.dataset, *parts.regularizers])
+        self.manager = hook_manager([*hooks, *carried, *self.plugins.values()] if world.is_rank_zero else [])
         self.hook = self.manager.hook
         environment = self.computation.environment()
         self.state = State()
         self.facts: dict[str, Any] = {}
         self.info = RunInfo(None if dry else path, resolved, command, environment)
         config = resolved.to_toml()
-        if not world.leads:
+        if not world.is_rank_zero:
             self.folder: RunFolder = Bystander(path)
         elif resuming:
             self.folder = RunFolder.reopen(path)
@@ -106,14 +106,14 @@ class _Training:
         """Take up the last valid state of the run, and record what is not as it was."""
         data = b""
         try:
-            if self.world.leads:
+            if self.world.is_rank_zero:
                 fresh = self.computation.initial()
-                state, facts = resume.take_up(self.saver, self.info, fresh, accept_plugins=accept_plugins)
+                state, facts = resume.restore_state(self.saver, self.info, fresh, accept_plugins=accept_plugins)
                 restore_states(self.plugins, state.hooks)
-                self.saver.take_up(state)
-                data = packed(state, facts)
-            self.state, facts = unpacked(self.world.told(data))
-            self.facts |= resume.go_on(self.folder, self.info, self.state, facts)
+                self.saver.restored(state)
+                data = to_bytes(state, facts)
+            self.state, facts = from_bytes(self.world.broadcast(data))
+            self.facts |= resume.continue_run(self.folder, self.info, self.state, facts)
         except BaseException:
             self.folder.close()
             raise
@@ -158,7 +158,7 @@ class _Training:
         try:
             self.folder.ended(outcome, error, self.facts)
             # Where the disk is full, pictures would only make it fuller.
-            if self.world.leads and not self.dry and not isinstance(error, StorageError):
+            if self.world.is_rank_zero and not self.dry and not isinstance(error, StorageError):
                 self._made(outcome).report()
         except Exception as late:
             if error is None:
@@ -179,9 +179,9 @@ class _Training:
     def _loop(self, asked: Requests) -> Outcome:
         if not self.state.values:
             self.state = replace(self.state, values=self.computation.initial())
-            if bad := divergence.unsound(self.state.values):
+            if bad := divergence.nonfinite(self.state.values):
                 raise divergence.initial_error(self._who, bad)
-        self.outer = Outer(self.config, self.state.values, self.state.training)
+        self.outer = OuterOptimizer(self.config, self.state.values, self.state.training)
         self.watch = Stopwatch(self.state.seconds)
         with asked.deferred():
             try:
@@ -189,7 +189,7 @@ class _Training:
                     stop, best = self._step()
                     if best or self.saver.due(self.state):
                         self._save(best=best)
-                    stopping, number = self.world.largest(int(stop), asked.number or 0)
+                    stopping, number = self.world.maximum(int(stop), asked.number or 0)
                     if stopping and not self._finished():
                         self._save()
                         return "stopped"
@@ -203,7 +203,7 @@ class _Training:
                     error.add_note(f"The state could not be saved either: {late}")
                 raise
             self._save()
-        divergence.require_a_step(self._who, self.state.step, self.state.skipped)
+        divergence.require_any_step(self._who, self.state.step, self.state.skipped)
         return "finished"
 
     @property
@@ -211,7 +211,7 @@ class _Training:
         return f"learner {type(self.computation.learner).__name__}"
 
     def _finished(self) -> bool:
-        return self.state.used_up(self.steps, self.config.budget)
+        return self.state.is_over(self.steps, self.config.budget)
 
     def _step(self) -> tuple[bool, bool]:
         """Take one outer step and all that belongs to it; return whether to stop, and whether it is the best so far."""
@@ -225,13 +225,13 @@ class _Training:
             if self.config.on_nonfinite == "stop" or len(before.skipped) >= self.config.skip_limit:
                 raise
             # The optimiser may have written already: it goes back to where it was.
-            self.outer = Outer(self.config, before.values, before.training)
+            self.outer = OuterOptimizer(self.config, before.values, before.training)
             state = replace(before, step=step, skipped=(*before.skipped, step))
             self.facts["skipped"] = list(state.skipped)
         # With a budget the clock decides what comes next, so all processes must read the same one.
         seconds = self.watch.seconds
         if self.config.budget is not None:
-            seconds = self.world.largest(int(seconds * 1e6))[0] / 1e6
+            seconds = self.world.maximum(int(seconds * 1e6))[0] / 1e6
         return self._after(replace(state, seconds=seconds))
 
     def _updated(self, result: MetaStep, step: int) -> State:
@@ -242,7 +242,7 @@ class _Training:
             raise divergence.step_error(self._who, result, norm, limit, step, episodes)
         self.outer.step(result.grads, result.state, norm=norm, done=self._share(before.step))
         values, training = self.outer.snapshot()
-        if bad := [*divergence.unsound(values), *divergence.unsound(training)]:
+        if bad := [*divergence.nonfinite(values), *divergence.nonfinite(training)]:
             raise divergence.values_error(self._who, bad, step, episodes)
         own = {name: figures for name, figures in result.metrics.items() if name != "loss"}
         window = {
@@ -261,7 +261,7 @@ class _Training:
 
     def _after(self, state: State) -> tuple[bool, bool]:
         """Tell the hooks, write the record where one is due, and let the step count."""
-        step, metrics, best = state.step, training_figures(state, self.config, self.steps), False
+        step, metrics, best = state.step, training_metrics(state, self.config, self.steps), False
         self.hook.metaforge_after_step(run=self.info, step=step, metrics=MappingProxyType(metrics))
         validated = self.config.validate_every > 0 and step % self.config.validate_every == 0
         if validated:
@@ -271,7 +271,7 @@ class _Training:
                 state = replace(state, best=found["score"], best_step=step)
         stop = bool(self.hook.metaforge_should_stop(run=self.info, step=step, metrics=MappingProxyType(metrics)))
         due = validated or step % self.config.log_every == 0
-        if due or stop or state.used_up(self.steps, self.config.budget):
+        if due or stop or state.is_over(self.steps, self.config.budget):
             self.folder.record({"step": step, **metrics})
         # What was recorded before its time is recorded again if the run is lengthened.
         state = replace(state, window={}) if due else state
@@ -281,7 +281,7 @@ class _Training:
 
     def _validate(self, state: State, tasks: int) -> dict[str, float]:
         """Return the figures of the first tasks of the validation split, and tell the hooks."""
-        metrics = score_figures(self.computation.validation_scores(state.values, tasks))
+        metrics = score_metrics(self.computation.validation_scores(state.values, tasks))
         self.hook.metaforge_after_eval(run=self.info, step=state.step, split="val", metrics=MappingProxyType(metrics))
         return metrics
 
@@ -292,6 +292,6 @@ class _Training:
         self._made("finished").evaluate(tasks=2)
 
     def _save(self, *, best: bool = False) -> None:
-        self.folder.settle()
-        if self.world.leads and (path := self.saver.save(self.state, best=best)) is not None:
+        self.folder.sync_metrics()
+        if self.world.is_rank_zero and (path := self.saver.save(self.state, best=best)) is not None:
             self.hook.metaforge_checkpoint(run=self.info, step=self.state.step, path=path)

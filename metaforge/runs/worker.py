@@ -13,7 +13,7 @@ from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Params, Task
 from metaforge.config.resolved import Resolved
 from metaforge.engine import plans
-from metaforge.engine.batch import Call, MetaStep, at_once, combines, meta_gradients, prepare, score_tasks
+from metaforge.engine.batch import Call, MetaStep, combining_regularizers, eager, meta_gradients, prepare, score_tasks
 from metaforge.engine.compiler import Compiler
 from metaforge.engine.precision import rounding
 from metaforge.engine.processes import World
@@ -22,7 +22,7 @@ from metaforge.runs.assembly import Components
 from metaforge.system import machine
 
 
-class Computation:
+class Worker:
     """The parts of a run, put to work on batches of tasks, alone or as one of several processes."""
 
     def __init__(self, resolved: Resolved, world: World, *, dry: bool = False) -> None:
@@ -48,7 +48,7 @@ class Computation:
         chunk = min(chunk, max(self.share.groups))
         even = self.compiled and asked.chunk is None
         self.chunk = plans.even_chunk(chunk, self.share.groups) if even else chunk
-        self._call: Call = Compiler() if self.compiled else at_once
+        self._call: Call = Compiler() if self.compiled else eager
 
     def environment(self) -> dict[str, Any]:
         """Return what a reader of the results must know: machine, versions, plugins, and how it is computed."""
@@ -111,7 +111,7 @@ class Computation:
 
     def _require_plain_sums(self) -> None:
         """Raise `ConfigError` where a compiled step is asked for, but a regularizer weighs each task by all losses."""
-        combining = combines(self.parts.regularizers, self.share.total)
+        combining = combining_regularizers(self.parts.regularizers, self.share.total)
         if combining and self.settings.engine.compile == "on":
             raise ConfigError(
                 f"A step with {type(combining[0]).__name__} cannot be compiled: it weighs tasks by the losses of all.",
@@ -145,4 +145,4 @@ class Computation:
             # An accuracy would hide that a prediction is not finite.
             finite = found.predictions.flatten(1).isfinite().all(1)
             scores += found.scores.where(finite, torch.nan).tolist()
-        return self.world.gathered(scores, [sum(map(len, share)) for share in shares])
+        return self.world.gather(scores, [sum(map(len, share)) for share in shares])

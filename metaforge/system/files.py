@@ -22,14 +22,14 @@ _ENTRY = 4096
 
 
 @contextmanager
-def storage(path: Path, needed: int = _ENTRY) -> Iterator[None]:
+def write_errors(path: Path, needed: int = _ENTRY) -> Iterator[None]:
     """Turn the system's refusal to write below `path` into one sentence, which also tells the bytes `needed`."""
     try:
         yield
     except OSError as error:
         raise StorageError(
             f"Cannot write {error.filename or path}: {error.strerror or error}."
-            f" {needed:,} bytes are needed.{room(path)}",
+            f" {needed:,} bytes are needed.{free_space(path)}",
             where=str(path),
             remedy="free space and check the permissions, or choose another folder with --out",
         ) from error
@@ -48,13 +48,13 @@ def require_space(folder: Path, needed: int) -> None:
 
 def require_writable(folder: Path) -> None:
     """Raise `StorageError` unless a folder takes a file; none is left there."""
-    with storage(folder), tempfile.TemporaryFile(dir=folder):
+    with write_errors(folder), tempfile.TemporaryFile(dir=folder):
         pass
 
 
-def made_folder(path: Path) -> bool:
+def make_folder(path: Path) -> bool:
     """Make a folder and those above it, on the disk when this returns; return whether it is new."""
-    with storage(path):
+    with write_errors(path):
         missing = [one for one in (path, *path.parents) if not one.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -62,7 +62,7 @@ def made_folder(path: Path) -> bool:
         except FileExistsError:
             return False
         for folder in missing:
-            synced(folder.parent)
+            fsync(folder.parent)
     return True
 
 
@@ -74,9 +74,9 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what interrupted writes left anywhere below a folder, which nobody else may be writing."""
-    with storage(folder):
+    with write_errors(folder):
         for leftover in list(folder.rglob(".*.part")):
             remove(leftover)
 
@@ -85,13 +85,13 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     """Write a file beside its name and rename it: a reader, or a reboot, finds the old content or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     content = data.encode() if isinstance(data, str) else data
-    with storage(path, len(content)):
+    with write_errors(path, len(content)):
         try:
             with temporary.open("wb") as file:
                 file.write(content)
-                synced(file)
+                fsync(file)
             os.replace(temporary, path)
-            synced(path.parent)
+            fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -101,7 +101,7 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def synced(what: BufferedWriter | Path) -> None:
+def fsync(what: BufferedWriter | Path) -> None:
     """Wait until a file's content, or a folder's entries, are on the disk."""
     if isinstance(what, Path):
         if os.name != "posix":
@@ -116,7 +116,7 @@ def synced(what: BufferedWriter | Path) -> None:
     os.fsync(what.fileno())
 
 
-def room(path: Path) -> str:
+def free_space(path: Path) -> str:
     """Return how much room there is, where that can be told."""
     there = next((one for one in (path, *path.parents) if one.is_dir()), None)
     try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from metaforge.errors import ConfigError
-from metaforge.system.files import storage, write_atomically
+from metaforge.system.files import write_atomically, write_errors
 
 
 def begin_lines(path: Path, *, start: int, step_of: Callable[[str], int], heading: Sequence[str] = ()) -> None:
@@ -54,7 +54,7 @@ def kept_lines(
 def append_lines(path: Path, lines: Sequence[str]) -> None:
     """Add whole lines at the end of a file; when this returns a reader sees them."""
     data = _joined(lines)
-    with storage(path, len(data)), path.open("ab") as file:
+    with write_errors(path, len(data)), path.open("ab") as file:
         file.write(data)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from metaforge.errors import RunLockedError
-from metaforge.system.files import storage
+from metaforge.system.files import write_errors
 from metaforge.system.untrusted import parse_json
 
 try:
@@ -35,7 +35,7 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "run.lock"
-        with storage(folder):
+        with write_errors(folder):
             # Never through a link: a stranger's run folder must not say which file is emptied.
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
             self._file: IO[bytes] = open(os.open(self.path, flags, 0o666), "a+b", buffering=0)  # noqa: SIM115
@@ -57,7 +57,7 @@ class RunLock:
         """Take the system's lock, and return whether it has any; raise `RunLockedError` where another has it."""
         if fcntl is None:
             return False
-        with storage(self.path):
+        with write_errors(self.path):
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -83,7 +83,7 @@ class RunLock:
         return found if isinstance(found, dict) else {}
 
     def _write(self, text: str) -> None:
-        with storage(self.path, len(text)):
+        with write_errors(self.path, len(text)):
             self._file.seek(0)
             self._file.truncate()
             self._file.write(text.encode())

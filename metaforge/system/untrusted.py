@@ -15,7 +15,7 @@ _BYTES, _DEPTH = 256 * 2**20, 30
 _DIGITS, _LARGEST = 20, 1e300
 
 
-def read_plain(path: Path, limit: int = _BYTES) -> bytes:
+def read_regular_file(path: Path, limit: int = _BYTES) -> bytes:
     """Return a file's bytes; one of `UNREADABLE` where it is no plain file or has more than `limit` of them."""
     # Opening a pipe would wait for somebody to write into it.
     if not stat.S_ISREG(path.stat().st_mode):
@@ -39,7 +39,7 @@ def parse_json(text: str | bytes) -> Any:
 
 def read_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; one of `UNREADABLE` where there is none."""
-    found = parse_json(read_plain(path))
+    found = parse_json(read_regular_file(path))
     if not isinstance(found, dict):
         raise ValueError("it holds no JSON object")
     return found

@@ -19,7 +19,7 @@ from metaforge.config.settings import CheckpointConfig
 from metaforge.errors import CheckpointError, StorageError
 from metaforge.runs import checkpoint
 from metaforge.runs.state import Saver, State
-from metaforge.system.files import sweep
+from metaforge.system.files import remove_leftovers
 from tests.reliability import children, small_runs
 from tests.reliability.faults import KINDS, Faults
 from tests.reliability.rows import Measured, Room, row
@@ -115,7 +115,7 @@ def _failed_save(before: Path, point: int, kind: str, points: Sequence[str], roo
         return f"{where}: {found} are there, whole: {[step for step in found if is_whole(folder, step)]}"
     if checkpoint.best(ckpt) not in (found if earlier else [*found, None]):
         return f"{where}: the best, {checkpoint.best(ckpt)}, is gone"
-    sweep(ckpt)
+    remove_leftovers(ckpt)
     if left := small_runs.leftovers(folder):
         return f"{where}: {left} is left"
     again = saver(folder)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from metaforge.authoring.keys import fold_in, uniform
-from metaforge.authoring.layers.norms import Frame
+from metaforge.authoring.layers.norms import ForwardContext
 
 
 class Dropout(nn.Module):
     """Dropout by the pass's key: one draw per inner step in training, the identity in evaluation."""
 
-    def __init__(self, rate: float, name: str, frame: Frame, *, channels: bool = False) -> None:
+    def __init__(self, rate: float, name: str, frame: ForwardContext, *, channels: bool = False) -> None:
         super().__init__()
         self.rate, self.name, self.frame, self.channels = rate, name, frame, channels
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from metaforge.authoring.layers.dropout import Dropout
 from metaforge.authoring.layers.images import Conv2d, MaxPool2d, ReLU
-from metaforge.authoring.layers.norms import BatchNorm, Frame, GroupNorm, LayerNorm
+from metaforge.authoring.layers.norms import BatchNorm, ForwardContext, GroupNorm, LayerNorm
 from metaforge.errors import ConfigError
 
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -26,7 +26,7 @@ NORMS = (BatchNorm, LayerNorm, GroupNorm)
 _INSTANCE = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
-def composed(module: nn.Module, frame: Frame) -> nn.Module:
+def exchange_layers(module: nn.Module, frame: ForwardContext) -> nn.Module:
     """Return a copy of `module` with every native norm and dropout replaced; parameter names stay as they were.
 
     The copy is in evaluation mode: whatever else a layer would do in training (draw noise, move buffers) has no key.
@@ -47,7 +47,7 @@ def composed(module: nn.Module, frame: Frame) -> nn.Module:
     return module.eval()
 
 
-def _replacement(module: nn.Module, name: str, frame: Frame, pooled: bool) -> nn.Module | None:
+def _replacement(module: nn.Module, name: str, frame: ForwardContext, pooled: bool) -> nn.Module | None:
     if isinstance(module, _BATCH):
         return BatchNorm(module, name, frame)
     if isinstance(module, nn.LayerNorm):

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from metaforge.authoring.functional import widened
+from metaforge.authoring.functional import at_least_float32
 from metaforge.authoring.protocols import STATE, NormPolicy, Params, Pass
 from metaforge.errors import ConfigError
 from metaforge.kernels.batch_norm import standardised
 
 
-class Frame:
+class ForwardContext:
     """What the norm layers and taps of one model share during a forward pass: where it stands, and what they saw."""
 
     def __init__(self, policy: NormPolicy) -> None:
@@ -86,7 +86,7 @@ class Frame:
 class BatchNorm(nn.Module):
     """Normalises each feature (axis 1) over the batch and all positions, by the frame's policy."""
 
-    def __init__(self, native: nn.Module, name: str, frame: Frame) -> None:
+    def __init__(self, native: nn.Module, name: str, frame: ForwardContext) -> None:
         super().__init__()
         self.name, self.frame = name, frame
         self.features = int(native.num_features)  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
-        given, x = x.dtype, widened(x)
+        given, x = x.dtype, at_least_float32(x)
         weight = x.new_ones(self.features) if self.weight is None else self.weight
         bias = x.new_zeros(self.features) if self.bias is None else self.bias
         return self.frame.normalised(self, x, weight, bias).to(given)
@@ -131,7 +131,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[..., *normalized_shape]` normalised, scaled and shifted."""
-        given, x = x.dtype, widened(x)
+        given, x = x.dtype, at_least_float32(x)
         centred = x - x.mean(self.dims, keepdim=True)
         out = centred * (centred.square().mean(self.dims, keepdim=True) + self.eps).rsqrt()
         if self.weight is not None:
@@ -152,7 +152,7 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
-        given, x = x.dtype, widened(x)
+        given, x = x.dtype, at_least_float32(x)
         apart = x.reshape(x.shape[0], self.groups, -1)
         centred = apart - apart.mean(-1, keepdim=True)
         out = (centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()).reshape(x.shape)

@@ -19,7 +19,7 @@ from metaforge.authoring.hooks import RunInfo
 from metaforge.authoring.protocols import Component, Options
 from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.contract import faults
-from metaforge.registry.hook_contract import carriers, misfits
+from metaforge.registry.hook_contract import misfits, with_hooks
 from metaforge.registry.registry import Registry
 from metaforge.registry.scan import scan
 from metaforge.runs.hook_calls import end_run, hook_manager, restore_states, states
@@ -349,10 +349,10 @@ def test_components_that_carry_hooks_are_found() -> None:
 
     watching, misspelt = Watching(), Misspelt()
     # The misspelt one is found too, to be refused rather than to do nothing.
-    assert carriers([Plain(), watching, Plain(), misspelt]) == [watching, misspelt]
-    step(hook_manager(carriers([Plain(), watching])))
+    assert with_hooks([Plain(), watching, Plain(), misspelt]) == [watching, misspelt]
+    step(hook_manager(with_hooks([Plain(), watching])))
     with pytest.raises(PluginError, match="Did you mean 'metaforge_after_step'"):
-        hook_manager(carriers([misspelt]))
+        hook_manager(with_hooks([misspelt]))
 
 
 def test_calls_are_traced_when_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

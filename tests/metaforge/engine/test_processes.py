@@ -216,7 +216,7 @@ def test_after_a_restart_the_leading_process_decides_whether_to_go_on(
         def path(self, own: Path) -> Path:
             return own
 
-        def largest(self, *numbers: int) -> list[int]:
+        def maximum(self, *numbers: int) -> list[int]:
             return [max(number, begun) for number in numbers]
 
     if not begun:

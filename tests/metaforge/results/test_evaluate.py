@@ -15,7 +15,7 @@ from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Examples, Tags, Task, TaskShape
 from metaforge.errors import ConfigError
 from metaforge.results.evaluate import chance_level, evaluate_run, nearest_neighbour
-from metaforge.results.statistics import figure
+from metaforge.results.statistics import mean_and_ci
 
 # Every second episode shows the next class: read wrongly; every fourth (an even one) makes the learner err too.
 ACCURACY = [0.0, 0.0, 1.0, 0.0]
@@ -28,14 +28,14 @@ def run_evaluation(run: FakeRun, **changes: Any) -> dict[str, Any]:
 
 def test_the_interval_is_that_of_a_mean() -> None:
     """Mean 2, sd 2 (n - 1), 1.96 sd / √3."""
-    found = figure([0.0, 2.0, 4.0])
+    found = mean_and_ci([0.0, 2.0, 4.0])
     assert found == {"mean": 2.0, "sd": 2.0, "ci": pytest.approx(1.96 * 2 / math.sqrt(3), rel=1e-15), "tasks": 3}
 
 
 def test_figures_of_few_or_odd_values() -> None:
-    assert figure([0.5]) == {"mean": 0.5, "sd": None, "ci": None, "tasks": 1}
-    assert figure([]) == {"mean": None, "sd": None, "ci": None, "tasks": 0}
-    assert figure([1.0, math.nan, 3.0])["tasks"] == 2
+    assert mean_and_ci([0.5]) == {"mean": 0.5, "sd": None, "ci": None, "tasks": 1}
+    assert mean_and_ci([]) == {"mean": None, "sd": None, "ci": None, "tasks": 0}
+    assert mean_and_ci([1.0, math.nan, 3.0])["tasks"] == 2
 
 
 def test_scores_by_steps_and_floor_and_chance_are_those_known(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_scores_by_steps_and_floor_and_chance_are_those_known(tmp_path: Path) ->
     before, after = result["scores"]
     assert before["mean"] == pytest.approx(0.2)
     assert before["ci"] == pytest.approx(0.0, abs=1e-9)
-    assert {name: after[name] for name in ("mean", "sd", "ci", "tasks")} == pytest.approx(figure(ACCURACY * 2))
+    assert {name: after[name] for name in ("mean", "sd", "ci", "tasks")} == pytest.approx(mean_and_ci(ACCURACY * 2))
     assert result["chance"]["mean"] == pytest.approx(0.2)
     # The neighbour is right in even episodes and wrong in odd ones.
     assert result["floor"]["mean"] == 0.5
@@ -114,7 +114,7 @@ def test_regression_is_scored_beside_the_support_mean_and_the_nearest_point(tmp_
     chance = [sum((slope * v - slope) ** 2 for v in x) / 4 for slope in slopes]
     assert result["chance"]["mean"] == pytest.approx(sum(chance) / 3)
     floor = [slope**2 * (0.25**2 + 0.75**2) / 2 for slope in slopes]
-    assert result["floor"] == pytest.approx(figure(floor))
+    assert result["floor"] == pytest.approx(mean_and_ci(floor))
     assert (summary["metric"], result["kind"]) == ("mse", "regression")
 
 

@@ -17,7 +17,14 @@ from metaforge.results.comparison import main, write_results
 from metaforge.results.evaluate import evaluate_run
 from metaforge.results.records import read_evaluations, read_metrics, write_in_folder
 from metaforge.results.report_page import duration, machine, write_report
-from metaforge.results.tables import figure_text, markdown, measures_table, plus_minus, summary_markdown, summary_table
+from metaforge.results.tables import (
+    estimate_text,
+    markdown,
+    measures_table,
+    plus_minus,
+    summary_markdown,
+    summary_table,
+)
 
 ENVIRONMENT = {
     "python": "3.11.9",
@@ -70,9 +77,9 @@ def test_a_mean_has_as_many_decimals_as_its_interval(mean: float, half: float | 
 
 
 def test_accuracies_are_per_cent_and_errors_are_not() -> None:
-    assert figure_text({"mean": 0.98213, "ci": 0.00151}, "accuracy") == "98.21 ± 0.15 %"
-    assert figure_text({"mean": 0.084, "ci": 0.00684}, "mse") == "0.0840 ± 0.0068"
-    assert figure_text({"mean": None, "ci": None}, "mse") == "not finite"
+    assert estimate_text({"mean": 0.98213, "ci": 0.00151}, "accuracy") == "98.21 ± 0.15 %"
+    assert estimate_text({"mean": 0.084, "ci": 0.00684}, "mse") == "0.0840 ± 0.0068"
+    assert estimate_text({"mean": None, "ci": None}, "mse") == "not finite"
 
 
 def test_the_terminals_table_says_all(tmp_path: Path) -> None:
@@ -113,7 +120,7 @@ def test_the_report_mentions_every_figure(tmp_path: Path) -> None:
     assert text.startswith("# pixels · reader\n")
     for result in summary["results"]:
         for figure in (*result["scores"], result["floor"]):
-            assert figure_text(figure, "accuracy") in text
+            assert estimate_text(figure, "accuracy") in text
         for figure in result["measures"].values():
             assert plus_minus(figure["mean"], figure["ci"]) in text
     for part in ("chance 20.0 %", "norm: support", "transductive: yes", "![training](pictures/training.png)"):
@@ -177,7 +184,7 @@ def test_results_of_many_runs(tmp_path: Path) -> None:
     assert text.count("## pixels, 2 points") == 1
     for result in (*first["results"], *lines["results"]):
         for score in result["scores"]:
-            assert figure_text(score, result["metric"]) in text
+            assert estimate_text(score, result["metric"]) in text
     for part in ("side = 4", "support", "400", "1 min 23 s", "x86_64", "The data are synthetic.", "| instance 1"):
         assert part in text
     assert text.count("metaforge train --learner reader --seed 3") == 3

@@ -54,7 +54,7 @@ def test_latest_is_the_last_saved_and_nothing_is_left_over(tmp_path: Path) -> No
 
 def test_the_entry_of_a_new_folder_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(checkpoint, "synced", seen.append)
+    monkeypatch.setattr(checkpoint, "fsync", seen.append)
     saved(tmp_path / "ckpt", 1)
     assert tmp_path in seen
     seen.clear()

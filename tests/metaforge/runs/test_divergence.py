@@ -15,18 +15,18 @@ from metaforge.runs import divergence
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_one_bad_number_is_found_by_name(bad: float) -> None:
     tensors = {"a": torch.ones(3), "b": torch.tensor([1.0, bad]), "count": torch.tensor(3)}
-    assert divergence.unsound(tensors) == ["b"]
+    assert divergence.nonfinite(tensors) == ["b"]
     assert not math.isfinite(float(divergence.norm_of(tensors)))
 
 
 def test_whole_numbers_and_nothing_are_sound() -> None:
-    assert divergence.unsound({}) == []
-    assert divergence.unsound({"count": torch.tensor(2**62)}) == []
+    assert divergence.nonfinite({}) == []
+    assert divergence.nonfinite({"count": torch.tensor(2**62)}) == []
     assert float(divergence.norm_of({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})) == 5.0
 
 
 def test_large_but_finite_numbers_are_sound() -> None:
-    assert divergence.unsound({"a": torch.full((4,), 1e30), "b": torch.full((4,), 3e38)}) == []
+    assert divergence.nonfinite({"a": torch.full((4,), 1e30), "b": torch.full((4,), 3e38)}) == []
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_a_norm_that_overflows_names_the_largest_gradient() -> None:
 
 
 def test_a_run_without_a_step_is_none() -> None:
-    divergence.require_a_step("learner X", 3, [1, 2])
+    divergence.require_any_step("learner X", 3, [1, 2])
     with pytest.raises(DivergedError, match="all 2 were left out"):
-        divergence.require_a_step("learner X", 2, [1, 2])
+        divergence.require_any_step("learner X", 2, [1, 2])
 
 
 def made(loss: float, gradient: float) -> MetaStep:

@@ -10,12 +10,12 @@ import torch
 from metaforge.authoring.protocols import Params
 from metaforge.config.settings import TrainConfig
 from metaforge.errors import CheckpointError
-from metaforge.runs.outer_optimizer import Outer, Snapshot
+from metaforge.runs.outer_optimizer import OuterOptimizer, Snapshot
 
 VALUES = {"model.w": torch.arange(4.0), "model.b": torch.ones(()), "state.count": torch.zeros(())}
 
 
-def stepped(outer: Outer, steps: range) -> Snapshot:
+def stepped(outer: OuterOptimizer, steps: range) -> Snapshot:
     for step in steps:
         grads = {"model.w": torch.full((4,), 0.1 * step), "model.b": torch.tensor(float(step))}
         outer.step(grads, {"state.count": torch.ones(())}, norm=1.0, done=step / 10)
@@ -25,9 +25,9 @@ def stepped(outer: Outer, steps: range) -> Snapshot:
 @pytest.mark.parametrize("options", [{}, {"optimizer": "sgd"}, {"schedule": "cosine", "weight_decay": 0.1}])
 def test_a_snapshot_goes_on_to_the_same_bits(options: dict[str, Any]) -> None:
     config = TrainConfig(**options)
-    whole = stepped(Outer(config, VALUES), range(1, 9))
-    half = stepped(Outer(config, VALUES), range(1, 5))
-    again = stepped(Outer(config, *half), range(5, 9))
+    whole = stepped(OuterOptimizer(config, VALUES), range(1, 9))
+    half = stepped(OuterOptimizer(config, VALUES), range(1, 5))
+    again = stepped(OuterOptimizer(config, *half), range(5, 9))
     for ours, theirs in zip(whole, again, strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -35,7 +35,7 @@ def test_a_snapshot_goes_on_to_the_same_bits(options: dict[str, Any]) -> None:
 
 
 def test_a_snapshot_is_a_copy() -> None:
-    outer = Outer(TrainConfig(), VALUES)
+    outer = OuterOptimizer(TrainConfig(), VALUES)
     first = stepped(outer, range(1, 2))
     before = {name: value.clone() for name, value in {**first.values, **first.training}.items()}
     stepped(outer, range(2, 5))
@@ -45,7 +45,7 @@ def test_a_snapshot_is_a_copy() -> None:
 
 def test_the_gradient_is_clipped_by_its_norm() -> None:
     config = TrainConfig(optimizer="sgd", lr=1.0, clip=0.5)
-    outer = Outer(config, {"w": torch.zeros(1)})
+    outer = OuterOptimizer(config, {"w": torch.zeros(1)})
     outer.step({"w": torch.tensor([2.0])}, {}, norm=2.0, done=0.0)
     assert float(outer.snapshot().values["w"]) == pytest.approx(-0.5)
 
@@ -64,16 +64,16 @@ def test_the_gradient_is_clipped_by_its_norm() -> None:
     ids=str,
 )
 def test_what_is_no_memory_of_this_optimiser_is_refused(change: dict[str, Any]) -> None:
-    values, training = stepped(Outer(TrainConfig(), VALUES), range(1, 3))
+    values, training = stepped(OuterOptimizer(TrainConfig(), VALUES), range(1, 3))
     wrong: Params = {name: value for name, value in (training | change).items() if value is not None}
     with pytest.raises(CheckpointError, match="The outer optimiser's"):
-        Outer(TrainConfig(), values, wrong)
+        OuterOptimizer(TrainConfig(), values, wrong)
 
 
 def test_an_optimiser_without_memory_leaves_that_of_another_out() -> None:
-    values, training = stepped(Outer(TrainConfig(), VALUES), range(1, 3))
-    Outer(TrainConfig(optimizer="sgd"), values, training)
-    assert stepped(Outer(TrainConfig(optimizer="sgd"), values), range(1, 2)).training == {}
+    values, training = stepped(OuterOptimizer(TrainConfig(), VALUES), range(1, 3))
+    OuterOptimizer(TrainConfig(optimizer="sgd"), values, training)
+    assert stepped(OuterOptimizer(TrainConfig(optimizer="sgd"), values), range(1, 2)).training == {}
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -84,7 +84,7 @@ def test_a_step_does_not_depend_on_how_numbers_lie_in_memory(optimizer: Any) -> 
     leaves = [value.clone().requires_grad_(), torch.zeros(3000, requires_grad=True)]
     plain = kind(leaves, lr=0.1, weight_decay=0.0)
     config = TrainConfig(optimizer=optimizer, lr=0.1)
-    outer = Outer(config, {"w": value.to(memory_format=torch.channels_last), "b": torch.zeros(3000)})
+    outer = OuterOptimizer(config, {"w": value.to(memory_format=torch.channels_last), "b": torch.zeros(3000)})
     for _ in range(2):
         leaves[0].grad, leaves[1].grad = grad, torch.ones(3000)
         plain.step()
@@ -93,6 +93,6 @@ def test_a_step_does_not_depend_on_how_numbers_lie_in_memory(optimizer: Any) -> 
         # What is taken up again need not lie as it did either.
         values, training = outer.snapshot()
         moved = {n: v.to(memory_format=torch.channels_last) if v.dim() == 4 else v for n, v in training.items()}
-        outer = Outer(config, values, moved)
+        outer = OuterOptimizer(config, values, moved)
     found = outer.snapshot().values
     torch.testing.assert_close([found["w"], found["b"]], [leaf.detach() for leaf in leaves])

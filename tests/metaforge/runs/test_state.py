@@ -13,7 +13,7 @@ import torch
 from metaforge.config.settings import CheckpointConfig
 from metaforge.errors import CheckpointError, PluginError
 from metaforge.runs import checkpoint
-from metaforge.runs.state import Saver, State, better, packed, unpacked
+from metaforge.runs.state import Saver, State, better, from_bytes, to_bytes
 
 STATE = State(
     step=3,
@@ -45,7 +45,7 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     found = saver(tmp_path).find()
     assert found is not None
     assert same(found[0], STATE)
-    assert same(unpacked(packed(STATE, {"exact": True}))[0], STATE)
+    assert same(from_bytes(to_bytes(STATE, {"exact": True}))[0], STATE)
 
 
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_best_follows_the_state_that_a_run_goes_on_from(tmp_path: Path) -> None:
     keep.save(replace(STATE, step=3, best_step=3))
     found = keep.find()
     assert found is not None
-    keep.take_up(found[0])
+    keep.restored(found[0])
     assert checkpoint.best(tmp_path / "ckpt") == 3
 
 

@@ -20,7 +20,7 @@ from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
 from metaforge.errors import ConfigError, DataError, DivergedError, PluginError, StorageError
 from metaforge.registry.scan import scan
-from metaforge.results.statistics import figure
+from metaforge.results.statistics import mean_and_ci
 from metaforge.runs import training, worker
 from metaforge.runs.training import run_training
 
@@ -401,7 +401,7 @@ def test_the_intervals_of_a_run_are_those_of_evaluation(tmp_path: Path) -> None:
         task = run.task(index, split="val", seed=9)
         error = learner.predict(run.values, learner.adapt(run.values, task.support), task.query.x) - task.query.y
         scores.append(float(error.square().mean()))
-    expected = figure(scores)
+    expected = mean_and_ci(scores)
     assert seen[0]["score"] == pytest.approx(expected["mean"], rel=1e-5)
     assert seen[0]["score_ci"] == pytest.approx(expected["ci"], rel=1e-4)
 
@@ -480,8 +480,8 @@ def test_values_that_the_last_step_spoilt_are_not_kept(tmp_path: Path, monkeypat
 
 
 def test_a_score_that_is_not_finite_does_not_cost_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = training.training_figures
-    monkeypatch.setattr(training, "training_figures", lambda *state: figures(*state) | {"score": math.nan})
+    figures = training.training_metrics
+    monkeypatch.setattr(training, "training_metrics", lambda *state: figures(*state) | {"score": math.nan})
     metaforge.train("maml", "sinusoid", steps=1, tasks=2, out=tmp_path / "run")
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["outcome"], status["score"]) == ("finished", None)

@@ -12,13 +12,13 @@ import pytest
 
 from metaforge.errors import StorageError
 from metaforge.system.files import (
-    made_folder,
+    fsync,
+    make_folder,
+    remove_leftovers,
     require_space,
     require_writable,
-    storage,
-    sweep,
-    synced,
     write_atomically,
+    write_errors,
     write_json,
 )
 
@@ -91,17 +91,17 @@ def test_what_a_system_refuses_is_told_even_where_the_folder_is_gone(tmp_path: P
         pytest.raises(
             StorageError, match=r"Cannot write .*No such file.* 4,096 bytes are needed\. [\d,]+ bytes are free"
         ),
-        storage(gone),
+        write_errors(gone),
     ):
         gone.open("x")
-    with pytest.raises(KeyError), storage(gone):
+    with pytest.raises(KeyError), write_errors(gone):
         raise KeyError("not the system's")
 
 
 def test_synced_takes_a_folder(tmp_path: Path) -> None:
-    synced(tmp_path)
+    fsync(tmp_path)
     with pytest.raises(FileNotFoundError):
-        synced(tmp_path / "gone")
+        fsync(tmp_path / "gone")
 
 
 def test_what_interrupted_writes_have_left_is_swept_wherever_it_is(tmp_path: Path) -> None:
@@ -110,21 +110,21 @@ def test_what_interrupted_writes_have_left_is_swept_wherever_it_is(tmp_path: Pat
         (tmp_path / folder).mkdir(parents=True)
     for file in (".status.json.1-ab.part", "pictures/.b.png.1-ab.part", ".x.part/content", "pictures/x.part"):
         (tmp_path / file).write_text("")
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == [kept]
     assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_new_folder_and_those_above_it_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[Path] = []
-    monkeypatch.setattr("metaforge.system.files.synced", done.append)
-    assert made_folder(tmp_path / "runs" / "a")
+    monkeypatch.setattr("metaforge.system.files.fsync", done.append)
+    assert make_folder(tmp_path / "runs" / "a")
     assert set(done) == {tmp_path, tmp_path / "runs"}
-    assert not made_folder(tmp_path / "runs" / "a")
+    assert not make_folder(tmp_path / "runs" / "a")
     (tmp_path / "file").write_text("")
-    assert not made_folder(tmp_path / "file")
+    assert not make_folder(tmp_path / "file")
     with pytest.raises(StorageError):
-        made_folder(tmp_path / "file" / "run")
+        make_folder(tmp_path / "file" / "run")
 
 
 def test_a_folder_that_takes_no_file_is_told(tmp_path: Path) -> None:

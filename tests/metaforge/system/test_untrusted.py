@@ -15,7 +15,7 @@ from metaforge.results.records import read_json, read_metrics
 from metaforge.results.report_page import write_report
 from metaforge.runs.folder import require_run
 from metaforge.system.lock import RunLock
-from metaforge.system.untrusted import UNREADABLE, parse_json, read_object, read_plain
+from metaforge.system.untrusted import UNREADABLE, parse_json, read_object, read_regular_file
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[" * 40 + "]" * 40, "1" + "0" * 400, "1e400", "NaN", "9e300", "{"])
@@ -33,14 +33,14 @@ def test_what_can_is_read() -> None:
 def test_only_plain_files_are_read(put: Callable[[Path], None], tmp_path: Path) -> None:
     put(tmp_path / "x")
     with pytest.raises(OSError, match="no plain file"):
-        read_plain(tmp_path / "x")
+        read_regular_file(tmp_path / "x")
 
 
 def test_no_more_is_read_than_the_limit(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"12345")
-    assert read_plain(tmp_path / "x", 5) == b"12345"
+    assert read_regular_file(tmp_path / "x", 5) == b"12345"
     with pytest.raises(ValueError, match="more than 4 bytes"):
-        read_plain(tmp_path / "x", 4)
+        read_regular_file(tmp_path / "x", 4)
     with pytest.raises(ValueError, match="no JSON object"):
         read_object(tmp_path / "x")
 

@@ -17,19 +17,18 @@ from metaforge.authoring import (
     BatchNormPolicy,
     Examples,
     Key,
-    Learner,
-    Model,
+    ModelLearner,
     Options,
     Params,
     Parts,
     Pass,
     Tags,
     Task,
+    at_least_float32,
     cross_entropy,
     fold_in,
     one_hot,
     score,
-    widened,
 )
 
 
@@ -40,7 +39,7 @@ class ProtoNetOptions(Options):
     norm: BatchNormPolicy = Field("running", description="whose statistics batch norm uses in evaluation")
 
 
-class ProtoNet(Learner):
+class ProtoNet(ModelLearner):
     """Classifies a query by its distance to the mean feature of each class's support examples."""
 
     Config = ProtoNetOptions
@@ -55,9 +54,8 @@ class ProtoNet(Learner):
     }
 
     def __init__(self, config: ProtoNetOptions, parts: Parts) -> None:
-        self.config, self.ways = config, parts.spec.outputs
-        self.model = Model.of(parts, norm=config.norm)
-        self.norm, self.transductive = self.model.norm, self.model.transductive
+        super().__init__(config, parts, norm=config.norm)
+        self.ways = parts.spec.outputs
 
     def init(self, key: Key) -> Params:
         """Return the embedding network's values."""
@@ -101,7 +99,7 @@ class ProtoNet(Learner):
         """Return minus the squared distance (or the cosine) of each query to each prototype `[n, ways]`."""
         if self.config.distance == "cosine":
             return F.normalize(features, dim=-1) @ F.normalize(prototypes, dim=-1).T
-        return -(widened(features).unsqueeze(1) - widened(prototypes).unsqueeze(0)).square().sum(-1)
+        return -(at_least_float32(features).unsqueeze(1) - at_least_float32(prototypes).unsqueeze(0)).square().sum(-1)
 
     @staticmethod
     def figures(logits: Tensor, task: Task, state: Params) -> Aux:

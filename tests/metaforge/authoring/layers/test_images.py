@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from metaforge.authoring.layers import images
-from metaforge.authoring.layers.exchange import composed, replacement
-from metaforge.authoring.layers.norms import Frame
+from metaforge.authoring.layers.exchange import exchange_layers, replacement
+from metaforge.authoring.layers.norms import ForwardContext
 from metaforge.authoring.protocols import Params
 from metaforge.engine.compiler import Compiler
 from metaforge.system import machine
@@ -162,7 +162,7 @@ def test_at_once_they_are_for_networks_that_pool(monkeypatch: pytest.MonkeyPatch
     for module, wanted in ((network(), ["convolution", "max_pool", "convolution"]), (strided, [])):
         used.clear()
         with images.together("pooled"):
-            composed(module, Frame("transductive"))(pictures()[0])
+            exchange_layers(module, ForwardContext("transductive"))(pictures()[0])
         assert used == wanted
 
 

@@ -14,8 +14,8 @@ from torch.func import functional_call, grad, vmap
 from metaforge.authoring.functional import cross_entropy
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.layers.dropout import Dropout
-from metaforge.authoring.layers.exchange import composed
-from metaforge.authoring.layers.norms import BatchNorm, Frame, GroupNorm, LayerNorm
+from metaforge.authoring.layers.exchange import exchange_layers
+from metaforge.authoring.layers.norms import BatchNorm, ForwardContext, GroupNorm, LayerNorm
 from metaforge.authoring.protocols import Params, Pass
 from toys import assert_true_gradient
 
@@ -47,7 +47,7 @@ def pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
         for parameter in native.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=draw, dtype=torch.float64))
     x = 2 + 3 * torch.randn(shape, generator=draw, dtype=torch.float64)
-    return native, composed(native, Frame("transductive")), x
+    return native, exchange_layers(native, ForwardContext("transductive")), x
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -100,7 +100,7 @@ def test_second_order_is_exact_in_every_order_of_transforms(norm: Callable[[], n
     torch.random.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 4), norm(), nn.Tanh(), nn.Linear(4, 2)).double()
     torch.random.set_rng_state(torch_state)
-    module = composed(network, Frame("transductive"))
+    module = exchange_layers(network, ForwardContext("transductive"))
     draw = torch.Generator().manual_seed(1)
     params = {
         n: p.detach() + 0.1 * torch.randn(p.shape, generator=draw, dtype=torch.float64)
@@ -126,7 +126,7 @@ def test_composed_replaces_every_layer_of_a_copy_and_keeps_names() -> None:
     native = nn.ModuleDict(
         {"a": nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)), "b": nn.LayerNorm(2), "c": nn.Dropout(0.5)}
     )
-    ours = composed(native, Frame("running"))
+    ours = exchange_layers(native, ForwardContext("running"))
     assert list(dict(ours.named_parameters())) == list(dict(native.named_parameters()))
     kinds = {type(m) for m in ours.modules()}
     assert {BatchNorm, LayerNorm, Dropout} <= kinds
@@ -148,13 +148,13 @@ class Shared(nn.Module):
 
 
 def test_a_layer_under_two_names_is_replaced_under_both() -> None:
-    ours = composed(Shared(), Frame("transductive"))
+    ours = exchange_layers(Shared(), ForwardContext("transductive"))
     assert ours.first is ours.second
     assert isinstance(ours.second, BatchNorm)
 
 
 def test_a_frame_forgets_when_the_pass_ends_even_by_an_error() -> None:
-    frame = Frame("running")
+    frame = ForwardContext("running")
     with suppress(RuntimeError), frame.running(Pass(make_key(0)), {"a": torch.ones(1)}, {}):
         frame.deltas["x"] = torch.ones(1)
         raise RuntimeError
@@ -163,7 +163,7 @@ def test_a_frame_forgets_when_the_pass_ends_even_by_an_error() -> None:
 
 def dropped(at: Pass, x: Tensor, name: str = "layer") -> Any:
     """Return what a dropout layer of rate 0.4 makes of `x`."""
-    frame = Frame("transductive")
+    frame = ForwardContext("transductive")
     with frame.running(at, {}, {}):
         return Dropout(0.4, name, frame)(x)
 
@@ -182,7 +182,9 @@ def test_dropout_follows_its_key() -> None:
 
 @pytest.mark.parametrize("norm", [lambda: nn.BatchNorm1d(4), lambda: nn.LayerNorm(4), lambda: nn.GroupNorm(2, 4)])
 def test_after_products_in_bfloat16_gradients_of_gradients_are_float32(norm: Callable[[], nn.Module]) -> None:
-    module = composed(nn.Sequential(nn.Linear(3, 4), norm(), nn.Tanh(), nn.Linear(4, 2)), Frame("transductive"))
+    module = exchange_layers(
+        nn.Sequential(nn.Linear(3, 4), norm(), nn.Tanh(), nn.Linear(4, 2)), ForwardContext("transductive")
+    )
     params = {name: value.detach().clone().requires_grad_() for name, value in module.named_parameters()}
     draw = torch.Generator().manual_seed(0)
     xs, xq = torch.randn(2, 4, 6, 3, generator=draw)
