@@ -8,21 +8,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from metaforge.data.cache import Arrays, cached
+    from metaforge.data.cache import Arrays, load_or_build
+    from metaforge.data.class_pool import ClassPool, Pixels, check_shape, check_split
     from metaforge.data.downloads import Opener, Progress, open_https
-    from metaforge.data.episodes import (
-        Bits,
-        ClassPool,
-        Pixels,
-        bits,
-        check_split,
-        distinct,
-        episode_keys,
-        feasible,
-        sample_episodes,
-        uniforms,
-    )
+    from metaforge.data.episodes import sample_episodes
     from metaforge.data.images import Resample, read_file
+    from metaforge.data.random_numbers import Bits, bits, episode_keys, sample_without_replacement, uniforms
     from metaforge.data.root import data_root
     from metaforge.data.trees import Tree, TreeImages, fetch_tree, open_tree
 
@@ -37,21 +28,21 @@ __all__ = [
     "Tree",
     "TreeImages",
     "bits",
-    "cached",
+    "check_shape",
     "check_split",
     "data_root",
-    "distinct",
     "episode_keys",
-    "feasible",
     "fetch_tree",
+    "load_or_build",
     "open_https",
     "open_tree",
     "read_file",
     "sample_episodes",
+    "sample_without_replacement",
     "uniforms",
 ]
 
-_MODULES = ("root", "episodes", "images", "cache", "downloads", "trees")
+_MODULES = ("root", "random_numbers", "class_pool", "episodes", "images", "cache", "downloads", "trees")
 
 
 def __getattr__(name: str) -> Any:

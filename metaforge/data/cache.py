@@ -1,4 +1,4 @@
-"""Arrays kept on disk between runs: written beside and renamed, verified when read, built again if damaged."""
+"""A cache of arrays on disk: written atomically, verified when it is read, and rebuilt if it is damaged."""
 
 from __future__ import annotations
 
@@ -15,35 +15,54 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from metaforge.data.archives import DAMAGE
+from metaforge.data.archives import ZIP_ERRORS
 from metaforge.system.files import free_space
 
 Arrays = dict[str, NDArray[Any]]
+"""Arrays by name."""
 
-# Also what numpy raises where the header of an array makes no sense.
-_DAMAGE: tuple[type[Exception], ...] = (*DAMAGE, MemoryError, SyntaxError, TypeError, tokenize.TokenError)
-# The member that lists the others: a damaged directory may have lost some.
+# NumPy raises the additional ones when it parses an invalid array header.
+_READ_ERRORS: tuple[type[Exception], ...] = (*ZIP_ERRORS, MemoryError, SyntaxError, TypeError, tokenize.TokenError)
+# A member that lists the names of the others: if the zip directory is damaged, entries may be missing from it.
 _LIST = "list of arrays"
 
 
 def cache_folder() -> Path:
-    """Return the folder of caches: `METAFORGE_CACHE`, else the user's cache folder of the operating system."""
-    given = os.environ.get("METAFORGE_CACHE")
-    return Path(given) if given else Path(platformdirs.user_cache_dir("metaforge"))
+    """Return the folder of all caches: `METAFORGE_CACHE` if it is set, else the user cache folder of the platform."""
+    folder = os.environ.get("METAFORGE_CACHE")
+    return Path(folder) if folder else Path(platformdirs.user_cache_dir("metaforge"))
 
 
-def cached(name: str, key: Mapping[str, object], build: Callable[[], Arrays]) -> Arrays:
-    """Return the arrays that `build` makes, from the cache if it holds them for this `key`.
+def load_or_build(name: str, key: Mapping[str, object], build: Callable[[], Arrays]) -> Arrays:
+    """Return the arrays stored in the cache under a name and key, or build and store them.
 
-    `key` must hold all that the arrays depend on, with a `repr` that is stable. A cache that is damaged or cannot be
-    written costs time, not the run: both are warned of.
+    A damaged cache is rebuilt, and a cache that cannot be written is skipped; both emit a `RuntimeWarning`.
+
+    Args:
+        name: First part of the file name in the cache folder.
+        key: Everything that the arrays depend on, such as options and the source file. The values need a stable `repr`.
+        build: Returns the arrays. It is called only if the cache does not hold them.
+
+    Returns:
+        The arrays, as `build` returns them.
+
+    Example:
+        >>> import os, tempfile
+        >>> from unittest.mock import patch
+        >>> import numpy as np
+        >>> from metaforge.data import load_or_build
+        >>> with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, METAFORGE_CACHE=folder):
+        ...     first = load_or_build("squares", {"count": 4}, lambda: {"y": np.arange(4) ** 2})
+        ...     second = load_or_build("squares", {"count": 4}, lambda: {"y": np.zeros(4)})  # it is not called
+        >>> second["y"].tolist()
+        [0, 1, 4, 9]
     """
     digest = hashlib.sha256(repr((_LIST, sorted(key.items()))).encode()).hexdigest()[:16]
     path = cache_folder() / f"{name}-{digest}.npz"
     if path.exists():
         try:
             return _read(path)
-        except _DAMAGE as error:
+        except _READ_ERRORS as error:
             warnings.warn(f"the cache {path} is damaged and is built again ({error})", RuntimeWarning, stacklevel=2)
     arrays = build()
     try:
@@ -52,7 +71,7 @@ def cached(name: str, key: Mapping[str, object], build: Callable[[], Arrays]) ->
         warnings.warn(
             f"the cache {path} cannot be written ({error}; {sum(array.nbytes for array in arrays.values()):,} bytes are"
             f" needed.{free_space(path)}): the next run will read the data set again; set METAFORGE_CACHE to a folder"
-            " that may be written",
+            " that can be written to",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -60,15 +79,15 @@ def cached(name: str, key: Mapping[str, object], build: Callable[[], Arrays]) ->
 
 
 def _read(path: Path) -> Arrays:
-    """Read an archive of arrays; its zip checksums are verified on the way."""
+    """Return the arrays in an npz file, whose zip checksums are verified on reading."""
     with path.open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it is no archive of arrays")
+            raise ValueError("it is not an npz file")
         with archive:
             arrays = {name: archive[name] for name in archive.files}
     if sorted(arrays.pop(_LIST).tolist()) != sorted(arrays):
-        raise ValueError("it does not hold what it says")
+        raise ValueError("arrays are missing")
     return arrays
 
 
@@ -78,7 +97,7 @@ def _write(path: Path, arrays: dict[str, Any]) -> None:
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            # Stored, not compressed: reading back must be faster than decoding the images.
+            # Uncompressed: reading the cache must be faster than decoding the images.
             np.savez(file, **arrays)
         part.replace(path)
     finally:

@@ -1,4 +1,4 @@
-"""What a data set hands over held against what it promises: looked at once per run and split, before the first step."""
+"""Checks what a data set returns against its contract, once per run and split, before the first step."""
 
 from __future__ import annotations
 
@@ -15,84 +15,100 @@ T = TypeVar("T")
 
 
 def checked_spec(dataset: Dataset, split: str, shape: TaskShape, *, seed: int) -> TaskSpec:
-    """Return the spec of a split's tasks of a shape, once the first episode has been found to be as it says.
+    """Return the spec of a split's tasks after checking that episode 0 agrees with it.
 
-    Raises what the data set says itself, `PluginError` where it breaks its contract, and `DataError` where its numbers
-    are not finite.
+    Args:
+        dataset: The data set.
+        split: Name of the split, such as `train`.
+        shape: Ways, shots and queries of a task.
+        seed: Seed of the episodes.
+
+    Raises:
+        PluginError: The data set breaks its contract: shapes, dtypes or labels differ from its spec, or it raises an
+            exception that is not a `MetaForgeError`.
+        DataError: Values are not finite.
+        MetaForgeError: Whatever error of this class the data set itself raises.
     """
-    spec = _asked(dataset, "spec", lambda: dataset.spec(split, shape))
+    spec = _call(dataset, "spec", lambda: dataset.spec(split, shape))
     if not isinstance(spec, TaskSpec) or (spec.kind, spec.shape) != (dataset.kind, shape):
-        _refuse(dataset, f"spec returns {spec!r:.200} for {dataset.kind} tasks of {shape}")
-    task = _asked(dataset, "sample", lambda: dataset.sample(split, shape, 0, 1, seed=seed))
-    for part, each in (("support", shape.shots), ("query", shape.queries)):
-        x, y = _pair(dataset, task, part)
-        lead = (1, shape.ways * each)
-        _check_tensor(dataset, f"the inputs of the {part} set", x, (*lead, *spec.x_shape), integral=torch.uint8)
+        _contract_error(dataset, f"spec returns {spec!r:.200} for {dataset.kind} tasks of {shape}")
+    task = _call(dataset, "sample", lambda: dataset.sample(split, shape, 0, 1, seed=seed))
+    for part, per_class in (("support", shape.shots), ("query", shape.queries)):
+        x, y = _inputs_and_targets(dataset, task, part)
+        leading = (1, shape.ways * per_class)
+        _check_tensor(dataset, f"the inputs of the {part} set", x, (*leading, *spec.x_shape), integral=torch.uint8)
         if spec.kind == "regression":
-            _check_tensor(dataset, f"the targets of the {part} set", y, (*lead, spec.outputs))
+            _check_tensor(dataset, f"the targets of the {part} set", y, (*leading, spec.outputs))
         else:
-            _check_tensor(dataset, f"the labels of the {part} set", y, lead, integral=torch.int64, floating=False)
-            _check_labels(dataset, part, y[0], shape.ways, each)
+            _check_tensor(dataset, f"the labels of the {part} set", y, leading, integral=torch.int64, floating=False)
+            _check_labels(dataset, part, y[0], shape.ways, per_class)
     return spec
 
 
-def _asked(dataset: Dataset, method: str, ask: Callable[[], T]) -> T:
-    """Return what a method of a data set returns; whatever it raises without a word for people is its author's."""
+def _call(dataset: Dataset, method: str, function: Callable[[], T]) -> T:
+    """Return what a method of a data set returns; any exception but a `MetaForgeError` becomes a `PluginError`."""
     try:
-        return ask()
+        return function()
     except MetaForgeError:
         raise
     except Exception as error:
-        _refuse(dataset, f"{method} raises {type(error).__name__}: {error}", error)
+        _contract_error(dataset, f"{method} raises {type(error).__name__}: {error}", error)
 
 
-def _pair(dataset: Dataset, task: Any, part: str) -> tuple[Tensor, Tensor]:
-    """Return the inputs and targets of one half of a task."""
+def _inputs_and_targets(dataset: Dataset, task: Any, part: str) -> tuple[Tensor, Tensor]:
+    """Return `x` and `y` of the support or query set of a task."""
     x, y = (getattr(getattr(task, part, None), name, None) for name in "xy")
     if not isinstance(task, Task) or not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        _refuse(dataset, f"sample returns {type(task).__name__} with {type(x).__name__}, not a Task of tensors")
+        _contract_error(dataset, f"sample returns {type(task).__name__} with {type(x).__name__}, not a Task of tensors")
     return x, y
 
 
 def _check_tensor(
     dataset: Dataset,
     what: str,
-    found: Tensor,
+    tensor: Tensor,
     shape: tuple[int, ...],
     *,
     integral: torch.dtype | None = None,
     floating: bool = True,
 ) -> None:
-    if tuple(found.shape) != shape:
-        _refuse(dataset, f"{what} have the shape {list(found.shape)}, not {list(shape)} (episodes, examples, ...)")
-    if found.dtype != integral and not (floating and found.is_floating_point()):
-        wanted = " or ".join([*([str(integral)] if integral else []), *(["a type of floats"] if floating else [])])
-        _refuse(dataset, f"{what} are {found.dtype}, not {wanted}")
-    bad = int((~found.isfinite()).sum())
+    """Check shape, dtype (`integral`, or any floating dtype if `floating`) and that all values are finite."""
+    if tuple(tensor.shape) != shape:
+        _contract_error(
+            dataset, f"{what} have the shape {list(tensor.shape)}, not {list(shape)} (episodes, examples, ...)"
+        )
+    if tensor.dtype != integral and not (floating and tensor.is_floating_point()):
+        allowed = " or ".join([*([str(integral)] if integral else []), *(["a floating dtype"] if floating else [])])
+        _contract_error(dataset, f"{what} are {tensor.dtype}, not {allowed}")
+    bad = int((~tensor.isfinite()).sum())
     if bad:
         raise DataError(
-            f"{what} have {bad:,} values of {found.numel():,} that are not finite",
+            f"{bad:,} of {tensor.numel():,} values in {what} are not finite",
             where=f"episode 0 of the data set {_name(dataset)}",
-            remedy="find out with `metaforge data preview` which examples they are in, and mend or remove those",
+            remedy="find the examples with `metaforge data preview`, and correct or remove them",
         )
 
 
-def _check_labels(dataset: Dataset, part: str, labels: Tensor, ways: int, each: int) -> None:
-    """Refuse labels that are not 0 to `ways` - 1, `each` times each."""
+def _check_labels(dataset: Dataset, part: str, labels: Tensor, ways: int, per_class: int) -> None:
+    """Check that each of the labels 0 to `ways` - 1 occurs `per_class` times."""
     if int(labels.min()) < 0 or int(labels.max()) >= ways:
         span = f"{int(labels.min())} to {int(labels.max())}"
-        _refuse(dataset, f"the labels of the {part} set are {span}, not 0 to {ways - 1}")
+        _contract_error(dataset, f"the labels of the {part} set are {span}, not 0 to {ways - 1}")
     counts = labels.bincount(minlength=ways).tolist()
-    wrong = [f"class {label}: found {count}, needed {each}" for label, count in enumerate(counts) if count != each]
+    wrong = [
+        f"class {label}: found {count}, needed {per_class}" for label, count in enumerate(counts) if count != per_class
+    ]
     if wrong:
-        _refuse(dataset, f"the {part} set has other numbers of examples than were asked for ({'; '.join(wrong[:5])})")
+        _contract_error(
+            dataset, f"the {part} set does not have {per_class} examples of each class ({'; '.join(wrong[:5])})"
+        )
 
 
-def _refuse(dataset: Dataset, what: str, cause: Exception | None = None) -> NoReturn:
+def _contract_error(dataset: Dataset, what: str, cause: Exception | None = None) -> NoReturn:
     raise PluginError(
         f"The data set {_name(dataset)} breaks its contract: {what}.",
         where=f"{type(dataset).__module__}:{type(dataset).__qualname__}",
-        remedy="its author can find such faults with `metaforge check`; METAFORGE_DEBUG=1 shows the trace",
+        remedy="its author can find such errors with `metaforge check`; METAFORGE_DEBUG=1 shows the traceback",
     ) from cause
 
 

@@ -1,4 +1,4 @@
-"""Downloads by https alone, their digest pinned: nothing half-fetched ever has the final name."""
+"""Downloads over https with a known digest; a file gets its final name only when it is complete and verified."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from metaforge.errors import DataError, StorageError
 from metaforge.system.files import free_space
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with what is fetched, the bytes so far and the bytes in all (None where the server does not say)."""
+"""Called with the file name, the bytes received so far, and the total bytes (None if the server does not send it)."""
 
 _BLOCK = 2**18
-# A partial file that old belongs to no download that is still under way.
+# A partial file that has not changed for this long was left behind by a process that was killed.
 _ABANDONED_SECONDS = 24 * 3600
 
 
 class Response(Protocol):
-    """What a download needs of an answer: its headers and its bytes (as `urllib.request.urlopen` gives them)."""
+    """The part of an HTTP response that a download uses, as `urllib.request.urlopen` returns it."""
 
     headers: Message
 
@@ -36,6 +36,7 @@ class Response(Protocol):
 
 
 Opener = Callable[[str], AbstractContextManager[Response]]
+"""Opens a URL and returns a context manager of the response, like `open_https`; tests pass their own."""
 
 
 class _HttpsOnly(urllib.request.HTTPRedirectHandler):
@@ -49,22 +50,40 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
 
 
 def open_https(url: str, *, timeout: float = 30) -> AbstractContextManager[Response]:
-    """Open an https address; anything else, also where it is led to, is refused with `DataError`.
+    """Open an https URL and return the response as a context manager.
 
-    `timeout` is how many seconds the other side may be silent.
+    Args:
+        url: The address. Redirections are followed to https addresses only.
+        timeout: How long to wait for the server to connect or to send more data, in seconds.
+
+    Returns:
+        A context manager of a response with `headers` and `read(size)`.
+
+    Raises:
+        DataError: The address, or one that it redirects to, is not an https address.
+        OSError: The connection fails.
+
+    Example:
+        >>> from metaforge.data import open_https
+        >>> open_https("http://example.org/images.zip")
+        Traceback (most recent call last):
+        ...
+        metaforge.errors.DataError: only https addresses are fetched
+          where: http://example.org/images.zip
+          remedy: use an address that begins with https://
     """
     _check_https(url)
     opener = urllib.request.build_opener(_HttpsOnly)
     request = urllib.request.Request(url, headers={"User-Agent": "metaforge", "Accept-Encoding": "identity"})
-    answer: AbstractContextManager[Response] = opener.open(request, timeout=timeout)
-    return answer
+    response: AbstractContextManager[Response] = opener.open(request, timeout=timeout)
+    return response
 
 
 def _check_https(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme != "https" or not parts.hostname:
         raise DataError(
-            "only https addresses are fetched", where=url, remedy="give an address that begins with https://"
+            "only https addresses are fetched", where=url, remedy="use an address that begins with https://"
         )
 
 
@@ -78,46 +97,67 @@ def download(
     progress: Progress | None = None,
     opener: Opener = open_https,
 ) -> Path:
-    """Fetch `url` into `target`, which appears complete and verified or not at all; return `target`.
+    """Download a file and return its path; the path appears only when the file is complete and verified.
 
-    `check` may raise on the fetched file before it gets its name. Raises `DataError` for a failed or wrong download,
-    `StorageError` where it cannot be written.
+    Args:
+        url: An https address.
+        target: Where to put the file. Missing parent folders are created.
+        md5: Expected MD5 digest of the file, as hexadecimal digits.
+        max_bytes: The download is aborted if the file is longer than this.
+        check: Called with the path of the complete partial file; it raises an exception to reject the file.
+        progress: Called after each block that is received.
+        opener: Opens the address.
+
+    Returns:
+        `target`.
+
+    Raises:
+        DataError: The download fails, is too long or has another digest.
+        StorageError: The file cannot be written.
     """
     _check_https(url)
     part: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix stays: `check` may go by it. The name is unique: two processes may fetch at once.
+        # `check` may depend on the suffix. The name is unique: two processes may download the same file at a time.
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=f".part{target.suffix}", dir=target.parent)
         part = Path(name)
-        _sweep(part, target)
+        _remove_abandoned(part, target)
         with os.fdopen(handle, "wb") as file:
-            found = _fetch(url, file, target, max_bytes, progress, opener)
-        if found != md5:
-            raise DataError(
-                f"the download's MD5 is {found}, not {md5}: it is incomplete or another file",
-                where=url,
-                remedy=f"try again, or put the right file at {target} by hand",
-            )
+            digest = _copy_response(url, file, target, max_bytes, progress, opener)
+        if digest != md5:
+            raise _digest_error(url, target, digest, md5)
         if check is not None:
             check(part)
         part.chmod(0o644)
         part.replace(target)
     except OSError as error:
-        raise StorageError(
-            f"the download cannot be written: {error.strerror or error}. At most {max_bytes:,} bytes are needed."
-            f"{free_space(target.parent)}",
-            where=str(target),
-            remedy="choose a folder that may be written, on a disk with free space",
-        ) from error
+        raise _write_error(error, target, max_bytes) from error
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
     return target
 
 
-def _sweep(part: Path, target: Path) -> None:
-    """Delete what downloads that were killed have left of `target` (those under way write younger files)."""
+def _digest_error(url: str, target: Path, digest: str, md5: str) -> DataError:
+    return DataError(
+        f"the download's MD5 is {digest}, not {md5}: it is incomplete or is another file",
+        where=url,
+        remedy=f"try again, or put the right file at {target} by hand",
+    )
+
+
+def _write_error(error: OSError, target: Path, max_bytes: int) -> StorageError:
+    return StorageError(
+        f"the download cannot be written: {error.strerror or error}. At most {max_bytes:,} bytes are needed."
+        f"{free_space(target.parent)}",
+        where=str(target),
+        remedy="choose a folder that can be written to, on a disk with enough free space",
+    )
+
+
+def _remove_abandoned(part: Path, target: Path) -> None:
+    """Delete partial files of `target` that killed processes have left; those of running downloads are more recent."""
     now = part.stat().st_mtime
     for other in target.parent.glob(f".{glob.escape(target.stem)}-*.part{glob.escape(target.suffix)}"):
         with contextlib.suppress(FileNotFoundError):
@@ -125,14 +165,16 @@ def _sweep(part: Path, target: Path) -> None:
                 other.unlink()
 
 
-def _fetch(url: str, file: IO[bytes], target: Path, max_bytes: int, progress: Progress | None, opener: Opener) -> str:
-    """Copy the answer of `url` into `file` and return its MD5."""
+def _copy_response(
+    url: str, file: IO[bytes], target: Path, max_bytes: int, progress: Progress | None, opener: Opener
+) -> str:
+    """Copy the response body into `file` and return its MD5 digest."""
     digest = hashlib.md5(usedforsecurity=False)
     done = 0
-    for block, total in _blocks(url, target, opener):
+    for block, total in _response_blocks(url, target, opener):
         done += len(block)
         if max(done, total or 0) > max_bytes:
-            raise DataError(f"the answer is longer than {max_bytes:,} bytes", where=url, remedy="check the address")
+            raise DataError(f"the response is longer than {max_bytes:,} bytes", where=url, remedy="check the address")
         digest.update(block)
         file.write(block)
         if progress is not None:
@@ -142,17 +184,20 @@ def _fetch(url: str, file: IO[bytes], target: Path, max_bytes: int, progress: Pr
     return digest.hexdigest()
 
 
-def _blocks(url: str, target: Path, opener: Opener) -> Iterator[tuple[bytes, int | None]]:
-    """Yield the answer's blocks, each with the number of bytes announced; what the network raises is a `DataError`."""
-    # A generator keeps the two kinds of `OSError` apart: the disk's are raised in the loop's body, outside this frame.
+def _response_blocks(url: str, target: Path, opener: Opener) -> Iterator[tuple[bytes, int | None]]:
+    """Yield blocks of the response body, each with the announced total length; raise `DataError` if the network fails.
+
+    A generator separates the two sources of `OSError`: those of the network are raised in here, those of the disk in
+    the body of the caller's loop.
+    """
     try:
-        with opener(url) as answer:
-            length = answer.headers.get("Content-Length") or ""
+        with opener(url) as response:
+            length = response.headers.get("Content-Length") or ""
             total = int(length) if length.isdecimal() else None
-            while block := answer.read(_BLOCK):
+            while block := response.read(_BLOCK):
                 yield block, total
     except (OSError, http.client.HTTPException, ValueError, OverflowError) as error:
-        # The last two are what addresses and headers that make no sense end in.
+        # Invalid addresses and headers raise the last two.
         raise DataError(
             f"the download failed: {error}",
             where=url,

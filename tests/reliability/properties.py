@@ -19,7 +19,7 @@ from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
 from metaforge.config.settings import RunConfig
 from metaforge.config.sources import SETS, Layer, file_layer
-from metaforge.data.episodes import ClassPool, distinct, episode_keys, sample_episodes
+from metaforge.data import ClassPool, episode_keys, sample_episodes, sample_without_replacement
 from metaforge.errors import MetaForgeError
 from metaforge.registry.registry import Registry
 from metaforge.registry.scan import scan
@@ -96,10 +96,10 @@ def labels_are_permuted(draw: Draw, folder: Path) -> bool:
 
 
 def draws_are_distinct(draw: Draw, folder: Path) -> bool:
-    """`distinct` returns numbers below the population, none twice."""
+    """`sample_without_replacement` returns numbers below the population, none twice."""
     population = whole(draw, 1, 3000)
     count = whole(draw, 1, min(population, 50))
-    found = distinct(episode_keys(whole(draw, 0, 2**62), "x", 0, 3), population, count)
+    found = sample_without_replacement(episode_keys(whole(draw, 0, 2**62), "x", 0, 3), population, count)
     return found.shape == (3, count) and all(
         len(set(one)) == count and min(one) >= 0 and max(one) < population for one in found.tolist()
     )

@@ -25,7 +25,7 @@ _QUARTERS = {"rot000": (0,), "rot090": (1,), "rot180": (2,), "rot270": (3,)}
 
 @dataclass(frozen=True)
 class Collection:
-    """One of the two official archives: its number of characters, its MD5, and the SHA-256 of its names and pixels."""
+    """One of the two official archives: its number of characters, its MD5 digest and its content digest (SHA-256)."""
 
     name: str
     characters: int
@@ -58,40 +58,38 @@ class OmniglotOptions(Options):
     split_file: str = Field(
         default="splits/vinyals",
         min_length=1,
-        description="prefix of <prefix>-train.txt, -val.txt and -test.txt, from the folder omniglot (split = file)",
+        description="prefix of the lists <prefix>-train.txt, -val.txt, -test.txt in the folder omniglot (split = file)",
     )
-    split_seed: int = Field(default=1, ge=0, description="seed of the random split and of the alphabets held out")
+    split_seed: int = Field(default=1, ge=0, description="seed of the random split and of the held-out alphabets")
     holdout: int = Field(
         default=0,
         ge=0,
         le=29,
-        description="background alphabets that make the val split (split = lake; 0: no val split)",
+        description="number of background alphabets held out for the val split (split = lake; 0: no val split)",
     )
     rotations: Literal["train", "all", "none"] = Field(
-        default="train", description="splits in which each character turned by 90, 180 and 270 degrees is a class too"
+        default="train", description="splits in which copies rotated by 90, 180 and 270 degrees are additional classes"
     )
-    invert: bool = Field(default=True, description="make ink 255 and paper 0 (the files have dark ink on white)")
-    resample: data.Resample = Field(
-        default="box", description="filter with which the images of 105 pixels are made smaller"
-    )
+    invert: bool = Field(default=True, description="make ink 255 and paper 0; the files have dark ink on white")
+    resample: data.Resample = Field(default="box", description="filter for resizing the images of 105 x 105 pixels")
     mode: Literal["memory", "on-demand"] = Field(
         default="memory",
-        description="hold all images in memory (and cache them on disk), or decode those that are drawn",
+        description="memory: load all images and cache them on disk; on-demand: decode each image when it is sampled",
     )
 
 
 class Omniglot(Dataset):
     """Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawers each.
 
-    Rotated copies are classes made after splitting. With split = file, `rotations` says in which splits they are used:
-    those that a list names, or all four where its lines name none.
+    Rotated copies are additional classes, made after the characters have been split. With split = file, a line of a
+    list may name a rotation, as in `Greek/character01/rot090`; a character without one gets all four. In splits that
+    `rotations` does not select, every character is one unrotated class.
     """
 
     Config = OmniglotOptions
     reference: ClassVar[str] = "https://doi.org/10.1126/science.aab3050"
     defaults: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {"classification": {"backbone": {"name": "conv4"}}}
     kind: ClassVar[Kind] = "classification"
-    note: ClassVar[str] = ""
 
     def __init__(self, config: OmniglotOptions, *, root: Path) -> None:
         self.config = config
@@ -100,16 +98,16 @@ class Omniglot(Dataset):
         self._pools: dict[str, data.ClassPool] = {}
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
-        """Return the spec of tasks of `[1, size, size]` images; `DataError` if the split is too small for the shape."""
-        data.feasible(self.pool(split), shape)
+        """Return the spec of tasks of `[1, size, size]` images; raise `DataError` if the split is too small."""
+        data.check_shape(self.pool(split), shape)
         return TaskSpec("classification", (1, self.config.size, self.config.size), shape.ways, shape)
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
-        """Return episodes as one batched task: x `[count, n, 1, size, size]` uint8, y `[count, n]` int64."""
+        """Return a batched task: x `[count, n, 1, size, size]` uint8 and y `[count, n]` int64."""
         return data.sample_episodes(self.pool(split), shape, first, count, seed=seed, split=split)
 
     def facts(self, split: str) -> Mapping[str, str | int | float]:
-        """Return how many classes, characters and images a split has, and how it was made."""
+        """Return the numbers of classes, characters, alphabets and images of a split, and how it was made."""
         classes, characters = len(self.pool(split).names), len(set(self.characters(split)))
         return {
             "classes": classes,
@@ -123,19 +121,19 @@ class Omniglot(Dataset):
         }
 
     def characters(self, split: str) -> tuple[str, ...]:
-        """Return the character `Alphabet/characterNN` that each class of a split shows, whichever way it is turned."""
+        """Return the character `Alphabet/characterNN` of each class of a split, without its rotation."""
         return tuple(name.rpartition("/")[0] for name in self.pool(split).names)
 
     def pool(self, split: str) -> data.ClassPool:
-        """Return the classes of a split, named `Alphabet/characterNN/rotRRR`; raises `DataError`."""
+        """Return the classes of a split, named `Alphabet/characterNN/rotRRR`; raise `DataError` if data are missing."""
         data.check_split(split, SPLITS, "omniglot")
         if split not in self._pools:
-            make = {"lake": self._lake, "random": self._random, "file": self._listed}[self.config.split]
-            self._pools[split] = make(split)
+            method = {"lake": self._lake, "random": self._random, "file": self._listed}[self.config.split]
+            self._pools[split] = method(split)
         return self._pools[split]
 
     def _lake(self, split: str) -> data.ClassPool:
-        """Split by alphabet: background to train on, evaluation to test on, `holdout` background alphabets for val."""
+        """Return a split by alphabet: train and val (`holdout` alphabets) from background, test from evaluation."""
         if split == "test":
             characters, _ = self._images(EVALUATION)
             return self._pool(split, [(name, ()) for name in characters], EVALUATION)
@@ -143,34 +141,35 @@ class Omniglot(Dataset):
             raise DataError(
                 "the lake split has no val classes",
                 where="omniglot, split = lake",
-                remedy="set holdout to a number of background alphabets, or use split = random or split = file",
+                remedy="set holdout to 1 or more background alphabets, or use split = random or split = file",
             )
         characters, _ = self._images(BACKGROUND)
         alphabets = sorted({name.split("/")[0] for name in characters})
         keys = data.episode_keys(self.config.split_seed, "alphabets held out", 0, 1)
-        held = {alphabets[i] for i in data.distinct(keys, len(alphabets), len(alphabets))[0, : self.config.holdout]}
-        chosen = [name for name in characters if (name.split("/")[0] in held) == (split == "val")]
+        order = data.sample_without_replacement(keys, len(alphabets), len(alphabets))[0]
+        held_out = {alphabets[i] for i in order[: self.config.holdout]}
+        chosen = [name for name in characters if (name.split("/")[0] in held_out) == (split == "val")]
         return self._pool(split, [(name, ()) for name in chosen], BACKGROUND)
 
     def _random(self, split: str) -> data.ClassPool:
-        """Split all characters at random into 1100 for train, 100 for val and the rest for test."""
+        """Return a random split of all characters: 1100 for train, 100 for val and the rest for test."""
         characters, _ = self._images(BACKGROUND, EVALUATION)
         ordered = sorted(characters)
         keys = data.episode_keys(self.config.split_seed, "characters", 0, 1)
-        order = data.distinct(keys, len(ordered), len(ordered))[0]
+        order = data.sample_without_replacement(keys, len(ordered), len(ordered))[0]
         part = {"train": order[:1100], "val": order[1100:1200], "test": order[1200:]}[split]
         return self._pool(split, [(ordered[i], ()) for i in part], BACKGROUND, EVALUATION)
 
     def _listed(self, split: str) -> data.ClassPool:
-        """Split as three lists of classes say, which must not share a character."""
-        lists = {o: self._read_list(o) for o in SPLITS if o == split or os.path.isfile(self._list(o))}
+        """Return the split that the lists of classes define; no two lists may share a character."""
+        lists = {name: self._read_list(name) for name in SPLITS if name == split or os.path.isfile(self._list(name))}
         for other, classes in lists.items():
             shared = sorted(lists[split].keys() & classes.keys())
             if other != split and shared:
                 raise DataError(
                     f"{shared[0]} is in the lists of both {split} and {other}",
                     where=str(self._list(split)),
-                    remedy="list every character, in all its rotations, for one split only",
+                    remedy="list each character, with all its rotations, for one split only",
                 )
         return self._pool(split, list(lists[split].items()), BACKGROUND, EVALUATION)
 
@@ -178,67 +177,67 @@ class Omniglot(Dataset):
         return self.folder / f"{self.config.split_file}-{split}.txt"
 
     def _read_list(self, split: str) -> dict[str, tuple[int, ...]]:
-        """Return the characters of a list with the quarter turns that it names for each (none: it does not say)."""
+        """Return the characters of a list, each with the quarter turns that the list names (empty if it names none)."""
         path = self._list(split)
-        form = "give a text file of lines such as Greek/character01 or Greek/character01/rot090 (see split_file)"
+        form = "write a text file with lines such as Greek/character01 or Greek/character01/rot090 (see split_file)"
         try:
             lines = data.read_file(path).decode("utf-8").split()
         except UnicodeDecodeError as error:
-            raise DataError(f"the list of {split} classes is no text: {error}", where=str(path), remedy=form) from error
-        found: dict[str, tuple[int, ...]] = {}
+            raise DataError(f"the {split} list is not UTF-8 text: {error}", where=str(path), remedy=form) from error
+        turns_of: dict[str, tuple[int, ...]] = {}
         for line in lines:
             parts = line.split("/")
             turns = () if len(parts) == 2 else _QUARTERS.get(parts[-1]) if len(parts) == 3 else None
             if turns is None:
-                raise DataError(f"{line!r} names no class", where=str(path), remedy=form)
+                raise DataError(f"{line!r} is not the name of a class", where=str(path), remedy=form)
             name = "/".join(parts[:2])
-            if name in found and (not turns or not found[name] or turns[0] in found[name]):
+            if name in turns_of and (not turns or not turns_of[name] or turns[0] in turns_of[name]):
                 raise DataError(f"{line!r} is listed twice", where=str(path), remedy="list every class once")
-            found[name] = (*found.get(name, ()), *turns)
-        if not found:
+            turns_of[name] = (*turns_of.get(name, ()), *turns)
+        if not turns_of:
             raise DataError(f"the list of {split} classes is empty", where=str(path), remedy=form)
-        return found
+        return turns_of
 
     def _pool(self, split: str, classes: list[tuple[str, tuple[int, ...]]], *collections: Collection) -> data.ClassPool:
-        """Return the pool of characters, each in its quarter turns (none: all four) if this split has rotations."""
+        """Return the pool of characters, rotated by their quarter turns (empty: all four) if the split has rotations."""
         characters, images = self._images(*collections)
         rotated = self.config.rotations == "all" or (self.config.rotations == "train" and split == "train")
-        row = {name: number for number, name in enumerate(characters)}
+        row_of = {name: row for row, name in enumerate(characters)}
         rows, turns, names = [], [], []
         for name, listed in classes:
-            if name not in row:
+            if name not in row_of:
                 raise DataError(
-                    f"there is no character {name!r}.{nearest(name, row)}",
+                    f"there is no character {name!r}.{nearest(name, row_of)}",
                     where=str(self._list(split)),
-                    remedy="name characters as their folders are named: Alphabet/characterNN",
+                    remedy="use the names of the folders: Alphabet/characterNN",
                 )
             for quarters in (listed or range(4)) if rotated else (0,):
-                rows.append(row[name])
+                rows.append(row_of[name])
                 turns.append(quarters)
                 names.append(f"{name}/rot{90 * quarters:03d}")
         return data.ClassPool(images, names, np.array(rows, dtype=np.int64), np.array(turns) if rotated else None)
 
     def _images(self, *collections: Collection) -> tuple[list[str], data.Pixels | data.TreeImages]:
-        """Return the characters of some collections and their images, a row for each."""
-        wanted = tuple(collection.name for collection in collections)
-        if wanted not in self._sources:
-            make = self._undecoded if self.config.mode == "on-demand" else self._decoded
-            self._sources[wanted] = make(*collections)
-        return self._sources[wanted]
+        """Return the characters of some collections and their images, one row per character."""
+        names = tuple(collection.name for collection in collections)
+        if names not in self._sources:
+            method = self._undecoded if self.config.mode == "on-demand" else self._decoded
+            self._sources[names] = method(*collections)
+        return self._sources[names]
 
     def _tree(self, collection: Collection) -> data.Tree:
         tree = data.open_tree(self.folder, collection.name)
         if tree is None:
             raise DataError(
-                f"the Omniglot images are not there: neither {collection.name}.zip nor the folder {collection.name}",
+                f"the Omniglot images are missing: no {collection.name}.zip and no folder {collection.name}",
                 where=str(self.folder),
                 remedy="run `metaforge data fetch omniglot`, or put images_background.zip and images_evaluation.zip "
-                "into <data>/omniglot, where METAFORGE_DATA names the folder <data>",
+                "into <data>/omniglot, where <data> is the folder that METAFORGE_DATA names",
             )
         return tree
 
     def _decoded(self, *collections: Collection) -> tuple[list[str], data.Pixels]:
-        """Return the characters of some collections and their images in memory, from the cache if it has them."""
+        """Return the characters of some collections and their images as an array, from the cache if possible."""
         parts = [self._part(collection) for collection in collections]
         names = [str(name) for part in parts for name in part["characters"]]
         return names, parts[0]["images"] if len(parts) == 1 else np.concatenate([part["images"] for part in parts])
@@ -252,10 +251,10 @@ class Omniglot(Dataset):
             characters, source = self._undecoded(collection)
             return {"characters": np.array(characters), "images": source.all()}
 
-        return data.cached(f"omniglot-{collection.name}-{self.config.size}", key, build)
+        return data.load_or_build(f"omniglot-{collection.name}-{self.config.size}", key, build)
 
     def _undecoded(self, *collections: Collection) -> tuple[list[str], data.TreeImages]:
-        """Return the characters of some collections and their images, none decoded yet; `DataError` if some lack."""
+        """Return the characters of some collections and their undecoded images; raise `DataError` if any is missing."""
         places: dict[str, list[tuple[data.Tree, str]]] = {}
         for collection in collections:
             tree, found = self._tree(collection), dict[str, list[tuple[data.Tree, str]]]()
@@ -266,10 +265,10 @@ class Omniglot(Dataset):
                     found.setdefault(f"{parts[1]}/{parts[2]}", []).append((tree, name))
             wrong = {character: len(images) for character, images in found.items() if len(images) != DRAWERS}
             if len(found) != collection.characters or wrong:
-                few = "; ".join(f"{name}: {count} images, not {DRAWERS}" for name, count in list(wrong.items())[:3])
-                said = f"{len(found) - len(wrong)} characters of {DRAWERS} images were found"
+                first = "; ".join(f"{name}: {count} images, not {DRAWERS}" for name, count in list(wrong.items())[:3])
+                complete = f"{len(found) - len(wrong)} characters of {DRAWERS} images were found"
                 raise DataError(
-                    f"{said}, not {collection.characters}{few and f' ({few})'}",
+                    f"{complete}, not {collection.characters}{first and f' ({first})'}",
                     where=str(tree.path),
                     remedy="delete it and run `metaforge data fetch omniglot`",
                 )
@@ -283,7 +282,7 @@ class Omniglot(Dataset):
     ) -> list[Path]:
         """Download the two official archives into `root/omniglot`, verify them, and return their paths.
 
-        What is there already and holds the right images is kept. Raises `DataError` and `StorageError`.
+        An archive or folder that is present and intact is kept. Raises `DataError` or `StorageError`.
         """
         return [
             data.fetch_tree(

@@ -34,14 +34,22 @@ class SinusoidOptions(Options):
         default="minus", description="minus: y = A sin(x - phase), as in MAML; plus: y = A sin(x + phase), as in iMAML"
     )
     query_grid: bool = Field(
-        default=False, description="put the query points of val and test tasks on an even grid over [-5, 5]"
+        default=False, description="place the query points of val and test tasks on an even grid over [-5, 5]"
     )
 
 
 class Sinusoid(Dataset):
-    """Sine waves of random amplitude in [0.1, 5] and phase in [0, pi], to regress from a few points in [-5, 5].
+    """Regression of sine waves with random amplitude in [0.1, 5] and phase in [0, pi] from a few points in [-5, 5].
 
-    The splits are different streams of waves of one distribution.
+    The splits are independent samples of the same distribution of waves.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from metaforge.authoring import TaskShape
+        >>> from metaforge_plugins.datasets.sinusoid import Sinusoid
+        >>> sinusoid = Sinusoid(Sinusoid.Config(), root=Path())
+        >>> sinusoid.sample("train", TaskShape(ways=1, shots=10, queries=15), 0, 4, seed=0).query.y.shape
+        torch.Size([4, 15, 1])
     """
 
     Config = SinusoidOptions
@@ -50,18 +58,17 @@ class Sinusoid(Dataset):
         "regression": {"task": {"ways": 1, "shots": 10, "queries": 10}, "backbone": {"name": "mlp"}}
     }
     kind: ClassVar[Kind] = "regression"
-    note: ClassVar[str] = ""
 
     def __init__(self, config: SinusoidOptions, *, root: Path) -> None:
         self.config = config
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
-        """Return the spec of tasks from x `[n, 1]` to y `[n, 1]`; `ConfigError` if the shape is no regression task."""
+        """Return the spec of tasks from x `[n, 1]` to y `[n, 1]`; raise `DataError` unless the shape has one way."""
         self._check(split, shape)
         return TaskSpec("regression", (1,), 1, shape)
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
-        """Return episodes as one batched task of float32: support `[count, shots, 1]`, query `[count, queries, 1]`."""
+        """Return a batched task of float32: support `[count, shots, 1]`, query `[count, queries, 1]`."""
         self._check(split, shape)
         keys = bits(episode_keys(seed, split, first, count), 3)
         support = _between(X_RANGE, uniforms(keys[:, 1], shape.shots))
@@ -71,13 +78,13 @@ class Sinusoid(Dataset):
         return Task(support=self._examples(keys, support), query=self._examples(keys, query))
 
     def truth(self, split: str, index: int, xs: ArrayLike, *, seed: int) -> Floats:
-        """Return the true values `[n]` of episode `index` at `xs` `[n]`, to draw its curve."""
+        """Return the values `[n]` of the wave of episode `index` at `xs` `[n]`, for plots."""
         keys = bits(episode_keys(seed, split, index, 1), 3)
-        true: Floats = self._wave(keys, np.asarray(xs, dtype=np.float64)[None])[0]
-        return true
+        values: Floats = self._wave(keys, np.asarray(xs, dtype=np.float64)[None])[0]
+        return values
 
     def facts(self, split: str) -> Mapping[str, str | int | float]:
-        """Return the generator's ranges and the error of two predictors that learn nothing from a task."""
+        """Return the ranges of the waves, and the mean squared errors of two predictors that ignore the task."""
         self._check(split, None)
         low, high = AMPLITUDE
         zero = (high**3 - low**3) / (3 * (high - low)) / 2
@@ -92,14 +99,14 @@ class Sinusoid(Dataset):
         }
 
     def _examples(self, keys: Bits, x: Floats) -> Examples:
-        """Return `x` `[count, n]` with its targets, both `[count, n, 1]` float32."""
+        """Return inputs `x` `[count, n]` and their targets, both as `[count, n, 1]` float32."""
         y = self._wave(keys, x)
         return Examples(*(torch.from_numpy(np.ascontiguousarray(part[..., None], dtype=np.float32)) for part in (x, y)))
 
     def _wave(self, keys: Bits, x: Floats) -> Floats:
         """Return the waves of episodes with keys `[count, 3]` at `x` `[count, n]`."""
-        drawn = uniforms(keys[:, 0], 2)
-        amplitude, phase = _between(AMPLITUDE, drawn[:, :1]), _between(PHASE, drawn[:, 1:])
+        numbers = uniforms(keys[:, 0], 2)
+        amplitude, phase = _between(AMPLITUDE, numbers[:, :1]), _between(PHASE, numbers[:, 1:])
         wave: Floats = amplitude * np.sin(x - phase if self.config.phase == "minus" else x + phase)
         return wave
 
@@ -107,9 +114,9 @@ class Sinusoid(Dataset):
         check_split(split, SPLITS, "sinusoid")
         if shape is not None and (shape.ways != 1 or shape.shots < 1 or shape.queries < 1):
             raise DataError(
-                f"{shape.ways} ways, {shape.shots} shots, {shape.queries} queries are no regression task",
+                f"a regression task cannot have {shape.ways} ways, {shape.shots} shots and {shape.queries} queries",
                 where="sinusoid, task shape",
-                remedy="set ways = 1, and shots and queries (points, without limit) to 1 or more",
+                remedy="set ways = 1, and shots and queries (numbers of points, without an upper limit) to 1 or more",
             )
 
 
@@ -119,6 +126,6 @@ def _between(limits: tuple[float, float], uniform: Floats) -> Floats:
 
 
 def _mean_square_cosine() -> float:
-    """Return the mean of cos² over the range of x, a range symmetric about 0."""
+    """Return the mean of cos² over the range of x, which is symmetric about 0."""
     half = X_RANGE[1]
     return 0.5 + math.sin(2 * half) / (4 * half)

@@ -67,7 +67,7 @@ def test_json_has_the_counts_and_every_check() -> None:
         (["check", "sgd", "--kind", "learner"], 4, "Another kind has it"),
         (["check", "sgd", "--expect", "no-leek=slip"], 2, "Did you mean 'no-leak'"),
         (["check", "sgd", "--expect", "no-leak"], 2, "CHECK=REASON"),
-        (["check", "omniglot"], 3, "images are not there"),
+        (["check", "omniglot"], 3, "images are missing"),
     ],
 )
 def test_what_cannot_be_checked_ends_with_its_own_error(

@@ -1,4 +1,4 @@
-"""The check of a data set's first episode: what is right passes, what is not is named."""
+"""Tests of the check of a data set's first episode: a correct one passes, each violation is named."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GLYPHS = GlyphsOptions(size=8, train=5, val=2, test=4, writers=3)
 
 
 class Changed(Glyphs):
-    """Glyphs whose tasks are changed on the way."""
+    """Glyphs whose tasks are modified before they are returned."""
 
     change: Callable[[torch.Tensor, torch.Tensor], Any]
 
@@ -30,12 +30,12 @@ class Changed(Glyphs):
 
 
 def changed(change: Callable[[torch.Tensor, torch.Tensor], Any]) -> Dataset:
-    made = Changed(GLYPHS, root=Path())
-    made.change = change
-    return made
+    dataset = Changed(GLYPHS, root=Path())
+    dataset.change = change
+    return dataset
 
 
-def test_what_is_right_passes() -> None:
+def test_correct_data_sets_pass() -> None:
     assert checked_spec(changed(lambda x, y: (x, y)), "train", SHAPE, seed=0).outputs == 3
     assert checked_spec(changed(lambda x, y: (x.double(), y)), "test", SHAPE, seed=0).x_shape == (1, 8, 8)
     sinusoid = Sinusoid(SinusoidOptions(), root=Path())
@@ -43,13 +43,13 @@ def test_what_is_right_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (
             lambda x, y: (x.flatten(2), y),
             r"the support set have the shape \[1, 3, 64\], not \[1, 3, 1, 8, 8\]",
         ),
-        (lambda x, y: (x.long(), y), "are torch.int64, not torch.uint8 or a type of floats"),
+        (lambda x, y: (x.long(), y), "are torch.int64, not torch.uint8 or a floating dtype"),
         (lambda x, y: (x, y.float()), "labels of the support set are torch.float32, not torch.int64"),
         (lambda x, y: (x, y + 1), "are 1 to 3, not 0 to 2"),
         (lambda x, y: (x, y * 0), "class 0: found 3, needed 1; class 1: found 0, needed 1"),
@@ -58,14 +58,14 @@ def test_what_is_right_passes() -> None:
     ],
     ids=range(7),
 )
-def test_a_broken_contract_is_the_author_s(change: Callable[..., Any], says: str) -> None:
-    with pytest.raises(PluginError, match=says) as caught:
+def test_a_broken_contract_names_the_class(change: Callable[..., Any], message: str) -> None:
+    with pytest.raises(PluginError, match=message) as caught:
         checked_spec(changed(change), "train", SHAPE, seed=0)
     assert "Changed" in caught.value.where
 
 
-def test_numbers_that_are_not_finite_are_bad_data() -> None:
-    with pytest.raises(DataError, match="have 192 values of 192 that are not finite"):
+def test_non_finite_values_are_a_data_error() -> None:
+    with pytest.raises(DataError, match="192 of 192 values in the inputs of the support set are not finite"):
         checked_spec(changed(lambda x, y: (x.float() * torch.nan, y)), "train", SHAPE, seed=0)
 
 
@@ -78,7 +78,7 @@ def test_a_spec_of_another_kind_or_shape_is_refused() -> None:
         checked_spec(Untrue(GLYPHS, root=Path()), "train", SHAPE, seed=0)
 
 
-def test_what_a_data_set_says_itself_is_left_as_it_is() -> None:
+def test_errors_of_the_data_set_itself_are_passed_on() -> None:
     with pytest.raises(DataError, match="5 classes of 3 images"):
         checked_spec(Glyphs(GLYPHS, root=Path()), "train", TaskShape(6, 1, 2), seed=0)
     with pytest.raises(ConfigError, match="Did you mean 'train'"):

@@ -1,4 +1,4 @@
-"""Images: what is decoded is right, what is damaged or hostile is refused by name."""
+"""Tests of image decoding: correct pixels for each format, and refusal of damaged and malicious files by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """Return a PNG that claims a size and holds next to nothing."""
+    """Return a small PNG file whose header has this size."""
     chunks = b"\x89PNG\r\n\x1a\n"
     for kind, body in (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
@@ -55,7 +55,7 @@ def test_images_are_resized(resample: images.Resample) -> None:
     assert abs(small.mean() - np.asarray(RAMP).mean()) < 2
 
 
-def test_a_box_is_an_average() -> None:
+def test_the_box_filter_averages() -> None:
     checks = Image.fromarray((np.indices((8, 8)).sum(0) % 2 * 254).astype(np.uint8))
     assert (decode_image(encoded(checks), where="x", size=4) == 127).all()
 
@@ -76,7 +76,7 @@ def test_transparent_pixels_of_16_bits_are_white() -> None:
     assert decode_image(data, where="x")[0].tolist() == [[255, 0x80], [0x80, 255]]
 
 
-def test_a_whole_image_of_too_many_pixels_is_refused() -> None:
+def test_an_intact_image_of_too_many_pixels_is_refused() -> None:
     with pytest.raises(DataError, match="more than 16,000,000"):
         decode_image(encoded(Image.new("1", (4100, 4000))), where="x", size=4)
     with pytest.raises(DataError, match="more than 8,000,000"):
@@ -111,7 +111,7 @@ PNG = encoded(RAMP)
     ],
     ids=range(13),
 )
-def test_what_is_no_intact_image_is_refused_by_name(data: bytes, tmp_path: Path) -> None:
+def test_damaged_and_unknown_files_are_refused_by_name(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "bad.png"
     path.write_bytes(data)
     with pytest.raises(DataError) as caught:

@@ -1,4 +1,4 @@
-"""Trees of image files: alike from a folder or a zip, with a digest of contents that packing does not change."""
+"""Tests of file trees: a folder and a zip archive are read alike, and the content digest is independent of packing."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ URL = "https://example.org/set.zip"
 
 
 def files(level: int = 0) -> dict[str, bytes]:
-    found = {}
+    content = {}
     for row in "ab":
         for image in range(2):
             file = io.BytesIO()
             Image.new("1", (9, 9), int(row == "a")).save(file, "PNG", compress_level=level)
-            found[f"set/{row}/{image}.png"] = file.getvalue()
-    return found | {"set/readme.txt": b"hello"}
+            content[f"set/{row}/{image}.png"] = file.getvalue()
+    return content | {"set/readme.txt": b"hello"}
 
 
 def as_zip(path: Path, content: dict[str, bytes], form: int = zipfile.ZIP_STORED) -> Path:
@@ -50,8 +50,8 @@ def trees(tmp_path: Path) -> list[Tree]:
     (tmp_path / "zipped").mkdir()
     as_zip(tmp_path / "zipped" / "set.zip", files())
     as_folder(tmp_path / "loose", files(9))
-    found = [open_tree(tmp_path / name, "set") for name in ("zipped", "loose")]
-    return [tree for tree in found if tree is not None]
+    opened = [open_tree(tmp_path / name, "set") for name in ("zipped", "loose")]
+    return [tree for tree in opened if tree is not None]
 
 
 def test_a_zip_and_a_folder_are_read_alike(trees: list[Tree], tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_stamp_changes_with_the_files(trees: list[Tree]) -> None:
 
 
 @pytest.mark.parametrize("invert", [False, True])
-def test_images_are_decoded_when_asked_for(trees: list[Tree], invert: bool) -> None:
+def test_images_are_decoded_on_access(trees: list[Tree], invert: bool) -> None:
     for tree in trees:
         places = [[(tree, f"set/{row}/{image}.png") for image in range(2)] for row in "ab"]
         source = TreeImages(places, 5, invert=invert)
@@ -105,24 +105,24 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
         assert str(tree.path) in caught.value.where
 
 
-def test_fetching_keeps_what_is_right_and_replaces_what_is_not(tmp_path: Path) -> None:
+def test_fetching_keeps_intact_files_and_replaces_others(tmp_path: Path) -> None:
     served = as_zip(tmp_path / "served.zip", files()).read_bytes()
     content = content_digest(ZipTree(tmp_path / "served.zip"))
-    asked: list[str] = []
+    urls: list[str] = []
 
-    class Answer(io.BytesIO):
+    class Response(io.BytesIO):
         headers = Message()
 
     @contextmanager
-    def opener(url: str) -> Iterator[Answer]:
-        asked.append(url)
-        yield Answer(served)
+    def opener(url: str) -> Iterator[Response]:
+        urls.append(url)
+        yield Response(served)
 
     def fetch(digest: str = content) -> Path:
         md5 = hashlib.md5(served, usedforsecurity=False).hexdigest()
         return fetch_tree(tmp_path / "data", "set", url=URL, md5=md5, content=digest, max_bytes=10**6, opener=opener)
 
-    with pytest.raises(DataError, match="does not hold the images"):
+    with pytest.raises(DataError, match="does not hold the expected images"):
         fetch("another digest")
     assert not list((tmp_path / "data").iterdir())
     path = fetch()
@@ -130,11 +130,11 @@ def test_fetching_keeps_what_is_right_and_replaces_what_is_not(tmp_path: Path) -
     assert path.read_bytes() == served
     as_zip(path, files(9), zipfile.ZIP_DEFLATED)
     assert fetch() == path
-    assert len(asked) == 2
+    assert len(urls) == 2
     path.write_bytes(served[:300])
     assert fetch() == path
     assert path.read_bytes() == served
-    assert asked == [URL] * 3
+    assert urls == [URL] * 3
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert caught.value.where == str(folder / "a" / "outside.png")
 
 
-def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused_without_blocking(tmp_path: Path) -> None:
     folder = as_folder(tmp_path, files())
     place = folder / "a" / "0.png"
     for put in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir, lambda path: path.symlink_to("x")):

@@ -1,4 +1,4 @@
-"""Glyphs: deterministic, quick to draw, and about as hard for raw pixels as real characters are."""
+"""Tests of glyphs: deterministic, fast to draw, and about as hard as Omniglot for nearest neighbours on pixels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def nearest_neighbour(data: Glyphs, count: int = 200) -> float:
     return (guess == task.query.y).float().mean().item()
 
 
-def test_tasks_have_the_right_form() -> None:
+def test_tasks_have_the_shapes_of_the_spec() -> None:
     data = made(train=30)
     task = data.sample("train", SHAPE, 0, 8, seed=0)
     assert task.query.x.shape == (8, 75, 1, 28, 28)
@@ -38,7 +38,7 @@ def test_tasks_have_the_right_form() -> None:
     assert "synthetic" in data.note
 
 
-def test_a_character_does_not_depend_on_how_many_there_are() -> None:
+def test_a_character_does_not_depend_on_the_size_of_the_split() -> None:
     few, many = made(train=5).pool("train").images, made(train=25, test=2).pool("train").images
     assert isinstance(few, np.ndarray)
     assert isinstance(many, np.ndarray)
@@ -56,7 +56,7 @@ def test_only_the_split_that_is_needed_is_drawn() -> None:
     assert list(data._pools) == ["val"]
 
 
-def test_every_image_has_ink_and_every_character_is_its_own() -> None:
+def test_every_image_has_ink_and_no_two_characters_are_alike() -> None:
     images = made().pool("test").images
     assert isinstance(images, np.ndarray)
     ink = images.reshape(200, 20, -1).mean(-1) / 255
@@ -71,12 +71,12 @@ def test_every_image_has_ink_and_every_character_is_its_own() -> None:
 def test_drawing_the_training_set_is_quick() -> None:
     start = time.perf_counter()
     made().pool("train")
-    # 0.8 s on a quiet core; generous, for one that is shared.
+    # 0.8 s on an idle core; the limit allows for a shared machine.
     assert time.perf_counter() - start < 5
 
 
-def test_raw_pixels_find_it_as_hard_as_omniglot() -> None:
-    """A nearest neighbour on pixels has 42 % on Omniglot's evaluation set; jitter moves the figure both ways."""
+def test_nearest_neighbours_on_pixels_are_as_accurate_as_on_omniglot() -> None:
+    """Nearest neighbours on pixels reach 42 % on Omniglot's evaluation set; less jitter gives more, more gives less."""
     assert 0.38 < nearest_neighbour(made()) < 0.48
     assert nearest_neighbour(made(jitter=0.5)) > 0.7
     assert nearest_neighbour(made(jitter=1.5)) < 0.36

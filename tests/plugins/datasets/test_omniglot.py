@@ -1,4 +1,4 @@
-"""Omniglot: splits, rotations, cache and errors on a small stand-in of its layout; figures on the real images."""
+"""Tests of Omniglot: splits, rotations, cache and errors on a small imitation; counts and times on the real images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAYOUT = {"images_background": {"Greek": 4, "Latin": 5}, "images_evaluation": {"
 
 
 def drawing(alphabet: str, character: int, drawer: int) -> bytes:
-    """Return a stand-in for a character: dark ink on white, 1 bit, 105 by 105, like no other and not symmetric."""
+    """Return an imitation of an image: 105 x 105 pixels, 1 bit, dark on white, unique and without symmetry."""
     image = Image.new("1", (105, 105), 1)
     pen = ImageDraw.Draw(image)
     pen.rectangle((5, 5, 40 + 3 * character, 20 + 2 * drawer), fill=0)
@@ -60,7 +60,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a root with the small stand-in, of which the plugin believes that it is the real thing."""
+    """Return a data folder with the small imitation, and make the plugin expect its digests."""
     shutil.copytree(archives, tmp_path / "data" / "omniglot")
     for constant, characters in (("BACKGROUND", 9), ("EVALUATION", 6)):
         collection = getattr(omniglot, constant)
@@ -79,7 +79,7 @@ def made(root: Path, **options: object) -> Omniglot:
     return Omniglot(OmniglotOptions.model_validate(options), root=root)
 
 
-def test_lake_splits_by_collection_and_turns_after_splitting(root: Path) -> None:
+def test_lake_splits_by_collection_and_rotates_after_splitting(root: Path) -> None:
     data = made(root)
     assert len(data.pool("train").names) == 36
     assert len(data.pool("test").names) == 6
@@ -98,7 +98,7 @@ def test_rotations_by_split(root: Path, rotations: str, train: int, test: int) -
     assert (len(data.pool("train").names), len(data.pool("test").names)) == (train, test)
 
 
-def test_rotated_classes_are_the_turned_pixels_of_one_array(root: Path) -> None:
+def test_rotated_classes_share_one_array_of_pixels(root: Path) -> None:
     pool = made(root).pool("train")
     base = pool.take(np.array([4]), np.array([3]))
     for quarters in range(4):
@@ -107,7 +107,7 @@ def test_rotated_classes_are_the_turned_pixels_of_one_array(root: Path) -> None:
     assert pool.images.shape[0] == 9
 
 
-def test_ink_is_white_unless_it_is_not_inverted(root: Path) -> None:
+def test_ink_is_white_if_inverted(root: Path) -> None:
     ink, paper = (made(root, invert=invert).pool("test").take(np.array([0]), np.array([0])) for invert in (True, False))
     assert ink.mean() < 128 < paper.mean()
     assert np.array_equal(ink, 255 - paper)
@@ -153,21 +153,21 @@ def test_lists_of_classes(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train", "says"),
+    ("train", "message"),
     [
         ("Greek/character01\nRunes/character01/rot090", "in the lists of both train and test"),
         ("Greek/character09", "Did you mean 'Greek/character0"),
-        ("Greek", "names no class"),
-        ("Greek/character01/rot045", "names no class"),
-        ("a/b/c/d", "names no class"),
+        ("Greek", "is not the name of a class"),
+        ("Greek/character01/rot045", "is not the name of a class"),
+        ("a/b/c/d", "is not the name of a class"),
         ("Greek/character01\nGreek/character01", "listed twice"),
         ("Greek/character01/rot090\nGreek/character01/rot090", "listed twice"),
         ("", "is empty"),
     ],
 )
-def test_wrong_lists_are_refused(root: Path, train: str, says: str) -> None:
+def test_wrong_lists_are_refused(root: Path, train: str, message: str) -> None:
     lists(root, train=train, test="Runes/character01")
-    with pytest.raises(DataError, match=says) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         made(root, split="file", split_file="splits/mine").pool("train")
     assert "mine-train.txt" in caught.value.where
 
@@ -203,7 +203,7 @@ def test_the_cache_is_used_and_depends_on_file_and_options(
         assert torch.equal(made(root).sample("test", SHAPE, 0, 1, seed=0).query.x, expected)
 
 
-def test_missing_images_say_both_ways_to_get_them(tmp_path: Path) -> None:
+def test_missing_images_are_an_error_with_both_ways_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         made(tmp_path).spec("train", SHAPE)
     for part in ("metaforge data fetch omniglot", "images_background.zip", "METAFORGE_DATA"):
@@ -241,22 +241,22 @@ def test_wrong_requests_are_refused(root: Path) -> None:
 
 
 def test_fetch_downloads_both_official_files_and_nothing_twice(root: Path, archives: Path, tmp_path: Path) -> None:
-    asked: list[str] = []
+    urls: list[str] = []
     seen: list[str] = []
 
-    class Answer(io.BytesIO):
+    class Response(io.BytesIO):
         headers = Message()
 
     @contextmanager
-    def opener(url: str) -> Iterator[Answer]:
-        asked.append(url)
-        yield Answer((archives / url.rsplit("/", 1)[1]).read_bytes())
+    def opener(url: str) -> Iterator[Response]:
+        urls.append(url)
+        yield Response((archives / url.rsplit("/", 1)[1]).read_bytes())
 
     for _ in range(2):
         paths = Omniglot.fetch(tmp_path / "new", lambda name, done, total: seen.append(name), opener=opener)
     assert [path.name for path in paths] == ["images_background.zip", "images_evaluation.zip"]
     base = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
-    assert asked == [base + path.name for path in paths]
+    assert urls == [base + path.name for path in paths]
     assert set(seen) == {path.name for path in paths}
     assert made(tmp_path / "new").pool("train").per_class == 20
 
@@ -311,7 +311,7 @@ def test_real_reading_times_and_memory(omniglot_root: Path, tmp_path: Path, monk
     for limit in (8.0, 0.3):
         best = float("inf")
         for _ in range(1 if limit > 1 else 3):
-            # Of this process alone: the machine may be shared. One thread does it all, so a quiet clock says the same.
+            # Processor time, because the machine may be shared; everything runs in one thread.
             start = time.process_time()
             data = made(omniglot_root)
             pools = [data.pool(split) for split in ("train", "test")]
@@ -322,7 +322,7 @@ def test_real_reading_times_and_memory(omniglot_root: Path, tmp_path: Path, monk
 
 
 @pytest.mark.omniglot
-def test_real_images_are_as_hard_as_they_were_measured(omniglot_root: Path) -> None:
+def test_nearest_neighbour_accuracy_on_real_images(omniglot_root: Path) -> None:
     task = made(omniglot_root).sample("test", SHAPE, 0, 300, seed=0)
     support, query = (part.x.float().flatten(2) for part in task)
     guess = task.support.y.gather(1, torch.cdist(query, support).argmin(-1))

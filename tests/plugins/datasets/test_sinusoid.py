@@ -1,4 +1,4 @@
-"""The sinusoid: its constants, exactly and by sampling, and its streams."""
+"""Tests of the sinusoid: its constants by quadrature and by sampling, and independence of its splits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def quadrature(low: float, high: float, points: int = 60) -> tuple[np.ndarray, n
 
 
 def test_exact_constants_by_quadrature() -> None:
-    """ALGORITHMS A.8: E[A²]/2 = 4.2517, the best fixed predictor −1.6234 cos x, its error 3.0057."""
+    """E[A²]/2 = 4.2517; the best predictor that ignores the task is −1.6234 cos x, with an error of 3.0057."""
     amplitude, a = quadrature(*sinusoid.AMPLITUDE)
     phase, p = quadrature(*sinusoid.PHASE)
     x, w = quadrature(*sinusoid.X_RANGE)
@@ -85,7 +85,7 @@ def flat(task: Task) -> torch.Tensor:
     return torch.cat([t.flatten(1) for part in task for t in part], dim=1)
 
 
-def test_episodes_are_values_and_splits_are_streams() -> None:
+def test_episodes_do_not_depend_on_batches_and_splits_differ() -> None:
     data = made()
     whole = flat(data.sample("train", SHAPE, 0, 20, seed=1))
     parts = [data.sample("train", SHAPE, first, 4, seed=1) for first in range(0, 20, 4)]
@@ -94,7 +94,7 @@ def test_episodes_are_values_and_splits_are_streams() -> None:
         assert not torch.isclose(whole, flat(data.sample(split, SHAPE, 0, 20, seed=seed))).all(1).any()
 
 
-def test_the_query_grid_is_for_evaluation() -> None:
+def test_the_query_grid_is_used_in_evaluation_only() -> None:
     data = made(query_grid=True)
     x = data.sample("test", SHAPE, 0, 3, seed=0).query.x
     assert torch.allclose(x[1, :, 0], torch.linspace(-5, 5, 15), atol=1e-6)
@@ -110,5 +110,5 @@ def test_wrong_requests_are_refused() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'train'"):
         made().sample("trian", SHAPE, 0, 1, seed=0)
     for shape in (TaskShape(5, 1, 1), TaskShape(1, 0, 1), TaskShape(1, 1, 0)):
-        with pytest.raises(DataError, match="no regression task"):
+        with pytest.raises(DataError, match="a regression task cannot have"):
             made().spec("train", shape)

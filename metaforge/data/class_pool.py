@@ -1,0 +1,189 @@
+"""The classes of one split with their images, and checks of splits and task shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaforge.authoring.protocols import TaskShape
+from metaforge.data.random_numbers import Indices
+from metaforge.errors import ConfigError, DataError, nearest
+
+Pixels = NDArray[np.uint8]
+"""Images with values 0 to 255, channels first."""
+
+
+class ImageSource(Protocol):
+    """Images that are decoded on access, indexed like an array `[classes, per_class, C, H, W]`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return `(classes, per_class, C, H, W)`."""
+        ...
+
+    def take(self, classes: Indices, images: Indices) -> Pixels:
+        """Return images `[n, C, H, W]` for class and image numbers `[n]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClassPool:
+    """The classes of one split, with the same number of images for each.
+
+    Several splits and rotated copies of classes can share one array of images.
+
+    Args:
+        images: uint8 images `[rows, per_class, C, H, W]`: an array, or an object with the same `shape` and a method
+            `take(rows, images)` that decodes images on access, such as `TreeImages`.
+        names: Names of the classes.
+        rows: The row of `images` that each class has, `[classes]`; by default class i has row i.
+        turns: By how many quarter turns, anticlockwise, the images of each class are rotated, `[classes]`; by default
+            none are. Only square images can be rotated.
+
+    Raises:
+        DataError: Shape or dtype of the images is wrong, or the numbers of classes, names and turns differ.
+
+    Example:
+        >>> import numpy as np
+        >>> from metaforge.data import ClassPool
+        >>> images = np.zeros((3, 20, 1, 28, 28), dtype=np.uint8)
+        >>> pool = ClassPool(images, ["a", "b", "c"])
+        >>> pool.per_class, pool.image_shape
+        (20, (1, 28, 28))
+    """
+
+    images: Pixels | ImageSource
+    names: Sequence[str]
+    rows: Indices | None = None
+    turns: Indices | None = None
+
+    def __post_init__(self) -> None:
+        where = "class pool"
+        if len(self.images.shape) != 5:
+            raise DataError(
+                f"images have the shape {list(self.images.shape)}",
+                where=where,
+                remedy="the shape must be [rows, per_class, C, H, W]",
+            )
+        if isinstance(self.images, np.ndarray) and self.images.dtype != np.uint8:
+            raise DataError(f"images are {self.images.dtype}", where=where, remedy="convert them to uint8")
+        classes = self.images.shape[0] if self.rows is None else len(self.rows)
+        if len(self.names) != classes or (self.turns is not None and len(self.turns) != classes):
+            raise DataError(
+                f"{classes} classes do not match {len(self.names)} names or the number of turns",
+                where=where,
+                remedy="each class needs one name and, if they are given, one row and one turn",
+            )
+        if self.turns is not None and (self.turns % 2).any() and self.images.shape[-1] != self.images.shape[-2]:
+            raise DataError("only square images can be rotated by 90 degrees", where=where, remedy="resize them")
+
+    @property
+    def per_class(self) -> int:
+        """Return the number of images of each class."""
+        return int(self.images.shape[1])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return `(C, H, W)`."""
+        channels, height, width = self.images.shape[2:]
+        return int(channels), int(height), int(width)
+
+    def take(self, classes: Indices, images: Indices) -> Pixels:
+        """Return images `[n, C, H, W]` for class and image numbers `[n]`, rotated as their classes are."""
+        rows = classes if self.rows is None else self.rows[classes]
+        if isinstance(self.images, np.ndarray):
+            table = self.images.reshape(-1, int(np.prod(self.image_shape)))
+            taken = np.empty((len(rows), *self.image_shape), dtype=np.uint8)
+            # With any other mode NumPy would gather into a buffer first. The indices are in range, so none is clipped.
+            np.take(table, rows * self.per_class + images, axis=0, out=taken.reshape(len(rows), -1), mode="clip")
+        else:
+            taken = self.images.take(rows, images)
+        if self.turns is not None:
+            _rotate(taken, self.turns[classes])
+        return taken
+
+
+def _rotate(images: Pixels, turns: Indices) -> None:
+    """Rotate images `[n, C, H, W]` in place by `turns` `[n]` quarter turns."""
+    for quarters in (1, 2, 3):
+        which = np.flatnonzero(turns % 4 == quarters)
+        if len(which):
+            images[which] = np.rot90(images[which], quarters, axes=(-2, -1))
+
+
+def check_split(split: str, splits: Sequence[str], where: str) -> None:
+    """Raise `ConfigError`, with the most similar name, if a data set does not have a split.
+
+    Args:
+        split: The name to check.
+        splits: The names of the splits that the data set has.
+        where: What the message names as the source, usually the data set.
+
+    Raises:
+        ConfigError: `split` is not in `splits`.
+
+    Example:
+        >>> from metaforge.data import check_split
+        >>> check_split("trian", ("train", "test"), "my-data")
+        Traceback (most recent call last):
+        ...
+        metaforge.errors.ConfigError: there is no split 'trian'. Did you mean 'train'?
+          where: my-data
+          remedy: use one of train, test
+    """
+    if split not in splits:
+        raise ConfigError(
+            f"there is no split {split!r}.{nearest(split, splits)}",
+            where=where,
+            remedy=f"use one of {', '.join(splits)}",
+        )
+
+
+def check_shape(pool: ClassPool, shape: TaskShape) -> None:
+    """Raise an error if tasks of a shape cannot be sampled from a pool.
+
+    Args:
+        pool: The classes to sample from.
+        shape: Ways, shots and queries of a task.
+
+    Raises:
+        ConfigError: A classification task cannot have this shape: it needs at least 2 ways, 1 shot and 1 query.
+        DataError: The pool has too few classes, or too few images of each. The message names the largest shape near
+            the one requested.
+
+    Example:
+        >>> import numpy as np
+        >>> from metaforge.authoring import TaskShape
+        >>> from metaforge.data import ClassPool, check_shape
+        >>> pool = ClassPool(np.zeros((5, 20, 1, 8, 8), dtype=np.uint8), list("abcde"))
+        >>> check_shape(pool, TaskShape(ways=5, shots=1, queries=15))
+        >>> check_shape(pool, TaskShape(ways=6, shots=1, queries=15))  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        ...
+        metaforge.errors.DataError: tasks of 6 classes with 1 + 15 images each were requested; the split has 5 classes
+    """
+    for name, value, least in zip(shape._fields, shape, (2, 1, 1), strict=True):
+        if value < least:
+            raise ConfigError(
+                f"a classification task cannot have {name} = {value}",
+                where="task shape",
+                remedy=f"set {name} to {least} or more",
+            )
+    classes, images = len(pool.names), pool.per_class
+    needed = shape.shots + shape.queries
+    if shape.ways <= classes and needed <= images:
+        return
+    available = f"the split has {classes} classes of {images} images each"
+    if classes < 2 or images < 2:
+        raise DataError(available, where="task shape", remedy="use a split of at least 2 classes of 2 images each")
+    ways, shots = min(shape.ways, classes), min(shape.shots, images - 1)
+    raise DataError(
+        f"tasks of {shape.ways} classes with {shape.shots} + {shape.queries} images each were requested; {available}",
+        where="task shape",
+        remedy=f"use at most {classes} ways, and shots + queries of at most {images}; the largest task near this one: "
+        f"ways = {ways}, shots = {shots}, queries = {min(shape.queries, images - shots)}",
+    )
