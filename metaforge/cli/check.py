@@ -35,18 +35,18 @@ def check(
     registry = scanned()
     # Looked up before the kit, and torch with it, is imported.
     entry = registry.sought(name, chosen_kind(kind))
-    from metaforge.testing.run_checks import counts, outcomes
+    from metaforge.testing.run_checks import counts, run_checks
     from metaforge.testing.subject import Subject
 
     subject = Subject.of(f"{entry.kind}:{entry.qualified}", registry)
     sizes = numbers("--x-shape", x_shape)
     subject = replace(subject, x_shape=None if sizes is None else tuple(sizes))
-    subject.ready()
+    subject.require_data()
     found = []
     # What a plugin prints must not end up between the lines of the answer.
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        for outcome in outcomes(subject, _reasons(expect or [])):
+        for outcome in run_checks(subject, _reasons(expect or [])):
             found.append(outcome)
             if not json:
                 with contextlib.redirect_stdout(stdout):
@@ -73,7 +73,7 @@ def _reasons(given: Sequence[str]) -> dict[str, str]:
 
 def _line(outcome: Outcome) -> str:
     status = {"failed": "FAILED", "skipped": "not applicable"}.get(outcome.status, outcome.status)
-    said = " ".join((outcome.said or outcome.check.text).split())
+    said = " ".join((outcome.message or outcome.check.text).split())
     return f"{outcome.check.name:15} {status}: {said}"
 
 
@@ -82,5 +82,5 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "check": outcome.check.name,
         "status": outcome.status,
         "text": outcome.check.text,
-        "said": outcome.said,
+        "said": outcome.message,
     }

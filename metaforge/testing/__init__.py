@@ -1,4 +1,4 @@
-"""The conformance kit: small named checks that a plugin of any kind must pass, in three lines of a plugin's own tests.
+"""The conformance kit: checks that every plugin of a kind must pass, for use in the plugin's own tests.
 
     from metaforge.testing import Check, Subject, parametrize_with_checks
 
@@ -6,9 +6,9 @@
     def test_my_idea(subject: Subject, check: Check) -> None:
         check(subject)
 
-The same checks run with `metaforge check my-idea`. A check reads no plugin's name: which ones apply follows from the
-kind of plugin and from what its class says of itself (`tags`, `kind`). Whoever needs other inputs than the kit's small
-vectors or images, or options other than the defaults, hands over a `Subject`.
+`metaforge check my-idea` runs the same checks. Which checks apply to a plugin follows from its kind and its class
+attributes (`tags`, `kind`), never from its name. By default a plugin is checked with its default options on small
+vectors or images; pass a `Subject` for other options or inputs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ __all__ = ["Check", "Subject", "checks_for", "parametrize_with_checks", "skipped
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: a fresh interpreter that looks at one plugin's import must not pay for the whole kit.
+    # Imported on first use: the `import` check starts an interpreter that imports `metaforge.testing.global_state`, and
+    # should not import the whole kit.
     if name not in __all__:
         raise AttributeError(f"module 'metaforge.testing' has no attribute {name!r}")
     module = {"Check": "check", "Subject": "subject"}.get(name, "run_checks")

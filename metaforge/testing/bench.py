@@ -1,4 +1,4 @@
-"""A subject at work: the learner that it is, or that is built around it, with values and tasks to try it on."""
+"""The test bench of a subject: a learner that is or contains the subject, with values and toy tasks to run it on."""
 
 from __future__ import annotations
 
@@ -31,26 +31,28 @@ from metaforge.engine.batch import MetaStep, meta_gradients, prepare
 from metaforge.testing.subject import Subject
 from metaforge.testing.toy import OUTPUTS, ToyClasses, ToyCurves, ToyDescent, ToyLearner, ToyNet, ToyTasksOptions
 
-# Tried in this order where a subject does not say what inputs it takes.
-SHIFT = 0.01
-INPUTS = ((6,), (1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 84, 84))
-SHAPES: dict[Kind, TaskShape] = {"classification": TaskShape(3, 2, 3), "regression": TaskShape(1, 6, 6)}
+# Standard deviation of the noise that is added to initial parameters. At initial values of 0 and 1 (biases, scales of
+# norm layers) some mistakes have no effect.
+PERTURBATION = 0.01
+# Shapes of an input, tried in this order for a subject that does not set `x_shape`.
+INPUT_SHAPES = ((6,), (1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 84, 84))
+TASK_SHAPES: dict[Kind, TaskShape] = {"classification": TaskShape(3, 2, 3), "regression": TaskShape(1, 6, 6)}
 
 
 class Bench(NamedTuple):
-    """A learner built for toy tasks of a spec, with the regularizers whose terms the outer loss has."""
+    """A learner built for toy tasks of one spec, with the regularizers that contribute terms to the outer loss."""
 
     learner: Learner
     spec: TaskSpec
     regularizers: tuple[Regularizer, ...] = ()
 
-    def values(self, seed: int = 0, *, moved: bool = True) -> Params:
-        """Return initial values in float64; `moved` off the ones and zeros at which many things do not matter."""
+    def values(self, seed: int = 0, *, perturbed: bool = True) -> Params:
+        """Return initial values in float64; `perturbed` adds noise to the parameters (see `PERTURBATION`)."""
         key = make_key(seed, "values")
         values = {name: value.double() for name, value in self.learner.init(key).items()}
         params, state = split_state(values)
-        if moved:
-            params = {n: v + SHIFT * normal(fold_in(key, n), v.shape, v.dtype) for n, v in params.items()}
+        if perturbed:
+            params = {n: v + PERTURBATION * normal(fold_in(key, n), v.shape, v.dtype) for n, v in params.items()}
         return params | state
 
     def tasks(self, count: int, *, split: str = "train", dtype: torch.dtype = torch.float64) -> Task:
@@ -62,67 +64,76 @@ class Bench(NamedTuple):
         return prepare(batch, torch.device("cpu"), dtype)
 
     def task(self, index: int = 0) -> Task:
-        """Return one toy task."""
+        """Return the toy task with this number, without a task dimension."""
         return one_task(self.tasks(index + 1), index)
 
-    def predict(self, values: Params, task: Task, **adapting: Any) -> Tensor:
-        """Return the predictions `[n, outputs]` of a task's queries, as in evaluation."""
-        return self.learner.predict(values, self.learner.adapt(values, task.support, **adapting), task.query.x)
+    def predict(self, values: Params, task: Task, **options: Any) -> Tensor:
+        """Return predictions `[n, outputs]` for the query set as in evaluation; `options` are passed to `adapt`."""
+        return self.learner.predict(values, self.learner.adapt(values, task.support, **options), task.query.x)
 
-    def step(self, values: Params, tasks: Task, **how: Any) -> MetaStep:
-        """Return the meta-gradient step of a batch of tasks."""
+    def step(self, values: Params, tasks: Task, **options: Any) -> MetaStep:
+        """Return losses, gradients and state of an outer step; `options` are passed to `meta_gradients`."""
         return meta_gradients(
-            self.learner, values, tasks, keys(len(tasks.support.x)), regularizers=self.regularizers, **how
+            self.learner, values, tasks, task_keys(len(tasks.support.x)), regularizers=self.regularizers, **options
         )
 
-    def advanced(self, values: Params) -> Params:
-        """Return the values with their state after one meta-step: running statistics that have moved."""
+    def with_updated_state(self, values: Params) -> Params:
+        """Return the values with their state entries as after one outer step, such as updated running statistics."""
         return added(values, self.step(values, self.tasks(2)).state)
 
 
-def keys(count: int) -> Tensor:
-    """Return one key for each task `[count]`."""
+def task_keys(count: int) -> Tensor:
+    """Return one key per task, `[count]`."""
     return torch.stack([make_key(7, "task", i) for i in range(count)])
 
 
-def tags(subject: Subject) -> Tags:
-    """Return the tags of the learner that a subject is, or is built into."""
-    found: Tags = (subject.cls if subject.kind == "learner" else ToyLearner).tags
-    return found
+def learner_tags(subject: Subject) -> Tags:
+    """Return the tags of the learner that is the subject, or into which the subject is built."""
+    tags: Tags = (subject.cls if subject.kind == "learner" else ToyLearner).tags
+    return tags
 
 
-def kinds(subject: Subject) -> list[Kind]:
-    """Return the kinds of toy tasks on which a subject is tried: all that a learner solves, one for all others."""
-    return sorted(tags(subject).kinds) if subject.kind == "learner" else ["classification"]
+def task_kinds(subject: Subject) -> list[Kind]:
+    """Return the kinds of toy tasks for a subject: all that a learner supports, classification for other plugins."""
+    return sorted(learner_tags(subject).kinds) if subject.kind == "learner" else ["classification"]
 
 
-def benches(subject: Subject) -> list[Bench]:
-    """Return one bench for each kind of task that a subject is tried on."""
-    return [bench(subject, kind) for kind in kinds(subject)]
+def build_benches(subject: Subject) -> list[Bench]:
+    """Return one bench per kind of task."""
+    return [build_bench(subject, kind) for kind in task_kinds(subject)]
 
 
-def bench(subject: Subject, kind: Kind | None = None, *, ways: int | None = None, bare: bool = False) -> Bench:
-    """Return the learner that a subject is, or that is built around it; `bare` leaves an added regularizer out.
+def build_bench(
+    subject: Subject, kind: Kind | None = None, *, ways: int | None = None, without_regularizer: bool = False
+) -> Bench:
+    """Return a bench for a subject.
 
-    Raises `AssertionError` where it can be built for none of the inputs tried.
+    Args:
+        subject: The plugin to check.
+        kind: Kind of the toy tasks; by default the first that the learner supports.
+        ways: Number of classes of a toy task, if it is not the usual one.
+        without_regularizer: Whether to leave out a regularizer that is the subject, for comparison.
+
+    Raises:
+        AssertionError: The subject has no `x_shape`, and a learner or backbone fails for all input shapes tried.
     """
-    kind = kind or kinds(subject)[0]
-    shape = SHAPES[kind] if ways is None else SHAPES[kind]._replace(ways=ways)
+    kind = kind or task_kinds(subject)[0]
+    shape = TASK_SHAPES[kind] if ways is None else TASK_SHAPES[kind]._replace(ways=ways)
     if subject.x_shape is not None or subject.kind not in ("learner", "backbone"):
-        return _built(subject, _spec(kind, subject.x_shape or INPUTS[0], shape), bare)
-    said = []
-    for x_shape in INPUTS:
+        return _build(subject, _spec(kind, subject.x_shape or INPUT_SHAPES[0], shape), without_regularizer)
+    errors = []
+    for x_shape in INPUT_SHAPES:
         try:
-            tried = _built(subject, _spec(kind, x_shape, shape), bare)
-            tried.predict(tried.values(), tried.task())
+            trial = _build(subject, _spec(kind, x_shape, shape), without_regularizer)
+            trial.predict(trial.values(), trial.task())
         except Exception as error:
-            said.append(f"{list(x_shape)}: {type(error).__name__}: {str(error).strip().splitlines()[0:1]}")
+            errors.append(f"{list(x_shape)}: {type(error).__name__}: {str(error).strip().splitlines()[0:1]}")
         else:
-            # A new one: what the trial left on an instance must not hide what a loaded learner lacks.
-            return _built(subject, tried.spec, bare)
+            # A new instance: what the trial has stored on its instance could hide that a loaded learner fails.
+            return _build(subject, trial.spec, without_regularizer)
     raise AssertionError(
-        f"{subject.label} predicts for none of the inputs tried ({'; '.join(said)}); mend what it raised, or say what"
-        " it takes with Subject(..., x_shape=...)"
+        f"{subject.label} makes no predictions for any of the input shapes tried ({'; '.join(errors)}); correct these"
+        " errors, or set the shape that it accepts with Subject(..., x_shape=...)"
     )
 
 
@@ -130,19 +141,19 @@ def _spec(kind: Kind, x_shape: tuple[int, ...], shape: TaskShape) -> TaskSpec:
     return TaskSpec(kind, x_shape, OUTPUTS if kind == "regression" else shape.ways, shape)
 
 
-def _built(subject: Subject, spec: TaskSpec, bare: bool) -> Bench:
-    body = subject.built() if subject.kind == "backbone" else ToyNet(Options())
+def _build(subject: Subject, spec: TaskSpec, without_regularizer: bool) -> Bench:
+    backbone = subject.build() if subject.kind == "backbone" else ToyNet(Options())
     chain: Mapping[str, GradientTransform] = {"toy": ToyDescent(Options())}
     regularizers: dict[str, Regularizer] = {}
     if subject.kind == "adapter":
-        chain = {subject.name: subject.built()}
-    if subject.kind == "regularizer" and not bare:
-        regularizers = {subject.name: subject.built()}
+        chain = {subject.name: subject.build()}
+    if subject.kind == "regularizer" and not without_regularizer:
+        regularizers = {subject.name: subject.build()}
     cls = subject.cls if subject.kind == "learner" else ToyLearner
     needs = cls.tags.needs
     parts = Parts(
         spec,
-        cast(Callable[[], nn.Module], lambda: body.build(spec)) if "backbone" in needs else None,
+        cast(Callable[[], nn.Module], lambda: backbone.build(spec)) if "backbone" in needs else None,
         Chain(chain) if "adapter" in needs else None,
         regularizers,
     )
@@ -150,19 +161,26 @@ def _built(subject: Subject, spec: TaskSpec, bare: bool) -> Bench:
     return Bench(cls(config, parts), spec, tuple(regularizers.values()))
 
 
-def chained(subject: Subject, *, first: bool) -> Bench:
-    """Return the toy learner with an adapter before or after plain descent in one chain."""
-    spec = _spec("classification", subject.x_shape or INPUTS[0], SHAPES["classification"])
-    pair: list[tuple[str, Adapter]] = [(subject.name, subject.built()), ("toy", ToyDescent(Options()))]
-    body = ToyNet(Options())
-    parts = Parts(spec, lambda: body.build(spec), Chain(dict(pair if first else reversed(pair))))
+def build_chain_bench(subject: Subject, *, first: bool) -> Bench:
+    """Return a bench of the toy learner with an adapter in a chain, before (`first`) or after gradient descent."""
+    spec = _spec("classification", subject.x_shape or INPUT_SHAPES[0], TASK_SHAPES["classification"])
+    pair: list[tuple[str, Adapter]] = [(subject.name, subject.build()), ("toy", ToyDescent(Options()))]
+    backbone = ToyNet(Options())
+    parts = Parts(spec, lambda: backbone.build(spec), Chain(dict(pair if first else reversed(pair))))
     return Bench(ToyLearner(ToyLearner.Config.model_validate({}), parts), spec)
 
 
-def difference(one: Any, two: Any, tolerance: float = 0.0) -> str:
-    """Return what differs between two nests of tensors, in words; an empty string if nothing does."""
+def difference(first: Any, second: Any, tolerance: float = 0.0) -> str:
+    """Return a description of the first difference between two nested structures of tensors, or an empty string.
+
+    Args:
+        first: Any pytree of tensors and other values.
+        second: Another one.
+        tolerance: Absolute and relative tolerance for the values of tensors. Shapes and dtypes must be equal.
+    """
     left, right = (
-        {keystr(path) or "the tensor": leaf for path, leaf in tree_flatten_with_path(nest)[0]} for nest in (one, two)
+        {keystr(path) or "the tensor": leaf for path, leaf in tree_flatten_with_path(tree)[0]}
+        for tree in (first, second)
     )
     if left.keys() != right.keys():
         return f"only one side has {', '.join(sorted(left.keys() ^ right.keys()))}"
@@ -174,6 +192,6 @@ def difference(one: Any, two: Any, tolerance: float = 0.0) -> str:
         elif a.shape != b.shape or a.dtype != b.dtype:
             return f"{name}: {a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}"
         elif not torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True):
-            worst = float((a.double() - b.double()).detach().abs().max())
-            return f"{name} differs by up to {worst:.3g}"
+            largest = float((a.double() - b.double()).detach().abs().max())
+            return f"{name} differs by up to {largest:.3g}"
     return ""

@@ -1,4 +1,4 @@
-"""What a check is: a name, a sentence, the kinds of plugins that it is for, and when it does not apply."""
+"""What a check of the conformance kit is, and the decorator that makes one of a function."""
 
 from __future__ import annotations
 
@@ -8,47 +8,67 @@ from dataclasses import dataclass, field
 from metaforge.testing.subject import Subject
 
 Run = Callable[[Subject], None]
-Reason = Callable[[Subject], str]
+SkipReason = Callable[[Subject], str]
 
 
-def always(subject: Subject) -> str:
-    """Return that nothing speaks against a check."""
+def never_skipped(subject: Subject) -> str:
+    """Return an empty reason: the check applies to every subject."""
     return ""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One property that a plugin must have; calling it with a subject raises `AssertionError` where it has not.
+    """One property that plugins of some kinds must have. Calling it with a subject tests the property.
 
-    `text` says in one sentence what is asked; `reason` says why the check does not apply to a subject, or nothing.
+    Args:
+        name: Name of the check, as `metaforge check` prints it.
+        kinds: Kinds of plugins that it applies to.
+        text: The property, in one sentence.
+        run: Tests the property of a subject and raises `AssertionError` if it does not hold.
+        skip_reason: Returns why the check does not apply to a subject, or an empty string if it applies.
+
+    Raises:
+        AssertionError: On a call, if the subject does not have the property or raises any other exception. The message
+            says what was expected, what was found and what to do.
+
+    Example:
+        >>> from metaforge.testing import Subject, checks_for
+        >>> from metaforge.testing.toy import ToyDescent
+        >>> subject = Subject.of(ToyDescent)
+        >>> check = next(check for check in checks_for(subject) if check.name == "updates")
+        >>> sorted(check.kinds)
+        ['adapter']
+        >>> check(subject)
     """
 
     name: str
     kinds: frozenset[str]
     text: str
     run: Run = field(repr=False)
-    reason: Reason = field(default=always, repr=False)
+    skip_reason: SkipReason = field(default=never_skipped, repr=False)
 
     def __call__(self, subject: Subject) -> None:
-        """Check a subject; whatever else it raises becomes an `AssertionError` that says so."""
+        """Test the property; raise `AssertionError` if the subject does not have it or raises another exception."""
         try:
             self.run(subject)
         except AssertionError:
             raise
         except Exception as error:
-            said = str(error).strip() or "no message"
-            raise AssertionError(f"{subject.label} raised {type(error).__name__}: {said}") from error
+            message = str(error).strip() or "no message"
+            raise AssertionError(f"{subject.label} raised {type(error).__name__}: {message}") from error
 
 
-def check(*kinds: str, name: str = "", unless: Reason = always) -> Callable[[Run], Check]:
-    """Return a decorator that makes a function a check for plugins of these kinds.
+def check(*kinds: str, name: str = "", skip_reason: SkipReason = never_skipped) -> Callable[[Run], Check]:
+    """Return a decorator that turns a function into a `Check`, whose `text` is the function's docstring.
 
-    Its docstring is the sentence that a person reads, its name with dashes the check's name if none is given. `unless`
-    returns the reason for which the check does not apply to a subject, or an empty string.
+    Args:
+        *kinds: Kinds of plugins that the check applies to.
+        name: Name of the check; by default the function's name with dashes instead of underscores.
+        skip_reason: Returns why the check does not apply to a subject, or an empty string if it applies.
     """
 
-    def made(run: Run) -> Check:
+    def decorator(run: Run) -> Check:
         text = (run.__doc__ or "").strip()
-        return Check(name or run.__name__.replace("_", "-"), frozenset(kinds), text, run, unless)
+        return Check(name or run.__name__.replace("_", "-"), frozenset(kinds), text, run, skip_reason)
 
-    return made
+    return decorator

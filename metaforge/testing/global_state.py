@@ -1,4 +1,4 @@
-"""What a plugin must leave alone: the generators of the whole process, and the interpreter that imports it."""
+"""The random generators of the process, whose state a plugin must not change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def generator_states() -> dict[str, Any]:
-    """Return the states of the process's generators, which nothing here changes."""
+    """Return the states of the global generators of torch, NumPy and Python without changing them."""
     return {
         "torch's": torch.default_generator.get_state().tolist(),
         "NumPy's": [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()],
@@ -21,12 +21,13 @@ def generator_states() -> dict[str, Any]:
 
 
 @contextmanager
-def untouched_generators(what: str) -> Iterator[None]:
-    """Fail where the block draws from, or seeds, a generator of the whole process."""
+def assert_generators_unchanged(what: str) -> Iterator[None]:
+    """Raise `AssertionError` if the block changes the state of a global generator; `what` names the code in it."""
     before = generator_states()
     yield
     after = generator_states()
     changed = [name for name in before if before[name] != after[name]]
     assert not changed, (
-        f"{what} uses {' and '.join(changed)} global generator; draw from the key (metaforge.authoring.keys)"
+        f"{what} uses {' and '.join(changed)} global generator; draw random numbers from the key instead"
+        " (metaforge.authoring.keys)"
     )

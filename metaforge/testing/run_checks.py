@@ -1,4 +1,4 @@
-"""Which checks there are, which of them apply to a subject, and how a test function runs them."""
+"""Selects the checks that apply to a subject, and runs them with pytest or one after the other."""
 
 from __future__ import annotations
 
@@ -8,26 +8,61 @@ from typing import Any, Literal, NamedTuple
 
 from metaforge.errors import ConfigError, nearest
 from metaforge.testing.check import Check
-from metaforge.testing.checks import components, datasets, general, gradients, hooks, learners
+from metaforge.testing.checks import (
+    adapters,
+    backbones,
+    datasets,
+    general,
+    gradients,
+    hooks,
+    learners,
+    regularizers,
+)
 from metaforge.testing.subject import Subject
 
-_MODULES = (general, learners, gradients, components, datasets, hooks)
+_MODULES = (general, learners, gradients, adapters, regularizers, backbones, datasets, hooks)
 
 
 def all_checks() -> list[Check]:
-    """Return every check there is."""
+    """Return all checks of the kit."""
     return [value for module in _MODULES for value in vars(module).values() if isinstance(value, Check)]
 
 
 def checks_for(subject: Subject) -> list[Check]:
-    """Return the checks that apply to a subject."""
-    return [check for check in all_checks() if subject.kind in check.kinds and not check.reason(subject)]
+    """Return the checks that apply to a subject.
+
+    Args:
+        subject: The plugin to check.
+
+    Returns:
+        The checks of its kind, except those that its class attributes exclude (see `skipped_for`).
+
+    Example:
+        >>> from metaforge.testing import Subject, checks_for
+        >>> from metaforge.testing.toy import ToyClasses
+        >>> "labels" in [check.name for check in checks_for(Subject.of(ToyClasses))]
+        True
+    """
+    return [check for check in all_checks() if subject.kind in check.kinds and not check.skip_reason(subject)]
 
 
 def skipped_for(subject: Subject) -> list[tuple[Check, str]]:
-    """Return the checks of the subject's kind that do not apply to it, each with the reason."""
-    found = [(check, check.reason(subject)) for check in all_checks() if subject.kind in check.kinds]
-    return [(check, reason) for check, reason in found if reason]
+    """Return the checks of a subject's kind that do not apply to it.
+
+    Args:
+        subject: The plugin to check.
+
+    Returns:
+        Pairs of a check and the reason why it does not apply.
+
+    Example:
+        >>> from metaforge.testing import Subject, skipped_for
+        >>> from metaforge.testing.toy import ToyCurves
+        >>> [(check.name, reason) for check, reason in skipped_for(Subject.of(ToyCurves)) if check.name == "labels"]
+        [('labels', 'its tasks are regression tasks, which have no labels')]
+    """
+    pairs = [(check, check.skip_reason(subject)) for check in all_checks() if subject.kind in check.kinds]
+    return [(check, reason) for check, reason in pairs if reason]
 
 
 def parametrize_with_checks(
@@ -36,17 +71,35 @@ def parametrize_with_checks(
     expected_failures: Mapping[str, str] | None = None,
     strict: bool = True,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a pytest decorator for a test of `subject` and `check`: one case for each check of each subject.
+    """Return a pytest decorator that parametrizes a test over `subject` and `check`, one case per check and subject.
 
-    `expected_failures` gives the reason for each check that is known to fail; with `strict` such a check must fail.
-    Raises `ConfigError` for a name that is no check of a subject, `PluginError` for a plugin that cannot be loaded.
+    Args:
+        subjects: Plugins: subjects, names such as `my-idea` or `learner:my-idea`, or classes.
+        expected_failures: The reason for each check that is known to fail, by the name of the check. These cases are
+            marked as `xfail`.
+        strict: Whether an expected failure that passes is an error.
+
+    Returns:
+        The decorator.
+
+    Raises:
+        ConfigError: A name in `expected_failures` is not a check that applies to each subject, or has no reason.
+        PluginError: A plugin cannot be found or loaded.
+
+    Example:
+        >>> from metaforge.testing import Check, Subject, parametrize_with_checks
+        >>> from metaforge.testing.toy import ToyDescent
+        >>> @parametrize_with_checks([ToyDescent])
+        ... def test_my_adapter(subject: Subject, check: Check) -> None:
+        ...     check(subject)
     """
     import pytest
 
     cases = []
     for subject in map(Subject.of, subjects):
         checks = checks_for(subject)
-        expected = known(subject, checks, expected_failures or {})
+        expected = expected_failures or {}
+        validate_expected_failures(subject, checks, expected)
         for check in checks:
             reason = expected.get(check.name)
             marks = [] if reason is None else [pytest.mark.xfail(reason=reason, strict=strict, raises=AssertionError)]
@@ -54,53 +107,61 @@ def parametrize_with_checks(
     return pytest.mark.parametrize(("subject", "check"), cases)
 
 
-def known(subject: Subject, checks: Sequence[Check], expected: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the expected failures; raise `ConfigError` for one that is no check of the subject, or has no reason."""
+def validate_expected_failures(subject: Subject, checks: Sequence[Check], expected: Mapping[str, str]) -> None:
+    """Raise `ConfigError` for an expected failure that is not among the subject's checks, or has no reason."""
     names = [check.name for check in checks]
     for name, reason in expected.items():
         if name not in names:
             raise ConfigError(
-                f"{name!r} is no check of the {subject.label}.{nearest(name, names)}",
+                f"{name!r} is not a check of the {subject.label}.{nearest(name, names)}",
                 where="expected failures",
                 remedy=f"its checks are {', '.join(names)}",
             )
         if not reason.strip():
-            raise ConfigError(f"The expected failure {name!r} has no reason.", remedy="say why it may fail")
-    return expected
+            raise ConfigError(f"The expected failure {name!r} has no reason.", remedy="state why it may fail")
 
 
 class Outcome(NamedTuple):
-    """What came of a check: its status and, unless it is ok, a sentence: the failure, or the reason."""
+    """The result of one check.
+
+    `message` is empty if the check passed, the failure if it failed, and otherwise the reason why a failure is expected
+    or why the check was skipped.
+    """
 
     check: Check
     status: Literal["ok", "failed", "expected", "skipped"]
-    said: str = ""
+    message: str = ""
 
 
-def outcomes(subject: Subject, expected: Mapping[str, str]) -> Iterator[Outcome]:
-    """Run every check that applies to a subject and yield what came of it, then what does not apply and why.
+def run_checks(subject: Subject, expected: Mapping[str, str]) -> Iterator[Outcome]:
+    """Run all checks that apply to a subject and yield the outcome of each, then those that do not apply.
 
-    An expected failure that does not fail counts as failed: its reason has gone. Raises as `known` does.
+    Args:
+        subject: The plugin to check.
+        expected: The reason for each check that is known to fail. Such a check counts as failed if it passes.
+
+    Raises:
+        ConfigError: An expected failure is not a check of the subject, or has no reason.
     """
     checks = checks_for(subject)
-    reasons = known(subject, checks, expected)
+    validate_expected_failures(subject, checks, expected)
     for check in checks:
-        said = _failure(check, subject)
-        if check.name not in reasons:
-            yield Outcome(check, "failed", said) if said else Outcome(check, "ok")
-        elif said:
-            yield Outcome(check, "expected", reasons[check.name])
+        failure = _failure(check, subject)
+        if check.name not in expected:
+            yield Outcome(check, "failed", failure) if failure else Outcome(check, "ok")
+        elif failure:
+            yield Outcome(check, "expected", expected[check.name])
         else:
-            yield Outcome(check, "failed", f"it passes, though a failure is expected: {reasons[check.name]}")
+            yield Outcome(check, "failed", f"it passes, but is expected to fail: {expected[check.name]}")
     for check, reason in skipped_for(subject):
         yield Outcome(check, "skipped", reason)
 
 
-def counts(found: Sequence[Outcome]) -> dict[str, int]:
-    """Return how many checks were run, how many failed, how many did so as expected, and how many did not apply."""
-    number = Counter(outcome.status for outcome in found)
+def counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """Return how many checks were run, failed, failed as expected, and did not apply."""
+    number = Counter(outcome.status for outcome in outcomes)
     return {
-        "run": len(found) - number["skipped"],
+        "run": len(outcomes) - number["skipped"],
         "failed": number["failed"],
         "expected failures": number["expected"],
         "not applicable": number["skipped"],
@@ -108,8 +169,9 @@ def counts(found: Sequence[Outcome]) -> dict[str, int]:
 
 
 def _failure(check: Check, subject: Subject) -> str:
+    """Return the message of a check that fails, or an empty string if it passes."""
     try:
         check(subject)
     except AssertionError as error:
-        return str(error) or "the check fails without a word"
+        return str(error) or "the check failed without a message"
     return ""

@@ -1,8 +1,8 @@
-"""Smooth stand-ins for functions with kinks, so that differences of a plugin's own network make sense.
+"""Replaces functions with kinks by smooth ones, so that a network can be compared with finite differences.
 
-The derivative of an adapted loss has the network's first derivative in it, which jumps at the kinks of ReLU and max
-pooling: finite differences across a jump say nothing. Under `Smooth` any network is checked as it stands, with these
-functions exchanged; what is checked is how the learner differentiates, not which function it differentiates.
+The meta-gradient contains derivatives of the network's gradient, and this gradient jumps at the kinks of ReLU and max
+pooling. Finite differences across a jump are meaningless. With the replacements the check still covers how the learner
+differentiates its own network; only the activation and pooling functions are others.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ def _relu(x: Tensor, inplace: bool = False) -> Tensor:
     return F.silu(x)
 
 
-def _leaky(x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+def _leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     return negative_slope * x + (1 - negative_slope) * F.silu(x)
 
 
-def _pool(average: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _pool(average_pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a replacement for max pooling that takes its arguments and calls `average_pool`."""
+
     def pool(x: Tensor, size: Any, stride: Any = None, padding: Any = 0, *rest: Any, **named: Any) -> Tensor:
-        return average(x, size, stride or size, padding, ceil_mode=bool(named.get("ceil_mode", False)))
+        return average_pool(x, size, stride or size, padding, ceil_mode=bool(named.get("ceil_mode", False)))
 
     return pool
 
 
-_STAND_INS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+_REPLACEMENTS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         "relu": _relu,
         "relu6": _relu,
-        "leaky_relu": _leaky,
+        "leaky_relu": _leaky_relu,
         "max_pool1d": _pool(F.avg_pool1d),
         "max_pool2d": _pool(F.avg_pool2d),
         "max_pool3d": _pool(F.avg_pool3d),
@@ -46,12 +48,12 @@ _STAND_INS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 )
 
 
-class Smooth(TorchFunctionMode):
-    """While it is entered, ReLU is SiLU and max pooling is average pooling, under transforms too."""
+class SmoothMode(TorchFunctionMode):
+    """A context manager in which ReLU computes SiLU and max pooling computes average pooling, under transforms too."""
 
     def __torch_function__(
         self, function: Any, types: Iterable[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call the stand-in of a function that has one, and any other as it is."""
-        stand_in = _STAND_INS.get(getattr(function, "__name__", ""), function)
-        return stand_in(*args, **(kwargs or {}))
+        """Call the replacement of a function if it has one, and the function itself otherwise."""
+        replacement = _REPLACEMENTS.get(getattr(function, "__name__", ""), function)
+        return replacement(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""What is checked: a plugin's class, its options, and on what kind of toy problem it is to show itself."""
+"""The plugin that is checked: its class, its options, and the toy problem that it is checked on."""
 
 from __future__ import annotations
 
@@ -21,16 +21,31 @@ _BASES = (
     ("regularizer", protocols.Regularizer),
     ("backbone", protocols.Backbone),
     ("dataset", protocols.Dataset),
+    ("hook", protocols.Hook),
 )
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A plugin to check, with `options` other than its defaults where they are needed.
+    """A plugin to check. `Subject.of` makes one from a name or a class.
 
-    `x_shape` is the shape of a toy task's inputs (by default a vector, or the first image size that the plugin takes),
-    `shape` that of the episodes asked of a data set, `root` the folder that holds data sets. `registry` has what the
-    plugin's own `defaults` may name; `entry` is None for a class that is not installed.
+    Args:
+        kind: Kind of the plugin, such as `learner`.
+        name: Name of the plugin.
+        cls: Class of the plugin.
+        options: Options that differ from the defaults.
+        x_shape: Shape of an input of the toy tasks. By default learners and backbones get the first of a few shapes
+            (a vector, then images of growing size) that they accept, and other plugins a vector.
+        shape: Ways, shots and queries of the episodes that a data set is asked for.
+        root: Folder that holds data sets.
+        entry: Entry point of the plugin, or None for a class that is not installed.
+        registry: The plugins that the `defaults` of the class may name.
+
+    Example:
+        >>> from metaforge.testing import Subject
+        >>> from metaforge.testing.toy import ToyLearner
+        >>> Subject("learner", "toy", ToyLearner, options={"steps": 2}, x_shape=(3, 8, 8)).config.steps
+        2
     """
 
     kind: str
@@ -44,21 +59,36 @@ class Subject:
     registry: Registry = field(default_factory=scan, repr=False, compare=False)
 
     @classmethod
-    def of(cls, what: Subject | str | type[Any], registry: Registry | None = None) -> Subject:
-        """Return the subject that a name, `kind:name`, a class or a subject means; `PluginError` if none."""
-        if isinstance(what, Subject):
-            return what
+    def of(cls, plugin: Subject | str | type[Any], registry: Registry | None = None) -> Subject:
+        """Return the subject for a plugin.
+
+        Args:
+            plugin: A name (`my-idea`), a qualified name (`learner:my-idea`), a class, or a subject, which is returned
+                unchanged.
+            registry: Where to look up names; by default the installed plugins.
+
+        Raises:
+            PluginError: No plugin has this name, it cannot be loaded, or the kind of the class is unknown.
+
+        Example:
+            >>> from metaforge.testing import Subject
+            >>> from metaforge.testing.toy import ToyNet
+            >>> Subject.of(ToyNet).label
+            "backbone 'ToyNet'"
+        """
+        if isinstance(plugin, Subject):
+            return plugin
         registry = registry or scan()
-        if isinstance(what, type):
-            kind = _kind_of(what)
-            return cls(kind, what.__name__, what, registry=registry.including(kind, what.__name__, what))
-        entry = registry.sought(what)
-        found = registry.load(entry.kind, entry.qualified)
-        return cls(entry.kind, entry.name, found, entry=entry, registry=registry)
+        if isinstance(plugin, type):
+            kind = _kind_of(plugin)
+            return cls(kind, plugin.__name__, plugin, registry=registry.including(kind, plugin.__name__, plugin))
+        entry = registry.sought(plugin)
+        loaded = registry.load(entry.kind, entry.qualified)
+        return cls(entry.kind, entry.name, loaded, entry=entry, registry=registry)
 
     @property
     def label(self) -> str:
-        """The plugin in words, for messages."""
+        """Kind and name of the plugin, for messages."""
         return f"{self.kind} {self.name!r}"
 
     @property
@@ -66,35 +96,38 @@ class Subject:
         """The validated options."""
         return self.cls.Config.model_validate(dict(self.options))
 
-    def at(self, root: Path) -> Subject:
-        """Return the same subject with its data in another folder."""
+    def with_root(self, root: Path) -> Subject:
+        """Return the same subject with another folder of data sets."""
         return replace(self, root=root)
 
-    def built(self) -> Any:
-        """Return a new instance of a plugin that is built of its options alone."""
+    def build(self) -> Any:
+        """Return a new instance of a plugin whose constructor takes its options only."""
         return self.cls(self.config)
 
-    def dataset(self) -> Dataset:
+    def build_dataset(self) -> Dataset:
         """Return a new instance of a data set."""
-        found: Dataset = self.cls(self.config, root=self.root or data_root())
-        return found
+        dataset: Dataset = self.cls(self.config, root=self.root or data_root())
+        return dataset
 
-    def episodes(self) -> TaskShape:
-        """Return the shape of the episodes that a data set is asked for."""
+    def episode_shape(self) -> TaskShape:
+        """Return ways, shots and queries of the episodes that a data set is asked for."""
         if self.shape is not None:
             return self.shape
         return TaskShape(3, 2, 3) if self.cls.kind == "classification" else TaskShape(1, 4, 5)
 
-    def ready(self) -> None:
-        """Raise the data set's own `DataError` where its data are missing: that is no fault of the plugin."""
+    def require_data(self) -> None:
+        """Raise the data set's own error, usually `DataError`, if its files are missing.
+
+        Missing files are not a failure of the plugin, so they must not appear as failed checks. Other exceptions are:
+        they are ignored here and reported by the checks.
+        """
         if self.kind != "dataset":
             return
         try:
-            self.dataset().spec("train", self.episodes())
+            self.build_dataset().spec("train", self.episode_shape())
         except MetaForgeError:
             raise
         except Exception:
-            # A fault of the plugin, which its checks will tell.
             return
 
 
@@ -105,7 +138,7 @@ def _kind_of(cls: type[Any]) -> str:
     if any(name.startswith("metaforge_") for name in dir(cls)):
         return "hook"
     raise PluginError(
-        f"Of what kind {cls.__name__} is cannot be seen from its base classes.",
+        f"The base classes of {cls.__name__} do not show its kind.",
         where=f"{cls.__module__}:{cls.__qualname__}",
-        remedy=f"hand over Subject(kind, name, cls) with one of the kinds {', '.join(KINDS)}",
+        remedy=f"pass Subject(kind, name, cls) with one of the kinds {', '.join(KINDS)}",
     )

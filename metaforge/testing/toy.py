@@ -1,6 +1,6 @@
-"""The toy problem: small random tasks, a small network, and a second-order learner to build other plugins into.
+"""Toy plugins: small random tasks, a small network, and a second-order learner into which other plugins are built.
 
-Tasks are values: which example a task has is drawn from the seed, the split, its number and nothing else.
+As in any data set, an episode depends on seed, split and number only.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class ToyTasksOptions(Options):
 
 
 class ToyClasses(Dataset):
-    """Classes of random vectors: the first half of the inputs tells them apart, the second half is louder noise.
+    """Classification of random vectors: half of an input is a class centre plus noise, the other half stronger noise.
 
-    Class k of one task is somewhat like class k of another, so that even a slow learner has something to find.
+    Class k of one task resembles class k of another task, so that even a learner with a small learning rate improves.
     """
 
     Config = ToyTasksOptions
@@ -56,71 +56,71 @@ class ToyClasses(Dataset):
         self.x_shape = config.x_shape
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
-        """Return the spec of tasks of this shape; `DataError` for more than 1000 classes or examples of each."""
+        """Return the spec of tasks; raise `DataError` for more than 1000 ways, shots or queries."""
         if split not in SPLITS or max(shape) > 1000:
             raise DataError(
                 f"There are no toy tasks of split {split!r} and shape {tuple(shape)}.",
-                remedy=f"use one of {', '.join(SPLITS)}, and at most 1000 classes and examples of each",
+                remedy=f"use one of the splits {', '.join(SPLITS)}, and at most 1000 ways, shots and queries",
             )
         return TaskSpec(self.kind, self.x_shape, shape.ways, shape)
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
-        """Return episodes as one batched task of float32."""
+        """Return a batched task with float32 inputs `[count, n, *x_shape]`."""
         spec = self.spec(split, shape)
-        return stacked([self.episode(spec, make_key(seed, split, first + i)) for i in range(count)])
+        return stack_tasks([self.episode(spec, make_key(seed, split, first + i)) for i in range(count)])
 
     def facts(self, split: str) -> Mapping[str, str | int | float]:
-        """Return how large an input is."""
+        """Return the number of values in an input."""
         return {"inputs": prod(self.x_shape)}
 
     def episode(self, spec: TaskSpec, key: Key) -> Task:
-        """Return the task of a key: class centres, and examples around them."""
+        """Return the task of a key: a centre per class, and examples around it."""
         size = prod(spec.x_shape)
-        telling = (torch.arange(size) < (size + 1) // 2).float()
+        informative = (torch.arange(size) < (size + 1) // 2).float()
         common = normal(make_key(0, "centres"), (spec.outputs, size))
-        centres = 1.4 * (common + normal(fold_in(key, "centres"), (spec.outputs, size))) * telling
+        centres = 1.4 * (common + normal(fold_in(key, "centres"), (spec.outputs, size))) * informative
 
-        def examples(part: str, each: int) -> Examples:
-            y = torch.arange(spec.outputs).repeat(each)
-            noise = normal(fold_in(key, part), (len(y), size)) * (0.5 + 1.5 * (1 - telling))
+        def examples(part: str, per_class: int) -> Examples:
+            y = torch.arange(spec.outputs).repeat(per_class)
+            noise = normal(fold_in(key, part), (len(y), size)) * (0.5 + 1.5 * (1 - informative))
             return Examples((centres[y] + noise).reshape(len(y), *spec.x_shape), y)
 
         return Task(examples("support", spec.shape.shots), examples("query", spec.shape.queries))
 
 
 class ToyCurves(ToyClasses):
-    """Curves of one family: each task bends and shifts the same few directions of the inputs."""
+    """Regression of one family of curves: `amplitude * tanh(2 x @ directions) + shift`, with common directions."""
 
     kind: ClassVar[Kind] = "regression"
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
-        """Return the spec of tasks with one class and `OUTPUTS` targets."""
-        checked = super().spec(split, shape)
+        """Return the spec of tasks with one way and `OUTPUTS` targets; raise `DataError` for other ways."""
+        spec = super().spec(split, shape)
         if shape.ways != 1:
-            raise DataError(f"{shape.ways} ways are no regression task.", remedy="use 1 way")
-        return TaskSpec(self.kind, checked.x_shape, OUTPUTS, shape)
+            raise DataError(f"A regression task cannot have {shape.ways} ways.", remedy="use 1 way")
+        return TaskSpec(self.kind, spec.x_shape, OUTPUTS, shape)
 
     def episode(self, spec: TaskSpec, key: Key) -> Task:
-        """Return the task of a key: an amplitude and a shift of the family's own directions."""
+        """Return the task of a key, which decides amplitude and shift."""
         size = prod(spec.x_shape)
         directions = normal(make_key(0, "directions"), (size, OUTPUTS)) / size**0.5
         amplitude, shift = 1 + normal(fold_in(key, "curve"), (2, OUTPUTS))
 
-        def examples(part: str, each: int) -> Examples:
-            x = normal(fold_in(key, part), (each, size))
-            return Examples(x.reshape(each, *spec.x_shape), amplitude * (2 * x @ directions).tanh() + shift)
+        def examples(part: str, count: int) -> Examples:
+            x = normal(fold_in(key, part), (count, size))
+            return Examples(x.reshape(count, *spec.x_shape), amplitude * (2 * x @ directions).tanh() + shift)
 
         return Task(examples("support", spec.shape.shots), examples("query", spec.shape.queries))
 
 
-def stacked(tasks: list[Task]) -> Task:
-    """Return tasks as one batch `[count, ...]`."""
+def stack_tasks(tasks: list[Task]) -> Task:
+    """Return tasks as one batched task with a leading task dimension."""
     pairs = [[torch.stack(leaves) for leaves in zip(*part, strict=True)] for part in zip(*tasks, strict=True)]
     return Task(*(Examples(*pair) for pair in pairs))
 
 
 class ToyNet(Backbone):
-    """A linear layer, batch norm and tanh: enough for every norm policy to matter."""
+    """A linear layer, batch norm and tanh: the smallest network whose output depends on the norm policy."""
 
     Config = Options
 
@@ -133,7 +133,7 @@ class ToyNet(Backbone):
 
 
 class ToyDescent(Adapter):
-    """Gradient descent with the rate 0.1."""
+    """Gradient descent with a learning rate of 0.1."""
 
     Config = Options
 
@@ -141,12 +141,12 @@ class ToyDescent(Adapter):
         self.config = config
 
     def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
-        """Return a tenth of the gradients."""
+        """Return the gradients times 0.1."""
         return {name: 0.1 * value for name, value in grads.items()}, state
 
 
 class ToyLearner(InnerLoopLearner):
-    """Learns by differentiating through its inner loop: what is built into it is differentiated twice."""
+    """Differentiates through its inner loop, so that plugins built into it are differentiated twice."""
 
     Config = InnerLoopOptions
 

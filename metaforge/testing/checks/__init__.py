@@ -1,1 +1,1 @@
-"""The checks of the conformance kit, one file for each kind of plugin."""
+"""The checks of the conformance kit: one file per kind of plugin, and two for properties that several kinds share."""

@@ -1,4 +1,4 @@
-"""What a data set must do: episodes that are values, true to their spec, with nothing shared between splits."""
+"""Checks of data sets: reproducible episodes that agree with their spec, and splits that share no example."""
 
 from __future__ import annotations
 
@@ -14,120 +14,151 @@ from metaforge.authoring.protocols import Dataset, Examples, Task, TaskShape
 from metaforge.errors import ConfigError, DataError
 from metaforge.testing.bench import difference
 from metaforge.testing.check import check
-from metaforge.testing.global_state import untouched_generators
+from metaforge.testing.global_state import assert_generators_unchanged
 from metaforge.testing.subject import Subject
 
 SPLITS = ("train", "val", "test")
-MANY = 200
-ABSURD = 10**7
+EPISODES_PER_SPLIT = 200
+# More ways, shots or queries than any data set can have.
+TOO_MANY = 10**7
 
 
 def _splits(subject: Subject, dataset: Dataset) -> list[str]:
-    """Return the usual splits that a data set has; it may lack one to validate on."""
-    found = []
+    """Return which of train, val and test a data set has; only val may be missing."""
+    splits = []
     for split in SPLITS:
         try:
-            dataset.spec(split, subject.episodes())
+            dataset.spec(split, subject.episode_shape())
         except (ConfigError, DataError) as error:
             if split != "val":
-                raise AssertionError(f"there is no split {split!r} for {tuple(subject.episodes())}: {error}") from error
+                raise AssertionError(
+                    f"a data set must have the split {split!r}, but spec raises {type(error).__name__} for tasks of"
+                    f" {_counts(subject.episode_shape())}: {error}"
+                ) from error
         else:
-            found.append(split)
-    return found
+            splits.append(split)
+    return splits
+
+
+def _counts(shape: TaskShape) -> str:
+    return f"{shape.ways} ways, {shape.shots} shots and {shape.queries} queries"
 
 
 @check("dataset")
 def spec(subject: Subject) -> None:
-    """Every split's episodes have the kind, the shapes and the finite numbers that `spec` promises."""
-    dataset, shape = subject.dataset(), subject.episodes()
+    """The episodes of every split have the kind, shapes and dtypes that `spec` returns, and finite values."""
+    dataset, shape = subject.build_dataset(), subject.episode_shape()
     for split in _splits(subject, dataset):
-        promised = dataset.spec(split, shape)
-        assert promised.kind == subject.cls.kind, f"spec says {promised.kind}, the class {subject.cls.kind}"
-        assert promised.shape == shape, f"spec says {tuple(promised.shape)} where {tuple(shape)} was asked for"
+        spec = dataset.spec(split, shape)
+        assert spec.kind == subject.cls.kind, (
+            f"the kind must be the same everywhere: spec returns {spec.kind}, the class has {subject.cls.kind}"
+        )
+        assert spec.shape == shape, (
+            f"spec must return the task shape it was called with: {tuple(spec.shape)} instead of {tuple(shape)}"
+        )
         batch = dataset.sample(split, shape, 0, 3, seed=0)
-        for part, each in zip(batch, (shape.shots, shape.queries), strict=True):
-            lead = (3, shape.ways * each)
-            _check_examples(part, (*lead, *promised.x_shape), lead, promised.outputs, promised.kind)
+        for part, per_class in zip(batch, (shape.shots, shape.queries), strict=True):
+            leading = (3, shape.ways * per_class)
+            _check_examples(part, (*leading, *spec.x_shape), leading, spec.outputs, spec.kind)
 
 
-def _check_examples(part: Examples, x_shape: tuple[int, ...], lead: tuple[int, ...], outputs: int, kind: str) -> None:
+def _check_examples(
+    part: Examples, x_shape: tuple[int, ...], leading: tuple[int, ...], outputs: int, kind: str
+) -> None:
+    """Check inputs of shape `x_shape`, and labels `leading` or regression targets `[*leading, outputs]`."""
     x, y = part
-    assert x.shape == x_shape, f"x has the shape {list(x.shape)}; spec promises {list(x_shape)}"
-    fine = (x.dtype == torch.uint8 or x.is_floating_point()) and bool(x.isfinite().all())
-    assert fine, f"x is {x.dtype}, or not finite; give bytes or finite floats"
+    assert x.shape == x_shape, f"x has the shape {list(x.shape)}, but spec promises {list(x_shape)}; make them agree"
+    valid = x.dtype == torch.uint8 or x.is_floating_point()
+    assert valid, f"x has the dtype {x.dtype}; return uint8 or a floating dtype"
+    assert bool(x.isfinite().all()), "x has values that are not finite; correct or remove these examples"
     if kind == "regression":
-        assert y.shape == (*lead, outputs), f"y has the shape {list(y.shape)}; spec promises {[*lead, outputs]}"
-        fine = y.is_floating_point() and bool(y.isfinite().all())
-        assert fine, f"y is {y.dtype}, or not finite; give finite floats"
+        targets = [*leading, outputs]
+        assert y.shape == (*leading, outputs), (
+            f"y has the shape {list(y.shape)}, but spec promises {targets}; make them agree"
+        )
+        assert y.is_floating_point(), f"y has the dtype {y.dtype}; return a floating dtype"
+        assert bool(y.isfinite().all()), "y has values that are not finite; correct or remove these examples"
         return
-    fine = y.shape == lead and y.dtype == torch.int64
-    assert fine, f"y is {y.dtype} {list(y.shape)}; give int64 {list(lead)}"
+    valid = y.shape == leading and y.dtype == torch.int64
+    assert valid, f"y is {y.dtype} of shape {list(y.shape)}; return int64 labels of shape {list(leading)}"
 
 
-def _regression(subject: Subject) -> str:
-    return "its tasks are regression, without labels" if subject.cls.kind == "regression" else ""
+def _is_regression(subject: Subject) -> str:
+    return "its tasks are regression tasks, which have no labels" if subject.cls.kind == "regression" else ""
 
 
-@check("dataset", unless=_regression)
+@check("dataset", skip_reason=_is_regression)
 def labels(subject: Subject) -> None:
-    """Every class of an episode appears under its label 0 … ways - 1, exactly shots and queries times."""
-    dataset, shape = subject.dataset(), subject.episodes()
+    """In each episode every label from 0 to ways - 1 has exactly as many support and query examples as requested."""
+    dataset, shape = subject.build_dataset(), subject.episode_shape()
     for split in _splits(subject, dataset):
         batch = dataset.sample(split, shape, 0, 20, seed=0)
-        for name, part, each in (("support", batch.support, shape.shots), ("query", batch.query, shape.queries)):
-            wanted = torch.arange(shape.ways).repeat_interleave(each).expand(20, -1)
-            assert torch.equal(part.y.sort(-1).values, wanted), (
-                f"the {name} labels of {split} are not {each} of each of 0 to {shape.ways - 1}"
+        for name, part, per_class in (
+            ("support", batch.support, shape.shots),
+            ("query", batch.query, shape.queries),
+        ):
+            expected = torch.arange(shape.ways).repeat_interleave(per_class).expand(20, -1)
+            assert torch.equal(part.y.sort(-1).values, expected), (
+                f"the {name} set of a {split} episode must have {per_class} examples of each label from 0 to"
+                f" {shape.ways - 1}, but has other numbers of examples or other labels; correct `sample`"
             )
 
 
 @check("dataset")
 def episodes(subject: Subject) -> None:
-    """Episode i is a value: the same alone, in a batch, in any order and from a new instance; another is another."""
-    shape, dataset = subject.episodes(), subject.dataset()
-    with untouched_generators("sample"):
+    """An episode depends on seed, split and number only, not on batches, order or instance; other numbers differ."""
+    shape, dataset = subject.episode_shape(), subject.build_dataset()
+    with assert_generators_unchanged("sample"):
         batch = dataset.sample("train", shape, 3, 4, seed=5)
     alone = [dataset.sample("train", shape, i, 1, seed=5) for i in (6, 3, 5)]
-    fresh = subject.dataset().sample("train", shape, 5, 1, seed=5)
-    for index, found in ((3, alone[0]), (0, alone[1]), (2, alone[2]), (2, fresh)):
-        said = difference(one_task(batch, index), one_task(found))
-        assert not said, (
-            f"episode {3 + index} is another one when it is drawn otherwise: {said}; make it a function of seed, split"
-            " and number alone"
+    new_instance = subject.build_dataset().sample("train", shape, 5, 1, seed=5)
+    for index, episode in ((3, alone[0]), (0, alone[1]), (2, alone[2]), (2, new_instance)):
+        mismatch = difference(one_task(batch, index), one_task(episode))
+        assert not mismatch, (
+            f"episode {3 + index} in a batch differs from the same episode sampled alone or by a new instance:"
+            f" {mismatch}; make it a function of seed, split and number only"
         )
-    twin = one_task(batch, 0)
+    reference = one_task(batch, 0)
     others = {"number": one_task(batch, 1), "seed": one_task(dataset.sample("train", shape, 3, 1, seed=6))}
     for what, other in others.items():
-        assert difference(twin, other), f"another {what} gives the same episode; draw from seed and number"
+        assert difference(reference, other), (
+            f"two episodes that differ in their {what} are equal; derive the random numbers from seed, split and number"
+        )
 
 
 @check("dataset")
 def splits(subject: Subject) -> None:
-    """No example of one split appears in another, over hundreds of episodes."""
-    dataset = subject.dataset()
-    seen: dict[bytes, str] = {}
+    """No example of one split appears in another split, in hundreds of episodes."""
+    dataset = subject.build_dataset()
+    split_of: dict[bytes, str] = {}
     for split in _splits(subject, dataset):
-        batch = dataset.sample(split, subject.episodes(), 0, MANY, seed=0)
-        mine = {example for part in batch for example in _examples(part, subject.cls.kind)}
-        shared = [example for example in mine if example in seen]
-        assert not shared, f"{len(shared)} examples of {split} are in {seen[shared[0]]} too; divide before sampling"
-        seen |= dict.fromkeys(mine, split)
+        batch = dataset.sample(split, subject.episode_shape(), 0, EPISODES_PER_SPLIT, seed=0)
+        digests = {digest for part in batch for digest in _digests(part, subject.cls.kind)}
+        shared = [digest for digest in digests if digest in split_of]
+        assert not shared, (
+            f"{len(shared)} examples of {split} also appear in {split_of[shared[0]]}; assign classes or examples to"
+            " splits before sampling"
+        )
+        split_of |= dict.fromkeys(digests, split)
 
 
 @check("dataset")
 def apart(subject: Subject) -> None:
-    """Within an episode no query example is a support example."""
-    dataset = subject.dataset()
+    """No example of an episode is in both its support set and its query set."""
+    dataset = subject.build_dataset()
     for split in _splits(subject, dataset):
-        batch = dataset.sample(split, subject.episodes(), 0, 50, seed=0)
+        batch = dataset.sample(split, subject.episode_shape(), 0, 50, seed=0)
         for index in range(50):
             task: Task = tree_map(lambda leaf, i=index: leaf[i : i + 1], batch)
-            support, query = (set(_examples(part, subject.cls.kind)) for part in task)
-            assert not support & query, f"episode {index} of {split} asks for an example of its support set"
+            support, query = (set(_digests(part, subject.cls.kind)) for part in task)
+            assert not support & query, (
+                f"an example of {split} episode {index} is in both its support and its query set; sample them without"
+                " replacement"
+            )
 
 
-def _examples(part: Examples, kind: str) -> Iterator[bytes]:
-    """Yield a digest of every example of a batch: of its input, and in regression of its target too."""
+def _digests(part: Examples, kind: str) -> Iterator[bytes]:
+    """Yield a digest of each example of a batch: of its input, and in regression of its target, too."""
     x, y = (_rows(leaf) for leaf in part)
     rows = torch.cat([x, y], -1) if kind == "regression" else x
     for row in rows.contiguous().numpy():
@@ -135,50 +166,58 @@ def _examples(part: Examples, kind: str) -> Iterator[bytes]:
 
 
 def _rows(leaf: Tensor) -> Tensor:
+    """Return `[tasks, examples, ...]` as `[tasks * examples, ...]` with the rest flattened."""
     return leaf.reshape(leaf.shape[0] * leaf.shape[1], -1)
 
 
 @check("dataset", name="too-large")
 def too_large(subject: Subject) -> None:
-    """A shape that no data can fill is refused with `DataError`, by `spec` and by `sample`."""
-    dataset, shape = subject.dataset(), subject.episodes()
-    shapes = [shape._replace(ways=ABSURD)]
+    """`spec` and `sample` raise `DataError` for a task that is larger than the data."""
+    dataset, shape = subject.build_dataset(), subject.episode_shape()
+    shapes = [shape._replace(ways=TOO_MANY)]
     if subject.cls.kind == "classification":
-        shapes += [shape._replace(shots=ABSURD), shape._replace(queries=ABSURD)]
-    for asked in shapes:
-        _assert_refused(lambda a=asked: dataset.spec("train", a), asked)  # type: ignore[misc]
-        _assert_refused(lambda a=asked: dataset.sample("train", a, 0, 1, seed=0), asked)  # type: ignore[misc]
+        shapes += [shape._replace(shots=TOO_MANY), shape._replace(queries=TOO_MANY)]
+    for large in shapes:
+        _assert_data_error("spec", large, lambda s=large: dataset.spec("train", s))  # type: ignore[misc]
+        _assert_data_error("sample", large, lambda s=large: dataset.sample("train", s, 0, 1, seed=0))  # type: ignore[misc]
 
 
-def _assert_refused(ask: Callable[[], object], shape: TaskShape) -> None:
-    what = f"{shape.ways} ways, {shape.shots} shots and {shape.queries} queries"
+def _assert_data_error(method: str, shape: TaskShape, call: Callable[[], object]) -> None:
+    remedy = "raise DataError and name the largest possible shape"
     try:
-        ask()
+        call()
     except DataError:
         return
     except Exception as error:
-        raise AssertionError(f"{what} raise {type(error).__name__}: {error}; raise DataError") from error
-    raise AssertionError(f"{what} are accepted; raise DataError and name the largest shape that is possible")
+        raise AssertionError(
+            f"for {_counts(shape)} {method} raises {type(error).__name__}: {error}; {remedy}"
+        ) from error
+    raise AssertionError(f"{method} accepts {_counts(shape)}; {remedy}")
 
 
 @check("dataset", name="unknown-split")
 def unknown_split(subject: Subject) -> None:
-    """A split that does not exist is refused with `DataError` or `ConfigError`."""
-    dataset, shape = subject.dataset(), subject.episodes()
+    """`spec` raises `DataError` or `ConfigError` for a split that does not exist."""
+    dataset, shape = subject.build_dataset(), subject.episode_shape()
+    remedy = "raise DataError or ConfigError and name the splits that exist (metaforge.data.check_split does)"
     try:
         dataset.spec("no-such-split", shape)
     except (ConfigError, DataError):
         return
     except Exception as error:
-        raise AssertionError(f"an unknown split raises {type(error).__name__}: {error}; raise DataError") from error
-    raise AssertionError("a split called 'no-such-split' is accepted; raise DataError and name those that exist")
+        raise AssertionError(f"for an unknown split spec raises {type(error).__name__}: {error}; {remedy}") from error
+    raise AssertionError(f"spec accepts the unknown split 'no-such-split'; {remedy}")
 
 
 @check("dataset")
 def facts(subject: Subject) -> None:
-    """`facts` tells plain values by name: texts and numbers, for every split."""
-    dataset = subject.dataset()
+    """`facts` returns strings and numbers by name, for every split."""
+    dataset = subject.build_dataset()
     for split in _splits(subject, dataset):
-        found = dict(dataset.facts(split))
-        odd = [name for name, value in found.items() if not (type(name) is str and type(value) in (str, int, float))]
-        assert not odd, f"facts of {split} that are no plain values: {', '.join(map(str, odd))}; give str, int or float"
+        values = dict(dataset.facts(split))
+        wrong = [
+            name for name, value in values.items() if type(name) is not str or type(value) not in (str, int, float)
+        ]
+        assert not wrong, (
+            f"facts must map str to str, int or float, but for {split} these do not: {', '.join(map(str, wrong))}"
+        )

@@ -1,4 +1,7 @@
-"""What every plugin must do, of whatever kind: import quietly, keep its contract, and have options that explain."""
+"""Checks of all kinds of plugins: imports without side effects, the contract of the kind, docstring and options.
+
+One file for all kinds, because these checks look at the class and its options only.
+"""
 
 from __future__ import annotations
 
@@ -19,96 +22,113 @@ from metaforge.testing.check import check
 from metaforge.testing.subject import Subject
 from metaforge.testing.toy import ToyClasses, ToyCurves
 
-# Run in a fresh interpreter; what the plugins print while they are imported comes before the last line.
+# Runs in a new interpreter. Its last line of output is the result; anything before it was printed by the imports.
 _PROBE = """
 import json, sys
 modules = sys.argv[1:]
 from metaforge.registry.scan import scan
 scan().entries()
-found = [f"{module} is imported when plugins are merely listed" for module in modules if module in sys.modules]
+problems = [f"{module} is imported when plugins are listed" for module in modules if module in sys.modules]
 import importlib, torch
 from metaforge.testing.global_state import generator_states
 for module in modules:
     before, default = generator_states(), torch.get_default_dtype()
     importlib.import_module(module)
     after = generator_states()
-    # Libraries that plugins import draw from Python's generator, which nothing here depends on.
+    # Some libraries draw from Python's generator on import; no result of MetaForge depends on that generator.
     drawn = [name for name in before if name != "Python's" and before[name] != after[name]]
-    found += [f"{module} uses {name} global generator while it is imported" for name in drawn]
-    found += [f"{module} changes torch's default type"] if torch.get_default_dtype() != default else []
+    problems += [f"{module} uses {name} global generator on import" for name in drawn]
+    problems += [f"{module} changes torch's default dtype"] if torch.get_default_dtype() != default else []
 print()
-print(json.dumps(found))
+print(json.dumps(problems))
 """
 
 
 def _not_installed(subject: Subject) -> str:
-    return "it is no installed plugin, but a class that was handed over" if subject.entry is None else ""
+    return "it is a class without an entry point, so there is no module to import" if subject.entry is None else ""
 
 
-@check(*KINDS, name="import", unless=_not_installed)
+@check(*KINDS, name="import", skip_reason=_not_installed)
 def imported(subject: Subject) -> None:
-    """Listing does not import it, and importing it prints nothing and leaves generators and default types alone."""
+    """Listing plugins does not import it, and its import prints nothing and changes no generator or default dtype."""
     assert subject.entry is not None
-    assert_quiet([subject.entry.target.partition(":")[0].strip()])
+    assert_import_without_side_effects([subject.entry.target.partition(":")[0].strip()])
 
 
-def assert_quiet(modules: Sequence[str]) -> None:
-    """Raise `AssertionError` where the import of plugins' modules, in one fresh interpreter, does more than define."""
+def assert_import_without_side_effects(modules: Sequence[str]) -> None:
+    """Import modules in one new interpreter; raise `AssertionError` if that prints or changes global state."""
     done = subprocess.run(
-        # A warning of some library that a plugin needs is not the plugin's.
+        # Warnings are ignored, because libraries that a plugin imports may emit them.
         [sys.executable, "-W", "ignore", "-c", _PROBE, *modules],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
     )
-    said, names = done.stderr.strip().splitlines(), " and ".join(modules)
-    assert done.returncode == 0, f"importing {names} ended the interpreter: {said[-1] if said else done.returncode}"
+    errors, names = done.stderr.strip().splitlines(), " and ".join(modules)
+    assert done.returncode == 0, (
+        f"importing {names} ended the interpreter: {errors[-1] if errors else f'exit code {done.returncode}'}; a module"
+        " should only define classes and functions on import"
+    )
     *printed, last = done.stdout.strip().splitlines()
-    found = [*json.loads(last), *([f"{names} prints"] if "".join(printed + said).strip() else [])]
-    assert not found, f"{' and '.join(found)}; do nothing at import but define"
+    problems = [*json.loads(last), *([f"{names} prints on import"] if "".join(printed + errors).strip() else [])]
+    assert not problems, f"{' and '.join(problems)}; a module should only define classes and functions on import"
 
 
 @check(*KINDS)
 def contract(subject: Subject) -> None:
-    """Its class has the members and argument names of its kind's protocol."""
-    found = faults(subject.kind, subject.cls)
-    assert not found, f"{'; '.join(found)} (metaforge/authoring/protocols.py has the contract)"
+    """Its class has the members and argument names of the protocol of its kind."""
+    problems = faults(subject.kind, subject.cls)
+    assert not problems, (
+        f"{'; '.join(problems)}; change the class to match the {subject.kind} protocol in"
+        " metaforge/authoring/protocols.py"
+    )
 
 
 @check(*KINDS)
 def summary(subject: Subject) -> None:
-    """It has a docstring of its own, whose first line says what it does."""
+    """Its class has a docstring of its own, whose first line describes it."""
     text = (vars(subject.cls).get("__doc__") or "").strip()
-    assert text, f"{subject.cls.__name__} has no docstring; its first line is what `metaforge list-plugins` shows"
+    assert text, (
+        f"{subject.cls.__name__} has no docstring; write one, since `metaforge list-plugins` shows its first line"
+    )
 
 
 @check(*KINDS)
 def config(subject: Subject) -> None:
-    """Its options have defaults, survive JSON, are all described, numbers are bounded, and unknown ones are refused."""
+    """Its options have defaults, descriptions and bounds, can be saved as JSON, and unknown options are rejected."""
     options = subject.cls.Config
-    made = options()
-    assert options.model_validate_json(made.model_dump_json()) == made, "its options come back from JSON otherwise"
-    silent = [name for name, field in options.model_fields.items() if not (field.description or "").strip()]
-    assert not silent, f"these options have no description: {', '.join(silent)}; write Field(..., description=...)"
+    defaults = options()
+    assert options.model_validate_json(defaults.model_dump_json()) == defaults, (
+        "the default options change when they are saved as JSON and loaded; use types that JSON can represent"
+    )
+    undescribed = [name for name, field in options.model_fields.items() if not (field.description or "").strip()]
+    assert not undescribed, (
+        f"these options have no description: {', '.join(undescribed)}; write Field(..., description=...)"
+    )
     schema = options.model_json_schema()
-    loose = sorted({name for name, node in _numbers(schema.get("properties", {}), schema) if not _BOUNDS & node.keys()})
-    assert not loose, f"these options take any number: {', '.join(loose)}; bound them with ge, gt, le or lt"
+    numbers = _number_schemas(schema.get("properties", {}), schema)
+    unbounded = sorted({name for name, node in numbers if not _BOUNDS & node.keys()})
+    assert not unbounded, (
+        f"these options accept any number: {', '.join(unbounded)}; set bounds with ge, gt, le or lt in their Field"
+    )
     try:
         options.model_validate({"no_such_option": 1})
     except ValidationError:
         return
-    raise AssertionError("an option that does not exist is taken; inherit from metaforge.authoring.protocols.Options")
+    raise AssertionError(
+        "Config accepts an option that does not exist; derive it from metaforge.authoring.Options, which rejects it"
+    )
 
 
 _BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "const", "enum"}
 
 
-def _numbers(properties: dict[str, Any], schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each node of a JSON Schema that stands for a number, with the name of its option."""
+def _number_schemas(properties: dict[str, Any], schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each node of a JSON schema that describes a number, with the name of its option."""
     for name, top in properties.items():
         pending: list[Any] = [top]
-        known: set[str] = set()
+        visited: set[str] = set()
         while pending:
             node = pending.pop()
             if isinstance(node, list):
@@ -116,9 +136,9 @@ def _numbers(properties: dict[str, Any], schema: dict[str, Any]) -> Iterator[tup
             elif isinstance(node, dict):
                 if node.get("type") in ("integer", "number"):
                     yield name, node
-                # Options may contain their own kind.
-                if "$ref" in node and node["$ref"] not in known:
-                    known.add(node["$ref"])
+                # A type of options may refer to itself, so each reference is followed once.
+                if "$ref" in node and node["$ref"] not in visited:
+                    visited.add(node["$ref"])
                     pending.append(schema["$defs"][node["$ref"].rpartition("/")[2]])
                 inside = node.get("properties", {})
                 pending += [*inside.values(), *(node.get(key, []) for key in _NESTED)]
@@ -129,19 +149,19 @@ _NESTED = ("items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalPropert
 
 @check("learner", "dataset")
 def defaults(subject: Subject) -> None:
-    """With nothing set but its name it makes a valid run: its `defaults` name what it needs, and options that exist."""
+    """A run that sets only its name is valid: its `defaults` name all plugins that it needs, and existing options."""
     registry = subject.registry.including(subject.kind, subject.name, subject.cls)
     for kind, toy in (("classification", ToyClasses), ("regression", ToyCurves)):
         values = {subject.kind: {"name": subject.name}}
         if subject.kind == "learner":
             if kind not in subject.cls.tags.kinds:
                 continue
-            usual = registry.default(kind)
-            values["dataset"] = {"name": "the-kit-s-toy" if usual is None else usual.name}
-            registry = registry if usual else registry.including("dataset", "the-kit-s-toy", toy)
+            dataset = registry.default(kind)
+            values["dataset"] = {"name": "toy-tasks" if dataset is None else dataset.name}
+            registry = registry if dataset else registry.including("dataset", "toy-tasks", toy)
         elif subject.cls.kind != kind:
             continue
         try:
-            resolve([Layer("the check", values)], registry, complete=subject.kind == "learner")
+            resolve([Layer("the conformance kit", values)], registry, complete=subject.kind == "learner")
         except MetaForgeError as error:
-            raise AssertionError(f"its defaults for {kind} make no valid run: {error}") from error
+            raise AssertionError(f"its defaults for {kind} do not give a valid run; correct them: {error}") from error

@@ -1,4 +1,4 @@
-"""What a hook plugin must do: live through any run, and leave the run as it is."""
+"""Checks of hook plugins: they raise no error in any run, and do not change the run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from metaforge.config.sources import Layer
 from metaforge.registry.registry import Registry
 from metaforge.runs.hook_calls import end_run, hook_manager, restore_states, states
 from metaforge.runs.training import run_training
-from metaforge.testing.bench import SHAPES, difference
+from metaforge.testing.bench import TASK_SHAPES, difference
 from metaforge.testing.check import check
-from metaforge.testing.global_state import untouched_generators
+from metaforge.testing.global_state import assert_generators_unchanged
 from metaforge.testing.subject import Subject
 from metaforge.testing.toy import ToyClasses, ToyDescent, ToyLearner, ToyNet, ToyTasksOptions
 
@@ -30,7 +30,7 @@ STEPS = 3
 
 
 def toy_run(steps: int = STEPS) -> Resolved:
-    """Return the configuration of a toy training."""
+    """Return the resolved settings of a training run of the toy learner."""
     registry = Registry([])
     toys = {"learner": ToyLearner, "dataset": ToyClasses, "backbone": ToyNet, "adapter": ToyDescent}
     for kind, cls in toys.items():
@@ -38,7 +38,7 @@ def toy_run(steps: int = STEPS) -> Resolved:
     values = {
         **{kind: {"name": f"toy-{kind}"} for kind in ("learner", "dataset", "backbone")},
         "adapters": {"toy-adapter": {}},
-        "task": SHAPES["classification"]._asdict(),
+        "task": TASK_SHAPES["classification"]._asdict(),
         "train": {"steps": steps, "tasks": 2, "log_every": 1, "validate_every": 1, "validate_tasks": 2},
         "device": "cpu",
     }
@@ -46,15 +46,15 @@ def toy_run(steps: int = STEPS) -> Resolved:
 
 
 def call_all(hook: object, run: RunInfo, metrics: Mapping[str, float], tasks: Any) -> None:
-    """Call a plugin's eight hooks in the order of a run of one step."""
+    """Call the eight hooks of a plugin in the order of a run of one step."""
     manager = hook_manager([hook])
     manager.hook.metaforge_run_start(run=run)
     manager.hook.metaforge_run_facts(run=run)
     manager.hook.metaforge_before_step(run=run, step=1, tasks=tasks)
     manager.hook.metaforge_after_step(run=run, step=1, metrics=metrics)
     manager.hook.metaforge_after_eval(run=run, step=1, split="val", metrics=VALIDATION)
-    seen = {**metrics, "val_score": 0.5, "val_score_ci": 0.1}
-    manager.hook.metaforge_should_stop(run=run, step=1, metrics=seen)
+    with_validation = {**metrics, "val_score": 0.5, "val_score_ci": 0.1}
+    manager.hook.metaforge_should_stop(run=run, step=1, metrics=with_validation)
     if run.folder is not None:
         manager.hook.metaforge_checkpoint(run=run, step=1, path=run.folder / "ckpt" / "step-0000001")
     end_run(manager, run, "finished", None)
@@ -62,63 +62,69 @@ def call_all(hook: object, run: RunInfo, metrics: Mapping[str, float], tasks: An
 
 def _tasks() -> Any:
     return ToyClasses(ToyTasksOptions.model_validate({}), root=Path()).sample(
-        "train", SHAPES["classification"], 0, 2, seed=0
+        "train", TASK_SHAPES["classification"], 0, 2, seed=0
     )
 
 
 @check("hook")
 def lives(subject: Subject) -> None:
-    """It lives through the eight calls of a run, in a folder or without one, and through an end without a start."""
+    """It raises no error in a run with or without a folder, nor in one that ends before it has started."""
     resolved = toy_run()
-    with tempfile.TemporaryDirectory() as folder, untouched_generators(f"a hook of {subject.label}"):
-        for place in (Path(folder), None):
-            call_all(subject.built(), RunInfo(place, resolved), METRICS, _tasks())
-            unstarted = hook_manager([subject.built()])
-            end_run(unstarted, RunInfo(place, resolved), "failed", RuntimeError("a run that never began"))
+    with tempfile.TemporaryDirectory() as name, assert_generators_unchanged(f"a hook of {subject.label}"):
+        for folder in (Path(name), None):
+            call_all(subject.build(), RunInfo(folder, resolved), METRICS, _tasks())
+            not_started = hook_manager([subject.build()])
+            end_run(not_started, RunInfo(folder, resolved), "failed", RuntimeError("the run failed before it started"))
 
 
 @check("hook")
 def watches(subject: Subject) -> None:
-    """It watches: the metrics and tasks that it is shown are the same afterwards."""
+    """It does not modify the metrics and tasks that are passed to it."""
     resolved = toy_run()
     metrics, tasks = dict(METRICS), _tasks()
     before = tree_map(torch.clone, tasks)
     with tempfile.TemporaryDirectory() as folder:
-        call_all(subject.built(), RunInfo(Path(folder), resolved), metrics, tasks)
-    assert metrics == METRICS, "the metrics were changed; they are the run's own: copy them"
-    said = difference(before, tasks)
-    assert not said, f"the tasks were changed: {said}; they are the run's own: copy them"
+        call_all(subject.build(), RunInfo(Path(folder), resolved), metrics, tasks)
+    assert metrics == METRICS, "a hook has modified the metrics, which the run uses afterwards; copy them first"
+    mismatch = difference(before, tasks)
+    assert not mismatch, (
+        f"a hook has modified the tasks, on which the run is about to train: {mismatch}; copy them first"
+    )
 
 
 @check("hook")
 def bystander(subject: Subject) -> None:
-    """A training with it ends in the same weights, to the bit, as one of as many steps without it."""
-    with_it, steps = _trained(STEPS, [subject.built()])
-    assert steps > 0, "it stopped a training before its first step"
-    without, _ = _trained(steps, [])
-    said = difference(without, with_it)
-    assert not said, f"weights differ from those of a run without it: {said}; change nothing that the run uses"
+    """A training run with it ends with bitwise the same values as a run of the same length without it."""
+    with_it, steps = _train(STEPS, [subject.build()])
+    assert steps > 0, "it stopped a training run before the first step; return None from metaforge_should_stop there"
+    without, _ = _train(steps, [])
+    mismatch = difference(without, with_it)
+    assert not mismatch, (
+        f"the values differ from those of a run without it: {mismatch}; do not modify anything that the run uses"
+    )
 
 
-def _trained(steps: int, hooks: Sequence[object]) -> tuple[Params, int]:
-    """Return the values after a toy training, and how many steps it took."""
+def _train(steps: int, hooks: Sequence[object]) -> tuple[Params, int]:
+    """Return the values after a training run of the toy learner, and the number of its steps."""
     resolved = toy_run(steps)
     with tempfile.TemporaryDirectory() as folder:
         run = run_training(resolved, folder=Path(folder) / "run", hooks=hooks)
         return run.values, int(run.summary["steps"])
 
 
-def _forgetful(subject: Subject) -> str:
-    return "" if hasattr(subject.cls, "state") else "it has no `state` to remember over a resume"
+def _has_no_state(subject: Subject) -> str:
+    return "" if hasattr(subject.cls, "state") else "it has no method `state`, so a resumed run has nothing to restore"
 
 
-@check("hook", unless=_forgetful)
+@check("hook", skip_reason=_has_no_state)
 def memory(subject: Subject) -> None:
-    """What it remembers survives JSON: a new instance that takes it up remembers the same."""
+    """A new instance that restores its state, after saving and loading it as JSON, has the same state."""
     resolved = toy_run()
-    hook, other = subject.built(), subject.built()
+    hook, other = subject.build(), subject.build()
     call_all(hook, RunInfo(None, resolved), METRICS, _tasks())
-    remembered = states({subject.name: hook})
-    restore_states({subject.name: other}, remembered)
-    said = states({subject.name: other})
-    assert said == remembered, f"restore takes up {said} of {remembered}; keep all that `state` returned"
+    saved = states({subject.name: hook})
+    restore_states({subject.name: other}, saved)
+    restored = states({subject.name: other})
+    assert restored == saved, (
+        f"after restore the state is {restored}, but {saved} was saved; restore everything that `state` returns"
+    )

@@ -1,4 +1,7 @@
-"""What every learner must do, and every other plugin where the toy learner is built around it: values and answers."""
+"""Checks of a learner's values, predictions and losses.
+
+Most of them also run on adapters, regularizers and backbones, which are built into the toy learner for this purpose.
+"""
 
 from __future__ import annotations
 
@@ -12,187 +15,222 @@ from torch.utils._pytree import tree_map
 from metaforge.authoring.keys import make_key, permutation
 from metaforge.authoring.protocols import STATE, Params, Task
 from metaforge.runs import checkpoint
-from metaforge.testing.bench import SHAPES, Bench, bench, benches, difference, tags
+from metaforge.testing.bench import TASK_SHAPES, Bench, build_bench, build_benches, difference, learner_tags
 from metaforge.testing.check import check
-from metaforge.testing.global_state import untouched_generators
+from metaforge.testing.global_state import assert_generators_unchanged
 from metaforge.testing.subject import Subject
 
+# The toy learner is built around plugins of the last three kinds.
 ALL = ("learner", "adapter", "regularizer", "backbone")
 KEY = make_key(3, "noise")
 
 
 @check(*ALL)
 def init(subject: Subject) -> None:
-    """`init` returns a flat dictionary of finite float tensors, equal for equal keys, and draws from its key alone."""
-    for one in benches(subject):
-        with untouched_generators(f"init of {subject.label}"):
-            values = one.learner.init(make_key(0))
+    """`init` returns a flat dictionary of finite floating-point tensors, and draws random numbers from its key only."""
+    for bench in build_benches(subject):
+        with assert_generators_unchanged(f"init of {subject.label}"):
+            values = bench.learner.init(make_key(0))
         for name, value in values.items():
-            fine = isinstance(value, Tensor) and value.is_floating_point() and bool(value.isfinite().all())
-            assert isinstance(name, str), f"init names a value {name!r}; names are strings"
-            assert fine, f"init gives {name!r} as {_described(value)}; give a tensor of finite floats"
-        again = bench(subject, one.spec.kind).learner
-        for other in (one.learner.init(make_key(0)), again.init(make_key(0))):
-            assert not (said := difference(values, other)), f"init with the same key differs: {said}; draw from the key"
+            valid = isinstance(value, Tensor) and value.is_floating_point() and bool(value.isfinite().all())
+            assert isinstance(name, str), f"init returns an entry with the name {name!r}; names must be strings"
+            assert valid, f"init returns {name!r} as {_description(value)}; it must be a tensor of finite floats"
+        new_learner = build_bench(subject, bench.spec.kind).learner
+        for other in (bench.learner.init(make_key(0)), new_learner.init(make_key(0))):
+            mismatch = difference(values, other)
+            assert not mismatch, (
+                f"two calls of init with the same key return different values: {mismatch}; draw from the key only"
+            )
 
 
 @check(*ALL)
 def shapes(subject: Subject) -> None:
-    """Predictions are `[n, outputs]`, loss and figures scalars, new state fits the values, and precision is kept."""
-    for one in benches(subject):
+    """Predictions are `[n, outputs]`, losses and metrics are scalars, and dtypes are those of the inputs."""
+    for bench in build_benches(subject):
         for dtype in (torch.float32, torch.float64):
-            values = {name: value.to(dtype) for name, value in one.values().items()}
-            task = tree_map(lambda x: x[0], one.tasks(1, dtype=dtype))
-            prediction = one.predict(values, task)
-            wanted = (len(task.query.x), one.spec.outputs)
-            assert prediction.shape == wanted, f"predict gives {list(prediction.shape)}; give {list(wanted)}"
-            assert prediction.dtype == dtype, f"predict gives {prediction.dtype} of {dtype} inputs; keep the type"
-            loss, aux = one.learner.loss(values, task, KEY)
-            figures = {"the loss": loss, **aux.metrics, **one.learner.measure(values, task, KEY)}
-            for name, figure in figures.items():
-                assert figure.shape == (), f"{name} has the shape {list(figure.shape)}; give a scalar for each task"
-            assert loss.dtype == dtype, f"the loss is {loss.dtype} of {dtype} inputs; keep the type"
+            values = {name: value.to(dtype) for name, value in bench.values().items()}
+            task = tree_map(lambda x: x[0], bench.tasks(1, dtype=dtype))
+            prediction = bench.predict(values, task)
+            expected = (len(task.query.x), bench.spec.outputs)
+            assert prediction.shape == expected, (
+                f"predict returns the shape {list(prediction.shape)}; it must be [n, outputs], here {list(expected)}"
+            )
+            assert prediction.dtype == dtype, (
+                f"predict returns {prediction.dtype} for {dtype} inputs; it must keep the dtype"
+            )
+            loss, aux = bench.learner.loss(values, task, KEY)
+            scalars = {"the loss": loss, **aux.metrics, **bench.learner.measure(values, task, KEY)}
+            for name, scalar in scalars.items():
+                assert scalar.shape == (), f"{name} has the shape {list(scalar.shape)}; it must be a scalar per task"
+            assert loss.dtype == dtype, f"the loss is {loss.dtype} for {dtype} inputs; it must keep the dtype"
             _check_state(values, aux.state, dtype)
 
 
 def _check_state(values: Params, state: Params, dtype: torch.dtype) -> None:
-    known = {name: value for name, value in values.items() if name.startswith(STATE)}
+    """Check that the changes in `Aux.state` belong to state entries of the values and fit their shapes."""
+    entries = {name: value for name, value in values.items() if name.startswith(STATE)}
     for name, change in state.items():
-        assert name in known, f"Aux.state has {name!r}, which init does not give; name an entry that begins {STATE!r}"
-        fits = change.shape == known[name].shape and change.dtype == dtype
-        assert fits, f"Aux.state has {name!r} as {_described(change)}; give {dtype} of shape {list(known[name].shape)}"
+        assert name in entries, (
+            f"Aux.state has {name!r}, which is not a state entry of the values; let init return it, under a name that"
+            f" begins with {STATE!r}"
+        )
+        valid = change.shape == entries[name].shape and change.dtype == dtype
+        assert valid, (
+            f"Aux.state has {name!r} as {_description(change)}; it must be {dtype} of shape {list(entries[name].shape)}"
+        )
 
 
 @check(*ALL)
 def pure(subject: Subject) -> None:
-    """An answer depends on values, task and key alone: nothing is changed, kept, or drawn from elsewhere."""
-    for one in benches(subject):
-        values, tasks = one.values(), [one.task(0), one.task(1)]
+    """Loss, metrics and predictions depend on values, task and key only, and inputs are not modified."""
+    for bench in build_benches(subject):
+        values, tasks = bench.values(), [bench.task(0), bench.task(1)]
         copies = tree_map(torch.clone, (values, tasks))
-        with untouched_generators(f"loss, adapt or predict of {subject.label}"):
-            first = _answers(one, values, tasks[0])
-            _answers(one, values, tasks[1])
-            again = _answers(one, values, tasks[0])
-        assert not (said := difference(copies, (values, tasks))), f"the inputs were changed: {said}; work on copies"
+        with assert_generators_unchanged(f"loss, adapt or predict of {subject.label}"):
+            first = _all_results(bench, values, tasks[0])
+            _all_results(bench, values, tasks[1])
+            again = _all_results(bench, values, tasks[0])
+        mismatch = difference(copies, (values, tasks))
+        assert not mismatch, f"values or tasks were modified in place: {mismatch}; work on copies"
         marked = [n for n, v in values.items() if v.requires_grad or v.grad is not None]
-        assert not marked, f"gradients were left on {marked[:3]}; use torch.func.grad, which leaves none"
-        fresh = _answers(bench(subject, one.spec.kind), values, tasks[0])
-        for other, when in ((again, "after another task"), (fresh, "from a new instance")):
-            said = difference(first, other)
-            assert not said, f"the same question has another answer {when}: {said}; keep nothing on the instance"
+        assert not marked, (
+            f"requires_grad or .grad was set on {marked[:3]}; use torch.func.grad, which leaves its inputs unchanged"
+        )
+        new_bench = _all_results(build_bench(subject, bench.spec.kind), values, tasks[0])
+        for other, when in ((again, "after a call with another task"), (new_bench, "from a new instance")):
+            mismatch = difference(first, other)
+            assert not mismatch, (
+                f"the same call gives another result {when}: {mismatch}; store nothing on the instance that changes"
+                " results"
+            )
 
 
-def _answers(one: Bench, values: Params, task: Task) -> tuple[Tensor, ...]:
-    loss, aux = one.learner.loss(values, task, KEY)
-    figures = one.learner.measure(values, task, KEY)
-    return loss, *aux.metrics.values(), *aux.state.values(), *figures.values(), one.predict(values, task)
+def _all_results(bench: Bench, values: Params, task: Task) -> tuple[Tensor, ...]:
+    """Return everything that a learner computes for a task."""
+    loss, aux = bench.learner.loss(values, task, KEY)
+    measured = bench.learner.measure(values, task, KEY)
+    return loss, *aux.metrics.values(), *aux.state.values(), *measured.values(), bench.predict(values, task)
 
 
 @check(*ALL)
 def no_leak(subject: Subject) -> None:
-    """Query labels never change a prediction, not even after `loss` and `measure` have seen them."""
-    for one in benches(subject):
-        values, task = one.values(), one.task()
-        before = one.predict(values, task)
-        for turned in (task.query.y, task.query.y.flip(0)):
-            shown = task._replace(query=task.query._replace(y=turned))
-            one.learner.loss(values, shown, KEY)
-            one.learner.measure(values, shown, KEY)
-            said = difference(before, one.predict(values, shown))
-            assert not said, f"predictions change once query labels were seen: {said}; predict from support and x alone"
+    """Query labels never change a prediction, not even after `loss` and `measure` have received them."""
+    for bench in build_benches(subject):
+        values, task = bench.values(), bench.task()
+        before = bench.predict(values, task)
+        for labels in (task.query.y, task.query.y.flip(0)):
+            labelled = task._replace(query=task.query._replace(y=labels))
+            bench.learner.loss(values, labelled, KEY)
+            bench.learner.measure(values, labelled, KEY)
+            mismatch = difference(before, bench.predict(values, labelled))
+            assert not mismatch, (
+                f"predictions change after loss and measure have received query labels: {mismatch}; predict from the"
+                " support set and x only"
+            )
 
 
 @check("learner", "backbone")
 def transductive(subject: Subject) -> None:
-    """`transductive` is true: a query's prediction moves with the other queries if it says so, and else never."""
-    for one in benches(subject):
-        values, task, other = one.advanced(one.values()), one.task(0), one.task(1)
-        fast = one.learner.adapt(values, task.support)
+    """`transductive` is True if and only if the prediction for a query depends on the other queries."""
+    for bench in build_benches(subject):
+        values, task, other = bench.with_updated_state(bench.values()), bench.task(0), bench.task(1)
+        fast = bench.learner.adapt(values, task.support)
         mixed = torch.cat([task.query.x[:1], other.query.x[1:]])
-        alone, beside = (one.learner.predict(values, fast, x)[0] for x in (task.query.x, mixed))
-        moved = bool(difference(alone, beside, 1e-9))
-        assert moved == one.learner.transductive, (
-            f"transductive is {one.learner.transductive}, but the prediction for a query"
-            f" {'moves' if moved else 'does not move'} when the other queries change; say transductive = {moved}"
+        original, exchanged = (bench.learner.predict(values, fast, x)[0] for x in (task.query.x, mixed))
+        depends = bool(difference(original, exchanged, 1e-9))
+        assert depends == bench.learner.transductive, (
+            f"transductive is {bench.learner.transductive}, but the prediction for a query"
+            f" {'changes' if depends else 'does not change'} with the other queries; set transductive = {depends}"
         )
 
 
 @check(*ALL)
 def query_order(subject: Subject) -> None:
-    """Another order of the queries gives the same predictions in that order."""
-    for one in benches(subject):
-        values, task = one.values(), one.task()
+    """Permuting the queries permutes the predictions and changes nothing else."""
+    for bench in build_benches(subject):
+        values, task = bench.values(), bench.task()
         order = permutation(make_key(5, "order"), len(task.query.x))
-        fast = one.learner.adapt(values, task.support)
-        straight, turned = (one.learner.predict(values, fast, x) for x in (task.query.x, task.query.x[order]))
-        said = difference(straight[order], turned, 1e-9)
-        assert not said, f"predictions depend on the queries' order: {said}; treat every query alike"
+        fast = bench.learner.adapt(values, task.support)
+        original, permuted = (bench.learner.predict(values, fast, x) for x in (task.query.x, task.query.x[order]))
+        mismatch = difference(original[order], permuted, 1e-9)
+        assert not mismatch, (
+            f"the prediction for a query depends on its position: {mismatch}; treat all queries in the same way"
+        )
 
 
 @check("learner")
 def stochastic(subject: Subject) -> None:
-    """The tag `stochastic` is true: another key gives another loss if it is set, and else never."""
-    moved = False
-    for one in benches(subject):
-        values, task = one.values(), one.task()
-        losses = [one.learner.loss(values, task, make_key(seed, "noise"))[0] for seed in range(4)]
-        moved = moved or any(bool(difference(losses[0], loss, 1e-9)) for loss in losses[1:])
-    tag = tags(subject).stochastic
-    assert moved == tag, (
-        f"tags.stochastic is {tag}, but the key {'changes' if moved else 'never changes'} the loss;"
-        f" say stochastic={moved}"
+    """The tag `stochastic` is True if and only if the loss depends on the key."""
+    depends = False
+    for bench in build_benches(subject):
+        values, task = bench.values(), bench.task()
+        losses = [bench.learner.loss(values, task, make_key(seed, "noise"))[0] for seed in range(4)]
+        depends = depends or any(bool(difference(losses[0], loss, 1e-9)) for loss in losses[1:])
+    tag = learner_tags(subject).stochastic
+    assert depends == tag, (
+        f"tags.stochastic is {tag}, but the loss {'depends' if depends else 'does not depend'} on the key;"
+        f" set stochastic={depends}"
     )
 
 
 @check("learner")
 def steps(subject: Subject) -> None:
-    """`adapt` takes 0 and 2 steps; they differ if the tag `adapts` is set, and else not."""
-    for one in benches(subject):
-        values, task = one.values(), one.task()
-        none, two = (one.predict(values, task, steps=count) for count in (0, 2))
-        assert bool(none.isfinite().all() & two.isfinite().all()), "predictions after 0 or 2 steps are not finite"
-        moved, tag = bool(difference(none, two, 1e-12)), tags(subject).adapts
-        assert moved == tag, (
-            f"tags.adapts is {tag}, but 0 and 2 steps give {'other' if moved else 'equal'} predictions; heed `steps`"
-            " and say adapts=True, or do neither"
+    """`adapt` accepts 0 and 2 steps, and the tag `adapts` is True if and only if their predictions differ."""
+    for bench in build_benches(subject):
+        values, task = bench.values(), bench.task()
+        zero, two = (bench.predict(values, task, steps=count) for count in (0, 2))
+        assert bool(zero.isfinite().all() & two.isfinite().all()), (
+            "predictions after 0 or 2 steps are not finite; they must be finite for any number of steps"
+        )
+        differ, tag = bool(difference(zero, two, 1e-12)), learner_tags(subject).adapts
+        assert differ == tag, (
+            f"tags.adapts is {tag}, but the predictions after 0 and 2 steps are {'different' if differ else 'equal'};"
+            " either take `steps` steps in adapt and set adapts=True, or ignore `steps` and set adapts=False"
         )
 
 
-def _one_output_per_class(subject: Subject) -> str:
-    if "classification" not in tags(subject).kinds:
-        return "tags.kinds has no classification, and only its tasks have ways"
-    return "tags.fixed_ways says that it has one output per class" if tags(subject).fixed_ways else ""
+def _cannot_change_ways(subject: Subject) -> str:
+    if "classification" not in learner_tags(subject).kinds:
+        return "tags.kinds has no classification, and only classification tasks have ways"
+    return "tags.fixed_ways is True: it has one output per class" if learner_tags(subject).fixed_ways else ""
 
 
-@check("learner", unless=_one_output_per_class)
+@check("learner", skip_reason=_cannot_change_ways)
 def ways(subject: Subject) -> None:
-    """Values of a learner of 3 ways serve tasks of 5 ways, unless the tag `fixed_ways` says otherwise."""
-    small, large = (bench(subject, "classification", ways=ways) for ways in (3, 5))
+    """A learner whose tag `fixed_ways` is False can use values of 3-way tasks for 5-way tasks."""
+    small, large = (build_bench(subject, "classification", ways=ways) for ways in (3, 5))
     values, task = small.values(), large.task()
-    assert not (said := difference(values, large.values())), f"init depends on the ways: {said}; say fixed_ways=True"
-    prediction, wanted = large.predict(values, task), (SHAPES["classification"].queries * 5, 5)
-    assert prediction.shape == wanted, f"predict gives {list(prediction.shape)} for 5 ways; give {list(wanted)}"
+    mismatch = difference(values, large.values())
+    assert not mismatch, f"the values of init depend on the number of ways: {mismatch}; set fixed_ways=True"
+    prediction, expected = large.predict(values, task), (TASK_SHAPES["classification"].queries * 5, 5)
+    assert prediction.shape == expected, (
+        f"for 5 ways predict returns shape {list(prediction.shape)}; return {list(expected)}, or set fixed_ways=True"
+    )
     large.learner.loss(values, task, KEY)
 
 
 @check(*ALL, name="checkpoint")
 def saved(subject: Subject) -> None:
-    """Values that were saved and loaded give a new instance equal predictions, to the bit."""
-    for one in benches(subject):
-        values = {name: value.float() for name, value in one.values().items()}
-        task = tree_map(lambda x: x[0], one.tasks(1, dtype=torch.float32))
-        before = one.predict(values, task)
-        loaded = _saved_and_loaded(values)
-        assert not (said := difference(values, loaded)), f"values come back from a checkpoint otherwise: {said}"
-        after = bench(subject, one.spec.kind).predict(loaded, task)
-        said = difference(before, after)
-        assert not said, f"after loading, predictions differ: {said}; keep all that is learned in the values"
+    """A new instance with values from a checkpoint gives bitwise equal predictions."""
+    for bench in build_benches(subject):
+        values = {name: value.float() for name, value in bench.values().items()}
+        task = tree_map(lambda x: x[0], bench.tasks(1, dtype=torch.float32))
+        before = bench.predict(values, task)
+        loaded = _save_and_load(values)
+        mismatch = difference(values, loaded)
+        assert not mismatch, f"values change when they are saved and loaded: {mismatch}; use ordinary dense tensors"
+        after = build_bench(subject, bench.spec.kind).predict(loaded, task)
+        mismatch = difference(before, after)
+        assert not mismatch, (
+            f"a new instance with the loaded values gives other predictions: {mismatch}; keep everything that is"
+            " learned in the values"
+        )
 
 
-def _saved_and_loaded(values: Params) -> Params:
+def _save_and_load(values: Params) -> Params:
     with tempfile.TemporaryDirectory() as folder:
         return checkpoint.load(checkpoint.save(Path(folder), 0, values, {}, {})).values
 
 
-def _described(value: object) -> str:
+def _description(value: object) -> str:
     return f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

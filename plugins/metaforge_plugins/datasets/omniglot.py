@@ -199,7 +199,7 @@ class Omniglot(Dataset):
         return turns_of
 
     def _pool(self, split: str, classes: list[tuple[str, tuple[int, ...]]], *collections: Collection) -> data.ClassPool:
-        """Return the pool of characters, rotated by their quarter turns (empty: all four) if the split has rotations."""
+        """Return the pool of characters, rotated by their quarter turns (empty: all four) in splits with rotations."""
         characters, images = self._images(*collections)
         rotated = self.config.rotations == "all" or (self.config.rotations == "train" and split == "train")
         row_of = {name: row for row, name in enumerate(characters)}

@@ -43,7 +43,7 @@ def test_a_faulty_plugin_fails_unless_that_is_expected() -> None:
     assert done.exit_code == 4
     (line,) = [line for line in done.stdout.splitlines() if "FAILED" in line]
     assert line.startswith("no-leak")
-    assert "predict from support and x alone" in line
+    assert "predict from the support set and x only" in line
     assert ", 1 failed, 0 expected failures" in done.stdout
     done = RUNNER.invoke(app, ["check", "leaking", "--expect", "no-leak=it is shown to leak"])
     assert done.exit_code == 0

@@ -1,4 +1,7 @@
-"""A check that cannot fail is a defect: each catches a deliberately faulty plugin, and lets right ones pass."""
+"""Tests of all checks: each fails for a plugin with a deliberate fault, and correct plugins pass.
+
+The faulty plugins are in `tests/support/faulty_learners.py` and `faulty_components.py`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def subject(kind: str, cls: type[Any], entry: Entry | None = None) -> Subject:
     return Subject(kind, cls.__name__, cls, entry=entry, registry=REGISTRY)
 
 
-# The class is another one: the module of this entry is not to be imported here.
+# The module of this entry point has side effects and must not be imported here, so the class is another one.
 LOUD = subject("learner", faulty_learners.Right, Entry("learner", "loud", "loud_plugin:Loud", "tests"))
 FAULTS = [
     ("import", LOUD),
@@ -43,31 +46,31 @@ def test_a_check_catches_a_faulty_plugin(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    # The interpreter in which an import is tried must find the faulty module.
+    # The interpreter that the `import` check starts must find the faulty module.
     monkeypatch.setenv("PYTHONPATH", str(Path(faulty_learners.__file__).parent))
-    (check,) = [one for one in checks_for(faulty) if one.name == name]
+    (check,) = [check for check in checks_for(faulty) if check.name == name]
     record_property("fault", [name, faulty.label, "missed"])
     with pytest.raises(AssertionError) as caught:
         check(faulty)
-    assert len(str(caught.value)) > 20, "a failing check says what is wrong and how to mend it"
+    assert len(str(caught.value)) > 20, "the message of a failing check says what is wrong and what to do"
     if faulty is LOUD:
-        for part in ("prints", "torch's global generator", "torch's default type"):
+        for part in ("prints", "torch's global generator", "torch's default dtype"):
             assert part in str(caught.value)
     record_property("fault", [name, faulty.label, "caught"])
 
 
-@pytest.mark.parametrize(("code", "said"), [("raise SystemExit(7)", "ended the interpreter"), ("", "")])
-def test_an_import_that_ends_the_interpreter_is_told_from_a_quiet_one(
-    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("code", "message"), [("raise SystemExit(7)", "ended the interpreter"), ("", "")])
+def test_an_import_that_ends_the_interpreter_fails_and_one_without_side_effects_passes(
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "brief_plugin.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     brief = subject("learner", faulty_learners.Right, Entry("learner", "brief", "brief_plugin:Brief", "tests"))
-    (check,) = [one for one in checks_for(brief) if one.name == "import"]
-    if not said:
+    (check,) = [check for check in checks_for(brief) if check.name == "import"]
+    if not message:
         check(brief)
         return
-    with pytest.raises(AssertionError, match=said):
+    with pytest.raises(AssertionError, match=message):
         check(brief)
 
 
@@ -78,12 +81,12 @@ def test_every_check_has_a_faulty_plugin() -> None:
 
 
 @parametrize_with_checks(RIGHT)
-def test_right_plugins_pass(subject: Subject, check: Check) -> None:
+def test_correct_plugins_pass(subject: Subject, check: Check) -> None:
     check(subject)
 
 
 @pytest.mark.parametrize("check", all_checks(), ids=lambda check: check.name)
-def test_every_check_says_in_one_sentence_what_it_asks(check: Check) -> None:
+def test_every_check_has_one_sentence_and_a_kind(check: Check) -> None:
     assert check.text.endswith(".")
     assert "\n" not in check.text
     assert check.kinds

@@ -1,0 +1,91 @@
+"""Tests of the test bench: what is built around each kind of plugin, and how differences are described."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import faulty_components
+import faulty_learners
+from metaforge.authoring.protocols import STATE
+from metaforge.testing import Subject
+from metaforge.testing.bench import (
+    INPUT_SHAPES,
+    build_bench,
+    build_benches,
+    build_chain_bench,
+    difference,
+    learner_tags,
+    task_keys,
+    task_kinds,
+)
+from metaforge.testing.toy import ToyDescent, ToyLearner, ToyNet
+
+LEARNER = Subject.of(ToyLearner)
+
+
+def test_one_bench_per_kind_of_task_that_a_learner_supports() -> None:
+    assert [bench.spec.kind for bench in build_benches(LEARNER)] == sorted(ToyLearner.tags.kinds) == task_kinds(LEARNER)
+    assert task_kinds(Subject.of(ToyNet)) == ["classification"]
+    assert learner_tags(Subject.of(ToyNet)) == ToyLearner.tags
+
+
+def test_perturbed_values_differ_from_zero_and_one_but_state_does_not_change() -> None:
+    bench = build_bench(LEARNER)
+    initial, perturbed = bench.values(perturbed=False), bench.values()
+    assert initial.keys() == perturbed.keys()
+    for name, value in initial.items():
+        assert torch.equal(value, perturbed[name]) == name.startswith(STATE)
+        assert value.dtype == perturbed[name].dtype == torch.float64
+
+
+def test_tasks_predictions_and_steps_have_a_task_dimension_where_they_should() -> None:
+    bench = build_bench(LEARNER)
+    assert bench.tasks(5).query.x.shape[0] == 5
+    assert not difference(bench.task(1), bench.task(1))
+    assert bench.predict(bench.values(), bench.task()).shape == (len(bench.task().query.x), bench.spec.outputs)
+    assert bench.step(bench.values(), bench.tasks(2)).losses.shape == (2,)
+    assert task_keys(4).shape == (4,)
+    assert bench.with_updated_state(bench.values()).keys() == bench.values().keys()
+
+
+def test_a_plugin_is_built_into_the_toy_learner() -> None:
+    regularizer = Subject.of(faulty_components.Shrinking)
+    assert len(build_bench(regularizer).regularizers) == 1
+    assert build_bench(regularizer, without_regularizer=True).regularizers == ()
+    for first in (True, False):
+        bench = build_chain_bench(Subject.of(ToyDescent), first=first)
+        assert isinstance(bench.learner, ToyLearner)
+    assert build_bench(LEARNER, "classification", ways=5).spec.outputs == 5
+
+
+def test_the_first_input_shape_that_a_learner_accepts_is_used() -> None:
+    class Images(faulty_learners.Centres):
+        """Accepts images of one channel only."""
+
+        def __init__(self, config: object, parts: object) -> None:
+            assert parts.spec.x_shape[0] == 1  # type: ignore[attr-defined]
+            super().__init__(config, parts)  # type: ignore[arg-type]
+
+    assert build_bench(LEARNER).spec.x_shape == INPUT_SHAPES[0]
+    assert build_bench(Subject.of(Images)).spec.x_shape == (1, 16, 16)
+    assert build_bench(Subject("learner", "toy", ToyLearner, x_shape=(3, 4))).spec.x_shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "tolerance", "message"),
+    [
+        ({"a": torch.ones(2)}, {"a": torch.ones(2)}, 0.0, "^$"),
+        ({"a": torch.ones(2)}, {"a": torch.ones(2) + 1e-3}, 1e-2, "^$"),
+        ({"a": torch.ones(2)}, {"a": torch.ones(2) + 0.5}, 0.0, r"'a'.* differs by up to 0\.5"),
+        ({"a": torch.ones(2)}, {"b": torch.ones(2)}, 0.0, "only one side has .*'a'.*'b'"),
+        (torch.ones(2), torch.ones(3), 0.0, r"the tensor: torch.float32 \[2\] and torch.float32 \[3\]"),
+        (torch.ones(2), torch.ones(2).double(), 1.0, "torch.float64"),
+        ([1], [2], 0.0, "1 and 2"),
+        (torch.tensor(float("nan")), torch.tensor(float("nan")), 0.0, "^$"),
+    ],
+)
+def test_differences_are_described(first: object, second: object, tolerance: float, message: str) -> None:
+    assert re.search(message, difference(first, second, tolerance))
