@@ -13,7 +13,7 @@ from metaforge.authoring.functional import prefixed, select
 from metaforge.authoring.protocols import Params
 from metaforge.config.settings import CheckpointConfig
 from metaforge.errors import CheckpointError, PluginError
-from metaforge.runs import checkpoint
+from metaforge.runs import checkpoint, checkpoint_files
 
 
 @dataclass(frozen=True)
@@ -175,13 +175,13 @@ def to_bytes(state: State, facts: Mapping[str, Any]) -> bytes:
     tensors = prefixed("values", state.values) | prefixed("training", state.training)
     rest = {name: getattr(state, name) for name in _FACTS} | {"step": state.step}
     head = json.dumps({"state": rest, "order": list(tensors), "facts": dict(facts)}).encode()
-    return len(head).to_bytes(8, "little") + head + checkpoint.to_bytes(tensors)
+    return len(head).to_bytes(8, "little") + head + checkpoint_files.to_bytes(tensors)
 
 
 def from_bytes(data: bytes) -> tuple[State, dict[str, Any]]:
     """Return the state and the facts that `to_bytes` was called with."""
     end = 8 + int.from_bytes(data[:8], "little")
-    head, tensors = json.loads(data[8:end]), checkpoint.from_bytes(data[end:])
+    head, tensors = json.loads(data[8:end]), checkpoint_files.from_bytes(data[end:])
     rest = head["state"] | {name: tuple(head["state"][name]) for name in ("norms", "skipped", "inexact")}
     ordered = {key: tensors[key] for key in head["order"]}
     return State(**rest, values=select(ordered, "values"), training=select(ordered, "training")), head["facts"]

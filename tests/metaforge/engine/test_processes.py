@@ -240,7 +240,7 @@ def test_an_error_is_told_once_with_its_exit_code(tmp_path: Path) -> None:
     process = started(tmp_path / "run")
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 8, errors
-    assert errors.count("exists already") == 1
+    assert errors.count("already exists") == 1
     assert "Traceback" not in errors
 
 

@@ -142,8 +142,8 @@ def test_a_manifest_is_not_believed(tmp_path: Path, mangle: Callable[[Any], Any]
         ({"schema": 99, "step": 7}, "its schema is 99"),
         ({"schema": 1, "step": 7}, "its schema is 1"),
         ({"schema": [2], "step": 7}, "its schema"),
-        ({"schema": 2, "step": 8}, "it is of step 8"),
-        ({"schema": 2}, "it is of step None"),
+        ({"schema": 2, "step": 8}, "it belongs to step 8"),
+        ({"schema": 2}, "it belongs to step None"),
         ([], "not a JSON object"),
     ],
 )

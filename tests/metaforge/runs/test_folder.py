@@ -35,7 +35,7 @@ def test_a_creation_that_was_killed_anywhere_is_finished_by_the_next(tmp_path: P
     for point in range(points):
         path = tmp_path / str(point)
         if (path / "config.toml").is_file():
-            with pytest.raises(StorageError, match="exists already"):
+            with pytest.raises(StorageError, match="already exists"):
                 RunFolder.create(path, config="b = 2", command="again", environment={})
             continue
         cut_short += path.is_dir()
@@ -50,7 +50,7 @@ def test_a_creation_that_was_killed_anywhere_is_finished_by_the_next(tmp_path: P
 def test_a_folder_with_anything_of_somebody_s_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("precious")
-    with pytest.raises(StorageError, match="exists already"):
+    with pytest.raises(StorageError, match="already exists"):
         RunFolder.create(tmp_path, config="", command="", environment={})
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
 
@@ -60,13 +60,13 @@ def test_what_is_a_link_or_no_folder_exists_already(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     for name in ("file", "link"):
-        with pytest.raises(StorageError, match="exists already"):
+        with pytest.raises(StorageError, match="already exists"):
             RunFolder.create(tmp_path / name, config="", command="", environment={})
 
 
 def test_while_one_process_creates_a_run_another_does_not(tmp_path: Path) -> None:
     first = RunFolder(tmp_path)
-    with pytest.raises(StorageError, match="exists already"):
+    with pytest.raises(StorageError, match="already exists"):
         RunFolder.create(tmp_path, config="", command="", environment={})
     first.close()
     RunFolder.create(tmp_path, config="", command="", environment={}).close()

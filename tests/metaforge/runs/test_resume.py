@@ -110,10 +110,10 @@ def test_a_damaged_last_checkpoint_is_told_and_the_one_before_serves(whole: Path
 @pytest.mark.parametrize(
     ("lose", "told"),
     [
-        (lambda text: text.replace('{"step": 3,', '{"ste', 1), "damaged lines left out: 1 (line 1: "),
-        (lambda text: text.replace('{"step": 6,', "\0", 1), "damaged lines left out: 1 (line 3: "),
+        (lambda text: text.replace('{"step": 3,', '{"ste', 1), "damaged lines skipped: 1 (line 1: "),
+        (lambda text: text.replace('{"step": 6,', "\0", 1), "damaged lines skipped: 1 (line 3: "),
         (lambda text: text + '\0\0\n{"step": 9}\n', ""),
-        (None, "it is gone"),
+        (None, "the file is missing"),
     ],
 )
 def test_lost_records_are_told_and_make_the_run_inexact(

@@ -190,7 +190,7 @@ def test_a_diverging_run_stops_by_name_and_keeps_the_weights_before(tmp_path: Pa
 def test_a_folder_that_exists_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()
-    with pytest.raises(StorageError, match="exists already"):
+    with pytest.raises(StorageError, match="already exists"):
         trained(tmp_path / "run")
     assert [one.name for one in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
