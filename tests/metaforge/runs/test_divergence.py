@@ -1,4 +1,4 @@
-"""Numbers that are not finite are found wherever they are, and a leap is one only beside what came before."""
+"""Detection of divergence: non-finite numbers anywhere, and norms far above the running median."""
 
 from __future__ import annotations
 

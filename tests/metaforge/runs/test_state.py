@@ -1,4 +1,4 @@
-"""States come back as they were; what a run decides by is checked; `BEST` follows the state."""
+"""Saving and restoring the state of a run, and keeping the best checkpoint."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_save_is_due_by_steps_or_by_time(tmp_path: Path, options: dict[str, An
         ("inexact", 3),
     ],
 )
-def test_facts_that_a_run_cannot_go_on_with_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+def test_facts_that_cannot_be_resumed_from_are_refused(tmp_path: Path, name: str, value: Any) -> None:
     told = {key: getattr(STATE, key) for key in ("seconds", "window", "norms", "skipped", "best", "hooks")}
     checkpoint.save(tmp_path / "ckpt", 3, STATE.values, STATE.training, {**told, name: value})
     with pytest.raises(CheckpointError, match="lacks what is needed to resume the run"):
