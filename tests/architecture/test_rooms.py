@@ -112,6 +112,7 @@ SEEDED = {"metaforge/authoring/model.py": "seeded", "metaforge/testing/global_st
 # Modules that may touch what lies outside the program; no others may.
 FILES = {
     "metaforge/runs/checkpoint.py": "saved states",
+    "metaforge/runs/checkpoint_files.py": "saved states",
     "metaforge/cli/data.py": "the folder of a preview",
     "metaforge/cli/new.py": "the project of a new plugin",
     "metaforge/cli/output.py": "the null device, when a reader has left",

@@ -60,7 +60,7 @@ def _start(folder: str, rounds: int, barrier: Any, answers: Any) -> None:
             RunFolder.create(Path(f"round-{number}"), config="", command="", environment={}).close()
             won.append(number)
         except StorageError as error:
-            if "exists already" not in error.what:
+            if "already exists" not in error.what:
                 raise
     answers.put((own, won))
 

@@ -77,7 +77,7 @@ def test_every_case_of_a_stranger_s_run_changes_it(tmp_path: Path) -> None:
 
 def test_rows_notice_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A reader that looks at no digest would let damage through.
-    monkeypatch.setattr("metaforge.runs.checkpoint._verified", unverified)
+    monkeypatch.setattr("metaforge.runs.checkpoint.verified_files", unverified)
     measured = checkpoints.damaged(Room(tmp_path), count=20, resumes=0)
     assert not measured.passed
     assert any("it was loaded" in one for one in measured.numbers["wrong"])

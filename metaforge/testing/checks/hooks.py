@@ -45,6 +45,11 @@ def toy_run(steps: int = STEPS) -> Resolved:
     return resolve([Layer("the conformance kit", values)], registry)
 
 
+def toy_info(folder: Path | None, resolved: Resolved) -> RunInfo:
+    """Return the run information that hooks receive in a run of the toy learner."""
+    return RunInfo(folder, resolved.to_dict(), "classification")
+
+
 def call_all(hook: object, run: RunInfo, metrics: Mapping[str, float], tasks: Any) -> None:
     """Call the eight hooks of a plugin in the order of a run of one step."""
     manager = hook_manager([hook])
@@ -72,9 +77,9 @@ def lives(subject: Subject) -> None:
     resolved = toy_run()
     with tempfile.TemporaryDirectory() as name, assert_generators_unchanged(f"a hook of {subject.label}"):
         for folder in (Path(name), None):
-            call_all(subject.build(), RunInfo(folder, resolved), METRICS, _tasks())
+            call_all(subject.build(), toy_info(folder, resolved), METRICS, _tasks())
             not_started = hook_manager([subject.build()])
-            end_run(not_started, RunInfo(folder, resolved), "failed", RuntimeError("the run failed before it started"))
+            end_run(not_started, toy_info(folder, resolved), "failed", RuntimeError("the run failed before it started"))
 
 
 @check("hook")
@@ -84,7 +89,7 @@ def watches(subject: Subject) -> None:
     metrics, tasks = dict(METRICS), _tasks()
     before = tree_map(torch.clone, tasks)
     with tempfile.TemporaryDirectory() as folder:
-        call_all(subject.build(), RunInfo(Path(folder), resolved), metrics, tasks)
+        call_all(subject.build(), toy_info(Path(folder), resolved), metrics, tasks)
     assert metrics == METRICS, "a hook has modified the metrics, which the run uses afterwards; copy them first"
     mismatch = difference(before, tasks)
     assert not mismatch, (
@@ -121,7 +126,7 @@ def memory(subject: Subject) -> None:
     """A new instance that restores its state, after saving and loading it as JSON, has the same state."""
     resolved = toy_run()
     hook, other = subject.build(), subject.build()
-    call_all(hook, RunInfo(None, resolved), METRICS, _tasks())
+    call_all(hook, toy_info(None, resolved), METRICS, _tasks())
     saved = states({subject.name: hook})
     restore_states({subject.name: other}, saved)
     restored = states({subject.name: other})

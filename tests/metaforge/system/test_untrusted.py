@@ -49,7 +49,7 @@ def test_a_run_with_a_pipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.toml").touch()
     require_run(tmp_path)
     os.mkfifo(tmp_path / "metrics.jsonl")
-    with pytest.raises(ConfigError, match="no plain file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         require_run(tmp_path)
 
 
