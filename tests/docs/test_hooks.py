@@ -43,7 +43,7 @@ def test_what_a_run_tells_a_hook_is_there() -> None:
 
 
 def test_what_a_hook_may_remember_is_there() -> None:
-    text = section("What a hook remembers over a resume")
+    text = section("State across a resume")
     methods = [name for name in vars(Stateful) if inspect.isfunction(vars(Stateful)[name]) and name[0] != "_"]
     assert set(re.findall(r"^- `([^`]+)`", text, re.MULTILINE)) == {signature(Stateful, name) for name in methods}
 
@@ -51,7 +51,7 @@ def test_what_a_hook_may_remember_is_there() -> None:
 def test_the_way_to_trace_is_there() -> None:
     source = (ROOT / "metaforge" / "runs" / "hook_calls.py").read_text("utf-8")
     (variable,) = set(re.findall(r'environ\.get\("(\w+)"\)', source))
-    assert variable in section("Seeing the calls")
+    assert variable in section("Tracing the calls")
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -314,6 +314,13 @@ class Oblivious(Counter):
         self.count = 0
 
 
+class Unrepresentable(Counter):
+    """Has a state that JSON cannot represent."""
+
+    def state(self) -> Mapping[str, Any]:
+        return {"count": {1, 2}}
+
+
 # Check, kind, plugin.
 FAULTS: list[tuple[str, str, type[Any]]] = [
     ("updates", "adapter", Partial),
@@ -345,6 +352,7 @@ FAULTS: list[tuple[str, str, type[Any]]] = [
     ("watches", "hook", Blinding),
     ("bystander", "hook", Blinding),
     ("memory", "hook", Oblivious),
+    ("memory", "hook", Unrepresentable),
 ]
 RIGHT: list[tuple[str, type[Any]]] = [
     ("adapter", ToyDescent),

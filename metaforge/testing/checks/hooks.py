@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,12 +125,23 @@ def _has_no_state(subject: Subject) -> str:
 @check("hook", skip_reason=_has_no_state)
 def memory(subject: Subject) -> None:
     """A new instance that restores its state, after saving and loading it as JSON, has the same state."""
-    resolved = toy_run()
     hook, other = subject.build(), subject.build()
-    call_all(hook, toy_info(None, resolved), METRICS, _tasks())
-    saved = states({subject.name: hook})
+    call_all(hook, toy_info(None, toy_run()), METRICS, _tasks())
+    saved = _state_from_json(subject.name, hook)
     restore_states({subject.name: other}, saved)
-    restored = states({subject.name: other})
+    restored = _state_from_json(subject.name, other)
     assert restored == saved, (
         f"after restore the state is {restored}, but {saved} was saved; restore everything that `state` returns"
     )
+
+
+def _state_from_json(name: str, hook: object) -> dict[str, Any]:
+    """Return the state of a hook as a checkpoint saves and loads it."""
+    try:
+        state: dict[str, Any] = json.loads(json.dumps(states({name: hook}), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise AssertionError(
+            f"`state` must return what JSON can represent ({error}); return strings, finite numbers, booleans, None,"
+            " lists and dictionaries"
+        ) from error
+    return state

@@ -1,4 +1,4 @@
-"""Every figure of a run as a table, one row per figure: `step,split,metric,value` in `metrics.csv`."""
+"""Writes all metrics of a run as a table with one row per value: `step,split,metric,value`."""
 
 from __future__ import annotations
 
@@ -6,28 +6,24 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
 
 from pydantic import Field
 
 from metaforge import hookimpl
-from metaforge.authoring import Component, Options, RunInfo, append_lines, begin_lines
+from metaforge.authoring import Hook, Options, RunInfo, append_lines, begin_lines
 
 HEADING = "step,split,metric,value"
 
 
-class Csv(Component):
-    """Writes a row for every figure into `metrics.csv` in the run's folder, as it happens.
+class Csv(Hook):
+    """Appends all metrics to `metrics.csv` in the run folder after each step and evaluation, one row per value.
 
-    Long, not wide: its columns stay what they are when a figure appears later, such as the first validation's. A
-    figure that is not finite is `nan`, `inf` or `-inf`.
+    The table is in long format, so that its columns stay the same when a metric first appears during the run, such as
+    those of the first validation. Non-finite values are written as `nan`, `inf` or `-inf`.
     """
 
     class Config(Options):
-        every: int = Field(default=1, ge=1, description="Steps from one set of training figures to the next.")
-
-    reference: ClassVar[str] = ""
-    defaults: ClassVar[Mapping[Any, Mapping[str, Any]]] = {}
+        every: int = Field(default=1, ge=1, description="Number of steps between records of the training metrics.")
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -35,7 +31,7 @@ class Csv(Component):
 
     @hookimpl
     def metaforge_run_start(self, run: RunInfo) -> None:
-        """Begin the table, or continue that of a resumed run."""
+        """Create the table, or in a resumed run remove the rows of later steps."""
         self._path = None if run.folder is None else run.folder / "metrics.csv"
         if self._path is not None:
             begin_lines(
@@ -44,13 +40,13 @@ class Csv(Component):
 
     @hookimpl
     def metaforge_after_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the training figures where they are due."""
+        """Append the training metrics every `every` steps."""
         if step % self.config.every == 0:
             self._write(step, "train", metrics)
 
     @hookimpl
     def metaforge_after_eval(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Write the figures of an evaluation."""
+        """Append the metrics of an evaluation."""
         self._write(step, split, metrics)
 
     def _write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
@@ -59,7 +55,7 @@ class Csv(Component):
 
 
 def row(step: int, split: str, name: str, value: float) -> str:
-    """Return one row, quoted where it must be; white space in a name is a space, so that a row is a line."""
+    """Return one row in CSV format. White space in a name is replaced by single spaces, so that a row is one line."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow([step, split, " ".join(name.split()), float(value)])
     return text.getvalue()

@@ -1,38 +1,35 @@
-"""The end of a run whose validations no longer get better."""
+"""Early stopping: ends a run whose validation metric no longer improves."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from metaforge import hookimpl
-from metaforge.authoring import Component, Options, RunInfo
+from metaforge.authoring import Hook, Options, RunInfo
 from metaforge.errors import ConfigError, nearest
 
 
-class EarlyStop(Component):
-    """Stops a run after a number of validations in a row that bring nothing better, and says on stderr why."""
+class EarlyStop(Hook):
+    """Stops a run when a metric has not improved for a number of validations, and prints the reason to stderr."""
 
     class Config(Options):
         metric: str = Field(
-            default="val_score", min_length=1, description="Figure to watch; it is looked at after each validation."
+            default="val_score", min_length=1, description="Metric to monitor; it is read after each validation."
         )
-        patience: int = Field(default=5, ge=1, description="Validations in a row without a better figure that end it.")
+        patience: int = Field(default=5, ge=1, description="Validations in a row without improvement that end the run.")
         mode: Literal["auto", "max", "min"] = Field(
             default="auto",
-            description="Which figure is better, the largest or the smallest; auto: the largest accuracy, the smallest"
-            " of anything else.",
+            description="Whether larger (max) or smaller (min) values are better; auto: max for accuracies, min for all"
+            " other metrics.",
         )
         min_delta: float = Field(
-            default=0.0, ge=0, allow_inf_nan=False, description="By how much a figure must be better to count."
+            default=0.0, ge=0, allow_inf_nan=False, description="Smallest change that counts as an improvement."
         )
-
-    reference: ClassVar[str] = ""
-    defaults: ClassVar[Mapping[Any, Mapping[str, Any]]] = {}
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -42,12 +39,12 @@ class EarlyStop(Component):
 
     @hookimpl
     def metaforge_run_start(self, run: RunInfo) -> None:
-        """Refuse a run that is never validated."""
+        """Raise `ConfigError` for a run without validations."""
         if not run.settings["train"]["validate_every"]:
             raise ConfigError(
-                "The hook that stops a run early needs validations, and this run makes none.",
+                "Early stopping needs validations, but this run has none.",
                 where="train.validate_every is 0",
-                remedy="set train.validate_every=100, say, or leave the hook out",
+                remedy="set train.validate_every, for example to 100, or remove the hook early-stop",
             )
         self._validated = 0
         if run.start == 0:
@@ -55,49 +52,49 @@ class EarlyStop(Component):
 
     @hookimpl
     def metaforge_after_eval(self, step: int, split: str) -> None:
-        """Note that there is something new to judge."""
+        """Record that this step was validated."""
         if split == "val":
             self._validated = step
 
     @hookimpl
     def metaforge_should_stop(self, run: RunInfo, step: int, metrics: Mapping[str, float]) -> bool | None:
-        """Judge a validation; True ends the run."""
+        """Return True, after a validation, if the metric has not improved for `patience` validations."""
         if step != self._validated:
             return None
         value = self._value(metrics)
-        if self._better(value, larger=self._larger(run)):
+        if self._improves(value, larger=self._larger(run)):
             self._best, self._waited = value, 0
             return None
         self._waited += 1
         if self._waited < self.config.patience:
             return None
-        best = "no finite one so far" if self._best is None else f"the best is {self._best:.4g}"
-        by = f" by {self.config.min_delta:.4g}" if self.config.min_delta else ""
+        best = "without a finite value so far" if self._best is None else f"the best is {self._best:.4g}"
+        by = f" by more than {self.config.min_delta:.4g}" if self.config.min_delta else ""
         print(  # noqa: T201
             f"Stopped early at step {step}: {self.config.metric} is {value:.4g}, {best};"
-            f" nothing better{by} in {self._waited} validation{'s' if self._waited > 1 else ''}.",
+            f" no improvement{by} in {self._waited} validation{'s' if self._waited > 1 else ''}.",
             file=sys.stderr,
         )
         return True
 
     def state(self) -> Mapping[str, Any]:
-        """Return the best figure so far and the validations since."""
+        """Return the best value so far and the number of validations since."""
         return {"best": self._best, "waited": self._waited}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up the best figure and the validations since."""
+        """Restore the best value and the number of validations since."""
         self._best, self._waited = state["best"], state["waited"]
 
     def _value(self, metrics: Mapping[str, float]) -> float:
         if self.config.metric not in metrics:
             raise ConfigError(
-                f"There is no figure {self.config.metric!r} to stop by.{nearest(self.config.metric, metrics)}",
+                f"There is no metric {self.config.metric!r}.{nearest(self.config.metric, metrics)}",
                 where="hooks.early-stop.metric",
-                remedy=f"the figures after a validation are {', '.join(metrics)}",
+                remedy=f"use one of the metrics that are available after a validation: {', '.join(metrics)}",
             )
         return metrics[self.config.metric]
 
-    def _better(self, value: float, *, larger: bool) -> bool:
+    def _improves(self, value: float, *, larger: bool) -> bool:
         if not math.isfinite(value):
             return False
         if self._best is None:

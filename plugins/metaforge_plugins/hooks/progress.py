@@ -1,115 +1,112 @@
-"""A live progress bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: a progress bar on a terminal, lines of text elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import rich.progress
 from pydantic import Field
 from rich.console import Console
 
 from metaforge import hookimpl
-from metaforge.authoring import Component, Options, Outcome, RunInfo
+from metaforge.authoring import Hook, Options, Outcome, RunInfo
 
 
-class Progress(Component):
-    """Shows on stderr how a run gets on: step, loss, score with its 95 % interval, tasks per second, time left."""
+class Progress(Hook):
+    """Prints progress to stderr: step, loss, score with its 95 % confidence interval, tasks per second, time left."""
 
     class Config(Options):
-        interval: float = Field(default=5.0, ge=0, description="Seconds between lines where stderr is no terminal.")
-
-    reference: ClassVar[str] = ""
-    defaults: ClassVar[Mapping[Any, Mapping[str, Any]]] = {}
+        interval: float = Field(default=5.0, ge=0, description="Seconds between lines if stderr is not a terminal.")
 
     def __init__(self, config: Config, *, console: Console | None = None) -> None:
         self.config = config
         self.console = console if console is not None else Console(stderr=True)
         self._bar: rich.progress.Progress | None = None
-        self._row = rich.progress.TaskID(0)
-        self._last = -1.0
+        self._task = rich.progress.TaskID(0)
+        self._last_printed = -1.0
 
     @hookimpl
     def metaforge_run_start(self, run: RunInfo) -> None:
-        """Open the bar where there is a terminal to draw it on."""
-        self._last = -1.0
+        """Show the bar if stderr is a terminal."""
+        self._last_printed = -1.0
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn("{task.fields[steps]}"),
                 rich.progress.BarColumn(bar_width=24),
-                rich.progress.TextColumn("{task.fields[figures]}"),
+                rich.progress.TextColumn("{task.fields[metrics]}"),
                 console=self.console,
                 transient=True,
             )
-            self._row = self._bar.add_task("", total=1.0, steps="starting", figures="")
+            self._task = self._bar.add_task("", total=1.0, steps="starting", metrics="")
             self._bar.start()
 
     @hookimpl
     def metaforge_after_step(self, run: RunInfo, step: int, metrics: Mapping[str, float]) -> None:
-        """Move the bar, or print a line when the last one is old enough."""
+        """Update the bar, or print a line if the last one was printed at least `interval` seconds ago."""
         steps = f"step {step}/{run.settings['train']['steps']}"
-        text = "  ".join(figures(run, metrics))
+        text = "  ".join(formatted(run, metrics))
         if self._bar is not None:
-            self._bar.update(self._row, completed=share(run, step, metrics), steps=steps, figures=text)
+            self._bar.update(self._task, completed=completed_fraction(run, step, metrics), steps=steps, metrics=text)
             return
         elapsed = metrics.get("elapsed", 0.0)
-        if self._last < 0 or elapsed - self._last >= self.config.interval or step == run.settings["train"]["steps"]:
-            self._last = elapsed
-            self._say(f"{steps}  {text}")
+        due = self._last_printed < 0 or elapsed - self._last_printed >= self.config.interval
+        if due or step == run.settings["train"]["steps"]:
+            self._last_printed = elapsed
+            self._print(f"{steps}  {text}")
 
     @hookimpl
     def metaforge_after_eval(self, run: RunInfo, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Print the figures of an evaluation; they stay on the screen above the bar."""
-        self._say(f"{split} at step {step}: {'  '.join(figures(run, metrics))}")
+        """Print the metrics of an evaluation; they stay on the screen above the bar."""
+        self._print(f"{split} at step {step}: {'  '.join(formatted(run, metrics))}")
 
     @hookimpl
     def metaforge_run_end(self, run: RunInfo, outcome: Outcome, error: BaseException | None) -> None:
-        """Close the bar, whatever happened."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         console = self._bar.console if self._bar is not None else self.console
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def figures(run: RunInfo, metrics: Mapping[str, float]) -> list[str]:
-    """Return the figures to show, each with its unit."""
-    found = []
+def formatted(run: RunInfo, metrics: Mapping[str, float]) -> list[str]:
+    """Return the metrics to show, each as text with its unit."""
+    parts = []
     if "loss" in metrics:
-        found.append(f"loss {metrics['loss']:.4g}")
+        parts.append(f"loss {metrics['loss']:.4g}")
     if "score" in metrics:
-        found.append(accuracy(metrics) if run.kind == "classification" else score(metrics))
+        parts.append(accuracy(metrics) if run.kind == "classification" else score(metrics))
     if "tasks_per_second" in metrics:
-        found.append(f"{metrics['tasks_per_second']:.3g} tasks/s")
+        parts.append(f"{metrics['tasks_per_second']:.3g} tasks/s")
     if "eta" in metrics:
-        found.append(f"{clock(metrics['eta'])} left")
-    return found
+        parts.append(f"{duration(metrics['eta'])} left")
+    return parts
 
 
 def accuracy(metrics: Mapping[str, float]) -> str:
-    """Return a score that is a share as a percentage with its interval."""
+    """Return an accuracy as a percentage with its confidence interval."""
     interval = f" ± {100 * metrics['score_ci']:.1f}" if "score_ci" in metrics else ""
     return f"accuracy {100 * metrics['score']:.1f}{interval} %"
 
 
 def score(metrics: Mapping[str, float]) -> str:
-    """Return any other score with its interval."""
+    """Return any other score with its confidence interval."""
     interval = f" ± {metrics['score_ci']:.2g}" if "score_ci" in metrics else ""
     return f"score {metrics['score']:.4g}{interval}"
 
 
-def share(run: RunInfo, step: int, metrics: Mapping[str, float]) -> float:
-    """Return how much of the run is done, by steps or by time, whichever ends it first."""
+def completed_fraction(run: RunInfo, step: int, metrics: Mapping[str, float]) -> float:
+    """Return the completed fraction of the run, by steps or by time, whichever is larger."""
     steps, budget = run.settings["train"]["steps"], run.settings["train"]["budget"]
     by_steps = step / steps if steps else 1.0
     by_time = metrics.get("elapsed", 0.0) / budget if budget else 0.0
     return min(1.0, max(by_steps, by_time))
 
 
-def clock(seconds: float) -> str:
-    """Return a duration as `m:ss` or `h:mm:ss`; a question mark where it is unknown."""
+def duration(seconds: float) -> str:
+    """Return a duration as `m:ss` or `h:mm:ss`, or a question mark if it is unknown."""
     if not 0 <= seconds < 1e7:
         return "?"
     minutes, rest = divmod(round(seconds), 60)

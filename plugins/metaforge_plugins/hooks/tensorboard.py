@@ -1,34 +1,31 @@
-"""A run's figures, pictures and configuration for TensorBoard."""
+"""Writes the metrics, plots and configuration of a run for TensorBoard."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from pydantic import Field
 
 from metaforge import hookimpl
-from metaforge.authoring import Component, Options, RunInfo
+from metaforge.authoring import Hook, Options, RunInfo
 from metaforge.errors import PluginError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class TensorBoard(Component):
-    """Writes events into the folder `tensorboard` of a run: scalars by split, the pictures of the report at the end.
+class TensorBoard(Hook):
+    """Writes event files to `tensorboard` in the run folder: metrics by split, and at the end the plots of the report.
 
-    It needs the package tensorboard: `pip install 'metaforge[tensorboard]'`.
+    It requires the package tensorboard: `pip install 'metaforge[tensorboard]'`.
     """
 
     class Config(Options):
-        every: int = Field(default=1, ge=1, description="Steps from one set of training figures to the next.")
-
-    reference: ClassVar[str] = ""
-    defaults: ClassVar[Mapping[Any, Mapping[str, Any]]] = {}
+        every: int = Field(default=1, ge=1, description="Number of steps between records of the training metrics.")
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -37,14 +34,14 @@ class TensorBoard(Component):
 
     @hookimpl
     def metaforge_run_start(self, run: RunInfo) -> None:
-        """Open the writer; of a resumed run, TensorBoard hides what was written of later steps."""
+        """Create the writer; in a resumed run TensorBoard hides the events of later steps."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise PluginError(
                 f"The package tensorboard cannot be imported: {error}.",
                 where="hooks.tensorboard",
-                remedy="pip install 'metaforge[tensorboard]', or leave the hook out",
+                remedy="pip install 'metaforge[tensorboard]', or remove the hook tensorboard",
             ) from error
         self._writer, self._step = None, run.start
         if run.folder is not None:
@@ -55,21 +52,21 @@ class TensorBoard(Component):
 
     @hookimpl
     def metaforge_after_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the training figures where they are due."""
+        """Write the training metrics every `every` steps."""
         self._step = step
         if step % self.config.every == 0:
             self._write(step, "train", metrics)
 
     @hookimpl
     def metaforge_after_eval(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Write the figures of an evaluation."""
+        """Write the metrics of an evaluation."""
         self._write(step, split, metrics)
         if self._writer is not None:
             self._writer.flush()
 
     @hookimpl
     def metaforge_run_end(self, run: RunInfo) -> None:
-        """Add the pictures of the run's report, and close the writer."""
+        """Write the plots of the report, and close the writer."""
         if self._writer is None or run.folder is None:
             return
         writer, self._writer = self._writer, None

@@ -1,4 +1,4 @@
-"""Figures as a table whose columns stay what they are."""
+"""Tests of the CSV hook: rows, quoting, and resumed runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def table(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def test_a_figure_that_appears_later_is_a_row_like_any_other(tmp_path: Path) -> None:
+def test_every_metric_is_a_row_whenever_it_first_appears(tmp_path: Path) -> None:
     steps = [(1, {"loss": 0.1 + 0.2}), (2, {"loss": math.nan, 'my, "own"\nfigure': -math.inf})]
     drive(Csv(Csv.Config()), run_of(tmp_path), steps, validations={2: {"score": 0.25}})
     path = tmp_path / "metrics.csv"
@@ -29,11 +29,11 @@ def test_a_figure_that_appears_later_is_a_row_like_any_other(tmp_path: Path) -> 
         ["2", "train", 'my, "own" figure', "-inf"],
         ["2", "val", "score", "0.25"],
     ]
-    assert len(path.read_bytes().split(b"\n")) == 6  # a row is a line, and no line ends otherwise
+    assert len(path.read_bytes().split(b"\n")) == 6  # one line per row, and no other line ends
     assert b"\r" not in path.read_bytes()
 
 
-def test_fewer_rows_where_asked(tmp_path: Path) -> None:
+def test_rows_can_be_written_every_few_steps(tmp_path: Path) -> None:
     drive(Csv(Csv.Config(every=2)), run_of(tmp_path), [(step, {"loss": 1.0}) for step in range(1, 6)])
     assert [row[0] for row in table(tmp_path / "metrics.csv")] == ["step", "2", "4"]
 
@@ -54,7 +54,7 @@ def test_a_resumed_run_keeps_the_rows_up_to_its_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["step,loss\n1,0.5\n", "", "step,split,metric,value\nx,train,loss,1\n"])
-def test_another_s_table_is_not_continued(tmp_path: Path, text: str) -> None:
+def test_a_file_with_other_contents_is_not_continued(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.csv").write_text(text)
     with pytest.raises(ConfigError, match=r"metrics\.csv cannot be continued"):
         drive(Csv(Csv.Config()), run_of(tmp_path, start=1), [])

@@ -1,4 +1,4 @@
-"""Early stopping: what counts as better, for how long it waits, and that it remembers both over a resume."""
+"""Tests of early stopping: what counts as an improvement, how long it waits, and resumed runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def made(**options: Any) -> EarlyStop:
 def stop_of(
     plugin: EarlyStop, scores: Sequence[float], *, dataset: str = "glyphs", start: int = 0, loss: float = 1.0
 ) -> int | None:
-    """Return the step at which a run stops that is validated at every second step and scores these."""
+    """Return the step at which a run stops that is validated at every second step with these scores."""
     run = run_of(None, start=start, dataset=dataset, validate_every=2)
     validations = {start + 2 * (i + 1): {"score": score} for i, score in enumerate(scores)}
     steps = [(step, {"loss": loss}) for step in range(start + 1, start + 2 * len(scores) + 1)]
@@ -40,18 +40,18 @@ def stop_of(
         ({"patience": 1, "min_delta": 0.1}, [0.5, 0.59], 4),
         ({"patience": 1, "min_delta": 0.1}, [0.5, 0.61], None),
         ({"patience": 1, "mode": "min", "min_delta": 0.1}, [0.5, 0.41], 4),
-        # Small gains count from the last figure that was better by enough, not from one another.
+        # Improvements are measured from the last value that counted as better, not from the previous value.
         ({"patience": 3, "min_delta": 0.1}, [0.5, 0.55, 0.59, 0.61, 0.65], None),
         ({"patience": 2}, [math.nan, 0.5, math.nan, math.inf], 8),
         ({"patience": 2}, [math.nan, math.nan], 4),
         ({"patience": 2, "metric": "loss"}, [0.1, 0.2, 0.3], 6),
     ],
 )
-def test_it_stops_after_so_many_validations_without_a_better_one(options: Any, scores: Any, stop: int | None) -> None:
+def test_it_stops_after_patience_validations_without_improvement(options: Any, scores: Any, stop: int | None) -> None:
     assert stop_of(made(**options), scores) == stop
 
 
-def test_better_is_what_suits_the_figure() -> None:
+def test_the_automatic_mode_depends_on_the_metric() -> None:
     falling = [0.5, 0.4, 0.3]
     assert stop_of(made(patience=2), falling) == 6
     assert stop_of(made(patience=2), falling, dataset="sinusoid") is None
@@ -62,29 +62,29 @@ def test_better_is_what_suits_the_figure() -> None:
     assert drive(made(patience=2, metric="loss", mode="max"), run, losses, validations=validations) == 3
 
 
-def test_it_says_why_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:
-    def said() -> str:
+def test_it_prints_why_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    def printed() -> str:
         out, err = capsys.readouterr()
         assert out == ""
         return err
 
     plugin = made(patience=2)
     stop_of(plugin, [0.75, 0.5, 0.25])
-    assert said() == (
-        "Stopped early at step 6: val_score is 0.25, the best is 0.75; nothing better in 2 validations.\n"
+    assert printed() == (
+        "Stopped early at step 6: val_score is 0.25, the best is 0.75; no improvement in 2 validations.\n"
     )
     plugin = made(patience=1)
     stop_of(plugin, [math.nan])
-    assert said().endswith("val_score is nan, no finite one so far; nothing better in 1 validation.\n")
+    assert printed().endswith("val_score is nan, without a finite value so far; no improvement in 1 validation.\n")
     plugin = made(patience=1, min_delta=0.125)
     stop_of(plugin, [0.5, 0.6])
-    assert said().endswith("val_score is 0.6, the best is 0.5; nothing better by 0.125 in 1 validation.\n")
+    assert printed().endswith("val_score is 0.6, the best is 0.5; no improvement by more than 0.125 in 1 validation.\n")
     plugin = made()
     stop_of(plugin, [0.75, 0.5, 0.25])
-    assert said() == ""
+    assert printed() == ""
 
 
-def test_only_validations_are_judged() -> None:
+def test_only_validations_can_stop_a_run() -> None:
     plugin, run = made(patience=1, metric="loss", mode="max"), run_of(None, validate_every=9)
     assert drive(plugin, run, [(step, {"loss": -float(step)}) for step in range(1, 9)]) is None
     plugin.restore({"best": 9.0, "waited": 0})
@@ -98,11 +98,11 @@ def test_only_validations_are_judged() -> None:
 def test_best_and_patience_survive_a_resume() -> None:
     before, after = made(patience=3), made(patience=3)
     assert stop_of(before, [0.5, 0.9, 0.8]) is None
-    remembered = states({"early-stop": before})
-    assert remembered == {"early-stop": {"best": 0.9, "waited": 1}}
-    restore_states({"early-stop": after}, remembered)
+    saved = states({"early-stop": before})
+    assert saved == {"early-stop": {"best": 0.9, "waited": 1}}
+    restore_states({"early-stop": after}, saved)
     assert stop_of(after, [0.85, 0.86, 0.1], start=6) == 10
-    # Without what it remembers it would have gone on; so does a new run with the same plugin.
+    # Without the restored state it would not stop; nor does a new run with the same instance.
     assert stop_of(made(patience=3), [0.85, 0.86, 0.1], start=6) is None
     assert stop_of(after, [0.1, 0.2, 0.3]) is None
 
@@ -113,8 +113,8 @@ def test_a_run_without_validation_is_refused() -> None:
     assert "train.validate_every" in caught.value.remedy
 
 
-def test_a_figure_that_does_not_exist_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"no figure 'val_scroe' to stop by\. Did you mean 'val_score'") as caught:
+def test_an_unknown_metric_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no metric 'val_scroe'\. Did you mean 'val_score'") as caught:
         stop_of(made(metric="val_scroe"), [0.5])
     assert "loss, val_score" in caught.value.remedy
 

@@ -1,4 +1,4 @@
-"""Figures as lines of JSON: what they are, whole at any time, and continued where a resumed run continues."""
+"""Tests of the JSON Lines hook: its lines, files that are complete at any time, and resumed runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_line_for_every_step_and_evaluation(tmp_path: Path) -> None:
     assert (tmp_path / "steps.jsonl").read_text().startswith('{"step": 1, "split": "train", ')
 
 
-def test_fewer_lines_where_asked_and_under_another_name(tmp_path: Path) -> None:
+def test_lines_can_be_written_every_few_steps_to_another_file(tmp_path: Path) -> None:
     plugin = Jsonl(Jsonl.Config(file="thin.jsonl", every=3))
     drive(plugin, run_of(tmp_path), losses(1, 7), validations={4: {"score": 1.0}})
     assert [(row["step"], row["split"]) for row in rows(tmp_path / "thin.jsonl")] == [
@@ -46,7 +46,7 @@ def test_fewer_lines_where_asked_and_under_another_name(tmp_path: Path) -> None:
     ]
 
 
-def test_a_reader_who_follows_sees_whole_lines(tmp_path: Path) -> None:
+def test_a_reader_sees_complete_lines_at_any_time(tmp_path: Path) -> None:
     plugin, path = Jsonl(Jsonl.Config()), tmp_path / "steps.jsonl"
     plugin.metaforge_run_start(run_of(tmp_path))
     assert path.read_bytes() == b""
@@ -61,7 +61,7 @@ def test_a_resumed_run_keeps_the_lines_up_to_its_start(tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
     drive(Jsonl(Jsonl.Config()), run_of(tmp_path), losses(1, 6), validations={4: {"score": 0.5}, 6: {"score": 0.7}})
     with path.open("a") as file:
-        file.write('{"step": 4, "spl')  # the power went
+        file.write('{"step": 4, "spl')  # the process was killed
     drive(Jsonl(Jsonl.Config()), run_of(tmp_path, start=4), losses(5, 7))
     expected = [(1, "train"), (2, "train"), (3, "train"), (4, "train"), (4, "val"), (5, "train"), (6, "train")]
     assert [(row["step"], row["split"]) for row in rows(path)] == [*expected, (7, "train")]
@@ -70,7 +70,7 @@ def test_a_resumed_run_keeps_the_lines_up_to_its_start(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(path)] == [1, 2]
 
 
-def test_a_resumed_run_that_is_given_the_hook_begins_a_file(tmp_path: Path) -> None:
+def test_a_resumed_run_with_a_new_hook_creates_the_file(tmp_path: Path) -> None:
     drive(Jsonl(Jsonl.Config()), run_of(tmp_path, start=4), losses(5, 5))
     assert [row["step"] for row in rows(tmp_path / "steps.jsonl")] == [5]
 
@@ -93,25 +93,25 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="Cannot write"):
         drive(Jsonl(Jsonl.Config()), run_of(tmp_path / "gone"), [])
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
-        ("../up.jsonl", "is no name of a file"),
-        ("a\\b.jsonl", "is no name of a file"),
-        (".jsonl", "is no name of a file"),
-        ("config.toml", "is no name of a file"),
-        ("new\nline.jsonl", "is no name of a file"),
+        ("../up.jsonl", "is not a file name"),
+        ("a\\b.jsonl", "is not a file name"),
+        (".jsonl", "is not a file name"),
+        ("config.toml", "is not a file name"),
+        ("new\nline.jsonl", "is not a file name"),
         ("metrics.jsonl", "the run itself writes"),
         ("Metrics.jsonl", "the run itself writes"),
     ],
 )
-def test_the_file_is_one_of_its_own_in_the_run_s_folder(name: str, said: str) -> None:
+def test_the_file_is_in_the_run_folder_and_no_file_of_the_run(name: str, message: str) -> None:
     values = {"learner": "protonet", "hooks": {"jsonl": {"file": name}}}
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         resolve([Layer("test", values)], scan())
     assert "hooks.jsonl.file" in str(caught.value)

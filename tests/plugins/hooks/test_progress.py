@@ -1,4 +1,4 @@
-"""The display of progress: lines where nobody watches, a bar on a terminal."""
+"""Tests of the progress hook: lines of text without a terminal, a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run_info(kind: Kind = "classification", **train: Any) -> RunInfo:
 
 
 def shown(terminal: bool, run: RunInfo, steps: int, interval: float = 5.0) -> str:
-    # A terminal of its own size and kind: the test must not depend on the one that it runs in.
+    # Size and type are set, so that the test does not depend on the terminal that it runs in.
     console = Console(
         file=io.StringIO(), force_terminal=terminal, width=120, color_system=None, _environ={"TERM": "xterm"}
     )
@@ -36,7 +36,7 @@ def shown(terminal: bool, run: RunInfo, steps: int, interval: float = 5.0) -> st
     return file.getvalue()
 
 
-def test_progress_prints_plain_lines_now_and_then_without_a_terminal() -> None:
+def test_lines_are_printed_every_few_seconds_without_a_terminal() -> None:
     text = shown(terminal=False, run=run_info(steps=12), steps=12)
     lines = text.splitlines()
     assert lines[0] == "step 1/12  loss 0.5  accuracy 90.0 ± 2.0 %  123 tasks/s  1:05 left"
@@ -45,21 +45,21 @@ def test_progress_prints_plain_lines_now_and_then_without_a_terminal() -> None:
     assert "\x1b" not in text
 
 
-def test_progress_draws_a_bar_on_a_terminal() -> None:
+def test_a_bar_is_shown_on_a_terminal() -> None:
     text = shown(terminal=True, run=run_info(steps=3), steps=3)
     assert "step 3/3" in text
     assert "accuracy 90.0 ± 2.0 %" in text
     assert "validation at step 3: accuracy 80.0" in text
 
 
-def test_progress_shows_a_regression_score_as_it_is() -> None:
+def test_a_regression_score_is_not_a_percentage() -> None:
     assert "score 0.9 ± 0.02" in shown(terminal=False, run=run_info("regression", steps=1), steps=1)
 
 
-def test_share_and_clock() -> None:
-    assert progress.share(run_info(steps=10), 5, {"elapsed": 9.0}) == 0.5
-    assert progress.share(run_info(steps=10, budget=10), 5, {"elapsed": 9.0}) == 0.9
-    assert progress.share(run_info(steps=0), 0, {}) == 1.0
-    assert progress.clock(5.4) == "0:05"
-    assert progress.clock(3725) == "1:02:05"
-    assert progress.clock(float("nan")) == progress.clock(float("inf")) == "?"
+def test_completed_fraction_and_duration() -> None:
+    assert progress.completed_fraction(run_info(steps=10), 5, {"elapsed": 9.0}) == 0.5
+    assert progress.completed_fraction(run_info(steps=10, budget=10), 5, {"elapsed": 9.0}) == 0.9
+    assert progress.completed_fraction(run_info(steps=0), 0, {}) == 1.0
+    assert progress.duration(5.4) == "0:05"
+    assert progress.duration(3725) == "1:02:05"
+    assert progress.duration(float("nan")) == progress.duration(float("inf")) == "?"

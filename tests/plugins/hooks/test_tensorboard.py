@@ -1,4 +1,4 @@
-"""TensorBoard: what it is handed, with a stand-in for its writer, and what it reads back where it is installed."""
+"""Tests of the TensorBoard hook: what is written, with a mock writer, and what the real package reads back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = [(1, {"loss": 0.5}), (2, {"loss": 0.25}), (3, {"loss": float("nan")})]
 
 
 class Writer:
-    """Notes what torch's SummaryWriter would write; its signatures are those that are used of it."""
+    """A mock of torch's SummaryWriter that records its calls."""
 
     made: list[Writer] = []
 
@@ -60,7 +60,7 @@ def with_picture(folder: Path) -> Path:
     return folder
 
 
-def test_figures_configuration_and_pictures_are_written(tmp_path: Path, writers: list[Writer]) -> None:
+def test_metrics_configuration_and_plots_are_written(tmp_path: Path, writers: list[Writer]) -> None:
     run = run_of(with_picture(tmp_path))
     drive(TensorBoard(TensorBoard.Config(every=2)), run, STEPS, validations={3: {"score": 0.75}})
     (writer,) = writers
@@ -71,12 +71,12 @@ def test_figures_configuration_and_pictures_are_written(tmp_path: Path, writers:
     assert rest == [("train/loss", 0.25, 2), ("val/score", 0.75, 3), ("flushed",), ("training", (4, 6, 3), 3, "HWC")]
 
 
-def test_a_resumed_run_hides_what_came_after_its_start(tmp_path: Path, writers: list[Writer]) -> None:
+def test_a_resumed_run_hides_events_after_its_start(tmp_path: Path, writers: list[Writer]) -> None:
     drive(TensorBoard(TensorBoard.Config()), run_of(tmp_path, start=7), [])
     assert writers[0].purge_step == 8
 
 
-def test_it_closes_whatever_a_picture_is(tmp_path: Path, writers: list[Writer]) -> None:
+def test_the_writer_is_closed_even_if_a_picture_is_damaged(tmp_path: Path, writers: list[Writer]) -> None:
     (with_picture(tmp_path) / "pictures" / "broken.png").write_bytes(b"none")
     with pytest.raises(PluginError, match="metaforge_run_end of TensorBoard raised UnidentifiedImageError"):
         drive(TensorBoard(TensorBoard.Config()), run_of(tmp_path), [])
@@ -91,7 +91,7 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path, writers: list[Writer], monkeyp
 
 
 @pytest.mark.parametrize("dry", [True, False])
-def test_without_the_package_it_says_what_to_install(
+def test_without_the_package_the_error_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry: bool
 ) -> None:
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
