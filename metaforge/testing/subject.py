@@ -36,7 +36,7 @@ class Subject:
         options: Options that differ from the defaults.
         x_shape: Shape of an input of the toy tasks. By default learners and backbones get the first of a few shapes
             (a vector, then images of growing size) that they accept, and other plugins a vector.
-        shape: Ways, shots and queries of the episodes that a data set is asked for.
+        shape: Ways, shots and queries of the episodes that are sampled from a data set.
         root: Folder that holds data sets.
         entry: Entry point of the plugin, or None for a class that is not installed.
         registry: The plugins that the `defaults` of the class may name.
@@ -110,7 +110,7 @@ class Subject:
         return dataset
 
     def episode_shape(self) -> TaskShape:
-        """Return ways, shots and queries of the episodes that a data set is asked for."""
+        """Return ways, shots and queries of the episodes that are sampled from a data set."""
         if self.shape is not None:
             return self.shape
         return TaskShape(3, 2, 3) if self.cls.kind == "classification" else TaskShape(1, 4, 5)

@@ -1,4 +1,4 @@
-"""Every learner of MetaForge's own is computed alike by every plan, in every precision."""
+"""Every built-in learner gives the same results with every plan, in float64 and in bfloat16."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CASES = [
     if entry.distribution == CORE
     for kind in sorted(REGISTRY.load("learner", entry.name).tags.kinds)
 ]
-# Small, with noise, and with norm layers whose scale the inner loop moves.
+# Small sizes, with dropout, and with inner steps that change the scales of norm layers.
 OPTIONS = {
     "steps": 2,
     "adapt": "all",
@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 
 class Varied(nn.Module):
-    """Convolutions in groups and dilated, norms of two kinds, and dropout of entries and of channels."""
+    """A network with grouped and dilated convolutions, batch and instance norm, and dropout of entries and channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Varied(nn.Module):
 
 
 def varied(name: str, kind: Kind) -> Any:
-    """Return a learner of small images with that network."""
+    """Return a learner of small images with the network `Varied`."""
     cls = REGISTRY.load("learner", name)
     options = {key: value for key, value in OPTIONS.items() if key in cls.Config.model_fields}
     shape = TaskShape(3, 2, 3) if kind == "classification" else TaskShape(1, 6, 9)
@@ -67,45 +67,45 @@ def varied(name: str, kind: Kind) -> Any:
 
 def images(count: int, kind: Kind) -> Task:
     """Return tasks of small images `[count, n, 2, 6, 6]`."""
-    draw = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
 
     def examples(n: int) -> Examples:
-        x = torch.randn(count, n, 2, 6, 6, generator=draw, dtype=torch.float64)
+        x = torch.randn(count, n, 2, 6, 6, generator=generator, dtype=torch.float64)
         if kind == "classification":
             return Examples(x, torch.arange(3).repeat_interleave(n // 3).expand(count, -1))
-        return Examples(x, torch.randn(count, n, 3, generator=draw, dtype=torch.float64))
+        return Examples(x, torch.randn(count, n, 3, generator=generator, dtype=torch.float64))
 
     return Task(examples(6), examples(9))
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_plans_agree_in_float64_on_convolutions_norms_and_noise(name: str, kind: Kind) -> None:
-    built = varied(name, kind)
-    values, batch = fresh(built), images(3, kind)
-    looped = step(built, values, batch)
+    learner = varied(name, kind)
+    values, batch = fresh(learner), images(3, kind)
+    looped = step(learner, values, batch)
     assert max(float(grad.abs().max()) for grad in looped.grads.values()) > 1e-3
     for plan in ("vmap", "fold"):
         for chunk in (None, 2):
-            assert_equal_steps(step(built, values, batch, plan, chunk=chunk), looped)
+            assert_equal_steps(step(learner, values, batch, plan, chunk=chunk), looped)
 
 
 def rounded(name: str, kind: Kind, plan: str) -> list[MetaStep]:
-    """Return two steps with products in bfloat16."""
-    built = varied(name, kind)
-    values: Params = {n: v.float() for n, v in fresh(built).items()}
+    """Return two outer steps in which products are computed in bfloat16."""
+    learner = varied(name, kind)
+    values: Params = {n: v.float() for n, v in fresh(learner).items()}
     batch = tree_map(lambda x: x.float() if x.is_floating_point() else x, images(3, kind))
-    taken = []
+    steps = []
     for _ in range(2):
         with rounding(CPU, "bfloat16", tf32=False):
-            taken.append(step(built, values, batch, plan, chunk=2))
-        values = added(values, taken[-1].state | {n: -0.01 * grad for n, grad in taken[-1].grads.items()})
-    return taken
+            steps.append(step(learner, values, batch, plan, chunk=2))
+        values = added(values, steps[-1].state | {n: -0.01 * grad for n, grad in steps[-1].grads.items()})
+    return steps
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_products_in_bfloat16_leave_sums_and_values_in_float32(name: str, kind: Kind) -> None:
     for plan in ("loop", "vmap", "fold"):
-        for one in rounded(name, kind, plan):
-            for value in (*one.grads.values(), *one.state.values(), one.losses, *one.metrics.values()):
+        for result in rounded(name, kind, plan):
+            for value in (*result.grads.values(), *result.state.values(), result.losses, *result.metrics.values()):
                 assert value.dtype == torch.float32, plan
                 assert value.isfinite().all(), plan

@@ -1,4 +1,4 @@
-"""Tests of file trees: a folder and a zip archive are read alike, and the content digest is independent of packing."""
+"""Tests of file trees: the same interface for folders and zip archives, content digests, and fetching."""
 
 from __future__ import annotations
 
