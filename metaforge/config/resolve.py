@@ -14,9 +14,9 @@ from typing import Any
 from metaforge.config.merge import Merged
 from metaforge.config.resolved import Choice, Resolved
 from metaforge.config.settings import RunConfig
-from metaforge.config.sources import SETS, SINGLES, Layer, normalised
+from metaforge.config.sources import SETS, SINGLES, Layer, normalise
 from metaforge.config.toml_text import flatten
-from metaforge.config.validation import validated
+from metaforge.config.validation import validate
 from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.registry import Registry
 
@@ -35,7 +35,7 @@ def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = Tru
     A `complete` one has a learner and a data set; otherwise either may be left open, to look at the rest.
     Raises `ConfigError` for values that make no sense and plugins that do not fit, `PluginError` for unusable ones.
     """
-    given = [normalised(layer, _KNOWN) for layer in layers]
+    given = [normalise(layer, _KNOWN) for layer in layers]
     learner = _named(given, "learner")
     if learner is None and complete:
         raise ConfigError(
@@ -94,7 +94,7 @@ def _plugin_defaults(registry: Registry, kind: str, name: str, cls: type[Any], t
             where=f"{cls.__module__}:{cls.__qualname__}",
             remedy="a plugin's defaults may set its own options, the run's sections and the other kinds of plugins",
         )
-    return normalised(layer, _KNOWN).renamed(lambda *plugin: registry.meant(registry.find(kind, name), *plugin))
+    return normalise(layer, _KNOWN).renamed(lambda *plugin: registry.resolve_default(registry.find(kind, name), *plugin))
 
 
 def _without_stale(layers: Sequence[Layer], names: Mapping[str, str | None], fold: Merged) -> list[Layer]:
@@ -160,7 +160,7 @@ def _checked(fold: Merged, registry: Registry, learner: type[Any] | None) -> Res
         # Without a learner nothing says whether the options given for one make sense.
         values.pop("learner", None)
     sections = {key: values[key] for key in RunConfig.model_fields if key in values}
-    run = validated(RunConfig, sections, "", fold.origins)
+    run = validate(RunConfig, sections, "", fold.origins)
     singles: dict[str, Choice | None] = {}
     for key in SINGLES:
         table = dict(values.get(key, {}))
@@ -198,7 +198,7 @@ def _choice(registry: Registry, kind: str, name: str, options: Mapping[str, Any]
     # A plugin's defaults may speak of an option of the usual component, which another one need not have.
     known = cls.Config.model_fields
     options = {key: value for key, value in options.items() if key in known or f"{path}.{key}" not in fold.mild}
-    return Choice(registry.find(kind, name), cls, validated(cls.Config, options, path, fold.origins))
+    return Choice(registry.find(kind, name), cls, validate(cls.Config, options, path, fold.origins))
 
 
 def _refuse_twice(key: str, chosen: Sequence[Choice], fold: Merged) -> None:

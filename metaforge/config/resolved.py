@@ -10,14 +10,14 @@ from pydantic import BaseModel
 
 from metaforge.config.settings import RunConfig
 from metaforge.config.sources import SETS, SINGLES
-from metaforge.config.toml_text import commented, writable
+from metaforge.config.toml_text import annotated_toml, to_toml_values
 from metaforge.registry.entry import Entry
 from metaforge.registry.loading import plugin_errors
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A plugin that a run uses: its entry, its class and its validated options."""
+    """A plugin that a run uses: its entry, its class and its validate options."""
 
     entry: Entry
     cls: type[Any]
@@ -28,9 +28,9 @@ class Choice:
         """The name that means this plugin in a run file."""
         return self.entry.qualified if self.entry.state == "ambiguous" else self.entry.name
 
-    def made(self, *parts: Any, **named: Any) -> Any:
+    def instantiate(self, *parts: Any, **named: Any) -> Any:
         """Return a new instance, given its options and these arguments; `PluginError` where its own code raises."""
-        with plugin_errors(self.entry, "cannot be built", spare=True):
+        with plugin_errors(self.entry, "cannot be built", keep_metaforge_errors=True):
             return self.cls(self.config, *parts, **named)
 
 
@@ -68,8 +68,8 @@ class Resolved:
         """Return a run file that reproduces this configuration by itself, whatever the defaults become."""
         import tomli_w
 
-        return tomli_w.dumps(writable(self.to_dict()))
+        return tomli_w.dumps(to_toml_values(self.to_dict()))
 
     def to_annotated_toml(self) -> str:
         """Return a run file of one value per line, with the origin of each value as a comment."""
-        return commented(writable(self.to_dict()), self.origins)
+        return annotated_toml(to_toml_values(self.to_dict()), self.origins)

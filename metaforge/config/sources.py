@@ -118,7 +118,7 @@ def parse_value(text: str) -> Any:
     return text if dated or len(parsed) > 1 else value
 
 
-def normalised(layer: Layer, known: Iterable[str]) -> Layer:
+def normalise(layer: Layer, known: Iterable[str]) -> Layer:
     """Return a layer whose plugin tables are written in full; raise `ConfigError` for a table that does not exist."""
     known = list(known)
     check_depth([layer.values, layer.patches], layer.origin)

@@ -19,16 +19,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def writable(value: Any) -> Any:
+def to_toml_values(value: Any) -> Any:
     """Return values as TOML can hold them: it has no null, so the word `none` stands for it."""
     if isinstance(value, Mapping):
-        return {key: writable(one) for key, one in value.items()}
+        return {key: to_toml_values(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [writable(one) for one in value]
+        return [to_toml_values(one) for one in value]
     return "none" if value is None else value
 
 
-def commented(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+def annotated_toml(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     """Return a run file of one value per line, each with its origin as a comment."""
     rows = []
     for path, value in flatten(values):

@@ -20,7 +20,7 @@ _PROBLEMS = 10
 _INTEGERS, _FLOATS = 2**63, 3e38
 
 
-def validated(model: type[Model], values: Mapping[str, Any], path: str, origins: Mapping[str, str]) -> Model:
+def validate(model: type[Model], values: Mapping[str, Any], path: str, origins: Mapping[str, str]) -> Model:
     """Return the model that values mean; raise one `ConfigError` that names every bad value by its dotted path."""
     values = _with_nones(model, values)
     try:

@@ -27,7 +27,7 @@ class Components:
             )
         self.resolved = resolved
         self._learner, self._dataset = resolved.learner, resolved.dataset
-        self.dataset: Dataset = self._dataset.made(root=data_root())
+        self.dataset: Dataset = self._dataset.instantiate(root=data_root())
         self._regularizers: dict[str, Regularizer] = _made(resolved.regularizers)
         self._refuse_idle_regularizers()
         task, train = resolved.run.task, resolved.run.train
@@ -91,7 +91,7 @@ class Components:
         """Return the learner for tasks of a spec; learners of one run share their values, whatever the spec."""
         adapters = _made(self.resolved.adapters)
         parts = Parts(spec, self._backbone_maker(spec), Chain(adapters) if adapters else None, self._regularizers)
-        learner: Learner = self._learner.made(parts)
+        learner: Learner = self._learner.instantiate(parts)
         return learner
 
     def provenance(self) -> dict[str, str]:
@@ -105,10 +105,10 @@ class Components:
         choice = self.resolved.backbone
         if choice is None:
             return None
-        backbone = choice.made()
+        backbone = choice.instantiate()
 
         def build() -> nn.Module:
-            with plugin_errors(choice.entry, "cannot build a network for these tasks", spare=True):
+            with plugin_errors(choice.entry, "cannot build a network for these tasks", keep_metaforge_errors=True):
                 module: nn.Module = backbone.build(spec)
             return module
 
@@ -123,6 +123,6 @@ def _made(choices: Sequence[Choice]) -> dict[str, Any]:
     """
     names = [choice.entry.name for choice in choices]
     return {
-        choice.entry.qualified if names.count(name) > 1 else name: choice.made()
+        choice.entry.qualified if names.count(name) > 1 else name: choice.instantiate()
         for name, choice in zip(names, choices, strict=True)
     }

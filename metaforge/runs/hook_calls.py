@@ -17,7 +17,7 @@ import pluggy
 
 from metaforge.authoring.hooks import Outcome, RunInfo, Specs, Stateful, names
 from metaforge.errors import MetaForgeError, PluginError
-from metaforge.registry.hook_contract import hook_methods, hook_name, misfits
+from metaforge.registry.hook_contract import hook_errors, hook_methods, hook_name
 
 
 class Trace:
@@ -114,7 +114,7 @@ def hook_manager(plugins: Sequence[object]) -> pluggy.PluginManager:
     trace = Trace(manager) if os.environ.get("METAFORGE_TRACE_HOOKS") == "1" else None
     # pluggy calls the last one registered first.
     for number, plugin in reversed(list(enumerate(plugins, start=1))):
-        wrong = ["it is a class: hand over an object of it"] if inspect.isclass(plugin) else misfits(plugin)
+        wrong = ["it is a class: hand over an object of it"] if inspect.isclass(plugin) else hook_errors(plugin)
         try:
             if not wrong:
                 label = f"{type(plugin).__name__} ({number})"

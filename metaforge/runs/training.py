@@ -26,7 +26,7 @@ from metaforge.runs.state import Saver, State, better, from_bytes, to_bytes
 from metaforge.runs.training_metrics import score_metrics, training_metrics
 from metaforge.runs.worker import Worker
 from metaforge.system import machine
-from metaforge.system.signals import Interrupted, Requests, requests
+from metaforge.system.signals import Interrupted, StopRequests, stop_requests
 
 _FACTS = ("steps", "seconds", "tasks_per_second", "loss", "score")
 
@@ -50,7 +50,7 @@ def run_training(
     """
     device = machine.choose_device(resolved.run.device, processes.local_rank())
     # From before the data are read until the report is written: the run ends in order whenever it is asked to.
-    with processes.world(device) as world, requests(impatient=world.size == 1) as asked:
+    with processes.world(device) as world, stop_requests(exit_on_second=world.size == 1) as asked:
         if dry_run:
             with tempfile.TemporaryDirectory() as temporary:
                 return _Training(resolved, Path(temporary) / "run", command, hooks, world, dry=True).run(asked)
@@ -84,7 +84,7 @@ class _Training:
         self.world, self.computation = world, Worker(resolved, world, dry=dry)
         parts = self.computation.parts
         # The leading process alone asks the hooks, and writes.
-        self.plugins = {choice.name: choice.made() for choice in resolved.hooks if world.is_rank_zero}
+        self.plugins = {choice.name: choice.instantiate() for choice in resolved.hooks if world.is_rank_zero}
         carried = with_hooks([self.computation.learner, parts.dataset, *parts.regularizers])
         self.manager = hook_manager([*hooks, *carried, *self.plugins.values()] if world.is_rank_zero else [])
         self.hook = self.manager.hook
@@ -122,7 +122,7 @@ class _Training:
         told = {**self.info.environment, "resumed": facts}
         self.info = replace(self.info, start=self.state.step, environment=told)
 
-    def run(self, asked: Requests) -> Run:
+    def run(self, asked: StopRequests) -> Run:
         """Train, and record how it ended whatever happens."""
         outcome: Outcome = "failed"
         error: BaseException | None = None
@@ -176,14 +176,14 @@ class _Training:
         if found:
             self.facts["facts"] = {str(name): str(value) for name, value in found.items()}
 
-    def _loop(self, asked: Requests) -> Outcome:
+    def _loop(self, asked: StopRequests) -> Outcome:
         if not self.state.values:
             self.state = replace(self.state, values=self.computation.initial())
             if bad := divergence.nonfinite(self.state.values):
                 raise divergence.initial_error(self._who, bad)
         self.outer = OuterOptimizer(self.config, self.state.values, self.state.training)
         self.watch = Stopwatch(self.state.seconds)
-        with asked.deferred():
+        with asked.record_only():
             try:
                 while not self._finished():
                     stop, best = self._step()

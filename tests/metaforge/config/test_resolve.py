@@ -142,7 +142,7 @@ def registry() -> Registry:
         ("adapter", "rates", Rates),
         ("regularizer", "noise", Noise),
     ]:
-        made = made.including(kind, name, cls)
+        made = made.with_plugin(kind, name, cls)
     return made
 
 
@@ -214,7 +214,7 @@ def test_defaults_for_the_usual_backbone_do_not_trouble_another(registry: Regist
     class Moody(InnerLoop):
         defaults: ClassVar[Any] = {"classification": {"adapters": ["descent"], "backbone": {"variant": "wide"}}}
 
-    moody = registry.including("learner", "moody", Moody)
+    moody = registry.with_plugin("learner", "moody", Moody)
     resolved = resolve([with_values(learner="moody", dataset="pictures")], moody)
     assert config_of(resolved.backbone) == {"channels": 64}
     with pytest.raises(ConfigError, match=r"no option 'backbone\.variant'"):
@@ -360,7 +360,7 @@ def test_plugin_defaults_may_not_choose_a_learner_or_dataset(registry: Registry)
         defaults: ClassVar[Any] = {"classification": {"learner": {"name": "plain"}}}
 
     with pytest.raises(PluginError, match="choose a learner"):
-        resolve([with_values(learner="plain", dataset="bossy")], registry.including("dataset", "bossy", Bossy))
+        resolve([with_values(learner="plain", dataset="bossy")], registry.with_plugin("dataset", "bossy", Bossy))
 
 
 @pytest.mark.parametrize(

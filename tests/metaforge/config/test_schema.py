@@ -19,7 +19,7 @@ from metaforge.config.resolve import resolve
 from metaforge.config.schema import kind_schema, run_schema
 from metaforge.config.settings import RunConfig
 from metaforge.config.sources import SETS, SINGLES, Layer
-from metaforge.config.toml_text import writable
+from metaforge.config.toml_text import to_toml_values
 from metaforge.errors import MetaForgeError
 from metaforge.registry.entry import KINDS, Entry
 from metaforge.registry.registry import Registry
@@ -52,7 +52,7 @@ class Indescribable(Own):
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    return scan().including("adapter", "own.one", Own)
+    return scan().with_plugin("adapter", "own.one", Own)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def validator(registry: Registry) -> Any:
 def test_what_is_resolved_is_valid(learner: str, registry: Registry, validator: Any) -> None:
     values = resolve([Layer("test", {"learner": learner})], registry).to_dict()
     validator.validate(values)
-    validator.validate(writable(values))
+    validator.validate(to_toml_values(values))
 
 
 def test_the_file_of_a_real_run_is_valid(tmp_path: Path, validator: Any) -> None:
@@ -156,7 +156,7 @@ def broken() -> Registry:
         Entry("adapter", "twin", "zoo:Twin", "left", "1.0"),
         Entry("adapter", "twin", "zoo:Twin", "right", "1.0"),
     ]
-    return Registry(entries).including("adapter", "own", Own).including("adapter", "odd", Indescribable)
+    return Registry(entries).with_plugin("adapter", "own", Own).with_plugin("adapter", "odd", Indescribable)
 
 
 def test_a_broken_plugin_is_left_out_and_named_and_the_others_stay() -> None:
@@ -176,9 +176,9 @@ def test_an_ambiguous_plugin_has_its_qualified_name_alone() -> None:
     class Other(Own):
         """Another of that name."""
 
-    registry = Registry([Entry("adapter", "own", "zoo:Own", "right", "1.0")]).including("adapter", "own", Own)
+    registry = Registry([Entry("adapter", "own", "zoo:Own", "right", "1.0")]).with_plugin("adapter", "own", Own)
     both = Registry([*registry.entries(), Entry("adapter", "own", f"{__name__}:Own", "right", "1.0")])
-    both._own = {("adapter", "python:own"): Own, ("adapter", "right:own"): Other}
+    both._own_classes = {("adapter", "python:own"): Own, ("adapter", "right:own"): Other}
     validator = jsonschema.Draft202012Validator(run_schema(both).value)
     assert validator.is_valid({"adapters": ["right:own", "python:own"]})
     assert not validator.is_valid({"adapters": ["own"]})

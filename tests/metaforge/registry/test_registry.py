@@ -162,11 +162,11 @@ def test_one_distribution_with_two_of_a_name_harms_itself_alone(install: Install
 def test_names_in_an_entry_s_own_defaults_mean_its_own_distribution_s_or_metaforge_s() -> None:
     ours, theirs = Entry("adapter", "x", "a:B", "metaforge"), Entry("adapter", "x", "c:D", "zoo")
     registry = Registry([ours, theirs, Entry("adapter", "y", "a:B", "zoo"), Entry("adapter", "y", "e:F", "circus")])
-    assert registry.meant(theirs, "adapter", "x") == "zoo:x"
-    assert registry.meant(ours, "adapter", "x") == "metaforge:x"
-    assert registry.meant(Entry("learner", "z", "g:H", "circus"), "adapter", "x") == "metaforge:x"
-    assert registry.meant(ours, "adapter", "y") == "y"
-    assert registry.meant(theirs, "adapter", "unheard-of") == "unheard-of"
+    assert registry.resolve_default(theirs, "adapter", "x") == "zoo:x"
+    assert registry.resolve_default(ours, "adapter", "x") == "metaforge:x"
+    assert registry.resolve_default(Entry("learner", "z", "g:H", "circus"), "adapter", "x") == "metaforge:x"
+    assert registry.resolve_default(ours, "adapter", "y") == "y"
+    assert registry.resolve_default(theirs, "adapter", "unheard-of") == "unheard-of"
 
 
 @pytest.mark.parametrize(
@@ -350,14 +350,14 @@ def test_an_unknown_name_gets_the_nearest_one_and_what_to_do() -> None:
         registry.find("learner", "lion")
     with pytest.raises(PluginError, match="'circus:leopard'"):
         registry.find("learner", "circus:leopard")
-    anything = registry.unknown("lin")
+    anything = registry.unknown_name_error("lin")
     assert str(anything).startswith("No plugin is called 'lin'. Did you mean 'lion'?")
     assert "installed plugins: leopard, lion (interpreter" in anything.where
 
 
 def test_including_a_class_of_one_s_own_takes_its_name_over() -> None:
     registry = Registry([Entry("adapter", "doubling", "a:B", "zoo")])
-    wider = registry.including("adapter", "doubling", Doubling)
+    wider = registry.with_plugin("adapter", "doubling", Doubling)
     assert wider.load("adapter", "doubling") is Doubling
     assert wider.find("adapter", "doubling").summary == "Doubles the gradient."
     assert registry.find("adapter", "doubling").distribution == "zoo"
@@ -375,7 +375,7 @@ def broken(base: type[Any], **members: Any) -> type[Any]:
 
 def faulty(kind: str, cls: type[Any]) -> str:
     with pytest.raises(PluginError) as caught:
-        Registry([]).including(kind, "x", cls).load(kind, "x")
+        Registry([]).with_plugin(kind, "x", cls).load(kind, "x")
     return caught.value.what
 
 
@@ -420,7 +420,7 @@ def test_facts_of_the_wrong_type_are_named() -> None:
 
 def test_a_regularizer_needs_nothing_but_its_options() -> None:
     cls = broken(Regularizer)
-    assert Registry([]).including("regularizer", "x", cls).load("regularizer", "x") is cls
+    assert Registry([]).with_plugin("regularizer", "x", cls).load("regularizer", "x") is cls
 
 
 def test_an_option_called_name_is_refused_where_it_would_clash() -> None:

@@ -429,7 +429,7 @@ class Mute(Learner):
 
 
 def test_a_learner_without_a_score_shows_none(tmp_path: Path) -> None:
-    registry = scan().including("learner", "mute", Mute)
+    registry = scan().with_plugin("learner", "mute", Mute)
     run = metaforge.train("mute", "sinusoid", steps=2, tasks=2, out=tmp_path / "run", registry=registry)
     (row,) = rows_of(run.folder)
     assert {"score", "score_ci"}.isdisjoint(row)
@@ -447,7 +447,7 @@ class Born(Mute):
 
 
 def test_initial_values_that_are_not_finite_are_told_with_what_to_do(tmp_path: Path) -> None:
-    registry = scan().including("learner", "born", Born)
+    registry = scan().with_plugin("learner", "born", Born)
     with pytest.raises(DivergedError, match="The initial value 'slope' is not finite") as caught:
         metaforge.train("born", "sinusoid", steps=2, out=tmp_path / "run", registry=registry)
     assert "learner's options" in caught.value.remedy
