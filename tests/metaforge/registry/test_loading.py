@@ -80,11 +80,9 @@ def test_a_class_inside_a_class_is_imported(install: Install) -> None:
 
 
 def test_the_message_says_what_the_plugin_cannot_do() -> None:
-    with pytest.raises(
-        PluginError, match=r"adapter 'mine' of mf-direct 1\.2 cannot be built: ValueError: no"
-    ) as caught:
-        with plugin_errors(ENTRY, "cannot be built"):
-            raise ValueError("no")
+    message = r"adapter 'mine' of mf-direct 1\.2 cannot be built: ValueError: no"
+    with pytest.raises(PluginError, match=message) as caught, plugin_errors(ENTRY, "cannot be built"):
+        raise ValueError("no")
     assert isinstance(caught.value.__cause__, ValueError)
     assert "pip uninstall mf-direct" in caught.value.remedy
 
@@ -99,8 +97,11 @@ def test_errors_of_metaforge_pass_only_on_request() -> None:
 
 
 def test_stdout_works_again_after_an_error(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(PluginError), plugin_errors(ENTRY):
+    def write_and_raise() -> None:
         sys.stdout.write("inside\n")
         raise ValueError
+
+    with pytest.raises(PluginError), plugin_errors(ENTRY):
+        write_and_raise()
     sys.stdout.write("after\n")
     assert capfd.readouterr() == ("after\n", "inside\n")

@@ -36,8 +36,8 @@ def test_damaged_metadata_leave_the_other_plugins_listed(
 
 
 def test_entry_points_of_the_groups_are_returned_with_facts_on_their_distribution(install: Install) -> None:
-    points = "[metaforge.adapters]\nmine = mf_facts:Mine\n[metaforge.hooks]\nother = mf_facts:Other\n[console_scripts]\nx = y:z"
-    install("mf-facts", points, requires="metaforge>=0.1")
+    points = "[metaforge.adapters]\nmine = mf_facts:Mine\n[metaforge.hooks]\nother = mf_facts:Other\n"
+    install("mf-facts", points + "[console_scripts]\nx = y:z", requires="metaforge>=0.1")
     found, notes = entry_points_of(("metaforge.adapters",))
     own = [point for point in found if point.distribution == "mf-facts"]
     assert own == [EntryPoint("metaforge.adapters", "mine", "mf_facts:Mine", "mf-facts", "1.2", ("metaforge>=0.1",))]
