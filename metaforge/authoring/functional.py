@@ -41,12 +41,12 @@ def split_state(values: Params) -> tuple[Params, Params]:
     return {name: value for name, value in values.items() if name not in state}, state
 
 
-def detached(params: Params) -> Params:
+def detach_params(params: Params) -> Params:
     """Return the same tensors, cut from every graph."""
     return {name: value.detach() for name, value in params.items()}
 
 
-def added(params: Params, updates: Params) -> Params:
+def add_params(params: Params, updates: Params) -> Params:
     """Return `params + updates` name by name; names that only one side has are kept."""
     total = dict(params)
     for name, value in updates.items():
@@ -54,7 +54,7 @@ def added(params: Params, updates: Params) -> Params:
     return total
 
 
-def advanced(values: Params, changes: Params) -> Params:
+def advance_state(values: Params, changes: Params) -> Params:
     """Return the changed entries of `values`, after `changes` were added: what a later pass of the same task sees."""
     return {name: values[name] + change for name, change in changes.items()}
 
@@ -120,4 +120,4 @@ def gradient(
         # torch's stub knows only the pair that `vjp` returns without `has_aux`.
         value, pull, aux = vjp(function, at, has_aux=True)  # type: ignore[misc]
         grads: Params = pull(torch.ones_like(value), retain_graph=False, create_graph=False)[0]
-        return detached(grads), aux
+        return detach_params(grads), aux

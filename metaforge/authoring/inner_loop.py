@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from metaforge.authoring.functional import (
-    added,
-    advanced,
+    add_params,
+    advance_state,
     criterion,
-    detached,
+    detach_params,
     gradient,
     prefixed,
     score,
@@ -110,9 +110,9 @@ class InnerLoopLearner(Learner):
     def query_loss(self, values: Params, fast: Params, task: Task, key: Key, state: Params) -> tuple[Tensor, Aux]:
         """Return the task loss on the query set under the adapted entries, with the score as a figure."""
         at = Pass(key, self.config.steps, "query")
-        prediction, more = self.model.observe(values | advanced(values, state) | fast, task.query.x, at)
+        prediction, more = self.model.observe(values | advance_state(values, state) | fast, task.query.x, at)
         figures = {"score": score(self.spec.kind, prediction, task.query.y).detach()}
-        return self.criterion(prediction, task.query.y), Aux(figures, added(state, more))
+        return self.criterion(prediction, task.query.y), Aux(figures, add_params(state, more))
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
         """Return the adapted weights."""
@@ -177,19 +177,19 @@ def descend(
     hardly grows with the steps; `given` must then hold every tensor that the objective uses beside the values.
     """
     meta = select(values, "adapters")
-    base = detached(values) if first_order else values
+    base = detach_params(values) if first_order else values
     differentiable = not first_order and torch.is_grad_enabled()
     state, total = adapter.start(meta, fast), Params()
 
     def once(
         base: Params, meta: Params, fast: Params, state: Params, total: Params, step: int, *given: Tensor
     ) -> tuple[Params, Params, Params]:
-        seen = base | advanced(base, total)
-        at = detached(fast) if first_order else fast
+        seen = base | advance_state(base, total)
+        at = detach_params(fast) if first_order else fast
         grads, delta = gradient(lambda p: objective(seen | p, step, *given), at, differentiable=differentiable)
         updates, state = adapter.update(meta, grads, state, fast, step)
         fast = {name: value - updates[name] for name, value in fast.items()}
-        return fast, state, added(total, detached(delta))
+        return fast, state, add_params(total, detach_params(delta))
 
     for step in range(steps):
         if recompute and differentiable:
@@ -197,7 +197,7 @@ def descend(
             fast, state, total = recomputed(now, base, meta, fast, state, total, *given)
         else:
             fast, state, total = once(base, meta, fast, state, total, step, *given)
-    return fast, added(total, prefixed("adapters", adapter.carry(meta, state)))
+    return fast, add_params(total, prefixed("adapters", adapter.carry(meta, state)))
 
 
 def _at_step(once: Callable[..., Any], step: int, *arguments: Any) -> Any:

@@ -12,10 +12,10 @@ from torch.func import grad, vmap
 from torch.nn import functional as F
 
 from metaforge.authoring.functional import (
-    added,
+    add_params,
     criterion,
     cross_entropy,
-    detached,
+    detach_params,
     mean_squared_error,
     one_hot,
     prefixed,
@@ -72,13 +72,13 @@ def test_split_state_separates_all_and_only_state() -> None:
 
 def test_added_keeps_names_of_either_side_and_changes_neither() -> None:
     left, right = {"a": torch.ones(1), "b": torch.ones(1)}, {"b": torch.ones(1), "c": torch.ones(1)}
-    assert {name: float(value) for name, value in added(left, right).items()} == {"a": 1, "b": 2, "c": 1}
+    assert {name: float(value) for name, value in add_params(left, right).items()} == {"a": 1, "b": 2, "c": 1}
     assert float(left["b"]) == 1
     assert float(sum_of(x for x in (torch.ones(()), torch.ones(())))) == 2
 
 
 def test_detached_cuts_the_graph() -> None:
-    assert not detached({"a": torch.ones(1, requires_grad=True) * 2})["a"].requires_grad
+    assert not detach_params({"a": torch.ones(1, requires_grad=True) * 2})["a"].requires_grad
 
 
 # Losses.
