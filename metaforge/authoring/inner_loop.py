@@ -10,18 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaforge.authoring.functional import (
-    add_params,
-    advance_state,
-    criterion,
-    detach_params,
-    gradient,
-    prefixed,
-    score,
-    select,
-    sum_of,
-)
+from metaforge.authoring.functional import add_params, advance_state, detach_params, gradient, prefixed, select, sum_of
 from metaforge.authoring.keys import fold_in
+from metaforge.authoring.losses import criterion, score
 from metaforge.authoring.model import Model
 from metaforge.authoring.protocols import (
     Aux,

@@ -22,8 +22,9 @@ from torch.func import grad, vmap
 from torch.nn.functional import pad
 from torch.utils._pytree import tree_map
 
-from metaforge.authoring.functional import add_params, detach_params, gradient, one_task, score, split_state, sum_of
+from metaforge.authoring.functional import add_params, detach_params, gradient, one_task, split_state, sum_of
 from metaforge.authoring.layers import images
+from metaforge.authoring.losses import score
 from metaforge.authoring.protocols import Aux, Examples, Kind, Learner, Params, Regularizer, Task
 from metaforge.engine.plans import Plan
 from metaforge.engine.precision import primitive_attention

@@ -96,7 +96,7 @@ def _fact_faults(kind: str, cls: type[Any]) -> list[str]:
 def _members(protocol: type[Any]) -> list[str]:
     names: dict[str, None] = {}
     for base in protocol.__mro__:
-        if base.__module__ in (protocols.__name__, __name__):
+        if base.__module__.startswith(protocols.__name__):
             names |= dict.fromkeys([*inspect.get_annotations(base), *vars(base)])
     return [name for name in names if not name.startswith("_") and name not in ("Config",)]
 

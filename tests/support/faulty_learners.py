@@ -9,9 +9,9 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from metaforge.authoring.functional import cross_entropy, one_hot
 from metaforge.authoring.inner_loop import InnerLoopOptions
 from metaforge.authoring.keys import fold_in, normal
+from metaforge.authoring.losses import cross_entropy, one_hot
 from metaforge.authoring.model import Model
 from metaforge.authoring.protocols import Aux, Examples, Key, Learner, Options, Params, Parts, Tags, Task
 from metaforge.testing.toy import ToyLearner

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from metaforge.authoring.functional import at_least_float32
+from metaforge.authoring.losses import at_least_float32
 from metaforge.authoring.protocols import STATE, NormPolicy, Params, Pass
 from metaforge.errors import ConfigError
 from metaforge.kernels.batch_norm import standardised

@@ -11,20 +11,9 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
-from metaforge.authoring.functional import (
-    add_params,
-    criterion,
-    cross_entropy,
-    detach_params,
-    mean_squared_error,
-    one_hot,
-    prefixed,
-    score,
-    select,
-    split_state,
-    sum_of,
-)
+from metaforge.authoring.functional import add_params, detach_params, prefixed, select, split_state, sum_of
 from metaforge.authoring.inner_loop import Chain, descend
+from metaforge.authoring.losses import criterion, cross_entropy, mean_squared_error, one_hot, score
 from metaforge.authoring.protocols import Params
 from metaforge_plugins.adapters.adam import Adam, AdamOptions
 from metaforge_plugins.adapters.meta_sgd import MetaSGD, MetaSGDOptions

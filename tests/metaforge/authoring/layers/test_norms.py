@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from metaforge.authoring.functional import cross_entropy
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.layers.dropout import Dropout
 from metaforge.authoring.layers.exchange import exchange_layers
 from metaforge.authoring.layers.norms import BatchNorm, ForwardContext, GroupNorm, LayerNorm
+from metaforge.authoring.losses import cross_entropy
 from metaforge.authoring.protocols import Params, Pass
 from toys import assert_true_gradient
 

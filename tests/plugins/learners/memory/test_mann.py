@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.func import vmap
 
-from metaforge.authoring.functional import one_hot
 from metaforge.authoring.keys import fold_in, make_key, permutation
+from metaforge.authoring.losses import one_hot
 from metaforge.authoring.protocols import Examples, Params, Parts, Task, TaskShape, TaskSpec
 from metaforge.engine.batch import meta_gradients, score_tasks
 from metaforge_plugins.learners.memory.mann import (
