@@ -6,7 +6,6 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,8 +26,7 @@ from metaforge_plugins.datasets.sinusoid import Sinusoid
 
 
 def run_info() -> RunInfo:
-    config: Any = SimpleNamespace()
-    return RunInfo(None, config)
+    return RunInfo(None, {}, "classification")
 
 
 class Listener:
@@ -376,7 +374,7 @@ def test_calls_are_traced_when_asked(monkeypatch: pytest.MonkeyPatch, capsys: py
         "metaforge_after_step at step 1: Listener (2) T, Listener (3) T, Around (1) T",
         # The first answer decides: nobody else was asked.
         "metaforge_should_stop at step 7: Listener (2) T",
-        "metaforge_run_start: nobody asked",
+        "metaforge_run_start: no plugin",
         "metaforge_run_end: Ending (4) T",
     ]
     assert told.out == ""
@@ -413,14 +411,27 @@ def test_plugins_remember_over_a_resume() -> None:
     assert second.count == 5
 
 
-@pytest.mark.parametrize("count", [{1}, float("nan")])
-def test_a_state_that_json_cannot_hold_names_its_plugin(count: Any) -> None:
-    plugin = Counter(None)
-    plugin.count = count
-    with pytest.raises(PluginError, match="The hook state of Counter raised"):
-        states({"counter": plugin})
+def test_an_error_in_state_or_restore_names_its_plugin() -> None:
+    class Broken(Counter):
+        def state(self) -> Mapping[str, Any]:
+            raise ValueError("no state")
+
+    with pytest.raises(PluginError, match="The hook state of Broken raised ValueError: no state"):
+        states({"counter": Broken(None)})
     with pytest.raises(PluginError, match="The hook restore of Counter raised KeyError"):
-        restore_states({"counter": plugin}, {"counter": {}})
+        restore_states({"counter": Counter(None)}, {"counter": {}})
+
+
+def test_a_state_is_a_copy_that_later_steps_do_not_change() -> None:
+    class Growing(Counter):
+        def state(self) -> Mapping[str, Any]:
+            return {"steps": self.steps}
+
+    plugin = Growing(None)
+    plugin.steps = [1]
+    before = states({"growing": plugin})
+    plugin.steps.append(2)
+    assert before == {"growing": {"steps": [1]}}
 
 
 def test_a_class_of_hooks_is_checked_when_it_is_loaded() -> None:

@@ -134,7 +134,7 @@ def test_a_run_without_env_json_goes_on_with_a_warning(whole: Path, tmp_path: Pa
     begun(tmp_path / "run", stop=4)
     (tmp_path / "run" / "env.json").unlink()
     facts = resumed(tmp_path / "run").summary["resumed"]
-    assert (facts["exact"], facts["damaged"]) == (True, ["There is no env.json: it begins anew."])
+    assert (facts["exact"], facts["damaged"]) == (True, ["There is no env.json: a new one is written."])
     assert_equal_runs(tmp_path / "run", whole)
 
 
@@ -215,9 +215,9 @@ def test_an_evaluation_says_which_checkpoints_cannot_be_used(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "error", "sentence"),
     [
-        ({"learner": {"name": "protonet"}}, ConfigError, "began with the learner 'maml'"),
-        ({"dataset": {"name": "glyphs"}}, ConfigError, "began with the dataset 'sinusoid'"),
-        ({"backbone": {"widths": [7]}}, CheckpointError, r"not one of this learner: model\S* is \(40, 1\)"),
+        ({"learner": {"name": "protonet"}}, ConfigError, "trained with the learner 'maml'"),
+        ({"dataset": {"name": "glyphs"}}, ConfigError, "trained with the dataset 'sinusoid'"),
+        ({"backbone": {"widths": [7]}}, CheckpointError, r"does not belong to this learner: model\S* is \(40, 1\)"),
     ],
 )
 def test_what_is_not_the_same_learner_is_refused(

@@ -450,7 +450,7 @@ def test_initial_values_that_are_not_finite_are_told_with_what_to_do(tmp_path: P
     registry = scan().including("learner", "born", Born)
     with pytest.raises(DivergedError, match="The initial value 'slope' is not finite") as caught:
         metaforge.train("born", "sinusoid", steps=2, out=tmp_path / "run", registry=registry)
-    assert "learner's options" in caught.value.remedy
+    assert "options of the learner" in caught.value.remedy
 
 
 class Poisoned(torch.optim.SGD):
@@ -467,7 +467,7 @@ class Poisoned(torch.optim.SGD):
 
 def test_values_that_the_last_step_spoilt_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "metaforge.runs.outer_optimizer._optimizer_for", lambda config, leaves: Poisoned(leaves, lr=1e-3)
+        "metaforge.runs.outer_optimizer._torch_optimizer", lambda config, leaves: Poisoned(leaves, lr=1e-3)
     )
     with pytest.raises(DivergedError, match=r"The value 'model\.\S+' is no longer finite after outer step 3") as caught:
         trained(tmp_path / "run", steps=3)
