@@ -76,17 +76,19 @@ def train(
         StorageError: The run folder cannot be written.
 
     Example:
-        `metaforge list-plugins` prints the names of the installed learners. This example registers its own.
+        `metaforge list-plugins` prints the names of the installed learners. This example registers a learner
+        and a data set under names of its own.
 
         >>> import tempfile
         >>> import metaforge
+        >>> from torch import nn
         >>> from metaforge.registry.scan import scan
-        >>> from metaforge.testing.toy import ToyLearner
-        >>> registry = scan().including("learner", "my-learner", ToyLearner)
+        >>> from metaforge.testing.toy import ToyClasses, ToyLearner
+        >>> registry = scan().including("learner", "my-learner", ToyLearner).including("dataset", "my-data", ToyClasses)
+        >>> network = nn.Sequential(nn.Linear(6, 8), nn.Tanh())
+        >>> options = {"backbone": network, "adapters": ["sgd"], "steps": 1, "registry": registry}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     run = metaforge.train(
-        ...         "my-learner", adapters=["sgd"], steps=1, tasks=1, out=f"{folder}/run", registry=registry
-        ...     )
+        ...     run = metaforge.train("my-learner", "my-data", out=f"{folder}/run", **options)
         >>> run.summary["outcome"], run.summary["steps"]
         ('finished', 1)
     """
@@ -137,14 +139,15 @@ def load(
     Example:
         >>> import tempfile
         >>> import metaforge
+        >>> from torch import nn
         >>> from metaforge.registry.scan import scan
-        >>> from metaforge.testing.toy import ToyLearner
-        >>> registry = scan().including("learner", "my-learner", ToyLearner)
+        >>> from metaforge.testing.toy import ToyClasses, ToyLearner
+        >>> registry = scan().including("learner", "my-learner", ToyLearner).including("dataset", "my-data", ToyClasses)
+        >>> network = nn.Sequential(nn.Linear(6, 8), nn.Tanh())
+        >>> options = {"backbone": network, "adapters": ["sgd"], "steps": 1, "registry": registry}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     run = metaforge.train(
-        ...         "my-learner", adapters=["sgd"], steps=1, tasks=1, out=f"{folder}/run", registry=registry
-        ...     )
-        ...     loaded = metaforge.load(run.folder, registry=registry)
+        ...     run = metaforge.train("my-learner", "my-data", out=f"{folder}/run", **options)
+        ...     loaded = metaforge.load(run.folder, backbone=network, registry=registry)
         >>> loaded.values.keys() == run.values.keys()
         True
     """
