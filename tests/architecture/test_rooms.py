@@ -291,5 +291,13 @@ def test_files_and_functions_stay_short(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 300
     for node in nodes(path):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno is not None:
-            lines = node.end_lineno - node.lineno + 1
+            lines = node.end_lineno - node.lineno + 1 - docstring_lines(node)
             assert lines <= 50, f"{node.name} has {lines} lines"
+
+
+def docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return how many lines a function's docstring has: one that describes every argument is no reason to cut it."""
+    first = node.body[0]
+    if ast.get_docstring(node) is None or first.end_lineno is None:
+        return 0
+    return first.end_lineno - first.lineno + 1
