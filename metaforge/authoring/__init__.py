@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from metaforge.authoring.hooks import Outcome, RunInfo, Stateful, hookimpl
     from metaforge.authoring.inner_loop import Chain, InnerLoopLearner, InnerLoopOptions, Objective, descend
     from metaforge.authoring.keys import fold_in, make_key, normal, permutation, uniform
-    from metaforge.authoring.model import Model, ModelLearner, feature_size, seeded, with_head
+    from metaforge.authoring.model import Model, ModelLearner
+    from metaforge.authoring.network import feature_size, seeded, with_head
     from metaforge.authoring.protocols import (
         STATE,
         Adapter,
@@ -131,6 +132,7 @@ _MODULES = (
     "metaforge.authoring.protocols",
     "metaforge.authoring.keys",
     "metaforge.authoring.functional",
+    "metaforge.authoring.network",
     "metaforge.authoring.model",
     "metaforge.authoring.inner_loop",
 )

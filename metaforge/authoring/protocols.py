@@ -197,6 +197,10 @@ class Regularizer(Component, Protocol):
         """Return whether, with these options, it means something only where an adapter moves the network's weights."""
         return False
 
+    def attach(self, modules: Mapping[str, nn.Module]) -> None:
+        """Store what the regularizer needs of the network's structure; a model calls it once, when it is built."""
+        return
+
     def init(self, modules: Mapping[str, nn.Module], key: Key) -> Params:
         """Return what the regularizer meta-learns, given the network's modules by name; `{}` if nothing."""
         return {}
