@@ -73,6 +73,7 @@ class LEO(ModelLearner):
     Config = LEOOptions
     reference: ClassVar[str] = "Rusu et al. 2019, arXiv 1807.05960, algorithm 1"
     tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), adapts=True, fixed_ways=False, stochastic=True)
+    config: LEOOptions
     defaults: ClassVar = {
         "classification": {
             "train": {
@@ -140,8 +141,7 @@ class LEO(ModelLearner):
         """Return `features` `[n, features]`, each row scaled to the norm `scale`; detached if the backbone is fixed."""
         if not self.config.train_backbone:
             features = features.detach()
-        unit: Tensor = F.normalize(features, dim=-1)
-        return self.config.scale * unit
+        return self.config.scale * F.normalize(features, dim=-1)
 
     def encode(self, values: Params, features: Tensor, y: Tensor, key: Key | None) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation `[ways, latent]` of the code of each class (equations 4 and 5).
