@@ -1,4 +1,4 @@
-"""Meta Dropout: noise on the activations whose strength is meta-learned, so that adaptation generalises better.
+"""Meta Dropout: noise of meta-learned strength on the activations, with which adaptation generalises better.
 
 Lee, Nam, Yang, Hwang, "Meta Dropout: Learning to Perturb Latent Features for Generalization", ICLR 2020
 (openreview.net BJgd81SYwr). Details follow the authors' code, haebeom-lee/metadrop.
@@ -28,7 +28,7 @@ class MetaDropoutOptions(Options):
 
 
 class MetaDropout(Regularizer):
-    """Adds noise of meta-learned strength to the activations of the support set, in each inner step.
+    """Perturbs the activations of the support set, in each inner step, with noise whose strength is meta-learned.
 
     The noise is part of adaptation, so it is drawn in evaluation too. Its key is then `make_key(0, "meta-dropout")`.
     """

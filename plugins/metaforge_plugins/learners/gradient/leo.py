@@ -68,7 +68,7 @@ class LEOOptions(Options):
 
 
 class LEO(ModelLearner):
-    """Encodes the support set into one code per class, descends on the codes, and decodes a linear classifier."""
+    """Encodes the support set as one code per class, adapts the codes by gradients, and decodes a linear classifier."""
 
     Config = LEOOptions
     reference: ClassVar[str] = "Rusu et al. 2019, arXiv 1807.05960, algorithm 1"

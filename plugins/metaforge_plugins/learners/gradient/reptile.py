@@ -1,4 +1,4 @@
-"""Reptile: move the initialisation towards the weights that a few optimiser steps on each task reach.
+"""Reptile: move the initialisation towards the weights that each task reaches after a few optimiser steps.
 
 Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018 (arXiv 1803.02999).
 """
@@ -42,7 +42,7 @@ class ReptileOptions(InnerLoopOptions):
 
 
 class Reptile(InnerLoopLearner):
-    """Learns an initialisation close to each task's solution; no split into support and query, no second derivative."""
+    """Learns an initialisation close to the solution of each task, without second derivatives or a query set."""
 
     Config = ReptileOptions
     reference: ClassVar[str] = "Nichol, Achiam, Schulman 2018, arXiv 1803.02999, algorithm 1"

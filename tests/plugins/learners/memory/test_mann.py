@@ -211,7 +211,7 @@ def test_an_untrained_network_does_not_beat_the_first_instance_ceiling() -> None
 
 def test_fewer_rows_than_heads_are_refused() -> None:
     assert MANN.Config(rows=2, heads=2).rows == 2
-    with pytest.raises(ValidationError, match="rows is 1, but each of the 2 heads writes to a row of its own"):
+    with pytest.raises(ValidationError, match="rows is 1, but each of the 2 heads writes to a different row"):
         MANN.Config(rows=1, heads=2)
 
 
