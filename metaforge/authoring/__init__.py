@@ -34,7 +34,8 @@ if TYPE_CHECKING:
         one_hot,
         score,
     )
-    from metaforge.authoring.model import Model, ModelLearner, feature_size, seeded, with_head
+    from metaforge.authoring.model import Model, ModelLearner
+    from metaforge.authoring.network import feature_size, seeded, with_head
     from metaforge.authoring.protocols import (
         STATE,
         Adapter,
@@ -134,6 +135,7 @@ _MODULES = (
     "metaforge.authoring.keys",
     "metaforge.authoring.functional",
     "metaforge.authoring.losses",
+    "metaforge.authoring.network",
     "metaforge.authoring.model",
     "metaforge.authoring.inner_loop",
 )

@@ -325,9 +325,7 @@ class Branching(Centres):
 class FirstOrder(Right):
     """Leaves the second derivatives out, and denies it."""
 
-    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
-        fast, state = self.descend(values, task.support, self.config.steps, key, first_order=True)
-        return self.query_loss(values, fast, task, key, state)
+    first_order = True
 
 
 class Detached(Centres):

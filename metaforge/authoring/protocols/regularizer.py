@@ -41,6 +41,14 @@ class Regularizer(Component, Protocol):
         """
         return False
 
+    def attach(self, modules: Mapping[str, nn.Module]) -> None:
+        """Store what the regularizer needs of the network's structure. A model calls this once, when it is built.
+
+        Args:
+            modules: The modules of the network by name, in the order of registration.
+        """
+        return
+
     def init(self, modules: Mapping[str, nn.Module], key: Key) -> Params:
         """Return the parameters that the regularizer meta-learns.
 

@@ -174,6 +174,36 @@ def test_one_task_is_learned_when_support_and_query_are_one() -> None:
     assert losses == sorted(losses, reverse=True)
 
 
+class Constant(MAML):
+    """Treats the inner gradients as constants."""
+
+    first_order = True
+
+
+def test_the_attribute_first_order_makes_the_inner_gradients_constants() -> None:
+    exact, first = built(MAML), built(Constant)
+    values, example, key = fresh(exact), task(), make_key(0)
+    grads = {}
+    for name, one in (("exact", exact), ("first", first)):
+        loss = lambda v, one=one: one.loss(v, example, key)[0]  # noqa: E731
+        grads[name] = torch.func.grad(loss)(values)
+        torch.testing.assert_close(loss(values), exact.loss(values, example, key)[0])
+    fast = {name: value.detach() for name, value in exact.adapt(values, example.support, key=key).items()}
+    at_adapted = torch.func.grad(lambda f: exact.query_loss(values, f, example, key, {})[0])(fast)
+    for name in first.adapted:
+        torch.testing.assert_close(grads["first"][name], at_adapted[name])
+    assert not torch.allclose(grads["exact"]["model.0.0.weight"], grads["first"]["model.0.0.weight"])
+
+
+@pytest.mark.parametrize("norm", POLICIES)
+def test_recomputed_steps_give_the_same_gradients(norm: str) -> None:
+    stored, recomputed = (built(norm=norm, recompute=again) for again in (False, True))
+    values, example, key = fresh(stored), task(), make_key(0)
+    one, two = (torch.func.grad(lambda v, m=m: m.loss(v, example, key)[0])(values) for m in (stored, recomputed))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-12, atol=1e-12)
+
+
 Loss = Callable[[Tensor], Tensor]
 
 
