@@ -49,7 +49,7 @@ class InnerLoopOptions(Options):
 
     steps: int = Field(1, ge=0, le=1000, description="inner steps in training")
     test_steps: int = Field(3, ge=0, le=1000, description="inner steps in evaluation")
-    norm: NormPolicy = Field("transductive", description="whose statistics batch norm uses for queries")
+    norm: NormPolicy = Field("transductive", description="which statistics batch norm uses for queries")
     adapt: Literal["weights", "all"] = Field(
         "weights", description="parameters that the inner loop adapts: all but those of norm layers, or all"
     )
@@ -61,14 +61,14 @@ class InnerLoopOptions(Options):
 class InnerLoopLearner(ModelLearner):
     """Base class of learners that adapt a network's weights with an adapter on the support set.
 
-    The network is the backbone with a linear head. A subclass defines `loss`, and sets `first_order` to True if its
-    inner gradients are constants of the meta-gradient.
+    The network is the backbone with a linear head. A subclass defines `loss`; `descend` and `query_loss` are its parts.
 
     Args:
         config: The learner's options.
         parts: What the learner is built of, a backbone and an adapter among it.
 
     Attributes:
+        first_order: Whether the inner gradients are treated as constants, without second derivatives.
         adapter: The transform from gradients to updates.
         criterion: The task loss of (prediction, target).
         adapted: Names of the values that the inner loop adapts.
