@@ -79,8 +79,7 @@ class InnerLoopLearner(ModelLearner):
         >>> import torch
         >>> from torch import nn
         >>> from metaforge.authoring import (
-        ...     Examples, GradientTransform, InnerLoopLearner, InnerLoopOptions, Parts, Task, TaskShape, TaskSpec,
-        ...     make_key,
+        ...     Examples, GradientTransform, InnerLoopLearner, InnerLoopOptions, Parts, TaskShape, TaskSpec, make_key
         ... )
         >>> class SecondOrder(InnerLoopLearner):
         ...     Config = InnerLoopOptions
@@ -95,13 +94,9 @@ class InnerLoopLearner(ModelLearner):
         >>> parts = Parts(spec, backbone=lambda: nn.Linear(1, 4), adapter=Descent())
         >>> learner = SecondOrder(InnerLoopOptions(steps=2), parts)
         >>> values = learner.init(make_key(0))
-        >>> examples = Examples(torch.ones(2, 1), torch.ones(2, 1))
-        >>> fast = learner.adapt(values, examples)
+        >>> fast = learner.adapt(values, Examples(torch.ones(2, 1), torch.ones(2, 1)))
         >>> learner.predict(values, fast, torch.ones(3, 1)).shape
         torch.Size([3, 1])
-        >>> loss, _ = learner.loss(values, Task(support=examples, query=examples), make_key(1))
-        >>> loss.shape
-        torch.Size([])
     """
 
     tags: ClassVar[Tags] = Tags(
@@ -244,55 +239,61 @@ def descend(
     first_order: bool = False,
     recompute: bool = False,
 ) -> tuple[Params, Params]:
-    """Minimise an objective by `steps` steps of an adapter.
+    """Minimise an objective with `steps` updates of an adapter.
 
     Args:
-        objective: Returns the support loss, and what to add to the `state.` entries, for `(values, step, *inputs)`.
+        objective: Returns the support loss, and what to add to the `state.` entries.
         values: All values that the objective reads; those of the adapter are the entries `adapters.<name>`.
         fast: The entries of `values` that are adapted.
-        adapter: Turns gradients into what is subtracted from the parameters.
+        adapter: Returns what is subtracted from the parameters, given their gradients.
         steps: Number of inner steps.
-        *inputs: Tensors for the objective.
-        first_order: Treat the inner gradients as constants. The graph then holds no second derivatives, and the
-            Jacobian of the adapted parameters with respect to the initial ones is the identity.
-        recompute: Recompute each step in the backward pass instead of storing its activations (gradient checkpointing),
-            so that memory hardly grows with the number of steps. All tensors that the objective reads besides the
-            values must then be among `inputs`.
+        *inputs: Tensors that are passed to the objective.
+        first_order: Treat the inner gradients as constants, so that the graph holds no second derivatives.
+        recompute: Recompute each step in the backward pass instead of storing its activations (gradient checkpointing).
+            Besides the values, the objective must then read no tensors but `inputs`.
 
     Returns:
         The adapted entries, and what to add to the `state.` entries.
 
     Example:
-        Three steps of gradient descent on w² from w = 1, each of which multiplies w by 0.8:
-
         >>> import torch
         >>> from metaforge.authoring import GradientTransform, descend
         >>> class Descent(GradientTransform):
         ...     def update(self, meta, grads, state, params, step):
-        ...         return {name: 0.1 * g for name, g in grads.items()}, state
+        ...         return {name: 0.25 * g for name, g in grads.items()}, state
         >>> values = {"w": torch.tensor(1.0)}
-        >>> adapted, _ = descend(lambda values, step: (values["w"] ** 2, {}), values, values, Descent(), steps=3)
-        >>> round(float(adapted["w"]), 3)
-        0.512
+        >>> descend(lambda values, step: (values["w"] ** 2, {}), values, values, Descent(), 2)[0]
+        {'w': tensor(0.2500)}
     """
     meta = select(values, "adapters")
     base = detached(values) if first_order else values
     differentiable = not first_order and torch.is_grad_enabled()
     state, changes = adapter.start(meta, fast), Params()
-
-    def inner_step(
-        step: int, base: Params, meta: Params, fast: Params, state: Params, changes: Params, *inputs: Tensor
-    ) -> tuple[Params, Params, Params]:
-        current = base | advanced(base, changes)
-        at = detached(fast) if first_order else fast
-        grads, change = gradient(lambda p: objective(current | p, step, *inputs), at, differentiable=differentiable)
-        updates, state = adapter.update(meta, grads, state, fast, step)
-        fast = {name: value - updates[name] for name, value in fast.items()}
-        return fast, state, added(changes, detached(change))
-
     for step in range(steps):
-        function = partial(inner_step, step)
+        function = partial(_inner_step, objective, adapter, first_order, differentiable, step)
         if recompute and differentiable:
             function = partial(recomputed, function)
         fast, state, changes = function(base, meta, fast, state, changes, *inputs)
     return fast, added(changes, prefixed("adapters", adapter.carry(meta, state)))
+
+
+def _inner_step(
+    objective: Objective,
+    adapter: GradientTransform,
+    first_order: bool,
+    differentiable: bool,
+    step: int,
+    base: Params,
+    meta: Params,
+    fast: Params,
+    state: Params,
+    changes: Params,
+    *inputs: Tensor,
+) -> tuple[Params, Params, Params]:
+    """Return the adapted entries, the adapter's state, and the changes of the `state.` entries after one more step."""
+    current = base | advanced(base, changes)
+    at = detached(fast) if first_order else fast
+    grads, change = gradient(lambda p: objective(current | p, step, *inputs), at, differentiable=differentiable)
+    updates, state = adapter.update(meta, grads, state, fast, step)
+    fast = {name: value - updates[name] for name, value in fast.items()}
+    return fast, state, added(changes, detached(change))

@@ -107,7 +107,7 @@ GLOBAL_RANDOMNESS += ("torch.manual_seed", "torch.seed", "torch.cuda.manual_seed
 GLOBAL_RANDOMNESS += ("torch.rand", "torch.randn", "torch.randint", "torch.randperm", "torch.normal")
 GLOBAL_RANDOMNESS += ("torch.bernoulli", "torch.multinomial", "torch.set_rng_state", "torch.get_rng_state")
 # The one place where modules may draw their initial weights, and where the generator is put back afterwards.
-SEEDED = {"metaforge/authoring/model.py": "seeded", "metaforge/testing/global_state.py": "generator_states"}
+SEEDED = {"metaforge/authoring/network.py": "seeded", "metaforge/testing/global_state.py": "generator_states"}
 
 # Modules that may touch what lies outside the program; no others may.
 FILES = {
