@@ -40,7 +40,7 @@ class InnerLoopOptions(Options):
 
     steps: int = Field(1, ge=0, le=1000, description="inner steps in training")
     test_steps: int = Field(3, ge=0, le=1000, description="inner steps in evaluation")
-    norm: NormPolicy = Field("transductive", description="whose statistics batch norm uses for queries")
+    norm: NormPolicy = Field("transductive", description="which statistics batch norm uses for queries")
     adapt: Literal["weights", "all"] = Field(
         "weights", description="parameters that the inner loop adapts: all but those of norm layers, or all"
     )
@@ -52,14 +52,14 @@ class InnerLoopOptions(Options):
 class InnerLoopLearner(ModelLearner):
     """Base class of learners that adapt a network's weights with an adapter on the support set.
 
-    The network is the backbone with a linear head. A subclass defines `loss`, and sets `first_order` to True if its
-    inner gradients are constants of the meta-gradient.
+    The network is the backbone with a linear head. A subclass defines `loss`; `descend` and `query_loss` are its parts.
 
     Args:
         config: The learner's options.
         parts: What the learner is built of, a backbone and an adapter among it.
 
     Attributes:
+        first_order: Whether the inner gradients are treated as constants, without second derivatives.
         adapter: The transform from gradients to updates.
         criterion: The task loss of (prediction, target).
         adapted: Names of the values that the inner loop adapts.
@@ -70,8 +70,7 @@ class InnerLoopLearner(ModelLearner):
         >>> import torch
         >>> from torch import nn
         >>> from metaforge.authoring import (
-        ...     Examples, GradientTransform, InnerLoopLearner, InnerLoopOptions, Parts, Task, TaskShape, TaskSpec,
-        ...     make_key,
+        ...     Examples, GradientTransform, InnerLoopLearner, InnerLoopOptions, Parts, TaskShape, TaskSpec, make_key
         ... )
         >>> class SecondOrder(InnerLoopLearner):
         ...     Config = InnerLoopOptions
@@ -86,13 +85,9 @@ class InnerLoopLearner(ModelLearner):
         >>> parts = Parts(spec, backbone=lambda: nn.Linear(1, 4), adapter=Descent())
         >>> learner = SecondOrder(InnerLoopOptions(steps=2), parts)
         >>> values = learner.init(make_key(0))
-        >>> examples = Examples(torch.ones(2, 1), torch.ones(2, 1))
-        >>> fast = learner.adapt(values, examples)
+        >>> fast = learner.adapt(values, Examples(torch.ones(2, 1), torch.ones(2, 1)))
         >>> learner.predict(values, fast, torch.ones(3, 1)).shape
         torch.Size([3, 1])
-        >>> loss, _ = learner.loss(values, Task(support=examples, query=examples), make_key(1))
-        >>> loss.shape
-        torch.Size([])
     """
 
     tags: ClassVar[Tags] = Tags(
@@ -235,36 +230,31 @@ def descend(
     first_order: bool = False,
     recompute: bool = False,
 ) -> tuple[Params, Params]:
-    """Minimise an objective by `steps` steps of an adapter.
+    """Minimise an objective with `steps` updates of an adapter.
 
     Args:
-        objective: Returns the support loss, and what to add to the `state.` entries, for `(values, step, *inputs)`.
+        objective: Returns the support loss, and what to add to the `state.` entries.
         values: All values that the objective reads; those of the adapter are the entries `adapters.<name>`.
         fast: The entries of `values` that are adapted.
-        adapter: Turns gradients into what is subtracted from the parameters.
+        adapter: Returns what is subtracted from the parameters, given their gradients.
         steps: Number of inner steps.
-        *inputs: Tensors for the objective.
-        first_order: Treat the inner gradients as constants. The graph then holds no second derivatives, and the
-            Jacobian of the adapted parameters with respect to the initial ones is the identity.
-        recompute: Recompute each step in the backward pass instead of storing its activations (gradient checkpointing),
-            so that memory hardly grows with the number of steps. All tensors that the objective reads besides the
-            values must then be among `inputs`.
+        *inputs: Tensors that are passed to the objective.
+        first_order: Treat the inner gradients as constants, so that the graph holds no second derivatives.
+        recompute: Recompute each step in the backward pass instead of storing its activations (gradient checkpointing).
+            Besides the values, the objective must then read no tensors but `inputs`.
 
     Returns:
         The adapted entries, and what to add to the `state.` entries.
 
     Example:
-        Three steps of gradient descent on w² from w = 1, each of which multiplies w by 0.8:
-
         >>> import torch
         >>> from metaforge.authoring import GradientTransform, descend
         >>> class Descent(GradientTransform):
         ...     def update(self, meta, grads, state, params, step):
-        ...         return {name: 0.1 * g for name, g in grads.items()}, state
+        ...         return {name: 0.25 * g for name, g in grads.items()}, state
         >>> values = {"w": torch.tensor(1.0)}
-        >>> adapted, _ = descend(lambda values, step: (values["w"] ** 2, {}), values, values, Descent(), steps=3)
-        >>> round(float(adapted["w"]), 3)
-        0.512
+        >>> descend(lambda values, step: (values["w"] ** 2, {}), values, values, Descent(), 2)[0]
+        {'w': tensor(0.2500)}
     """
     meta = select(values, "adapters")
     base = detach_params(values) if first_order else values

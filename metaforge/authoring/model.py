@@ -25,17 +25,17 @@ EVALUATION = Pass()
 class Model:
     """An `nn.Module` as a pure function of a flat dictionary of values.
 
-    Parameters are the entries `model.<name>`, statistics of batch norm `state.model.<name>`, and what regularizers
-    meta-learn `regularizers.<regularizer>.<name>`. The module is a copy in which `exchange_layers` has replaced the
-    norm layers, because the native ones give wrong second-order gradients under some orders of `torch.func`
-    transforms, the dropout layers, so that their noise depends on the key alone, and some layers on images.
+    The values are the module's parameters (`model.<name>`), the statistics of batch norm (`state.model.<name>`), and
+    what regularizers meta-learn (`regularizers.<regularizer>.<name>`). The module is a copy with replaced layers, see
+    `metaforge.authoring.layers`: torch's norm layers give wrong second-order gradients under some orders of
+    `torch.func` transforms, and the noise of torch's dropout layers comes from a global generator.
 
     Args:
         build: Builds the module; its initial weights come from torch's default generator.
         norm: Which statistics batch norm uses.
         steps: Number of inner steps that have their own running statistics under `norm="per-step"`.
         regularizers: Regularizers by name; each may change the outputs of modules of the network.
-        x_shape: Shape of one input, which `features` needs.
+        x_shape: Shape of one input, without the batch dimension; only `features` needs it.
 
     Attributes:
         module: The network, with its layers replaced.
@@ -117,18 +117,14 @@ class Model:
 
     @cached_property
     def features(self) -> int:
-        """Number of features (with a head: of outputs) per input, flattened; it needs `x_shape`."""
-        assert self._x_shape is not None, "features needs the x_shape of the model"
+        """Number of outputs of the module per input, flattened, measured with two inputs of zeros."""
+        assert self._x_shape is not None, "the model was built without x_shape, which features needs"
         values = self._values(self.module, make_key(0, "structure"))
         # Support passes compute the statistics that the policy `support` needs.
         return self(values, zero_inputs(self.module, self._x_shape), Pass(role="support")).flatten(1).shape[1]
 
     def init(self, key: Key) -> Params:
-        """Return new values: weights, statistics of batch norm and what regularizers meta-learn; equal for equal keys.
-
-        Args:
-            key: An int64 scalar tensor.
-        """
+        """Return initial values, which are equal for equal keys; `key` is an int64 scalar tensor."""
         with seeded(key):
             module = exchange_layers(self._build(), self.context)
         return self._values(module, key)
@@ -151,10 +147,10 @@ class Model:
         return self.observe(values, x, at)[0]
 
     def observe(self, values: Params, x: Tensor, at: Pass = EVALUATION) -> tuple[Tensor, Params]:
-        """Return the module's output, and what the pass changes in the running statistics.
+        """Return the module's output, and the changes of the running statistics.
 
         Args:
-            values: The values of `init`, or those with adapted parameters.
+            values: The values of `init`, possibly with adapted parameters.
             x: Inputs `[n, *x_shape]`.
             at: The key, inner step and role of the pass; without a key it is an evaluation.
 
@@ -167,10 +163,10 @@ class Model:
             return output, self.context.state_changes
 
     def observe_task(self, values: Params, task: Task, key: Key | None) -> tuple[Tensor, Tensor, Params]:
-        """Return the features of a task's support and query set, and what the pass changes in the running statistics.
+        """Return the features of the support and the query set of a task, and the changes of the running statistics.
 
-        Where queries are normalised by statistics of the query or the support set, the two sets are embedded one after
-        the other. Under the policy `running`, and without batch norm, they are embedded as one batch.
+        Under the policies `transductive` and `support` the two sets are embedded one after the other: queries are
+        normalised by the statistics of one set. Otherwise the two sets are embedded as one batch.
 
         Args:
             values: The values of `init`.
@@ -195,7 +191,7 @@ class Model:
         """Return the statistics that normalise queries, as entries that replace those of `values`.
 
         Args:
-            values: The values of `init`, with the adapted parameters.
+            values: The values of `init`, possibly with adapted parameters.
             x: Inputs of the support set `[n, *x_shape]`.
             at: The pass on the support set.
 

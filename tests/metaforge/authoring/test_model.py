@@ -1,4 +1,4 @@
-"""Model: any module as a pure function, its norms replaced, its statistics named and handed out."""
+"""Model: any module as a pure function, with its norm layers replaced and its statistics in the values."""
 
 from __future__ import annotations
 

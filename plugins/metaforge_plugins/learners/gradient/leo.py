@@ -64,7 +64,7 @@ class LEOOptions(Options):
     orthogonality: float = Field(1e-3, ge=0.0, description="weight of the correlation among the decoder's latent rows")
     scale: float = Field(8.0, gt=0.0, description="norm to which the features of each image are scaled")
     train_backbone: bool = Field(True, description="train the backbone jointly; the paper keeps it fixed")
-    norm: BatchNormPolicy = Field("running", description="whose statistics batch norm uses in evaluation")
+    norm: BatchNormPolicy = Field("running", description="which statistics batch norm uses for queries")
 
 
 class LEO(ModelLearner):

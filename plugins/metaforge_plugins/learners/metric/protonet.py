@@ -34,7 +34,7 @@ class ProtoNetOptions(Options):
     """Options of prototypical networks."""
 
     distance: Literal["euclidean", "cosine"] = Field("euclidean", description="squared Euclidean distance, or cosine")
-    norm: BatchNormPolicy = Field("running", description="whose statistics batch norm uses in evaluation")
+    norm: BatchNormPolicy = Field("running", description="which statistics batch norm uses for queries")
 
 
 class ProtoNet(ModelLearner):

@@ -1,4 +1,4 @@
-"""Layers on images, of all tasks side by side: torch's values and derivatives, to the third order."""
+"""Image layers with channels-last kernels: the values and derivatives of torch's layers, to the third order."""
 
 from __future__ import annotations
 

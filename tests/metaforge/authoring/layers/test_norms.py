@@ -1,4 +1,4 @@
-"""Norm layers of primitives: equal to torch's own, and exact under every order of transforms."""
+"""Norm layers: equal to those of torch, and exact under every order of transforms."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
-    """Return a native norm with random parameters, its replacement, and an input."""
+    """Return a norm layer of torch with random parameters, its replacement, and an input."""
     make, shape = NORMS[name]
     native = make().double()
     draw = torch.Generator().manual_seed(0)
