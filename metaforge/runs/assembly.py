@@ -27,7 +27,7 @@ class Components:
             )
         self.resolved = resolved
         self._learner, self._dataset = resolved.learner, resolved.dataset
-        self.dataset: Dataset = self._dataset.made(root=data_root())
+        self.dataset: Dataset = self._dataset.instantiate(root=data_root())
         self._regularizers: dict[str, Regularizer] = _instances(resolved.regularizers)
         self._require_useful_regularizers()
         task, train = resolved.run.task, resolved.run.train
@@ -92,7 +92,7 @@ class Components:
         """Return the learner for tasks of a spec; all learners of one run can use the same values."""
         adapters = _instances(self.resolved.adapters)
         parts = Parts(spec, self._backbone_maker(spec), Chain(adapters) if adapters else None, self._regularizers)
-        learner: Learner = self._learner.made(parts)
+        learner: Learner = self._learner.instantiate(parts)
         return learner
 
     def provenance(self) -> dict[str, str]:
@@ -106,10 +106,10 @@ class Components:
         choice = self.resolved.backbone
         if choice is None:
             return None
-        backbone = choice.made()
+        backbone = choice.instantiate()
 
         def build() -> nn.Module:
-            with plugin_errors(choice.entry, "cannot build a network for these tasks", spare=True):
+            with plugin_errors(choice.entry, "cannot build a network for these tasks", keep_metaforge_errors=True):
                 module: nn.Module = backbone.build(spec)
             return module
 
@@ -124,6 +124,6 @@ def _instances(choices: Sequence[Choice]) -> dict[str, Any]:
     """
     names = [choice.entry.name for choice in choices]
     return {
-        choice.entry.qualified if names.count(name) > 1 else name: choice.made()
+        choice.entry.qualified if names.count(name) > 1 else name: choice.instantiate()
         for name, choice in zip(names, choices, strict=True)
     }

@@ -17,7 +17,7 @@ import pluggy
 
 from metaforge.authoring.hooks import Outcome, RunInfo, Specs, Stateful, names
 from metaforge.errors import MetaForgeError, PluginError
-from metaforge.registry.hook_contract import hook_methods, hook_name, misfits
+from metaforge.registry.hook_contract import hook_errors, hook_methods, hook_name
 
 
 class Trace:
@@ -136,7 +136,7 @@ def hook_manager(plugins: Sequence[object]) -> pluggy.PluginManager:
     trace = Trace(manager) if os.environ.get("METAFORGE_TRACE_HOOKS") == "1" else None
     # pluggy calls the plugin that was registered last first.
     for number, plugin in reversed(list(enumerate(plugins, start=1))):
-        problems = ["it is a class: pass an instance of it"] if inspect.isclass(plugin) else misfits(plugin)
+        problems = ["it is a class: pass an instance of it"] if inspect.isclass(plugin) else hook_errors(plugin)
         try:
             if not problems:
                 label = f"{type(plugin).__name__} ({number})"

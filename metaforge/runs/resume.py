@@ -53,7 +53,7 @@ def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> 
                     remedy="leave it out, or start a new run",
                 )
     try:
-        return resolve([own, *layers], registry.recorded(recorded_plugins(folder)))
+        return resolve([own, *layers], registry.as_recorded(recorded_plugins(folder)))
     except PluginError as error:
         plugins = recorded_plugins(folder)
         used = "; ".join(f"{plugin} of {distribution}" for plugin, distribution in plugins.items())

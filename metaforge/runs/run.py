@@ -170,7 +170,7 @@ def load(
     """
     folder = Path(folder)
     require_run(folder)
-    registry = registry.recorded(recorded_plugins(folder))
+    registry = registry.as_recorded(recorded_plugins(folder))
     resolved = resolve([file_layer(folder / "config.toml")], registry)
     machine.prepare(resolved.run.engine.threads)
     parts = Components(resolved)

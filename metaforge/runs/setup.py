@@ -77,7 +77,7 @@ def set_up(
     plugins: dict[str, object] = {}
     manager, folder = hook_manager([]), None
     if world.is_rank_zero:
-        plugins = {choice.name: choice.made() for choice in resolved.hooks}
+        plugins = {choice.name: choice.instantiate() for choice in resolved.hooks}
         parts = with_hooks([worker.learner, worker.parts.dataset, *worker.parts.regularizers])
         manager = hook_manager([*hooks, *parts, *plugins.values()])
         if resuming:

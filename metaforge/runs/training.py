@@ -25,7 +25,7 @@ from metaforge.runs.setup import Setup, set_up
 from metaforge.runs.state import State, better, from_bytes, to_bytes
 from metaforge.runs.training_metrics import score_metrics, training_metrics
 from metaforge.system import machine
-from metaforge.system.signals import Interrupted, Requests, requests
+from metaforge.system.signals import Interrupted, StopRequests, stop_requests
 
 _STATUS_METRICS = ("tasks_per_second", "loss", "score")
 
@@ -61,7 +61,7 @@ def run_training(
     """
     device = machine.choose_device(resolved.run.device, processes.local_rank())
     # Signals are handled from before the data are read until the report is written, so that the run ends in order.
-    with processes.world(device) as world, requests(impatient=world.size == 1) as signals:
+    with processes.world(device) as world, stop_requests(exit_on_second=world.size == 1) as signals:
         if dry_run:
             with tempfile.TemporaryDirectory() as temporary:
                 setup = set_up(resolved, Path(temporary) / "run", command, hooks, world, dry=True)
@@ -128,7 +128,7 @@ class _Training:
         self.facts = dict(facts or {})
         self.learner = f"learner {type(self.worker.learner).__name__}"
 
-    def run(self, signals: Requests) -> Run:
+    def run(self, signals: StopRequests) -> Run:
         """Train, record how the run ended, and return it."""
         report = self._report if self.world.is_rank_zero and not self.setup.dry else None
         with Ending(self.folder, self.setup.hooks, self.info, self.facts, report) as ending:
@@ -142,10 +142,10 @@ class _Training:
                 self._rehearse()
         return self._result(ending.outcome)
 
-    def _loop(self, signals: Requests) -> Outcome:
+    def _loop(self, signals: StopRequests) -> Outcome:
         """Take outer steps until the run is over, a hook stops it, or a signal arrives; save at every ending."""
         watch = Stopwatch(self.state.seconds)
-        with signals.deferred():
+        with signals.record_only():
             try:
                 while not self._is_over():
                     stop, best = self._step(watch)

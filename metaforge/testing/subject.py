@@ -81,8 +81,8 @@ class Subject:
         registry = registry or scan()
         if isinstance(plugin, type):
             kind = _kind_of(plugin)
-            return cls(kind, plugin.__name__, plugin, registry=registry.including(kind, plugin.__name__, plugin))
-        entry = registry.sought(plugin)
+            return cls(kind, plugin.__name__, plugin, registry=registry.with_plugin(kind, plugin.__name__, plugin))
+        entry = registry.find_any(plugin)
         loaded = registry.load(entry.kind, entry.qualified)
         return cls(entry.kind, entry.name, loaded, entry=entry, registry=registry)
 

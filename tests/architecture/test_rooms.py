@@ -86,9 +86,8 @@ def test_light_rooms_do_not_import_torch_when_they_are_imported(room: str) -> No
         for node in module_level(ast.parse(path.read_text("utf-8"))):
             for module in modules_imported(node):
                 assert module.split(".")[0] not in ("torch", "numpy"), f"{name_of(path)} imports {module}"
-                assert module not in ("metaforge.authoring.protocols", "metaforge.registry.contract"), (
-                    f"{name_of(path)} imports {module}"
-                )
+                heavy = ("metaforge.authoring.protocols", "metaforge.registry.contract")
+                assert not module.startswith(heavy), f"{name_of(path)} imports {module}"
 
 
 # Modules that may bring in code by its name; no others may.
@@ -107,7 +106,7 @@ GLOBAL_RANDOMNESS += ("torch.manual_seed", "torch.seed", "torch.cuda.manual_seed
 GLOBAL_RANDOMNESS += ("torch.rand", "torch.randn", "torch.randint", "torch.randperm", "torch.normal")
 GLOBAL_RANDOMNESS += ("torch.bernoulli", "torch.multinomial", "torch.set_rng_state", "torch.get_rng_state")
 # The one place where modules may draw their initial weights, and where the generator is put back afterwards.
-SEEDED = {"metaforge/authoring/model.py": "seeded", "metaforge/testing/global_state.py": "generator_states"}
+SEEDED = {"metaforge/authoring/network.py": "seeded", "metaforge/testing/global_state.py": "generator_states"}
 
 # Modules that may touch what lies outside the program; no others may.
 FILES = {
@@ -293,5 +292,13 @@ def test_files_and_functions_stay_short(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 300
     for node in nodes(path):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno is not None:
-            lines = node.end_lineno - node.lineno + 1
+            lines = node.end_lineno - node.lineno + 1 - docstring_lines(node)
             assert lines <= 50, f"{node.name} has {lines} lines"
+
+
+def docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return how many lines a function's docstring has: one that describes every argument is no reason to cut it."""
+    first = node.body[0]
+    if ast.get_docstring(node) is None or first.end_lineno is None:
+        return 0
+    return first.end_lineno - first.lineno + 1

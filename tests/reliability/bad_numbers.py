@@ -184,7 +184,7 @@ def places(room: Room, *, learners: tuple[str, ...] = (*small_runs.LEARNERS,), s
 
 
 def _registry() -> Registry:
-    return scan().including("learner", "slope", Slope).including("dataset", "slopes", Slopes)
+    return scan().with_plugin("learner", "slope", Slope).with_plugin("dataset", "slopes", Slopes)
 
 
 def train_in_two(out: str) -> None:

@@ -267,7 +267,7 @@ def trained(dataset: str, *settings: str, learner: str = "protonet") -> tuple[in
 @contextlib.contextmanager
 def strange() -> Iterator[None]:
     """Let the commands know the strange data set."""
-    wider = scan().including("dataset", "strange", Strange)
+    wider = scan().with_plugin("dataset", "strange", Strange)
     with unittest.mock.patch("metaforge.registry.scan.scan", return_value=wider):
         yield
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
 from metaforge.errors import MetaForgeError
-from metaforge.registry.contract import faults
+from metaforge.registry.contract import contract_errors
 from metaforge.registry.entry import KINDS
 from metaforge.testing.check import check
 from metaforge.testing.subject import Subject
@@ -78,10 +78,9 @@ def assert_import_without_side_effects(modules: Sequence[str]) -> None:
 @check(*KINDS)
 def contract(subject: Subject) -> None:
     """Its class has the members and argument names of the protocol of its kind."""
-    problems = faults(subject.kind, subject.cls)
+    problems = contract_errors(subject.kind, subject.cls)
     assert not problems, (
-        f"{'; '.join(problems)}; change the class to match the {subject.kind} protocol in"
-        " metaforge/authoring/protocols.py"
+        f"{'; '.join(problems)}; change the class to match the {subject.kind} protocol (see docs/protocols.md)"
     )
 
 
@@ -150,7 +149,7 @@ _NESTED = ("items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalPropert
 @check("learner", "dataset")
 def defaults(subject: Subject) -> None:
     """A run that sets only its name is valid: its `defaults` name all plugins that it needs, and existing options."""
-    registry = subject.registry.including(subject.kind, subject.name, subject.cls)
+    registry = subject.registry.with_plugin(subject.kind, subject.name, subject.cls)
     for kind, toy in (("classification", ToyClasses), ("regression", ToyCurves)):
         values = {subject.kind: {"name": subject.name}}
         if subject.kind == "learner":
@@ -158,7 +157,7 @@ def defaults(subject: Subject) -> None:
                 continue
             dataset = registry.default(kind)
             values["dataset"] = {"name": "toy-tasks" if dataset is None else dataset.name}
-            registry = registry if dataset else registry.including("dataset", "toy-tasks", toy)
+            registry = registry if dataset else registry.with_plugin("dataset", "toy-tasks", toy)
         elif subject.cls.kind != kind:
             continue
         try:

@@ -35,7 +35,7 @@ def toy_run(steps: int = STEPS) -> Resolved:
     registry = Registry([])
     toys = {"learner": ToyLearner, "dataset": ToyClasses, "backbone": ToyNet, "adapter": ToyDescent}
     for kind, cls in toys.items():
-        registry = registry.including(kind, f"toy-{kind}", cls)
+        registry = registry.with_plugin(kind, f"toy-{kind}", cls)
     values = {
         **{kind: {"name": f"toy-{kind}"} for kind in ("learner", "dataset", "backbone")},
         "adapters": {"toy-adapter": {}},

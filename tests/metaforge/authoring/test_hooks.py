@@ -1,10 +1,10 @@
-"""The hook specs and the manager: order, validation, isolation, tracing, and what plugins remember."""
+"""The hook specs and their calls: order, validation, errors, tracing, and the states of plugins."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from metaforge.authoring import hooks
 from metaforge.authoring.hooks import RunInfo
 from metaforge.authoring.protocols import Component, Options
 from metaforge.errors import ConfigError, PluginError
-from metaforge.registry.contract import faults
-from metaforge.registry.hook_contract import misfits, with_hooks
+from metaforge.registry.contract import contract_errors
 from metaforge.registry.registry import Registry
 from metaforge.registry.scan import scan
 from metaforge.runs.hook_calls import end_run, hook_manager, restore_states, states
@@ -60,7 +59,7 @@ def test_the_eight_hooks() -> None:
     )
 
 
-def test_plugins_are_called_in_the_order_given() -> None:
+def test_plugins_are_called_in_the_order_of_the_list() -> None:
     heard: list[str] = []
     manager = hook_manager([Listener(name, heard) for name in "abc"])
     manager.hook.metaforge_after_step(run=run_info(), step=1, metrics={})
@@ -68,14 +67,14 @@ def test_plugins_are_called_in_the_order_given() -> None:
     assert manager.hook.metaforge_run_facts(run=run_info()) == [{"name": "a"}, {"name": "b"}, {"name": "c"}]
 
 
-def test_the_first_answer_decides_whether_to_stop() -> None:
+def test_the_first_plugin_that_does_not_return_none_decides_whether_to_stop() -> None:
     heard: list[str] = []
     manager = hook_manager([Listener("a", heard), Listener("b", heard, answer=True), Listener("c", heard)])
     assert manager.hook.metaforge_should_stop(run=run_info(), step=1, metrics={}) is True
     assert heard == ["a?", "b?"]
 
 
-def test_managers_share_nothing() -> None:
+def test_a_manager_does_not_see_the_plugins_of_another() -> None:
     first, second = hook_manager([Listener("a", [])]), hook_manager([])
     assert len(first.get_plugins()) == 1
     assert not second.get_plugins()
@@ -85,78 +84,9 @@ def step(manager: Any) -> Any:
     return manager.hook.metaforge_after_step(run=run_info(), step=1, metrics={})
 
 
-def listening(method: Callable[..., Any], **options: Any) -> Any:
-    """Return a plugin with one method, marked as a hook."""
-    return type("Wrong", (), {method.__name__: hookimpl(**options)(method)})()
-
-
-def metaforge_after_stpe(self: Any, step: int) -> None: ...
-
-
-def metaforge_after_step(self: Any, step: int) -> None: ...
-
-
-def epochs(self: Any, epoch: int) -> None: ...
-
-
-def collecting(self: Any, **arguments: Any) -> None: ...
-
-
-def by_keyword(self: Any, *, step: int) -> None: ...
-
-
-def defaulted(self: Any, metrics: Any = None) -> None: ...
-
-
-def yielding(self: Any) -> Iterator[None]:
-    yield
-
-
-async def later(self: Any) -> None: ...
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "said"),
-    [
-        (
-            metaforge_after_stpe,
-            {},
-            r"no hook 'metaforge_after_stpe' \(Did you mean 'metaforge_after_step'\?\)",
-        ),
-        (epochs, {}, "no hook 'epochs'"),
-        (epochs, {"specname": "metaforge_after_step"}, "epochs asks for 'epoch', which is none of run, step, metrics"),
-        (collecting, {"specname": "metaforge_after_step"}, "collecting collects arguments"),
-        (by_keyword, {"specname": "metaforge_after_step"}, "takes 'step' by keyword only"),
-        (defaulted, {"specname": "metaforge_after_step"}, "has a default for 'metrics'"),
-        (yielding, {"specname": "metaforge_after_step"}, "yielding is a generator or a coroutine"),
-        (later, {"specname": "metaforge_after_step"}, "later is a generator or a coroutine"),
-        (yielding, {"specname": "metaforge_after_step", "hookwrapper": True}, "wrapper of the old kind"),
-        (metaforge_after_step, {"wrapper": True}, "marked as a wrapper and does not yield"),
-    ],
-)
-def test_a_hook_that_would_not_be_called_as_it_expects_is_refused(method: Any, options: Any, said: str) -> None:
-    plugin = listening(method, **options)
-    with pytest.raises(PluginError, match=f"The hook plugin Wrong does not fit the hook specs: .*{said}") as caught:
-        hook_manager([Listener("a", []), plugin])
-    assert "metaforge_run_start" in caught.value.remedy
-    assert misfits(type(plugin)) == misfits(plugin) != []
-
-
-def test_a_forgotten_mark_is_told() -> None:
-    class Forgetful:
-        def metaforge_after_step(self, step: int) -> None: ...
-
-    with pytest.raises(PluginError, match="'metaforge_after_step' is not marked with @metaforge"):
-        hook_manager([Forgetful()])
-
-
 def test_a_class_is_no_hook_plugin_but_its_objects_are() -> None:
     with pytest.raises(PluginError, match="Listener does not fit the hook specs: it is a class"):
         hook_manager([Listener])
-
-
-def test_an_optional_hook_of_another_version_is_let_be() -> None:
-    hook_manager([listening(metaforge_after_stpe, optionalhook=True)])
 
 
 def test_marked_static_and_class_methods_are_hooks_too() -> None:
@@ -180,7 +110,7 @@ def test_marked_static_and_class_methods_are_hooks_too() -> None:
 
 
 class Broken:
-    """Raises what it is given, at the steps and at the end."""
+    """Raises an error after a step and at the end of the run."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -195,7 +125,7 @@ class Broken:
 
 
 class Before:
-    """A wrapper that raises before what it wraps."""
+    """A wrapper that raises before it yields."""
 
     @hookimpl(wrapper=True)
     def metaforge_after_step(self) -> Iterator[None]:
@@ -209,7 +139,7 @@ class Before:
 
 
 class After:
-    """A wrapper that raises after what it wraps."""
+    """A wrapper that raises after it yields."""
 
     @hookimpl(wrapper=True)
     def metaforge_after_step(self) -> Iterator[None]:
@@ -253,8 +183,8 @@ class Ending:
 BREAKING = [Broken(ValueError("x")), Broken(SystemExit(3)), Before(), After(), Never(), Twice()]
 
 
-@pytest.mark.parametrize("plugin", BREAKING, ids=lambda one: type(one).__name__)
-def test_what_a_hook_raises_names_the_plugin_and_the_hook(plugin: object) -> None:
+@pytest.mark.parametrize("plugin", BREAKING, ids=lambda plugin: type(plugin).__name__)
+def test_the_error_of_a_hook_names_the_plugin_and_the_hook(plugin: object) -> None:
     said = rf"The hook metaforge_after_step of {type(plugin).__name__} raised (ValueError|SystemExit|TypeError): "
     with pytest.raises(PluginError, match=said) as caught:
         step(hook_manager([Listener("a", []), plugin]))
@@ -262,8 +192,8 @@ def test_what_a_hook_raises_names_the_plugin_and_the_hook(plugin: object) -> Non
     assert caught.value.where == f"{type(plugin).__module__}:{type(plugin).__name__}"
 
 
-@pytest.mark.parametrize("plugin", BREAKING, ids=lambda one: type(one).__name__)
-def test_the_end_is_told_to_all_others(plugin: object) -> None:
+@pytest.mark.parametrize("plugin", BREAKING, ids=lambda plugin: type(plugin).__name__)
+def test_the_end_hooks_of_all_other_plugins_are_called(plugin: object) -> None:
     ends: list[str] = []
     manager = hook_manager([Ending(ends), plugin, Ending(ends)])
     with pytest.raises(PluginError, match=f"metaforge_run_end of {type(plugin).__name__}"):
@@ -271,7 +201,7 @@ def test_the_end_is_told_to_all_others(plugin: object) -> None:
     assert ends == ["finished", "finished"]
 
 
-def test_a_plugin_that_hears_the_end_twice_is_not_told_four_times() -> None:
+def test_each_of_two_end_hooks_of_one_plugin_is_called_once() -> None:
     ends: list[str] = []
 
     class Both(Ending):
@@ -283,14 +213,14 @@ def test_a_plugin_that_hears_the_end_twice_is_not_told_four_times() -> None:
     assert sorted(ends) == ["also", "finished"]
 
 
-def test_errors_of_metaforge_s_own_and_ctrl_c_pass_as_they_are() -> None:
+def test_errors_of_metaforge_and_ctrl_c_are_not_wrapped() -> None:
     for error in (ConfigError("no such thing"), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught:
             step(hook_manager([Broken(error)]))
         assert caught.value is error
 
 
-def test_a_wrapper_sees_the_answers_and_the_failures_of_what_it_wraps() -> None:
+def test_a_wrapper_gets_the_results_and_the_errors_of_the_hooks_that_it_wraps() -> None:
     seen: list[Any] = []
 
     class Around:
@@ -315,7 +245,7 @@ def test_a_wrapper_sees_the_answers_and_the_failures_of_what_it_wraps() -> None:
     assert seen == [[{"name": "a"}], caught.value]
 
 
-def test_facts_that_are_no_mapping_name_their_plugin() -> None:
+def test_the_error_about_facts_that_are_no_mapping_names_the_plugin() -> None:
     class Talker:
         @hookimpl
         def metaforge_run_facts(self) -> Any:
@@ -326,34 +256,20 @@ def test_facts_that_are_no_mapping_name_their_plugin() -> None:
 
 
 class Plain:
-    """A component without hooks, with something that must not be touched to find that out."""
+    """A component without hooks, with properties that the search for hooks must not evaluate."""
 
     @property
-    def dear(self) -> Any:
-        raise AssertionError("asked")
+    def expensive(self) -> Any:
+        raise AssertionError("evaluated")
 
-    cached = functools.cached_property(lambda self: self.dear)
+    cached = functools.cached_property(lambda self: self.expensive)
 
     def predict(self) -> None: ...
 
 
-def test_components_that_carry_hooks_are_found() -> None:
-    class Watching(Plain):
-        @hookimpl
-        def metaforge_after_step(self, step: int) -> None: ...
-
-    class Misspelt(Plain):
-        def metaforge_after_stpe(self, step: int) -> None: ...
-
-    watching, misspelt = Watching(), Misspelt()
-    # The misspelt one is found too, to be refused rather than to do nothing.
-    assert with_hooks([Plain(), watching, Plain(), misspelt]) == [watching, misspelt]
-    step(hook_manager(with_hooks([Plain(), watching])))
-    with pytest.raises(PluginError, match="Did you mean 'metaforge_after_step'"):
-        hook_manager(with_hooks([misspelt]))
-
-
-def test_calls_are_traced_when_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calls_are_traced_if_the_environment_variable_is_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Around(Plain):
         @hookimpl(wrapper=True)
         def metaforge_after_step(self) -> Any:
@@ -368,20 +284,20 @@ def test_calls_are_traced_when_asked(monkeypatch: pytest.MonkeyPatch, capsys: py
     manager.hook.metaforge_should_stop(run=run_info(), step=7, metrics={})
     manager.hook.metaforge_run_start(run=run_info())
     end_run(manager, run_info(), "finished", None)
-    told = capsys.readouterr()
-    lines = re.sub(r"\d+\.\d\d ms", "T", told.err).splitlines()
+    captured = capsys.readouterr()
+    lines = re.sub(r"\d+\.\d\d ms", "T", captured.err).splitlines()
     assert lines == [
         "metaforge_after_step at step 1: Listener (2) T, Listener (3) T, Around (1) T",
-        # The first answer decides: nobody else was asked.
+        # The first result decides, so the other plugins are not called.
         "metaforge_should_stop at step 7: Listener (2) T",
         "metaforge_run_start: no plugin",
         "metaforge_run_end: Ending (4) T",
     ]
-    assert told.out == ""
+    assert captured.out == ""
 
 
 class Counter(Component):
-    """Counts steps, over a resume too."""
+    """Counts steps, also over a resume."""
 
     class Config(Options): ...
 
@@ -402,12 +318,12 @@ class Counter(Component):
         self.count = state["count"]
 
 
-def test_plugins_remember_over_a_resume() -> None:
+def test_the_states_of_plugins_are_restored_by_name() -> None:
     first, second = Counter(None), Counter(None)
     first.count = 5
-    remembered = states({"counter": first, "other": Listener("a", [])})
-    assert remembered == {"counter": {"count": 5}}
-    restore_states({"new": Counter(None), "other": Listener("a", []), "counter": second}, remembered)
+    saved = states({"counter": first, "other": Listener("a", [])})
+    assert saved == {"counter": {"count": 5}}
+    restore_states({"new": Counter(None), "other": Listener("a", []), "counter": second}, saved)
     assert second.count == 5
 
 
@@ -435,7 +351,7 @@ def test_a_state_is_a_copy_that_later_steps_do_not_change() -> None:
 
 
 def test_a_class_of_hooks_is_checked_when_it_is_loaded() -> None:
-    assert faults("hook", Counter) == []
+    assert contract_errors("hook", Counter) == []
 
     class Half(Counter):
         restore = None  # type: ignore[assignment]
@@ -447,10 +363,10 @@ def test_a_class_of_hooks_is_checked_when_it_is_loaded() -> None:
         @hookimpl
         def metaforge_after_stpe(self) -> None: ...
 
-    assert faults("hook", Half) == ["it has 'state' without 'restore'"]
-    assert faults("hook", Wrong) == ["restore(self) should begin (self, state)"]
+    assert contract_errors("hook", Half) == ["it has 'state' without 'restore'"]
+    assert contract_errors("hook", Wrong) == ["restore(self) should begin (self, state)"]
     with pytest.raises(PluginError, match="no hook 'metaforge_after_stpe'"):
-        Registry([]).including("hook", "x", Misspelt).load("hook", "x")
+        Registry([]).with_plugin("hook", "x", Misspelt).load("hook", "x")
 
 
 HEARD: list[str] = []
@@ -483,9 +399,9 @@ class Named(Component):
 
 def test_a_run_calls_objects_then_components_then_plugins_as_they_are_configured(tmp_path: Path) -> None:
     HEARD.clear()
-    registry = scan().including("dataset", "hearing", Hearing)
+    registry = scan().with_plugin("dataset", "hearing", Hearing)
     for name in ("zeta", "alpha"):
-        registry = registry.including("hook", name, type(name, (Named,), {}))
+        registry = registry.with_plugin("hook", name, type(name, (Named,), {}))
     given = Named(Named.Config(word="object"))
     settings = {"hooks": {"zeta": {"word": "zeta"}, "alpha": {"word": "alpha"}}}
     out = tmp_path / "run"

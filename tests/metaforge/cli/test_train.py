@@ -88,7 +88,7 @@ class Calls(list[SimpleNamespace]):
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METAFORGE_DATA", str(tmp_path / "data"))
-    made = Registry([]).including("learner", "guess", Guess).including("dataset", "dots", Dots)
+    made = Registry([]).with_plugin("learner", "guess", Guess).with_plugin("dataset", "dots", Dots)
     monkeypatch.setattr("metaforge.registry.scan.scan", lambda: made)
     found = Calls()
 

@@ -65,7 +65,7 @@ RUNS: Mapping[str, tuple[Mapping[str, Any], float]] = {
 
 def train_all(folder: Path) -> None:
     """Train each of the runs for 20 steps, in however many processes there are."""
-    registry = scan().including("regularizer", "spread", Spread)
+    registry = scan().with_plugin("regularizer", "spread", Spread)
     for name, (what, _) in RUNS.items():
         settings = {**what["settings"], "train": {"ways": 5, "queries": 2, **what["settings"]["train"]}}
         if what["dataset"] == "sinusoid":

@@ -26,7 +26,7 @@ def installed(**exchanged: type[Any]) -> Registry:
     """Return a registry of the toys, some of them exchanged."""
     registry = Registry([])
     for kind, cls in (TOYS | exchanged).items():
-        registry = registry.including(kind, f"toy-{kind}", cls)
+        registry = registry.with_plugin(kind, f"toy-{kind}", cls)
     return registry
 
 
@@ -90,7 +90,7 @@ def test_values_keep_their_names_if_another_distribution_has_a_plugin_of_that_na
     alone = learner_of(built(registry)).init(_key())
     rivals = [*registry.entries(), Entry("adapter", "toy-adapter", "nowhere:Rival", "rival")]
     contested = Registry(rivals)
-    contested._own = registry._own
+    contested._own_classes = registry._own_classes
     beside = learner_of(built(contested, adapters={"python:toy-adapter": {}})).init(_key())
     assert list(beside) == list(alone)
     assert "adapters.toy-adapter.rate" in alone
@@ -129,12 +129,12 @@ def test_bare_names_in_a_run_mean_the_plugins_that_it_was_trained_with(tmp_path:
     contested = Registry([*scan().entries(), rival])
     with pytest.raises(PluginError, match="ambiguous"):
         contested.find("learner", "maml")
-    settled = contested.recorded({"learner maml": "metaforge 0.1.0", "adapter sgd": "metaforge 0.1.0"})
+    settled = contested.as_recorded({"learner maml": "metaforge 0.1.0", "adapter sgd": "metaforge 0.1.0"})
     assert settled.find("learner", "maml").distribution == "metaforge"
     assert settled.find("learner", "maml").state == "ready"
     assert settled.find("learner", "rival:maml") == contested.find("learner", "rival:maml")
-    assert contested.recorded({"learner maml": "gone 1"}).entries() == contested.entries()
-    assert contested.recorded({"learner maml": None}).entries() == contested.entries()
+    assert contested.as_recorded({"learner maml": "gone 1"}).entries() == contested.entries()
+    assert contested.as_recorded({"learner maml": None}).entries() == contested.entries()
 
 
 @pytest.mark.parametrize(

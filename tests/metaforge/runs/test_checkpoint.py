@@ -108,7 +108,9 @@ def test_a_full_disk_is_detected_before_anything_is_written(tmp_path: Path, monk
     before = saved(tmp_path, 1)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("metaforge.system.files.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(StorageError, match=r"no room: [\d,]+ bytes are needed\. 1,000 bytes are free") as caught:
+    with pytest.raises(
+        StorageError, match=r"The disk is full: [\d,]+ bytes are needed\. 1,000 bytes are free"
+    ) as caught:
         saved(tmp_path, 2)
     assert caught.value.exit_code == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", before.name]

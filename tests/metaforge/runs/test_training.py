@@ -169,7 +169,7 @@ class Mute(Learner):
 
 
 def test_a_learner_without_a_score_records_none(tmp_path: Path) -> None:
-    registry = scan().including("learner", "mute", Mute)
+    registry = scan().with_plugin("learner", "mute", Mute)
     run = metaforge.train("mute", "sinusoid", steps=2, tasks=2, out=tmp_path / "run", registry=registry)
     (row,) = rows_of(run.folder)
     assert {"score", "score_ci"}.isdisjoint(row)
@@ -187,7 +187,7 @@ class Born(Mute):
 
 
 def test_non_finite_initial_values_are_refused_with_a_remedy(tmp_path: Path) -> None:
-    registry = scan().including("learner", "born", Born)
+    registry = scan().with_plugin("learner", "born", Born)
     with pytest.raises(DivergedError, match="The initial value 'slope' is not finite") as caught:
         metaforge.train("born", "sinusoid", steps=2, out=tmp_path / "run", registry=registry)
     assert "options of the learner" in caught.value.remedy

@@ -81,7 +81,7 @@ def test_a_damaged_file_is_not_continued_and_not_touched(tmp_path: Path, damaged
     path.write_bytes(damaged)
     with pytest.raises(ConfigError, match=r"steps\.jsonl cannot be continued") as caught:
         drive(Jsonl(Jsonl.Config()), run_of(tmp_path, start=4), [])
-    assert "move it away" in caught.value.remedy
+    assert "move the file away" in caught.value.remedy
     assert path.read_bytes() == damaged
     drive(Jsonl(Jsonl.Config()), run_of(tmp_path), losses(1, 1))
     assert [row["step"] for row in rows(path)] == [1]
