@@ -28,6 +28,6 @@ def training_metrics(state: State, config: TrainConfig, steps: int) -> dict[str,
 def score_metrics(scores: Sequence[float]) -> dict[str, float]:
     """Return the mean of scores and its interval; the mean is NaN where a score is, and one score has no interval."""
     found = mean_and_ci(scores)
-    if found["tasks"] < len(scores):
+    if found["mean"] is None or found["tasks"] < len(scores):
         return {"score": math.nan}
     return {"score": found["mean"]} | ({} if found["ci"] is None else {"score_ci": found["ci"]})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metaforge.authoring.protocols import Options, TaskSpec
-from metaforge.cli.describe import description, shown
+from metaforge.cli.describe import description, description_text
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
 from metaforge.errors import ConfigError, PluginError
@@ -114,9 +114,9 @@ def test_broken_facts_leave_the_rest_of_a_description(facts: Any, monkeypatch: p
 
     monkeypatch.setattr(ToyClasses, "facts", told)
     registry = installed()
-    text = shown(description(registry, registry.find("dataset", "toy-dataset")))
+    text = description_text(description(registry, registry.find("dataset", "toy-dataset")))
     assert "Classes of random vectors" in text
-    said = "cannot tell its facts: " if not isinstance(facts, dict) else "what "
+    said = "cannot describe its splits: " if not isinstance(facts, dict) else "what "
     assert f"train: {'' if isinstance(facts, dict) else 'not available: The dataset '}" in text
     assert said in text
 
