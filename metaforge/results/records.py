@@ -59,7 +59,7 @@ def read_json(path: Path) -> Record:
         raise DataError(
             f"{path.name} is not a valid JSON object: {error}",
             where=str(path),
-            remedy="delete the file and evaluate again",
+            remedy="delete the file; if it is an evaluation, evaluate again",
         ) from error
 
 

@@ -86,7 +86,7 @@ def test_a_result_on_few_tasks_has_a_warning() -> None:
 
 
 def test_regression_is_compared_with_the_support_mean_and_the_nearest_point(tmp_path: Path) -> None:
-    """Task i is y = (i + 1) x with support at 0 and 2, queries at 0.25, 0.75, 1.25, 1.75; the learner predicts y = x."""
+    """Task i is y = (i + 1) x with support at 0 and 2, queries at 0.25 to 1.75; the learner predicts y = x."""
     summary = run_evaluation(regression_run(tmp_path), tasks=3)
     (result,) = summary["results"]
     slopes = (1.0, 2.0, 3.0)
