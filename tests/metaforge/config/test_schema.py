@@ -10,11 +10,9 @@ from typing import Any
 import jsonschema
 import pytest
 from pydantic import Field
-from typer.testing import CliRunner
 
 import metaforge
 from metaforge.authoring.protocols import Adapter, Options
-from metaforge.cli.app import app
 from metaforge.config.resolve import resolve
 from metaforge.config.schema import kind_schema, run_schema
 from metaforge.config.settings import RunConfig
@@ -182,18 +180,3 @@ def test_an_ambiguous_plugin_has_its_qualified_name_alone() -> None:
     validator = jsonschema.Draft202012Validator(run_schema(both).value)
     assert validator.is_valid({"adapters": ["right:own", "python:own"]})
     assert not validator.is_valid({"adapters": ["own"]})
-
-
-def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("metaforge.registry.scan.scan", broken)
-    runner = CliRunner()
-    result = runner.invoke(app, ["schema"])
-    assert result.exit_code == 0
-    assert json.loads(result.stdout) == run_schema(broken()).value
-    assert "Left out: The adapter 'gone' of zoo 1.0 cannot be loaded" in result.stderr
-    file = tmp_path / "new" / "run.schema.json"
-    result = runner.invoke(app, ["schema", "--kind", "adapters", "--out", str(file), "--json"])
-    assert result.exit_code == 0
-    assert json.loads(file.read_text("utf-8")) == kind_schema(broken(), "adapter").value
-    assert json.loads(result.stdout)["file"] == str(file)
-    assert runner.invoke(app, ["schema", "--kind", "adaptor"]).exit_code == 2
