@@ -83,8 +83,8 @@ def evaluate_run(
 
     Args:
         run: The trained run.
-        shots: Numbers of support examples per class, each evaluated separately; the run's own number if None.
-        steps: Numbers of adaptation steps, each evaluated separately; 0 and the learner's own number if None.
+        shots: Numbers of support examples per class, each evaluated separately; the run's own number if None or empty.
+        steps: Numbers of adaptation steps, each evaluated separately; 0 and the learner's own if None or empty.
         tasks: Number of tasks.
         split: Split of the data set.
         seed: Seed of the episodes.
@@ -101,13 +101,29 @@ def evaluate_run(
         DataError: The data set cannot make such tasks.
     """
     _check_numbers(tasks, shots, steps)
-    task = run.resolved.run.task
-    shapes = [
-        TaskShape(task.ways if ways is None else ways, k, task.queries) for k in dict.fromkeys(shots or [task.shots])
-    ]
     # All cases are checked before the first is computed, so that an impossible one is reported at once.
-    cases = [evaluation_case(run, split, shape, steps) for shape in shapes]
-    total, done = tasks * sum(len(case.steps) for case in cases), 0
+    cases = [evaluation_case(run, split, shape, steps) for shape in _shapes(run, ways, shots)]
+    advance = _counter(progress, tasks * sum(len(case.steps) for case in cases))
+    results = []
+    for case in cases:
+        record = _evaluate_case(run, case, tasks, split, seed, advance)
+        _add_checkpoint(record, saved or {})
+        if run.folder is not None:
+            write_evaluation(run.folder, record)
+        results.append(without_per_task(record))
+    return {**{name: results[0][name] for name in _SHARED}, "results": results}
+
+
+def _shapes(run: TrainedRun, ways: int | None, shots: Sequence[int] | None) -> list[TaskShape]:
+    """Return the task shapes to evaluate on, one for each number of shots."""
+    task = run.resolved.run.task
+    ways = task.ways if ways is None else ways
+    return [TaskShape(ways, number, task.queries) for number in dict.fromkeys(shots or [task.shots])]
+
+
+def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
+    """Return a function that adds to a count and calls `progress` with (count, total)."""
+    done = 0
 
     def advance(count: int) -> None:
         nonlocal done
@@ -115,18 +131,17 @@ def evaluate_run(
         if progress is not None:
             progress(done, total)
 
-    results = []
-    for case in cases:
-        record = _evaluate_case(run, case, tasks, split, seed, advance)
-        record |= {"step": (saved or {}).get("steps"), "damaged": [*(saved or {}).get("damaged", ())]}
-        if record["damaged"]:
-            later = f"{len(record['damaged'])} later checkpoint{'s' if len(record['damaged']) > 1 else ''}"
-            warning = f"{later} cannot be used: the scores are those of outer step {record['step']}."
-            record["warn"] = f"{record['warn']} {warning}".strip()
-        if run.folder is not None:
-            write_evaluation(run.folder, record)
-        results.append(without_per_task(record))
-    return {**{name: results[0][name] for name in _SHARED}, "results": results}
+    return advance
+
+
+def _add_checkpoint(record: Record, saved: Mapping[str, Any]) -> None:
+    """Add to a record the step of the checkpoint, and a warning if later checkpoints cannot be used."""
+    damaged = [*saved.get("damaged", ())]
+    record |= {"step": saved.get("steps"), "damaged": damaged}
+    if damaged:
+        later = f"{len(damaged)} later checkpoint{'s' if len(damaged) > 1 else ''}"
+        warning = f"{later} cannot be used: the scores are those of outer step {record['step']}."
+        record["warn"] = f"{record['warn']} {warning}".strip()
 
 
 def evaluation_case(run: TrainedRun, split: str, shape: TaskShape, steps: Sequence[int] | None) -> EvaluationCase:

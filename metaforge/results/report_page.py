@@ -107,7 +107,7 @@ def _training(status: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
         rows.append(["time", duration_text(seconds)])
     resumed = status.get("resumed")
     differences = resumed.get("differences") if isinstance(resumed, Mapping) else None
-    rows += [["resumed with changes", str(one)] for one in differences] if isinstance(differences, list) else []
+    rows += [["resumed with this change", str(one)] for one in differences] if isinstance(differences, list) else []
     last = metrics[-1] if metrics else {}
     for name, value in last.items():
         if name not in ("step", "elapsed", "eta", "score_ci", "val_score_ci") and isinstance(value, int | float):

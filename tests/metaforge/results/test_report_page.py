@@ -45,7 +45,7 @@ def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
 
 def test_what_changed_when_the_run_was_resumed_is_listed(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"steps": 9, "resumed": {"differences": ["train.lr: 0.1 -> 0.2"]}}')
-    assert "resumed with changes | train.lr: 0.1 -> 0.2 |" in write_report(tmp_path).read_text()
+    assert "resumed with this change | train.lr: 0.1 -> 0.2 |" in write_report(tmp_path).read_text()
 
 
 def test_durations_and_machines_as_text() -> None:

@@ -182,7 +182,7 @@ def test_a_run_that_was_once_inexact_remains_so(tmp_path: Path) -> None:
     assert run.summary["resumed"]["differences"] == ["train.lr: 0.001 -> 0.01 (after step 4)"]
     assert not run.summary["resumed"]["exact"]
     assert not json.loads((tmp_path / "run" / "status.json").read_text())["resumed"]["exact"]
-    assert "resumed with changes | train.lr: 0.001 -> 0.01" in (tmp_path / "run" / "report.md").read_text()
+    assert "resumed with this change | train.lr: 0.001 -> 0.01" in (tmp_path / "run" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(("reduce", "named"), [("fast", ["processes: 1 -> 2"]), ("exact", [])])
