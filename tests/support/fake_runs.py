@@ -1,8 +1,7 @@
-"""Toy runs for tests of evaluation and reports: the score of every task is known beforehand."""
+"""Runs made by hand for tests of evaluation and reports: tasks whose every score is known beforehand."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,22 +25,10 @@ from metaforge.authoring.protocols import (
 )
 from metaforge.config.resolved import Resolved
 from metaforge.config.settings import RunConfig
-from metaforge.results.evaluate import evaluate_run
-
-ENVIRONMENT = {
-    "python": "3.11.9",
-    "torch": "2.13.0",
-    "platform": "Linux",
-    "processor": "x86_64",
-    "threads": 2,
-    "cuda": False,
-    "plugins": {"learner reader": "somebody 1.0"},
-    "git_commit": "abc",
-}
 
 
 class Pixels(Dataset):
-    """Images of one bright pixel, whose position is the class; `sample` describes the tasks."""
+    """Images of one bright pixel, whose place is the class; `sample` says what is known of the tasks."""
 
     Config = Options
     kind = "classification"
@@ -54,9 +41,9 @@ class Pixels(Dataset):
         return TaskSpec("classification", (1, 4, 4), shape.ways, shape)
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
-        """Return images in which pixel `label` is bright; in the queries of odd episodes, the pixel of the next class.
+        """Pixel `label` shows the class, except of queries in every odd episode, where it shows the next class.
 
-        The last pixel of a query is not zero if the number of the episode is a multiple of 4.
+        The last pixel of queries shows whether the episode's number is a multiple of 4.
         """
         self.sampled.append((split, shape, first, count, seed))
         support, query = (torch.arange(shape.ways).repeat_interleave(n) for n in shape[1:])
@@ -103,7 +90,7 @@ class Lines(Dataset):
 
 
 class Reader(Learner):
-    """Predicts the class of the bright pixel after a step, class 0 before; the last pixel makes it predict wrongly."""
+    """Reads the class off the pixels after a step, answers 0 before; the sixteenth pixel makes it err on purpose."""
 
     Config = Options
     tags = Tags(adapts=True)
@@ -127,7 +114,7 @@ class Reader(Learner):
         return torch.where(fast > 0, read, first)
 
     def loss(self, values: Params, task: Task, key: Key) -> Any:
-        raise AssertionError("evaluation must not compute the loss")
+        raise AssertionError("evaluation takes no loss")
 
     def measure(self, values: Params, task: Task, key: Key) -> Params:
         return {"instance 1": values["w"] * 0.25, "key": (key % 1024).to(values["w"].dtype)}
@@ -143,7 +130,7 @@ class Proportional(Reader):
 
 
 class FakeRun:
-    """Has what evaluation needs of a run."""
+    """A run as evaluation sees it."""
 
     device, dtype = torch.device("cpu"), torch.float32
 
@@ -160,32 +147,3 @@ class FakeRun:
 def regression_run(folder: Path | None) -> FakeRun:
     """Return a run of regression tasks of two support points and four queries."""
     return FakeRun(folder, Lines(), Proportional, task={"ways": 1, "shots": 2, "queries": 4})
-
-
-def run_evaluation(run: FakeRun, **changes: Any) -> dict[str, Any]:
-    """Evaluate a run on 8 tasks, or with other settings."""
-    settings: dict[str, Any] = {"shots": None, "steps": None, "tasks": 8, "split": "test", "seed": 7}
-    return evaluate_run(run, **{**settings, **changes})
-
-
-def run_folder(folder: Path, run: FakeRun | None = None, **changes: Any) -> dict[str, Any]:
-    """Write a run folder as training and evaluation do; return the summary of the evaluation."""
-    folder.mkdir(parents=True)
-    run = run or FakeRun(folder)
-    (folder / "pictures").mkdir()
-    (folder / "pictures" / "training.png").write_bytes(b"png")
-    (folder / "config.toml").write_text('seed = 3\n[learner]\nname = "reader"\n[dataset]\nname = "pixels"\nside = 4\n')
-    (folder / "command.txt").write_text("metaforge train --learner reader --seed 3\n")
-    (folder / "env.json").write_text(json.dumps(ENVIRONMENT))
-    (folder / "status.json").write_text(json.dumps({"outcome": "finished", "steps": 400, "seconds": 83.4}))
-    (folder / "metrics.jsonl").write_text('{"step": 400, "loss": 0.1234, "score": 0.91, "score_ci": 0.012}\n')
-    return run_evaluation(run, **{"shots": [1, 3], **changes})
-
-
-def write_metrics(path: Path, count: int, **more: float) -> None:
-    """Write a metrics file with `count` records, of a training that improves."""
-    rows = [
-        {"step": 20 * (i + 1), "loss": 2.0 / (i + 1), "score": 1 - 0.8 / (i + 1), "score_ci": 0.01, **more}
-        for i in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

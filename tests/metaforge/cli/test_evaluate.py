@@ -11,11 +11,11 @@ import torch
 from typer.testing import CliRunner, Result
 
 from fake_commands import Calls, run_command
-from fake_runs import run_folder
 from metaforge.cli.app import app
 from metaforge.cli.evaluate import evaluate_folder, print_evaluation
 from metaforge.registry.registry import Registry
 from metaforge.runs import checkpoint
+from run_folders import run_folder
 
 
 def invoked(*words: str | Path) -> Result:

@@ -15,6 +15,10 @@ from metaforge.cli.train import _RunMessages
 pytestmark = pytest.mark.usefixtures("calls")
 
 
+def run_info(folder: Path | None, **facts: Any) -> RunInfo:
+    return RunInfo(folder, Any, **facts)  # type: ignore[arg-type]
+
+
 def test_train_resolves_the_flags_and_prints_the_next_command(calls: Calls) -> None:
     result = run_command("train -l guess -d dots --steps 7 --budget 10m --seed 3 --set learner.courage=1 --device cpu")
     assert result.exit_code == 0, result.stderr
@@ -110,7 +114,7 @@ def test_invalid_input_ends_with_a_message_and_an_exit_code(arguments: str, code
 def test_the_run_folder_and_after_an_error_its_last_checkpoint_are_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    messages, info = _RunMessages(), RunInfo(tmp_path, Any, environment={"plan": "vmap", "chunk": 4, "os": "x"})  # type: ignore[arg-type]
+    messages, info = _RunMessages(), run_info(tmp_path, environment={"plan": "vmap", "chunk": 4, "os": "x"})
     messages.metaforge_run_start(info)
     assert f"run folder: {tmp_path}  (plan vmap, chunk 4)" in capsys.readouterr().err
     messages.metaforge_run_end(info, KeyboardInterrupt())
@@ -119,15 +123,14 @@ def test_the_run_folder_and_after_an_error_its_last_checkpoint_are_printed(
     (tmp_path / "ckpt" / "LATEST").write_text("step-0000001")
     messages.metaforge_run_end(info, KeyboardInterrupt())
     assert f"The last checkpoint of this run is in {tmp_path}" in capsys.readouterr().err
-    messages.metaforge_run_start(RunInfo(None, Any))  # type: ignore[arg-type]
+    messages.metaforge_run_start(run_info(None))
     messages.metaforge_run_end(info, None)
     assert capsys.readouterr().err == ""
 
 
 def test_how_a_run_was_resumed_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = {"exact": False, "damaged": ["step 5 is damaged"], "differences": ["train.lr: 1 -> 2"], "note": "A note."}
-    info = RunInfo(tmp_path, Any, environment={"resumed": facts}, start=4)  # type: ignore[arg-type]
-    _RunMessages().metaforge_run_start(info)
+    _RunMessages().metaforge_run_start(run_info(tmp_path, environment={"resumed": facts}, start=4))
     lines = capsys.readouterr().err.splitlines()[1:]
     assert lines == [
         "Warning: step 5 is damaged",

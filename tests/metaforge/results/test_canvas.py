@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fake_runs import write_metrics
 from metaforge.results.canvas import VERMILION as VERMILION_CODE
 from metaforge.results.canvas import new_figure, save_png, style_axes
 from metaforge.results.plots import training_curve
 from pictures import VERMILION, colours
+from run_folders import write_metrics
 
 
 def test_a_figure_has_its_size_in_inches_and_its_title() -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fake_runs import regression_run, run_folder
+from fake_runs import regression_run
 from metaforge.errors import ConfigError, DataError
 from metaforge.results.comparison import main, read_published, read_run, write_comparison
 from metaforge.results.tables import estimate_text
+from run_folders import run_folder
 
 
 def test_runs_of_one_protocol_share_a_table(tmp_path: Path) -> None:

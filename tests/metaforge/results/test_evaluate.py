@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from fake_runs import FakeRun, Proportional, Reader, regression_run, run_evaluation
+from fake_runs import FakeRun, Proportional, Reader, regression_run
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Tags
 from metaforge.errors import ConfigError
 from metaforge.results.statistics import mean_and_ci
+from run_folders import run_evaluation
 
 # In odd episodes the queries show the wrong class; in every fourth the learner predicts wrongly on purpose.
 ACCURACY = [0.0, 0.0, 1.0, 0.0]

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fake_runs import FakeRun, regression_run, run_evaluation, write_metrics
+from fake_runs import FakeRun, regression_run
 from metaforge.errors import DataError
 from metaforge.results.plots import Fit, regression_fits, score_histogram, steps_curve, training_curve
 from metaforge.results.records import Record, read_evaluations
 from pictures import BLUE, VERMILION, colours
+from run_folders import run_evaluation, write_metrics
 
 
 def records(folder: Path, run: FakeRun, **changes: object) -> list[Record]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from fake_runs import run_folder
 from metaforge.errors import DataError
 from metaforge.results.records import (
     caption,
@@ -26,6 +25,7 @@ from metaforge.results.records import (
     write_evaluation,
     write_in_folder,
 )
+from run_folders import run_folder
 
 RECORD: dict[str, Any] = {
     "dataset": "pixels",

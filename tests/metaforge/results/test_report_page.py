@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fake_runs import ENVIRONMENT, run_folder
 from metaforge.errors import DataError
 from metaforge.results.report_page import duration_text, machine_text, write_report
 from metaforge.results.tables import estimate_text, plus_minus
+from run_folders import ENVIRONMENT, run_folder
 
 
 def test_the_report_contains_every_score(tmp_path: Path) -> None:

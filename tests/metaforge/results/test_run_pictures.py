@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fake_runs import FakeRun, regression_run, run_evaluation, write_metrics
+from fake_runs import FakeRun, regression_run
 from metaforge.results.run_pictures import draw
 from pictures import colours
+from run_folders import run_evaluation, write_metrics
 
 
 def test_training_scores_steps_and_tasks_are_drawn(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fake_runs import run_folder
 from metaforge.results.statistics import Estimate
 from metaforge.results.tables import (
     estimate_text,
@@ -24,6 +23,7 @@ from metaforge.results.tables import (
     summary_markdown,
     summary_table,
 )
+from run_folders import run_folder
 
 
 def estimate(mean: float | None, ci: float | None) -> Estimate:
