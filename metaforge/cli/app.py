@@ -1,4 +1,7 @@
-"""The command line: one typer application; a command imports its worker inside its body, so that `--help` is quick."""
+"""The command line: one Typer application.
+
+A command imports what it works with inside its function, so that `--help` imports neither torch nor pydantic.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import typer
 
 from metaforge import __version__
 from metaforge.cli import check, checkpoints, config, data, describe, evaluate, list_plugins, new, schema, train
-from metaforge.cli.output import flush_quietly, put
+from metaforge.cli.output import flush_streams, print_answer
 
 app = typer.Typer(
     name="metaforge",
@@ -19,8 +22,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Few-shot learning and meta-learning in PyTorch, where every algorithm is a plugin.",
-    epilog="Exit codes: 0 ok, 1 unexpected, 2 usage or configuration, 3 data, 4 plugin, 5 checkpoint, 6 diverged, "
-    "7 run in use, 8 storage, 9 worker lost, 130 interrupted, 143 terminated.",
+    epilog="Exit codes: 0 ok, 1 unexpected error, 2 usage or configuration, 3 data, 4 plugin, 5 checkpoint, "
+    "6 diverged, 7 run in use, 8 storage, 9 process lost, 130 interrupted, 143 terminated.",
 )
 app.command("list-plugins")(list_plugins.list_plugins)
 app.command("describe")(describe.describe)
@@ -34,36 +37,36 @@ app.add_typer(checkpoints.app, name="ckpt")
 app.add_typer(data.app, name="data")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        put(f"metaforge {__version__}")
+def _print_version(requested: bool) -> None:
+    if requested:
+        print_answer(f"metaforge {__version__}")
         raise typer.Exit()
 
 
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Few-shot learning and meta-learning in PyTorch, where every algorithm is a plugin."""
 
 
 def main() -> None:
-    """Run the command line; it ends with the exit codes that `metaforge --help` lists."""
+    """Run the command line and exit with one of the codes that `metaforge --help` lists."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A console that lacks a character gets a substitute, not a traceback.
+            # On a console that lacks a character, print a question mark instead of raising an error.
             with contextlib.suppress(ValueError):
                 stream.reconfigure(errors="replace")
     try:
         app()
-    except SystemExit as ending:
-        # Only a command that computes has imported this.
+    except SystemExit as stop:
+        # Imported only by commands that compute.
         processes = sys.modules.get("metaforge.engine.processes")
         if processes is not None and processes.under_torchrun():
-            flush_quietly()
-            processes.exit_now(ending.code)
+            flush_streams()
+            processes.exit_now(stop.code)
         raise
     finally:
-        flush_quietly()
+        flush_streams()

@@ -1,4 +1,4 @@
-"""`metaforge check`: whether a plugin does what its kind must, one line for each check."""
+"""`metaforge check`: runs the conformance kit on a plugin and prints one line per check."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from metaforge.cli.options import AsJson, KindOption, chosen_kind, numbers, scanned
-from metaforge.cli.output import guarded, put, put_json
+from metaforge.cli.options import AsJson, KindOption, parse_integers, parse_kind, scan_plugins
+from metaforge.cli.output import handle_errors, print_answer, print_json
 
 if TYPE_CHECKING:
     from metaforge.testing.run_checks import Outcome
@@ -19,68 +19,75 @@ if TYPE_CHECKING:
 FAILED = 4
 
 
-@guarded
+@handle_errors
 def check(
     name: Annotated[str, typer.Argument(help="Name of a plugin.")],
     kind: KindOption = None,
-    json: AsJson = False,
+    as_json: AsJson = False,
     expect: Annotated[
-        list[str] | None, typer.Option("--expect", help="A check that is known to fail: CHECK=REASON; may be repeated.")
+        list[str] | None, typer.Option("--expect", help="A check that is known to fail: CHECK=REASON. Repeatable.")
     ] = None,
     x_shape: Annotated[
-        str | None, typer.Option("--x-shape", help="Shape of a toy task's inputs, e.g. 1,28,28.")
+        str | None, typer.Option("--x-shape", help="Shape of the inputs of a test task, e.g. 1,28,28.")
     ] = None,
 ) -> None:
-    """Check that a plugin does what its kind must: gradients, purity, determinism, data; a line for each check."""
-    registry = scanned()
-    # Looked up before the kit, and torch with it, is imported.
-    entry = registry.find_any(name, chosen_kind(kind))
+    """Check that a plugin keeps the contract of its kind: gradients, purity, determinism, data.
+
+    The exit code is 4 if a check fails.
+    """
+    registry = scan_plugins()
+    # Looked up before the import of the conformance kit, which imports torch.
+    entry = registry.find_any(name, parse_kind(kind))
     from metaforge.testing.run_checks import counts, run_checks
     from metaforge.testing.subject import Subject
 
     subject = Subject.of(f"{entry.kind}:{entry.qualified}", registry)
-    sizes = numbers("--x-shape", x_shape)
+    sizes = parse_integers("--x-shape", x_shape)
     subject = replace(subject, x_shape=None if sizes is None else tuple(sizes))
     subject.require_data()
-    found = []
-    # What a plugin prints must not end up between the lines of the answer.
+    results = []
+    # What a plugin prints goes to stderr, so that stdout has only the answer.
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        for outcome in run_checks(subject, _reasons(expect or [])):
-            found.append(outcome)
-            if not json:
+        for outcome in run_checks(subject, _expected_failures(expect or [])):
+            results.append(outcome)
+            if not as_json:
                 with contextlib.redirect_stdout(stdout):
-                    put(_line(outcome))
-    if json:
-        rows = [_row(outcome) for outcome in found]
-        put_json({"kind": subject.kind, "name": subject.name, **counts(found), "checks": rows})
+                    print_answer(_line(outcome))
+    if as_json:
+        rows = [_row(outcome) for outcome in results]
+        print_json({"kind": subject.kind, "name": subject.name, **counts(results), "checks": rows})
     else:
-        put(", ".join(f"{number} {what}" for what, number in counts(found).items()))
-    if counts(found)["failed"]:
+        print_answer(", ".join(f"{number} {status}" for status, number in counts(results).items()))
+    if counts(results)["failed"]:
         raise typer.Exit(FAILED)
 
 
-def _reasons(given: Sequence[str]) -> dict[str, str]:
-    """Return the expected failures that the flags name; raise `ConfigError` for one without a reason."""
+def _expected_failures(flags: Sequence[str]) -> dict[str, str]:
+    """Return the reason for each check that `--expect` names; raise `ConfigError` if there is none."""
     from metaforge.errors import ConfigError
 
-    pairs = [text.partition("=") for text in given]
+    pairs = [flag.partition("=") for flag in flags]
     for name, _, reason in pairs:
         if not reason.strip():
-            raise ConfigError(f"--expect is {name!r}, but should be CHECK=REASON.", remedy="say why it may fail")
+            raise ConfigError(
+                f"--expect is {name!r}, but should be CHECK=REASON.", remedy="add the reason for which the check fails"
+            )
     return {name.strip(): reason.strip() for name, _, reason in pairs}
 
 
 def _line(outcome: Outcome) -> str:
+    """Return the result of a check as a line of text."""
     status = {"failed": "FAILED", "skipped": "not applicable"}.get(outcome.status, outcome.status)
-    said = " ".join((outcome.message or outcome.check.text).split())
-    return f"{outcome.check.name:15} {status}: {said}"
+    text = " ".join((outcome.message or outcome.check.text).split())
+    return f"{outcome.check.name:15} {status}: {text}"
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
+    """Return the result of a check for JSON."""
     return {
         "check": outcome.check.name,
         "status": outcome.status,
         "text": outcome.check.text,
-        "said": outcome.message,
+        "message": outcome.message,
     }

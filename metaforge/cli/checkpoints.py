@@ -1,4 +1,4 @@
-"""`metaforge ckpt`: look at a run's checkpoints, verify them, and remove those that are not needed."""
+"""`metaforge ckpt`: lists, verifies and removes the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -7,57 +7,71 @@ from typing import Annotated, Any
 
 import typer
 
-from metaforge.cli import options
-from metaforge.cli.output import guarded, put, put_json, put_table
+from metaforge.cli.options import AsJson
+from metaforge.cli.output import handle_errors, print_answer, print_json, print_table
 
-app = typer.Typer(no_args_is_help=True, help="Look at a run's checkpoints, verify and prune them.")
+app = typer.Typer(no_args_is_help=True, help="List, verify and remove the checkpoints of a run.")
 
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
 
 
 @app.command()
-@guarded
-def show(run: Run, json: options.AsJson = False) -> None:
-    """Show a run's checkpoints: step, size, which is the best in validation, and what is wrong with a damaged one."""
-    found = _found(run)
-    if json:
-        put_json(found)
+@handle_errors
+def show(run: Run, as_json: AsJson = False) -> None:
+    """List the checkpoints of a run: step, size, which one is best in validation, and what is wrong with damaged ones.
+
+    Damaged checkpoints do not change the exit code.
+    """
+    facts = _checkpoint_facts(run)
+    if as_json:
+        print_json(facts)
     else:
-        _put(found)
+        _print_checkpoints(facts)
 
 
 @app.command()
-@guarded
-def verify(run: Run, json: options.AsJson = False) -> None:
-    """Compare every file of every checkpoint with its SHA-256; the exit code is 5 where one is damaged or none is."""
+@handle_errors
+def verify(run: Run, as_json: AsJson = False) -> None:
+    """Compare every file of every checkpoint with its SHA-256.
+
+    The exit code is 5 if a checkpoint is damaged, or if there is none.
+    """
     from metaforge.errors import CheckpointError
 
-    found = _found(run)
-    bad = [one for one in found["checkpoints"] if not one["valid"]]
-    if json:
-        put_json(found)
+    facts = _checkpoint_facts(run)
+    checkpoints = facts["checkpoints"]
+    damaged = [checkpoint for checkpoint in checkpoints if not checkpoint["valid"]]
+    if as_json:
+        print_json(facts)
     else:
-        _put(found)
-    if not found["checkpoints"]:
-        raise CheckpointError("There is no checkpoint.", where=str(run), remedy="train longer, or save more often")
-    if bad:
+        _print_checkpoints(facts)
+    if not checkpoints:
         raise CheckpointError(
-            f"{len(bad)} of {len(found['checkpoints'])} checkpoints cannot be used. {bad[0]['fault']}",
+            "There is no checkpoint.", where=str(run), remedy="train longer, or save more often (checkpoint.interval)"
+        )
+    if damaged:
+        raise CheckpointError(
+            f"{len(damaged)} of {len(checkpoints)} checkpoints cannot be used. {damaged[0]['fault']}",
             where=str(run),
-            remedy="`metaforge train --resume` goes on from the last valid one"
-            if len(bad) < len(found["checkpoints"])
+            remedy="`metaforge train --resume` resumes from the last valid one"
+            if len(damaged) < len(checkpoints)
             else "restore the run folder from a copy, or train again from its config.toml",
         )
 
 
 @app.command()
-@guarded
+@handle_errors
 def prune(
     run: Run,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Valid checkpoints to keep, beside the best.")] = 1,
-    json: options.AsJson = False,
+    keep: Annotated[
+        int, typer.Option("--keep", min=1, help="Number of latest valid checkpoints to keep, besides the best.")
+    ] = 1,
+    as_json: AsJson = False,
 ) -> None:
-    """Remove all checkpoints but the last valid ones and the best in validation; not while the run is written."""
+    """Remove all checkpoints except the latest valid ones and the best in validation.
+
+    A run that is being trained is not changed; the exit code is then 7.
+    """
     from metaforge.runs import checkpoint
     from metaforge.runs.folder import RunFolder
 
@@ -66,37 +80,44 @@ def prune(
         removed = [path.name for path in checkpoint.prune(run / "ckpt", keep)]
     finally:
         folder.close()
-    if json:
-        put_json({"run": str(run), "removed": removed})
+    if as_json:
+        print_json({"run": str(run), "removed": removed})
     else:
-        put(f"removed: {', '.join(removed) or 'none'}")
+        print_answer(f"removed: {', '.join(removed) or 'none'}")
 
 
-def _found(run: Path) -> dict[str, Any]:
-    """Return the facts of a run's checkpoints, the latest first."""
+def _checkpoint_facts(run: Path) -> dict[str, Any]:
+    """Return step, size and validity of the checkpoints of a run, the latest first."""
     from metaforge.runs import checkpoint
     from metaforge.runs.folder import require_run
 
     require_run(run)
-    folder, found = run / "ckpt", []
+    folder = run / "ckpt"
     best = checkpoint.best(folder)
+    rows = []
     for step in checkpoint.steps(folder):
         fault = checkpoint.fault(folder, step)
-        size = checkpoint.size(folder, step)
-        facts = {"step": step, "bytes": size, "best": step == best, "valid": fault is None}
-        found.append(facts | {"fault": None if fault is None else fault.what})
-    return {"run": str(run), "checkpoints": found}
+        rows.append(
+            {
+                "step": step,
+                "bytes": checkpoint.size(folder, step),
+                "best": step == best,
+                "valid": fault is None,
+                "fault": None if fault is None else fault.what,
+            }
+        )
+    return {"run": str(run), "checkpoints": rows}
 
 
-def _put(found: dict[str, Any]) -> None:
+def _print_checkpoints(facts: dict[str, Any]) -> None:
     """Print the checkpoints as a table."""
     rows = [
         (
-            str(one["step"]),
-            f"{one['bytes']:,}",
-            "best" if one["best"] else "",
-            "valid" if one["valid"] else one["fault"],
+            str(checkpoint["step"]),
+            f"{checkpoint['bytes']:,}",
+            "best" if checkpoint["best"] else "",
+            "valid" if checkpoint["valid"] else checkpoint["fault"],
         )
-        for one in found["checkpoints"]
+        for checkpoint in facts["checkpoints"]
     ]
-    put_table(("step", "bytes", "", "state"), rows)
+    print_table(("step", "bytes", "", "state"), rows)

@@ -1,12 +1,12 @@
-"""`metaforge config`: the configuration of a run, with the origin of every value."""
+"""`metaforge config`: the resolved configuration of a run, with the origin of every value."""
 
 from __future__ import annotations
 
 from metaforge.cli import options
-from metaforge.cli.output import guarded, put, put_json
+from metaforge.cli.output import handle_errors, print_answer, print_json
 
 
-@guarded
+@handle_errors
 def config(
     learner: options.Learner = None,
     dataset: options.Dataset = None,
@@ -19,14 +19,17 @@ def config(
     budget: options.Budget = None,
     seed: options.Seed = None,
     device: options.Device = None,
-    json: options.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Show the configuration that the same flags give `train`, with the origin of every value; it is a run file."""
+    """Print the configuration that `train` would use with the same flags, with the origin of every value.
+
+    The output is a valid run file.
+    """
     flags = options.RunFlags(
         learner, dataset, backbone, adapter, regularizer, steps, budget, seed, device, config, settings
     )
-    _, resolved = flags.resolved(complete=False)
-    if json:
-        put_json({"values": resolved.to_dict(), "origins": dict(resolved.origins), "notes": list(resolved.notes)})
+    _, resolved = flags.resolve(complete=False)
+    if as_json:
+        print_json({"values": resolved.to_dict(), "origins": dict(resolved.origins), "notes": list(resolved.notes)})
         return
-    put(resolved.to_annotated_toml())
+    print_answer(resolved.to_annotated_toml())

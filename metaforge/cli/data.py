@@ -1,4 +1,4 @@
-"""`metaforge data`: what a data set holds, how to get it, and what one of its tasks looks like."""
+"""`metaforge data`: what a data set contains, how to download it, and a picture of one of its tasks."""
 
 from __future__ import annotations
 
@@ -9,97 +9,98 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from metaforge.cli import options
-from metaforge.cli.output import guarded, put, put_json, say
+from metaforge.cli.output import handle_errors, print_answer, print_json, print_note
 
 if TYPE_CHECKING:
     from metaforge.authoring.protocols import TaskShape
 
-app = typer.Typer(no_args_is_help=True, help="Inspect, fetch and preview data sets.")
+app = typer.Typer(no_args_is_help=True, help="Inspect, download and preview data sets.")
 
 Name = Annotated[str, typer.Argument(help="Name of a data set.")]
 SPLITS = ("train", "val", "test")
 
 
 @app.command("inspect")
-@guarded
-def inspect(name: Name, settings: options.Settings = None, json: options.AsJson = False) -> None:
-    """Show what the splits of a data set hold."""
+@handle_errors
+def inspect(name: Name, settings: options.Settings = None, as_json: options.AsJson = False) -> None:
+    """Show what the splits of a data set contain, and the shape of its tasks."""
     from metaforge.errors import DataError
 
-    dataset, shape = _opened(name, settings)
+    dataset, shape = _open_dataset(name, settings)
     facts: dict[str, Any] = {"name": name, "kind": dataset.kind, "note": dataset.note, "splits": {}}
     for split in SPLITS:
         try:
             facts["splits"][split] = {**dataset.facts(split)}
         except DataError as error:
-            # A data set without a validation split is no mistake; one without training data is.
+            # A data set may have no validation or test split, but it must have a training split.
             if split == "train":
                 raise
             facts["splits"][split] = {"unavailable": error.what}
     spec = dataset.spec("train", shape)
     facts["task"] = {**shape._asdict(), "input shape": list(spec.x_shape), "outputs": spec.outputs}
-    if json:
-        put_json(facts)
+    if as_json:
+        print_json(facts)
         return
-    put(f"{name}: {dataset.kind}" + (f" ({dataset.note})" if dataset.note else ""))
-    for split, found in facts["splits"].items():
-        put(f"  {split}: {_listed(found)}")
-    put(f"  task: {_listed(facts['task'])}")
+    print_answer(f"{name}: {dataset.kind}" + (f" ({dataset.note})" if dataset.note else ""))
+    for split, split_facts in facts["splits"].items():
+        print_answer(f"  {split}: {_facts_text(split_facts)}")
+    print_answer(f"  task: {_facts_text(facts['task'])}")
 
 
 @app.command("fetch")
-@guarded
-def fetch(name: Name, json: options.AsJson = False) -> None:
-    """Download a data set; this is the only command that uses the network."""
+@handle_errors
+def fetch(name: Name, as_json: options.AsJson = False) -> None:
+    """Download a data set. No other command uses the network."""
     from metaforge.data.root import data_root
     from metaforge.errors import DataError
     from metaforge.registry.scan import scan
 
-    get = getattr(scan().load("dataset", name), "fetch", None)
-    if get is None:
-        raise DataError(f"The data set {name!r} has nothing to fetch.", remedy="use it as it is")
-    files = [str(path) for path in get(data_root(), _Bytes())]
-    if json:
-        put_json({"name": name, "files": files})
+    download = getattr(scan().load("dataset", name), "fetch", None)
+    if download is None:
+        raise DataError(f"The data set {name!r} needs no download.", remedy="use it without `metaforge data fetch`")
+    files = [str(path) for path in download(data_root(), _DownloadProgress())]
+    if as_json:
+        print_json({"name": name, "files": files})
         return
     for path in files:
-        put(path)
+        print_answer(path)
 
 
 @app.command("preview")
-@guarded
+@handle_errors
 def preview(
     name: Name,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write (PNG).")],
-    split: Annotated[str, typer.Option("--split", help="Split to draw from.")] = "train",
-    index: Annotated[int, typer.Option("--index", min=0, help="Number of the task.")] = 0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the tasks.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")],
+    split: Annotated[str, typer.Option("--split", help="Split of the data set.")] = "train",
+    index: Annotated[int, typer.Option("--index", min=0, help="Number of the episode.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the episodes.")] = 0,
     settings: options.Settings = None,
-    json: options.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Draw one task of a data set."""
+    """Draw one task of a data set as a picture."""
     from metaforge.authoring.protocols import Examples, Task
-    from metaforge.results.pictures import episode_grid
+    from metaforge.results.episode_picture import episode_grid
 
-    dataset, shape = _opened(name, settings)
+    dataset, shape = _open_dataset(name, settings)
     batch = dataset.sample(split, shape, index, 1, seed=seed)
     task = Task(*(Examples(part.x[0], part.y[0]) for part in batch))
     out.parent.mkdir(parents=True, exist_ok=True)
     episode_grid(task, out)
-    if json:
-        put_json({"name": name, "split": split, "index": index, "seed": seed, **shape._asdict(), "picture": str(out)})
+    if as_json:
+        answer = {"name": name, "split": split, "index": index, "seed": seed, **shape._asdict(), "picture": str(out)}
+        print_json(answer)
     else:
-        put(str(out))
+        print_answer(str(out))
 
 
-def _opened(name: str, settings: list[str] | None) -> tuple[Any, TaskShape]:
-    """Return a data set and the shape of its tasks."""
+def _open_dataset(name: str, settings: list[str] | None) -> tuple[Any, TaskShape]:
+    """Return a data set and the shape of its tasks, both configured by `--set`."""
     from metaforge.authoring.protocols import TaskShape
     from metaforge.config.resolve import resolve
     from metaforge.data.root import data_root
     from metaforge.registry.scan import scan
 
-    layers = options.layers(None, settings, {"dataset": ("dataset.name", name)})
+    layers = options.config_layers(None, settings, {"dataset": ("dataset.name", name)})
     resolved = resolve(layers, scan(), complete=False)
     assert resolved.dataset is not None
     dataset = resolved.dataset.instantiate(root=data_root())
@@ -107,26 +108,26 @@ def _opened(name: str, settings: list[str] | None) -> tuple[Any, TaskShape]:
     return dataset, TaskShape(task.ways, task.shots, task.queries)
 
 
-def _listed(facts: Mapping[str, Any]) -> str:
-    """Return facts in a line, with no more digits than a person wants."""
+def _facts_text(facts: Mapping[str, Any]) -> str:
+    """Return facts in one line, with thousands separators and at most four significant digits."""
 
-    def word(value: Any) -> str:
+    def value_text(value: Any) -> str:
         if isinstance(value, float):
             return f"{value:.4g}"
         return f"{value:,}" if isinstance(value, int) else str(value)
 
-    return ", ".join(f"{key} {word(value)}" for key, value in facts.items())
+    return ", ".join(f"{key} {value_text(value)}" for key, value in facts.items())
 
 
-class _Bytes:
-    """Says on stderr how far a download is, a line for every tenth of it."""
+class _DownloadProgress:
+    """Prints the progress of each download on stderr, a line for every tenth (or 10 MB if the size is unknown)."""
 
     def __init__(self) -> None:
-        self._said: dict[str, int] = {}
+        self._printed: dict[str, int] = {}
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
         tenth = 10 * done // total if total else done // 10_000_000
-        if self._said.get(what) != tenth:
-            self._said[what] = tenth
-            share = f" of {total / 1e6:.1f}" if total else ""
-            say(f"{what}: {done / 1e6:.1f}{share} MB")
+        if self._printed.get(what) != tenth:
+            self._printed[what] = tenth
+            size = f" of {total / 1e6:.1f}" if total else ""
+            print_note(f"{what}: {done / 1e6:.1f}{size} MB")

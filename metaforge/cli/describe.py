@@ -1,17 +1,17 @@
-"""`metaforge describe`: what a plugin says of itself, from its class and the JSON Schema of its options."""
+"""`metaforge describe`: what a plugin does, from its class, its docstring and the JSON Schema of its options."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import json as jsons
+import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from metaforge.cli.options import AsJson, KindOption, chosen_kind, scanned
-from metaforge.cli.output import guarded, put, put_json
+from metaforge.cli.options import AsJson, KindOption, parse_kind, scan_plugins
+from metaforge.cli.output import handle_errors, print_answer, print_json
 from metaforge.errors import MetaForgeError, printable
 from metaforge.registry.entry import CORE
 
@@ -28,10 +28,11 @@ _COMMANDS = {
     "regularizer": "metaforge train --learner {learner} --regularizer {name}",
     "backbone": "metaforge train --learner {learner} --backbone {name}",
     "dataset": "metaforge train --learner {learner} --dataset {name}",
-    # A run with validations: every hook is called in it.
+    # With validation, so that every hook is called.
     "hook": "metaforge train --learner {learner} --set hooks={name} --set train.validate_every=100",
 }
-_PLACES = {
+# The table of a run file that holds the options of a plugin.
+_TABLES = {
     "learner": "learner",
     "dataset": "dataset",
     "backbone": "backbone",
@@ -39,43 +40,43 @@ _PLACES = {
     "regularizer": "regularizers.{name}",
     "hook": "hooks.{name}",
 }
-# What a learner must be able to use for a plugin of this kind to have any effect in its run.
+# What a learner must use for a plugin of this kind to have any effect.
 _NEEDED = {"adapter": "adapter", "regularizer": "backbone", "backbone": "backbone"}
 
 
-@guarded
+@handle_errors
 def describe(
-    name: Annotated[str, typer.Argument(help="Name of a plugin.")], kind: KindOption = None, json: AsJson = False
+    name: Annotated[str, typer.Argument(help="Name of a plugin.")], kind: KindOption = None, as_json: AsJson = False
 ) -> None:
     """Show what a plugin does: its options, tags, paper, and the command that uses it."""
-    registry = scanned()
-    facts = description(registry, registry.find_any(name, chosen_kind(kind)))
-    if json:
-        put_json(facts)
+    registry = scan_plugins()
+    facts = description(registry, registry.find_any(name, parse_kind(kind)))
+    if as_json:
+        print_json(facts)
     else:
-        put(shown(facts))
+        print_answer(description_text(facts))
 
 
 def description(registry: Registry, entry: Entry, *, data: bool = True) -> dict[str, Any]:
-    """Return everything about a plugin that a person or a program would ask.
+    """Return all facts about a plugin, as plain data.
 
-    With `data`, what the splits of a data set hold, if its files are there.
+    With `data`, the facts of a data set include what its splits contain, if its files are present.
     """
     from metaforge.config.schema import options_schema
 
     name = entry.qualified if entry.state == "ambiguous" else entry.name
     cls = registry.load(entry.kind, name)
     schema = options_schema(cls, entry.label)
-    place = name if entry.state == "ready" else jsons.dumps(name)
+    table_name = name if entry.state == "ready" else json.dumps(name)
     facts = {
         **dataclasses.asdict(entry),
         "text": inspect.getdoc(cls) or "",
         "reference": cls.reference,
         "tags": _tags(cls),
-        "options": list(options(schema, schema)),
+        "options": list(describe_options(schema, schema)),
         "defaults": {kind: dict(values) for kind, values in cls.defaults.items()},
-        "table": _PLACES[entry.kind].format(name=place),
-        "command": _COMMANDS[entry.kind].format(name=name, learner=_companion(registry, entry.kind, cls)),
+        "table": _TABLES[entry.kind].format(name=table_name),
+        "command": _COMMANDS[entry.kind].format(name=name, learner=_suitable_learner(registry, entry.kind, cls)),
     }
     if entry.kind == "dataset":
         facts["tags"] = {"kind": cls.kind} | ({"note": cls.note} if cls.note else {})
@@ -84,6 +85,7 @@ def description(registry: Registry, entry: Entry, *, data: bool = True) -> dict[
 
 
 def _tags(cls: type[Any]) -> dict[str, Any]:
+    """Return the tags of a learner as plain data; other plugins have none."""
     tags = getattr(cls, "tags", None)
     if not dataclasses.is_dataclass(tags) or isinstance(tags, type):
         return {}
@@ -93,8 +95,8 @@ def _tags(cls: type[Any]) -> dict[str, Any]:
     }
 
 
-def _companion(registry: Registry, kind: str, cls: type[Any]) -> str:
-    """Return a learner of MetaForge's own that can use the plugin, for a command that works as it stands."""
+def _suitable_learner(registry: Registry, kind: str, cls: type[Any]) -> str:
+    """Return the name of a built-in learner that can use the plugin, or `LEARNER` if there is none."""
     for entry in registry.entries("learner") if kind != "learner" else ():
         if entry.distribution == CORE and entry.state == "ready":
             tags = registry.load("learner", entry.name).tags
@@ -104,145 +106,154 @@ def _companion(registry: Registry, kind: str, cls: type[Any]) -> str:
 
 
 def _splits(entry: Entry, cls: type[Any]) -> dict[str, Any]:
-    """Return what each split holds under the default options, or why that cannot be said."""
+    """Return what each split contains under the default options, or why it is not available."""
     from metaforge.cli.data import SPLITS
     from metaforge.config.validation import validate
     from metaforge.data.root import data_root
     from metaforge.registry.loading import plugin_errors
 
-    found: dict[str, Any] = {}
+    splits: dict[str, Any] = {}
     for split in SPLITS:
         try:
             config = validate(cls.Config, {}, "dataset", {})
-            with plugin_errors(entry, "cannot tell its facts", keep_metaforge_errors=True):
-                found[split] = dict(cls(config, root=data_root()).facts(split))
+            with plugin_errors(entry, "cannot describe its splits", keep_metaforge_errors=True):
+                splits[split] = dict(cls(config, root=data_root()).facts(split))
         except MetaForgeError as error:
-            found[split] = {"unavailable": error.what}
-    return found
+            splits[split] = {"unavailable": error.what}
+    return splits
 
 
-def options(schema: Mapping[str, Any], root: Mapping[str, Any], prefix: str = "") -> Iterator[dict[str, Any]]:
-    """Yield the options of a JSON Schema, those of nested models by dotted name."""
+def describe_options(schema: Mapping[str, Any], root: Mapping[str, Any], prefix: str = "") -> Iterator[dict[str, Any]]:
+    """Yield a description of each option in a JSON Schema; those of nested models have dotted names.
+
+    `root` is the whole schema, whose `$defs` hold the definitions that `schema` refers to.
+    """
     required = schema.get("required", ())
     for name, field in schema.get("properties", {}).items():
-        found = _resolved(field, root)
-        if "properties" in found:
-            yield from options(found, root, f"{prefix}{name}.")
+        option = _resolve_reference(field, root)
+        if "properties" in option:
+            yield from describe_options(option, root, f"{prefix}{name}.")
             continue
         yield {
             "name": f"{prefix}{name}",
-            "type": type_of(found, root),
-            "default": found.get("default"),
+            "type": type_text(option, root),
+            "default": option.get("default"),
             "required": name in required,
-            "bounds": bounds(found, root),
-            "text": found.get("description", ""),
+            "bounds": bounds_text(option, root),
+            "text": option.get("description", ""),
         }
 
 
-def _resolved(field: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+def _resolve_reference(field: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a schema with its `$ref`, if any, replaced by the definition."""
     reference = field.get("$ref", "")
     return {**root["$defs"][reference.rpartition("/")[2]], **field} if reference else field
 
 
-def type_of(field: Mapping[str, Any], root: Mapping[str, Any]) -> str:
-    """Return the type of an option in words."""
-    field = _resolved(field, root)
+def type_text(field: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+    """Return the type of an option in words, e.g. `list of int`."""
+    field = _resolve_reference(field, root)
     if "anyOf" in field:
-        return " or ".join(dict.fromkeys(type_of(one, root) for one in field["anyOf"]))
+        return " or ".join(dict.fromkeys(type_text(one, root) for one in field["anyOf"]))
     if "enum" in field:
-        return " | ".join(written(one) for one in field["enum"])
+        return " | ".join(value_text(one) for one in field["enum"])
     if "const" in field:
-        return written(field["const"])
+        return value_text(field["const"])
     if "prefixItems" in field:
-        return f"list of {', '.join(type_of(one, root) for one in field['prefixItems'])}"
+        return f"list of {', '.join(type_text(one, root) for one in field['prefixItems'])}"
     if field.get("type") == "array":
-        return f"list of {_each(field.get('items') or {}, root)}" if field.get("items") else "list"
+        return f"list of {_item_type_text(field.get('items') or {}, root)}" if field.get("items") else "list"
     if field.get("type") == "object":
         values = field.get("additionalProperties")
-        return f"table of {_each(values, root)}" if isinstance(values, Mapping) and values else "table"
+        return f"table of {_item_type_text(values, root)}" if isinstance(values, Mapping) and values else "table"
     return "path" if field.get("format") == "path" else _TYPES.get(str(field.get("type")), "any value")
 
 
-def _each(field: Mapping[str, Any], root: Mapping[str, Any]) -> str:
-    words = type_of(field, root)
-    return f"({words})" if " | " in words or " or " in words else words
+def _item_type_text(field: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+    """Return the type of the items of a list or table, in brackets if it is a choice."""
+    text = type_text(field, root)
+    return f"({text})" if " | " in text or " or " in text else text
 
 
-def bounds(field: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+def bounds_text(field: Mapping[str, Any], root: Mapping[str, Any]) -> str:
     """Return the bounds of an option in words, e.g. `>= 1`."""
-    field = _resolved(field, root)
-    found = [f"{sign} {_number(field[key])}" for key, sign in _BOUNDS.items() if key in field]
-    for what, unit in _SIZES.items() if "prefixItems" not in field else ():
-        least, most = field.get(f"min{what}"), field.get(f"max{what}")
+    field = _resolve_reference(field, root)
+    texts = [f"{sign} {_number_text(field[key])}" for key, sign in _BOUNDS.items() if key in field]
+    for size, unit in _SIZES.items() if "prefixItems" not in field else ():
+        least, most = field.get(f"min{size}"), field.get(f"max{size}")
         if least is not None and least == most:
-            found.append(f"{least} {unit}")
+            texts.append(f"{least} {unit}")
         else:
-            found += [f"at least {least} {unit if least > 1 else unit.removesuffix('s')}"] if least else []
-            found += [f"at most {most} {unit}"] if most is not None else []
-    found += [f"a multiple of {field['multipleOf']}"] if "multipleOf" in field else []
-    found += [f"matching {field['pattern']}"] if "pattern" in field else []
-    found += [text for one in field.get("anyOf", ()) if (text := bounds(one, root))]
-    for one in (field.get("items"), field.get("additionalProperties")):
-        if isinstance(one, Mapping) and (text := bounds(one, root)):
-            found.append(f"each {text}")
-    return ", ".join(found)
+            texts += [f"at least {least} {unit if least > 1 else unit.removesuffix('s')}"] if least else []
+            texts += [f"at most {most} {unit}"] if most is not None else []
+    texts += [f"a multiple of {field['multipleOf']}"] if "multipleOf" in field else []
+    texts += [f"matching {field['pattern']}"] if "pattern" in field else []
+    texts += [text for one in field.get("anyOf", ()) if (text := bounds_text(one, root))]
+    for items in (field.get("items"), field.get("additionalProperties")):
+        if isinstance(items, Mapping) and (text := bounds_text(items, root)):
+            texts.append(f"each {text}")
+    return ", ".join(texts)
 
 
-def _number(value: float) -> str:
+def _number_text(value: float) -> str:
+    """Return a number in its shortest exact form."""
     short = f"{value:g}"
     return short if float(short) == value else str(value)
 
 
-def shown(facts: Mapping[str, Any]) -> str:
-    """Return a description as text for a person."""
+def description_text(facts: Mapping[str, Any]) -> str:
+    """Return the result of `description` as text."""
     from metaforge.config.toml_text import flatten
 
     head = f"{facts['kind']} {facts['name']}  ({facts['distribution']} {facts['version']}, {facts['target']})"
     about = [f"paper: {facts['reference']}"] if facts["reference"] else []
-    about += [f"{name.replace('_', ' ')}: {_word(value)}" for name, value in facts["tags"].items()]
-    parts = [[head], facts["text"].splitlines(), about, _splits_shown(facts), _options_shown(facts)]
+    about += [f"{name.replace('_', ' ')}: {_tag_text(value)}" for name, value in facts["tags"].items()]
+    parts = [[head], facts["text"].splitlines(), about, _split_lines(facts), _option_lines(facts)]
     for kind, values in facts["defaults"].items():
-        lines = [f"  {path} = {written(value)}" for path, value in flatten(values)]
-        parts.append([f"settings that it suggests for {kind}:", *lines])
-    parts.append([f"use it: {facts['command']}"])
+        lines = [f"  {path} = {value_text(value)}" for path, value in flatten(values)]
+        parts.append([f"suggested settings for {kind}:", *lines])
+    parts.append([f"to use it: {facts['command']}"])
     return "\n\n".join("\n".join(printable(line) for line in part) for part in parts if part)
 
 
-def _splits_shown(facts: Mapping[str, Any]) -> list[str]:
+def _split_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Return lines with what each split of a data set contains."""
     splits = facts.get("splits", {})
-    return ["splits:", *(f"  {split}: {_facts(found)}" for split, found in splits.items())] if splits else []
+    lines = [f"  {split}: {_split_text(contents)}" for split, contents in splits.items()]
+    return ["splits:", *lines] if splits else []
 
 
-def _facts(found: Mapping[str, Any]) -> str:
-    if "unavailable" in found:
-        return f"not available: {found['unavailable']}"
-    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {written(v)}" for k, v in found.items())
+def _split_text(contents: Mapping[str, Any]) -> str:
+    if "unavailable" in contents:
+        return f"not available: {contents['unavailable']}"
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {value_text(v)}" for k, v in contents.items())
 
 
-def _options_shown(facts: Mapping[str, Any]) -> list[str]:
+def _option_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Return lines with name, type, default, bounds and meaning of each option."""
     if not facts["options"]:
         return ["no options"]
     lines = [f"options, in a run file under [{facts['table']}]:"]
     for option in facts["options"]:
-        default = "required" if option["required"] else f"default {written(option['default'])}"
+        default = "required" if option["required"] else f"default {value_text(option['default'])}"
         limits = f", {option['bounds']}" if option["bounds"] else ""
         lines += [f"  {option['name']}  ({option['type']}, {default}{limits})", f"      {option['text']}"]
     return lines
 
 
-def written(value: Any) -> str:
-    """Return a value as a run file or `--set` would write it; a text that is one word stands without quotes."""
+def value_text(value: Any) -> str:
+    """Return a value as a run file or `--set` would have it; a text needs quotes only with surrounding space."""
     if value is None:
         return "none"
     if isinstance(value, str) and value.strip() == value and value:
         return value
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(written(one) for one in value)}]"
+        return f"[{', '.join(value_text(one) for one in value)}]"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return str(value) if number else jsons.dumps(value, default=str)
+    return str(value) if number else json.dumps(value, default=str)
 
 
-def _word(value: Any) -> str:
+def _tag_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(str(one) for one in value) or "none" if isinstance(value, (list, tuple)) else str(value)

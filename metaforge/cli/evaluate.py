@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from metaforge.cli import options
-from metaforge.cli.options import scanned
-from metaforge.cli.output import guarded, put, put_json, say
+from metaforge.cli.output import (
+    handle_errors,
+    print_answer,
+    print_json,
+    print_note,
+    print_rich_table,
+    progress_display,
+)
 from metaforge.errors import printable
 
 if TYPE_CHECKING:
@@ -17,50 +23,58 @@ if TYPE_CHECKING:
     from metaforge.runs.checkpoint import Which
 
 
-@guarded
+@handle_errors
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    ways: Annotated[int | None, typer.Option("--ways", min=1, help="Classes in a task.")] = None,
-    shots: Annotated[str | None, typer.Option("--shots", help="Support examples per class, e.g. 1,5,10.")] = None,
-    steps: Annotated[str | None, typer.Option("--steps", help="Adaptation steps, e.g. 0,1,5.")] = None,
-    tasks: Annotated[int | None, typer.Option("--tasks", min=1, help="Tasks to evaluate on.")] = None,
+    ways: Annotated[int | None, typer.Option("--ways", min=1, help="Number of classes in a task.")] = None,
+    shots: Annotated[
+        str | None, typer.Option("--shots", help="Support examples per class, one or several numbers: 1,5,10.")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option("--steps", help="Adaptation steps, one or several numbers: 0,1,5.")
+    ] = None,
+    tasks: Annotated[int | None, typer.Option("--tasks", min=1, help="Number of tasks to evaluate on.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split of the data set.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the tasks.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the episodes.")] = None,
     checkpoint: Annotated[
-        str, typer.Option("--checkpoint", help="latest, best (in validation), or a step.")
+        str, typer.Option("--checkpoint", help="latest, best (in validation), or an outer step.")
     ] = "latest",
     device: options.Device = None,
     no_progress: options.NoProgress = False,
-    json: options.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Evaluate a trained run on tasks that it has never seen; figures and pictures go into its folder."""
+    """Evaluate a trained run on test tasks; write records, pictures and report.md into its folder."""
     from metaforge.errors import ConfigError
 
-    chosen = {
+    settings = {
         "ways": ways,
-        "shots": options.numbers("--shots", shots),
-        "steps": options.numbers("--steps", steps),
+        "shots": options.parse_integers("--shots", shots),
+        "steps": options.parse_integers("--steps", steps),
         "tasks": tasks,
         "split": split,
         "seed": seed,
     }
     if not run.is_dir():
-        raise ConfigError(f"There is no run folder {run}.", remedy="`metaforge train` makes one and prints its path")
-    which = _which(checkpoint)
+        raise ConfigError(
+            f"There is no run folder {run}.", remedy="`metaforge train` creates a run folder and prints its path"
+        )
+    which = _parse_checkpoint(checkpoint)
     from metaforge.engine import processes
 
     if processes.rank() > 0:
-        # Rank 0 does it alone.
+        # Under torchrun, rank 0 evaluates alone.
         return
-    found = evaluate_folder(run, scanned(), device=device, which=which, progress=not no_progress, **chosen)
-    if json:
-        put_json(found)
+    result = evaluate_folder(
+        run, options.scan_plugins(), device=device, which=which, progress=not no_progress, **settings
+    )
+    if as_json:
+        print_json(result)
     else:
-        put_evaluation(found)
+        print_evaluation(result)
 
 
-def _which(text: str) -> Which:
-    """Return which checkpoint a flag means."""
+def _parse_checkpoint(text: str) -> Which:
+    """Return the value of `--checkpoint`: latest, best, or the number of an outer step."""
     from metaforge.errors import ConfigError
 
     if text in ("latest", "best"):
@@ -77,27 +91,28 @@ def evaluate_folder(
     progress: bool,
     device: str | None = None,
     which: Which = "latest",
-    **chosen: Any,
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Return the evaluation of the run in a folder, with progress on stderr."""
-    from metaforge.cli.output import counting
+    """Evaluate the run in a folder and return the result; with `progress`, show progress on stderr.
+
+    `settings` are the arguments of `metaforge.runs.run.Run.evaluate`.
+    """
     from metaforge.runs.run import load
     from metaforge.system.signals import stop_requests
 
-    with stop_requests(), counting("evaluating", show=progress) as tell:
+    with stop_requests(), progress_display("evaluating", show=progress) as show_progress:
         run = load(folder, registry, device=device, which=which)
         for damaged in run.summary["damaged"]:
-            say(f"Warning: {printable(damaged)}")
-        return run.evaluate(progress=tell, **chosen)
+            print_note(f"Warning: {printable(damaged)}")
+        return run.evaluate(progress=show_progress, **settings)
 
 
-def put_evaluation(found: dict[str, Any]) -> None:
-    """Print the table of an evaluation, what must be known to read it, and where the pictures are."""
-    from metaforge.cli.output import put_rich
-    from metaforge.results.tables import measures_table, summary_table
+def print_evaluation(result: dict[str, Any]) -> None:
+    """Print the tables of an evaluation, and the paths of its pictures and report."""
+    from metaforge.results.tables import own_metrics_table, summary_table
 
-    for table in (summary_table(found), measures_table(found)):
+    for table in (summary_table(result), own_metrics_table(result)):
         if table is not None:
-            put_rich(table)
-    put(f"pictures: {', '.join(found['pictures'])}")
-    put(f"report: {Path(found['folder']) / 'report.md'}")
+            print_rich_table(table)
+    print_answer(f"pictures: {', '.join(result['pictures'])}")
+    print_answer(f"report: {Path(result['folder']) / 'report.md'}")

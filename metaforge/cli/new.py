@@ -1,4 +1,4 @@
-"""`metaforge new`: write a project for a new plugin from templates: a working minimum, its tests and a README."""
+"""`metaforge new`: writes a project for a new plugin from templates: a small working plugin, its tests and a README."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Annotated
 
 import typer
 
-from metaforge import __version__
+from metaforge import __version__, authoring
 from metaforge.cli.options import AsJson
-from metaforge.cli.output import guarded, put, put_json, say
+from metaforge.cli.output import handle_errors, print_answer, print_json, print_note
 from metaforge.errors import ConfigError
 from metaforge.registry.entry import kind_called
 from metaforge.registry.registry import Registry
@@ -25,57 +25,64 @@ from metaforge.registry.registry import Registry
 _NAME = re.compile(r"(?=.{1,40}$)[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
-@guarded
+@handle_errors
 def new(
     kind: Annotated[str, typer.Argument(help="learner, adapter, dataset, regularizer, backbone or hook.")],
     name: Annotated[str, typer.Argument(help="Name of the plugin, e.g. my-idea.")],
-    folder: Annotated[Path, typer.Option("--dir", help="Folder in which the project's folder is made.")] = Path(),
-    json: AsJson = False,
+    folder: Annotated[Path, typer.Option("--dir", help="Folder in which the project's folder is created.")] = Path(),
+    as_json: AsJson = False,
 ) -> None:
-    """Write a project for a plugin of your own: a working minimum, its tests and a README."""
+    """Write a project for a new plugin: a small working plugin, its tests and a README."""
     from metaforge.registry.scan import scan
 
-    made = project(kind, name, folder, scan())
-    made.write()
-    if json:
-        put_json({"folder": str(made.folder), "files": sorted(made.files), "commands": list(made.commands)})
+    project = make_project(kind, name, folder, scan())
+    project.write()
+    if as_json:
+        print_json({"folder": str(project.folder), "files": sorted(project.files), "commands": list(project.commands)})
         return
-    for path in sorted(made.files):
-        put(str(made.folder / path))
-    say("Next:")
-    for command in made.commands:
-        say(f"  {command}")
+    for path in sorted(project.files):
+        print_answer(str(project.folder / path))
+    print_note("Next:")
+    for command in project.commands:
+        print_note(f"  {command}")
 
 
 @dataclass(frozen=True)
 class Project:
-    """A project for a plugin: its files by their paths in the folder, and the commands to go on with."""
+    """A project for a plugin: the text of each file by its path in the folder, and the commands to run next."""
 
     folder: Path
     files: Mapping[str, str]
     commands: tuple[str, ...]
 
     def write(self) -> None:
-        """Write the files into the folder, which must not exist; `ConfigError` if it does."""
+        """Create the folder and write the files; `ConfigError` if the folder exists."""
         try:
             self.folder.mkdir(parents=True)
         except FileExistsError as error:
-            raise _taken(self.folder) from error
+            raise _folder_exists(self.folder) from error
         for name, text in self.files.items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
 
 
-def project(kind: str, name: str, folder: Path, registry: Registry) -> Project:
-    """Return the project of a new plugin, to be written below `folder`; nothing is written yet.
+def make_project(kind: str, name: str, folder: Path, registry: Registry) -> Project:
+    """Return the project of a new plugin; nothing is written yet.
 
-    Raises `ConfigError` for a name that is taken or cannot be used, and for a folder that exists.
+    Args:
+        kind: Kind of plugin, in the singular or the plural.
+        name: Name of the plugin.
+        folder: Folder in which the project's folder is to be created.
+        registry: The installed plugins, whose names are taken.
+
+    Raises:
+        ConfigError: The name is taken or cannot be used, or the project's folder exists.
     """
     kind = kind_called(kind)
     _check_name(name, registry)
     file = name.replace("-", "_")
-    words = {
+    fields = {
         "kind": kind,
         "article": "An" if kind.startswith("a") else "A",
         "name": name,
@@ -83,27 +90,28 @@ def project(kind: str, name: str, folder: Path, registry: Registry) -> Project:
         "cls": "".join(part.capitalize() for part in name.split("-")),
         "module": f"metaforge_{file}",
         "distribution": f"metaforge-{name}",
-        "versions": _versions(__version__),
+        "versions": _version_specifier(__version__),
     }
-    _check_words(words, _template(kind, "plugin"))
-    target = folder / words["distribution"]
+    _check_identifiers(fields, _template(kind, "plugin"))
+    target = folder / fields["distribution"]
     if target.exists():
-        raise _taken(target)
-    words["train"] = _filled(kind, "train", words).strip()
-    made = {
-        "pyproject.toml": _filled("project", "pyproject", words),
-        "README.md": _filled("project", "readme", words),
-        f"src/{words['module']}/__init__.py": _filled(kind, "plugin", words),
-        f"src/{words['module']}/py.typed": "",
-        f"tests/test_{file}.py": _filled("project", "test", words),
+        raise _folder_exists(target)
+    fields["train"] = _fill_template(kind, "train", fields).strip()
+    contents = {
+        "pyproject.toml": _fill_template("project", "pyproject", fields),
+        "README.md": _fill_template("project", "readme", fields),
+        f"src/{fields['module']}/__init__.py": _fill_template(kind, "plugin", fields),
+        f"src/{fields['module']}/py.typed": "",
+        f"tests/test_{file}.py": _fill_template("project", "test", fields),
     }
     return Project(
-        target, made, (f"pip install -e {shlex.quote(str(target))}", f"metaforge check {name}", words["train"])
+        target, contents, (f"pip install -e {shlex.quote(str(target))}", f"metaforge check {name}", fields["train"])
     )
 
 
 def _check_name(name: str, registry: Registry) -> None:
-    remedy = "choose a name such as 'my-idea': lower-case letters and digits, with single hyphens between"
+    """Raise `ConfigError` for the name of a plugin that is invalid, reserved or taken."""
+    remedy = "choose a name such as 'my-idea': words of lower-case letters and digits, joined by single hyphens"
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} cannot be the name of a plugin.", where="NAME", remedy=remedy)
     if keyword.iskeyword(name) or name == "none":
@@ -119,37 +127,37 @@ def _check_name(name: str, registry: Registry) -> None:
         )
 
 
-def _check_words(words: Mapping[str, str], source: str) -> None:
-    """Refuse a class or a module that would stand in the way of another."""
-    cls, module = words["cls"], words["module"]
-    if keyword.iskeyword(cls) or re.search(rf"\b{cls}\b", source):
+def _check_identifiers(fields: Mapping[str, str], source: str) -> None:
+    """Raise `ConfigError` if the plugin's class or module would hide another one of the same name."""
+    cls, module = fields["cls"], fields["module"]
+    if keyword.iskeyword(cls) or cls in authoring.__all__ or re.search(rf"\b{cls}\b", source):
         raise ConfigError(
-            f"The class of {words['name']!r} would be called {cls}, a word that its source needs for something else.",
+            f"The class of {fields['name']!r} would be called {cls}, but its source uses this name already.",
             where="NAME",
-            remedy="choose another name, of two words perhaps",
+            remedy="choose another name, for example one of two words",
         )
     if PathFinder.find_spec(module) is not None:
         raise ConfigError(
-            f"The module of {words['name']!r} would be called {module}, and one of that name is installed.",
+            f"The module of {fields['name']!r} would be called {module}, and a module of this name is installed.",
             where="NAME",
             remedy="choose another name",
         )
 
 
-def _taken(folder: Path) -> ConfigError:
+def _folder_exists(folder: Path) -> ConfigError:
     return ConfigError(
         f"{folder} exists already.", where="--dir", remedy="choose another name, or another folder with --dir"
     )
 
 
-def _versions(version: str) -> str:
-    """Return the versions that a plugin written today may expect to work with, as a specifier."""
+def _version_specifier(version: str) -> str:
+    """Return the specifier of MetaForge's versions that are compatible with this one, e.g. `>=0.3,<0.4`."""
     major, minor = (int(part) for part in version.split(".")[:2])
     return f">={major}.{minor},<{f'0.{minor + 1}' if major == 0 else major + 1}"
 
 
-def _filled(folder: str, name: str, words: Mapping[str, str]) -> str:
-    return Template(_template(folder, name)).substitute(words)
+def _fill_template(folder: str, name: str, fields: Mapping[str, str]) -> str:
+    return Template(_template(folder, name)).substitute(fields)
 
 
 def _template(folder: str, name: str) -> str:

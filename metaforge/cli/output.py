@@ -1,4 +1,4 @@
-"""What every command does alike: data on stdout, words for people on stderr, errors as sentences with an exit code."""
+"""Output of the commands: answers on stdout, notes and progress on stderr, errors as sentences with an exit code."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ INTERRUPTED = 130
 _STORAGE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST})
 
 
-def guarded(command: Callable[P, T]) -> Callable[P, T]:
-    """Return a command that ends in a sentence on stderr and the documented exit code, whatever happens in it."""
+def handle_errors(command: Callable[P, T]) -> Callable[P, T]:
+    """Return a command that turns every exception into a message on stderr and the documented exit code."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -38,73 +38,74 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
             raise
         except KeyboardInterrupt as stop:
             code = getattr(stop, "exit_code", INTERRUPTED)
-            say("Interrupted." if code == INTERRUPTED else "Terminated.")
+            print_note("Interrupted." if code == INTERRUPTED else "Terminated.")
             raise typer.Exit(code) from stop
-        except BrokenPipeError as gone:
-            # Whoever read the answer (`head`, say) has had enough.
-            raise typer.Exit(0) from gone
+        except BrokenPipeError as error:
+            # The program that reads the answer, e.g. `head`, has closed the pipe.
+            raise typer.Exit(0) from error
         except Exception as error:
-            _end(error)
+            _exit_with(error)
 
     return run
 
 
-def _end(error: Exception) -> NoReturn:
+def _exit_with(error: Exception) -> NoReturn:
+    """Print an error and exit with its code."""
     if os.environ.get("METAFORGE_DEBUG") == "1":
         import traceback
 
-        say("".join(traceback.format_exception(error)).rstrip())
+        print_note("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, OSError) and error.errno in _STORAGE and error.filename is not None:
-        said = f"{error.filename} cannot be written or read: {error.strerror}."
-        error = StorageError(said, remedy="free space, correct the permissions, or choose another folder")
+        message = f"{error.filename} cannot be written or read: {error.strerror}."
+        error = StorageError(message, remedy="free space, correct the permissions, or choose another folder")
     if isinstance(error, MetaForgeError):
-        say(f"Error: {error}")
+        print_note(f"Error: {error}")
         raise typer.Exit(error.exit_code) from error
-    say(f"Unexpected error: {type(error).__name__}: {printable(str(error))}")
-    say("  remedy: METAFORGE_DEBUG=1 shows the trace; please report it")
+    print_note(f"Unexpected error: {type(error).__name__}: {printable(str(error))}")
+    print_note("  remedy: set METAFORGE_DEBUG=1 to see the traceback, and please report it")
     raise typer.Exit(1) from error
 
 
-def flush_quietly() -> None:
-    """Write out what is still to be written; a reader who is gone is no error."""
+def flush_streams() -> None:
+    """Flush stdout and stderr; a closed pipe is no error."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except BrokenPipeError:
-            # The interpreter would flush once more at its end, and complain.
+            # Without this the interpreter would flush again when it exits, and print an error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def say(text: str) -> None:
-    """Print for a person, on stderr; where nobody reads, the work goes on."""
+def print_note(text: str) -> None:
+    """Print a text on stderr; if stderr is a closed pipe, the command goes on."""
     with suppress(BrokenPipeError):
         print(text, file=sys.stderr)  # noqa: T201
 
 
-def put(text: str) -> None:
-    """Print an answer, on stdout."""
+def print_answer(text: str) -> None:
+    """Print a text on stdout."""
     print(text)  # noqa: T201
 
 
-def put_json(value: Any) -> None:
-    """Print an answer for a program, on stdout."""
-    put(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    print_answer(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
-def put_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout: fitted to a terminal, in full elsewhere."""
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on stdout: fitted to a terminal, at full width to anything else."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*headings, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for row in rows:
-        # Text, not markup: a plugin's summary may contain anything.
+        # Text, so that rich does not interpret markup in the summary of a plugin.
         table.add_row(*(Text(printable(cell)) for cell in row))
-    put_rich(table)
+    print_rich_table(table)
 
 
-def put_rich(table: Table) -> None:
-    """Print a table that is made already, on stdout: fitted to a terminal, in full elsewhere."""
+def print_rich_table(table: Table) -> None:
+    """Print a table of rich on stdout: fitted to a terminal, at full width to anything else."""
     from rich.console import Console
 
     if sys.stdout.isatty():
@@ -112,28 +113,32 @@ def put_rich(table: Table) -> None:
         return
     console = Console(width=10_000, file=io.StringIO())
     console.print(table)
-    put("\n".join(line.rstrip() for line in console.file.getvalue().splitlines()))  # type: ignore[attr-defined]
+    print_answer("\n".join(line.rstrip() for line in console.file.getvalue().splitlines()))  # type: ignore[attr-defined]
 
 
 @contextmanager
-def counting(what: str, *, show: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Show on stderr how many things are done: a bar on a terminal, a plain line now and then elsewhere."""
+def progress_display(label: str, *, show: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield a function of (items done, items in all) that shows progress on stderr, or None unless `show`.
+
+    On a terminal it draws a bar, elsewhere it prints a line for every quarter.
+    """
     if not show:
         yield None
         return
     if not sys.stderr.isatty():
-        shown = [0]
+        printed_quarters = 0
 
-        def line(done: int, total: int) -> None:
-            if 4 * done // total > shown[0]:
-                shown[0] = 4 * done // total
-                say(f"{what}: {done}/{total}")
+        def print_quarter(done: int, total: int) -> None:
+            nonlocal printed_quarters
+            if 4 * done // total > printed_quarters:
+                printed_quarters = 4 * done // total
+                print_note(f"{label}: {done}/{total}")
 
-        yield line
+        yield print_quarter
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task(what, total=None)
+        row = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(row, completed=done, total=total)

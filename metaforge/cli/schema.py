@@ -1,4 +1,4 @@
-"""`metaforge schema`: what a run file may say, for editors and other programs."""
+"""`metaforge schema`: the JSON Schema of a run file, for editors and other programs."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ from typing import Annotated
 
 import typer
 
-from metaforge.cli.options import AsJson, KindOption, chosen_kind, scanned
-from metaforge.cli.output import guarded, put, put_json, say
+from metaforge.cli.options import AsJson, KindOption, parse_kind, scan_plugins
+from metaforge.cli.output import handle_errors, print_answer, print_json, print_note
 
 
-@guarded
+@handle_errors
 def schema(
     kind: KindOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write.")] = None,
-    json: AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Print the JSON Schema of a run file, with the options of every installed plugin."""
+    """Print the JSON Schema of a run file, including the options of every installed plugin.
+
+    With --kind, print only the schema of the table (or tables) of this kind of plugin.
+    """
     from metaforge.config.schema import kind_schema, run_schema
     from metaforge.system.files import write_json
 
-    chosen, registry = chosen_kind(kind), scanned()
-    found = run_schema(registry) if chosen is None else kind_schema(registry, chosen)
-    for sentence in found.left_out:
-        say(f"Left out: {sentence}")
+    kind, registry = parse_kind(kind), scan_plugins()
+    result = run_schema(registry) if kind is None else kind_schema(registry, kind)
+    for sentence in result.left_out:
+        print_note(f"Left out: {sentence}")
     if out is None:
-        # The answer is JSON anyway.
-        put_json(found.value)
+        # The answer is JSON with or without --json.
+        print_json(result.value)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, found.value)
-    if json:
-        put_json({"file": str(out), "left_out": found.left_out})
+    write_json(out, result.value)
+    if as_json:
+        print_json({"file": str(out), "left_out": result.left_out})
     else:
-        put(str(out))
+        print_answer(str(out))

@@ -1,4 +1,4 @@
-"""`metaforge train`: train a learner, or resume a run."""
+"""`metaforge train`: trains a learner, or resumes a run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 
 from metaforge import hookimpl
 from metaforge.cli import options
-from metaforge.cli.evaluate import evaluate_folder, put_evaluation
-from metaforge.cli.output import guarded, put, put_json, say
+from metaforge.cli.evaluate import evaluate_folder, print_evaluation
+from metaforge.cli.output import handle_errors, print_answer, print_json, print_note
 from metaforge.errors import printable
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from metaforge.registry.registry import Registry
 
 
-@guarded
+@handle_errors
 def train(
     learner: options.Learner = None,
     dataset: options.Dataset = None,
@@ -44,20 +44,20 @@ def train(
     nproc: options.Processes = 1,
     max_restarts: options.Restarts = 0,
     no_progress: options.NoProgress = False,
-    json: options.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Train a learner; everything about the run is kept in a folder."""
-    _require_one_way(resume, out=out, config=config, dry_run=dry_run)
+    """Train a learner, or resume a run; configuration, checkpoints, metrics and report are kept in a run folder."""
+    _reject_with_resume(resume, out=out, config=config, dry_run=dry_run)
     flags = options.RunFlags(
         learner, dataset, backbone, adapter, regularizer, steps, budget, seed, device, config, settings
     )
-    registry, resolved = flags.resolved(folder=resume)
+    registry, resolved = flags.resolve(folder=resume)
     from metaforge.engine import processes
     from metaforge.runs.training import run_training
 
     if nproc > 1 and not processes.under_torchrun():
-        raise typer.Exit(_launched(resolved, resume or out, nproc, max_restarts))
-    hooks = [*([] if no_progress else _progress(registry, resolved)), _Announcement()]
+        raise typer.Exit(_launch(resolved, resume or out, nproc, max_restarts))
+    hooks = [*([] if no_progress else _progress_hooks(registry, resolved)), _RunMessages()]
     run = run_training(
         resolved,
         folder=resume or out,
@@ -71,35 +71,35 @@ def train(
         answer = run.summary | ({"dry_run": True} if run.folder is None else {"folder": str(run.folder)})
         if evaluate_after and run.folder is not None:
             answer["evaluation"] = evaluate_folder(run.folder, registry, progress=not no_progress)
-        (put_json if json else _put_run)(answer)
+        (print_json if as_json else _print_run)(answer)
 
 
-def _require_one_way(resume: Path | None, **others: Any) -> None:
-    """Raise `ConfigError` where a run is to be resumed and begun at once."""
+def _reject_with_resume(resume: Path | None, **flags: Any) -> None:
+    """Raise `ConfigError` if `--resume` is combined with a flag that only a new run can have."""
     from metaforge.errors import ConfigError
 
-    clashing = [f"--{name.replace('_', '-')}" for name, value in others.items() if resume is not None and value]
-    if clashing:
+    conflicting = [f"--{name.replace('_', '-')}" for name, value in flags.items() if resume is not None and value]
+    if conflicting:
         raise ConfigError(
-            f"--resume and {clashing[0]} cannot be given together.",
-            remedy="a resumed run has its folder and its configuration; change single settings with --set",
+            f"--resume and {conflicting[0]} cannot be given together.",
+            remedy="a resumed run keeps its folder and its configuration; change single settings with --set",
         )
 
 
-def _launched(resolved: Resolved, folder: Path | None, processes: int, restarts: int) -> int:
-    """Run this very command in several processes, all with one folder, and return its exit code."""
+def _launch(resolved: Resolved, folder: Path | None, processes: int, restarts: int) -> int:
+    """Run the same command in several processes that share one run folder, and return its exit code."""
     from metaforge.engine.launcher import launch
     from metaforge.runs.folder import default_folder
 
-    words = sys.argv[1:]
+    arguments = sys.argv[1:]
     if folder is None:
         names = [choice.entry.name for choice in (resolved.dataset, resolved.learner) if choice is not None]
-        words = [*words, "--out", str(default_folder("-".join(names)))]
-    return launch(words, processes, restarts)
+        arguments = [*arguments, "--out", str(default_folder("-".join(names)))]
+    return launch(arguments, processes, restarts)
 
 
-def _progress(registry: Registry, resolved: Resolved) -> list[object]:
-    """Return the display of progress that MetaForge's own metadata name, unless the run has chosen it itself."""
+def _progress_hooks(registry: Registry, resolved: Resolved) -> list[object]:
+    """Return the default progress display, or nothing if the configuration already has it among its hooks."""
     entry = registry.default("hook")
     if entry is None:
         return []
@@ -107,53 +107,53 @@ def _progress(registry: Registry, resolved: Resolved) -> list[object]:
     return [] if any(choice.cls is cls for choice in resolved.hooks) else [cls(cls.Config())]
 
 
-class _Announcement:
-    """Says on stderr where a run is kept: when it begins, and when it ends before its time."""
+class _RunMessages:
+    """A hook that prints on stderr the run folder, how the run was resumed, and where its last checkpoint is."""
 
     @hookimpl
     def metaforge_run_start(self, run: RunInfo) -> None:
-        """Say where the run is kept and how it computes."""
+        """Print the run folder and how the run is computed."""
         facts = {key: run.environment[key] for key in ("device", "threads", "plan", "chunk") if key in run.environment}
         if run.folder is not None:
-            say(f"run folder: {run.folder}  ({', '.join(f'{key} {value}' for key, value in facts.items())})")
+            print_note(f"run folder: {run.folder}  ({', '.join(f'{key} {value}' for key, value in facts.items())})")
         if "resumed" in run.environment:
-            self._say_resumed(run.start, run.environment["resumed"])
+            self._print_resumed(run.start, run.environment["resumed"])
 
     @staticmethod
-    def _say_resumed(step: int, facts: Mapping[str, Any]) -> None:
-        """Say where a run goes on, which checkpoints were of no use, and what is not as it was."""
+    def _print_resumed(step: int, facts: Mapping[str, Any]) -> None:
+        """Print the step from which a run resumes, the damaged checkpoints after it, and what has changed."""
         for damaged in facts["damaged"]:
-            say(f"Warning: {printable(damaged)}")
-        say(f"resumed after outer step {step}{'' if facts['exact'] else ', not exactly: these have changed'}")
+            print_note(f"Warning: {printable(damaged)}")
+        print_note(f"resumed after outer step {step}{'' if facts['exact'] else ', with these changes:'}")
         for line in facts["differences"]:
-            say(f"  {printable(line)}")
+            print_note(f"  {printable(line)}")
         if "note" in facts:
-            say(facts["note"])
+            print_note(facts["note"])
 
     @hookimpl
     def metaforge_run_end(self, run: RunInfo, error: BaseException | None) -> None:
-        """Say that what was learned is not lost."""
+        """If the run ended with an error, print where its last checkpoint is."""
         if error is not None and run.folder is not None and (run.folder / "ckpt" / "LATEST").is_file():
-            say(f"What was learned so far is in {run.folder}")
+            print_note(f"The last checkpoint of this run is in {run.folder}")
 
 
-def _put_run(answer: dict[str, Any]) -> None:
-    """Print what a training came to, and what can be done next."""
+def _print_run(answer: dict[str, Any]) -> None:
+    """Print the result of a training, and the command that evaluates it."""
     evaluation, folder = answer.pop("evaluation", None), answer.get("folder")
     if answer.pop("dry_run", False):
-        put("dry run: nothing was written")
-    _put_facts(answer)
+        print_answer("dry run: nothing was written")
+    _print_facts(answer)
     if evaluation is not None:
-        put_evaluation(evaluation)
+        print_evaluation(evaluation)
     elif folder is not None:
-        say(f"Next: metaforge evaluate {shlex.quote(folder)}")
+        print_note(f"Next: metaforge evaluate {shlex.quote(folder)}")
 
 
-def _put_facts(facts: dict[str, Any], indent: str = "") -> None:
+def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
     """Print nested facts as indented lines."""
     for name, value in facts.items():
         if isinstance(value, dict):
-            put(f"{indent}{name}:")
-            _put_facts(value, f"{indent}  ")
+            print_answer(f"{indent}{name}:")
+            _print_facts(value, f"{indent}  ")
         else:
-            put(f"{indent}{name}: {value:.6g}" if isinstance(value, float) else f"{indent}{name}: {value}")
+            print_answer(f"{indent}{name}: {value:.6g}" if isinstance(value, float) else f"{indent}{name}: {value}")

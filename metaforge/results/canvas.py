@@ -1,6 +1,7 @@
-"""What all pictures share: colours, a figure of their own, and how it is written.
+"""The style that all plots and pictures share: colours, an empty figure, and how it is saved.
 
-The colours are those of Okabe and Ito, which people of any colour vision tell apart; no meaning hangs on colour only.
+The colours are those of Okabe and Ito, which people with any kind of colour vision can tell apart. No plot depends on
+colour alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PURPLE, SKY, INK, GREY = "#CC79A7", "#56B4E9", "#222222", "#8A8A8A"
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """Return an empty figure of a size in inches, on the Agg canvas and known to nobody else."""
+    """Return an empty figure, its size in inches, on the Agg canvas; pyplot and its global state are not used."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     if title:
@@ -27,20 +28,20 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def plain(ax: Axes) -> None:
-    """Take from a plot's frame what carries no information."""
+def style_axes(ax: Axes) -> None:
+    """Remove the upper and right border, and draw a faint grid behind the data."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(visible=True, color="#DDDDDD", lw=0.6)
     ax.set_axisbelow(True)
     ax.tick_params(labelsize=9, colors=INK)
 
 
-def save(figure: Figure, out: Path) -> None:
-    """Write a figure as PNG, atomically."""
+def save_png(figure: Figure, out: Path) -> None:
+    """Write a figure as a PNG file, atomically."""
     for ax in figure.axes:
         if ax.axison:
-            plain(ax)
-    drawn = io.BytesIO()
-    # Without the software's version the same figures make the same bytes.
-    figure.savefig(drawn, format="png", metadata={"Software": None})
-    write_in_folder(out, drawn.getvalue())
+            style_axes(ax)
+    buffer = io.BytesIO()
+    # Without the version of matplotlib, equal figures give equal bytes.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_in_folder(out, buffer.getvalue())

@@ -1,7 +1,7 @@
-"""Evaluation: what a learner scores on tasks that it has never seen, beside chance and beside a neighbour's answer.
+"""Evaluation of a trained learner: its scores on test tasks, and those of two baselines on the same tasks.
 
-Episode i of a split under the evaluation's seed is the same task for every learner, so that two learners' scores can be
-compared task by task.
+Episode i of a split under the evaluation's seed is the same task for every learner, so the scores of two learners can
+be compared task by task.
 """
 
 from __future__ import annotations
@@ -13,30 +13,29 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from metaforge.authoring.functional import one_task
-from metaforge.authoring.keys import make_key
-from metaforge.authoring.losses import score
 from metaforge.authoring.protocols import Dataset, Kind, Learner, Params, Task, TaskShape, TaskSpec
 from metaforge.config.resolved import Resolved
 from metaforge.engine import plans
-from metaforge.engine.batch import prepare, score_tasks
 from metaforge.errors import ConfigError
-from metaforge.results.records import Estimate, Record, without_tasks, write_evaluation
-from metaforge.results.statistics import mean_and_ci, strict_mean_and_ci
+from metaforge.results.baselines import chance_level, nearest_neighbour
+from metaforge.results.episode_scores import EvaluationCase, episode_chunks, score_episodes
+from metaforge.results.records import Record, without_per_task, write_evaluation
+from metaforge.results.statistics import StepScore, mean_and_ci, strict_mean_and_ci
 
-ENOUGH = 600
+# With fewer test tasks a result carries a warning.
+ENOUGH_TASKS = 600
 METRICS: dict[Kind, str] = {"classification": "accuracy", "regression": "mse"}
-# What the evaluations of one call have in common.
+# Fields of a record that are equal for all task shapes of one evaluation.
 _SHARED = (
     *("learner", "dataset", "step", "damaged", "split", "seed", "tasks", "ways"),
     *("metric", "norm", "transductive", "note", "warn"),
 )
 
 
-class Subject(Protocol):
-    """What evaluation needs of a trained run; nothing is written where `folder` is None."""
+class TrainedRun(Protocol):
+    """What evaluation needs of a trained run; if `folder` is None, nothing is written."""
 
     @property
     def resolved(self) -> Resolved: ...
@@ -56,18 +55,9 @@ class Subject(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One evaluation to carry out: the shape of its tasks, the learner for it, and the numbers of adaptation steps."""
-
-    spec: TaskSpec
-    learner: Learner
-    steps: tuple[int | None, ...]
-
-
 @dataclass
-class _Columns:
-    """What was measured, one entry per task in each list."""
+class _TaskValues:
+    """Everything that was measured; each list has one entry per task."""
 
     scores: dict[str, list[float]] = field(default_factory=dict)
     chance: list[float] = field(default_factory=list)
@@ -76,7 +66,7 @@ class _Columns:
 
 
 def evaluate_run(
-    run: Subject,
+    run: TrainedRun,
     *,
     shots: Sequence[int] | None,
     steps: Sequence[int] | None,
@@ -87,41 +77,74 @@ def evaluate_run(
     ways: int | None = None,
     saved: Mapping[str, Any] | None = None,
 ) -> Record:
-    """Return the scores of a run on episodes `0 … tasks - 1` of a split, for each number of shots and adaptation steps.
+    """Return the scores of a run on episodes `0 … tasks - 1` of a split.
 
-    Everything, with the lists by task, is written into the run's folder too. `shots`, `steps` and `ways` are the run's
-    own where None; `progress` is told (evaluations done, evaluations in all); `saved` says after which step the values
-    were saved (`steps`) and what is wrong with later checkpoints (`damaged`). Raises `ConfigError` for what the
-    learner cannot do, `DataError` for tasks that the data cannot make.
+    If the run has a folder, a record with the values of every task is written there for each number of shots.
+
+    Args:
+        run: The trained run.
+        shots: Numbers of support examples per class, each evaluated separately; the run's own number if None or empty.
+        steps: Numbers of adaptation steps, each evaluated separately; 0 and the learner's own if None or empty.
+        tasks: Number of tasks.
+        split: Split of the data set.
+        seed: Seed of the episodes.
+        progress: Called with (tasks evaluated so far, tasks in all); a task counts once per number of steps.
+        ways: Number of classes in a task; the run's own number if None.
+        saved: Facts about the checkpoint: `steps` is its outer step, `damaged` has a sentence for each later checkpoint
+            that cannot be used.
+
+    Returns:
+        The record without the values of every task; its `results` has one record for each number of shots.
+
+    Raises:
+        ConfigError: The learner cannot be evaluated like this.
+        DataError: The data set cannot make such tasks.
     """
     _check_numbers(tasks, shots, steps)
-    task = run.resolved.run.task
-    shapes = [
-        TaskShape(task.ways if ways is None else ways, k, task.queries) for k in dict.fromkeys(shots or [task.shots])
-    ]
-    # All are planned before the first is begun: what cannot be done is said at once.
-    plans = [plan_of(run, split, shape, steps) for shape in shapes]
-    total, done = tasks * sum(len(plan.steps) for plan in plans), 0
+    # All cases are checked before the first is computed, so that an impossible one is reported at once.
+    cases = [evaluation_case(run, split, shape, steps) for shape in _shapes(run, ways, shots)]
+    advance = _counter(progress, tasks * sum(len(case.steps) for case in cases))
     results = []
-    for plan in plans:
-
-        def moved(count: int, before: int = done) -> None:
-            if progress is not None:
-                progress(before + count, total)
-
-        record = _evaluated(run, plan, tasks, split, seed, moved)
-        record |= {"step": (saved or {}).get("steps"), "damaged": [*(saved or {}).get("damaged", ())]}
-        if record["damaged"]:
-            said = f"{len(record['damaged'])} later checkpoints cannot be used: this is step {record['step']}."
-            record["warn"] = f"{record['warn']} {said}".strip()
-        done += tasks * len(plan.steps)
+    for case in cases:
+        record = _evaluate_case(run, case, tasks, split, seed, advance)
+        _add_checkpoint(record, saved or {})
         if run.folder is not None:
             write_evaluation(run.folder, record)
-        results.append(without_tasks(record))
+        results.append(without_per_task(record))
     return {**{name: results[0][name] for name in _SHARED}, "results": results}
 
 
-def plan_of(run: Subject, split: str, shape: TaskShape, steps: Sequence[int] | None) -> Plan:
+def _shapes(run: TrainedRun, ways: int | None, shots: Sequence[int] | None) -> list[TaskShape]:
+    """Return the task shapes to evaluate on, one for each number of shots."""
+    task = run.resolved.run.task
+    ways = task.ways if ways is None else ways
+    return [TaskShape(ways, number, task.queries) for number in dict.fromkeys(shots or [task.shots])]
+
+
+def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
+    """Return a function that adds to a count and calls `progress` with (count, total)."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    return advance
+
+
+def _add_checkpoint(record: Record, saved: Mapping[str, Any]) -> None:
+    """Add to a record the step of the checkpoint, and a warning if later checkpoints cannot be used."""
+    damaged = [*saved.get("damaged", ())]
+    record |= {"step": saved.get("steps"), "damaged": damaged}
+    if damaged:
+        later = f"{len(damaged)} later checkpoint{'s' if len(damaged) > 1 else ''}"
+        warning = f"{later} cannot be used: the scores are those of outer step {record['step']}."
+        record["warn"] = f"{record['warn']} {warning}".strip()
+
+
+def evaluation_case(run: TrainedRun, split: str, shape: TaskShape, steps: Sequence[int] | None) -> EvaluationCase:
     """Return how to evaluate a run on tasks of one shape; `ConfigError` or `DataError` if that is impossible."""
     spec = run.dataset.spec(split, shape)
     learner = run.learner(spec)
@@ -130,25 +153,25 @@ def plan_of(run: Subject, split: str, shape: TaskShape, steps: Sequence[int] | N
     name = _name(run.resolved.learner, learner)
     if learner.tags.fixed_ways and spec.kind == "classification" and shape.ways != trained:
         raise ConfigError(
-            f"The learner {name!r} was trained on {trained} ways and has as many outputs; it cannot do {shape.ways}.",
+            f"The learner {name!r} was trained on {trained} ways; it cannot be evaluated on {shape.ways} ways.",
             where="evaluate, ways",
             remedy=f"evaluate it on {trained} ways, or train it with task.ways = {shape.ways}",
         )
     if not learner.tags.adapts:
         if steps:
             raise ConfigError(
-                f"The learner {name!r} does not adapt in steps, so it cannot be evaluated after {list(steps)} of them.",
+                f"The learner {name!r} does not adapt in steps, so its score after {list(steps)} steps does not exist.",
                 where="evaluate.steps",
                 remedy="leave the steps out",
             )
-        return Plan(spec, learner, (None,))
-    return Plan(spec, learner, tuple(sorted({*steps} if steps else {0, learner.steps})))
+        return EvaluationCase(spec, learner)
+    return EvaluationCase(spec, learner, tuple(sorted({*steps} if steps else {0, learner.steps})))
 
 
 def _check_numbers(tasks: int, shots: Sequence[int] | None, steps: Sequence[int] | None) -> None:
-    """Raise `ConfigError` for numbers that make no evaluation."""
+    """Raise `ConfigError` if a number is too small."""
     if tasks < 1:
-        raise ConfigError(f"An evaluation on {tasks} tasks says nothing.", where="evaluate.tasks", remedy="use 1000")
+        raise ConfigError(f"An evaluation on {tasks} tasks has no result.", where="evaluate.tasks", remedy="use 1000")
     for name, numbers, least in (("shots", shots or (), 1), ("steps", steps or (), 0)):
         if min(numbers, default=least) < least:
             raise ConfigError(
@@ -158,73 +181,50 @@ def _check_numbers(tasks: int, shots: Sequence[int] | None, steps: Sequence[int]
             )
 
 
-def nearest_neighbour(kind: Kind, task: Task) -> Tensor:
-    """Return the score of answering each query with its nearest support example's target, for one task.
-
-    The distance is squared Euclidean on raw inputs; of equally near examples the first is taken.
-    """
-    support, query = (part.x.flatten(1).double() for part in task)
-    found = task.support.y[torch.cdist(query, support, compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)]
-    if kind == "classification":
-        return (found == task.query.y).double().mean()
-    return score(kind, found.double(), task.query.y.double())
-
-
-def chance_level(kind: Kind, task: Task, ways: int) -> Tensor:
-    """Return the score of knowing nothing of the inputs: 1 / ways, or the error of the support set's mean."""
-    if kind == "classification":
-        return torch.tensor(1 / ways, dtype=torch.float64)
-    return score(kind, task.support.y.double().mean(0), task.query.y.double())
-
-
-def _evaluated(run: Subject, plan: Plan, tasks: int, split: str, seed: int, progress: Callable[[int], None]) -> Record:
-    columns = _Columns()
+def _evaluate_case(
+    run: TrainedRun, case: EvaluationCase, tasks: int, split: str, seed: int, advance: Callable[[int], None]
+) -> Record:
+    """Return the record of one task shape; `advance` is called with the number of tasks of each chunk."""
+    measured = _TaskValues()
     asked = run.resolved.run.engine
-    chosen = plans.choose_plan(plan.learner, asked.plan)
-    chunk = plans.choose_chunk(plan.spec, run.device, asked.chunk, training=False)
-    with torch.no_grad():
-        for first in range(0, tasks, chunk):
-            count = min(chunk, tasks - first)
-            raw = run.dataset.sample(split, plan.spec.shape, first, count, seed=seed)
-            _references(plan.spec, raw, columns)
-            keys = torch.stack([make_key(seed, split, index) for index in range(first, first + count)])
-            _scored(run, plan, raw, keys.to(run.device), chosen, columns)
-            progress((first + count) * len(plan.steps))
-    return _record(run, plan, tasks, split, seed, columns)
+    plan = plans.choose_plan(case.learner, asked.plan)
+    chunk = plans.choose_chunk(case.spec, run.device, asked.chunk, training=False)
+    for episodes in episode_chunks(tasks, chunk):
+        result = score_episodes(
+            case,
+            run.values,
+            run.dataset,
+            episodes,
+            split=split,
+            seed=seed,
+            device=run.device,
+            dtype=run.dtype,
+            plan=plan,
+            rescore=True,
+            measure=True,
+        )
+        _add_baselines(case.spec, result.tasks, measured)
+        for steps, scores in zip(case.steps, result.scores, strict=True):
+            measured.scores.setdefault(_label(steps), []).extend(scores.tolist())
+        for name, values in result.measures.items():
+            measured.measures.setdefault(name, []).extend(values.cpu().double().tolist())
+        advance(len(episodes) * len(case.steps))
+    return _record(run, case, tasks, split, seed, measured)
 
 
-def _references(spec: TaskSpec, raw: Task, columns: _Columns) -> None:
-    """Add chance and floor of a batch; from the data as sampled, so that no precision or device changes them."""
-    for index in range(len(raw.support.x)):
-        task = one_task(raw, index)
-        columns.floor.append(float(nearest_neighbour(spec.kind, task)))
-        columns.chance.append(float(chance_level(spec.kind, task, spec.shape.ways)))
+def _add_baselines(spec: TaskSpec, tasks: Task, measured: _TaskValues) -> None:
+    """Add both baselines of some tasks, computed from the data as sampled: precision and device do not matter."""
+    for index in range(len(tasks.support.x)):
+        task = one_task(tasks, index)
+        measured.floor.append(float(nearest_neighbour(spec.kind, task)))
+        measured.chance.append(float(chance_level(spec.kind, task, spec.shape.ways)))
 
 
-def _scored(run: Subject, plan: Plan, raw: Task, keys: Tensor, chosen: plans.Plan, columns: _Columns) -> None:
-    """Add each step count's scores of a batch; the learner's own figures are taken once, with the last of them."""
-    batch = prepare(raw, run.device, run.dtype)
-    for steps in plan.steps:
-        last = steps == plan.steps[-1]
-        found = score_tasks(plan.learner, run.values, batch, keys, steps=steps, plan=chosen, measure=last)
-        # Scored again in float64 from the predictions: a mean of 75 zeros and ones is not exact in bfloat16.
-        predictions = found.predictions.cpu().double()
-        scores = [_score(plan.spec.kind, predictions[i], raw.query.y[i].cpu()) for i in range(len(predictions))]
-        columns.scores.setdefault(_label(steps), []).extend(scores)
-        for name, values in found.measures.items():
-            columns.measures.setdefault(name, []).extend(values.cpu().double().tolist())
-
-
-def _score(kind: Kind, prediction: Tensor, y: Tensor) -> float:
-    """Return a task's score; NaN where a prediction is not finite, which an accuracy would hide."""
-    if not bool(prediction.isfinite().all()):
-        return math.nan
-    return float(score(kind, prediction, y.double() if y.is_floating_point() else y))
-
-
-def _record(run: Subject, plan: Plan, tasks: int, split: str, seed: int, columns: _Columns) -> Record:
-    shape, learner = plan.spec.shape, plan.learner
-    scores = [{"steps": steps, **strict_mean_and_ci(columns.scores[_label(steps)])} for steps in plan.steps]
+def _record(run: TrainedRun, case: EvaluationCase, tasks: int, split: str, seed: int, measured: _TaskValues) -> Record:
+    shape, learner = case.spec.shape, case.learner
+    scores: list[StepScore] = [
+        {"steps": steps, **strict_mean_and_ci(measured.scores[_label(steps)])} for steps in case.steps
+    ]
     return {
         "format": 1,
         "learner": _name(run.resolved.learner, learner),
@@ -233,36 +233,36 @@ def _record(run: Subject, plan: Plan, tasks: int, split: str, seed: int, columns
         "seed": seed,
         "tasks": tasks,
         **shape._asdict(),
-        "kind": plan.spec.kind,
-        "metric": METRICS[plan.spec.kind],
+        "kind": case.spec.kind,
+        "metric": METRICS[case.spec.kind],
         "norm": learner.norm,
         "transductive": learner.transductive,
         "note": run.dataset.note,
         "warn": _warning(tasks, scores),
         "own_steps": learner.steps if learner.tags.adapts else None,
-        "chance": mean_and_ci(columns.chance),
-        "floor": mean_and_ci(columns.floor),
+        "chance": mean_and_ci(measured.chance),
+        "floor": mean_and_ci(measured.floor),
         "scores": scores,
-        "measures": {name: strict_mean_and_ci(values) for name, values in columns.measures.items()},
+        "measures": {name: strict_mean_and_ci(values) for name, values in measured.measures.items()},
         "per_task": {
-            "chance": columns.chance,
-            "floor": columns.floor,
-            "scores": {label: _jsonable(values) for label, values in columns.scores.items()},
-            "measures": {name: _jsonable(values) for name, values in columns.measures.items()},
+            "chance": measured.chance,
+            "floor": measured.floor,
+            "scores": {label: _jsonable(values) for label, values in measured.scores.items()},
+            "measures": {name: _jsonable(values) for name, values in measured.measures.items()},
         },
     }
 
 
-def _warning(tasks: int, scores: Sequence[Estimate]) -> str:
-    """Return what a reader must know before believing the figures, in sentences; empty if nothing."""
-    said = []
-    if tasks < ENOUGH:
-        said.append(f"Only {tasks} tasks were evaluated; papers use at least {ENOUGH}.")
+def _warning(tasks: int, scores: Sequence[StepScore]) -> str:
+    """Return sentences on what limits the result; empty if nothing does."""
+    sentences = []
+    if tasks < ENOUGH_TASKS:
+        sentences.append(f"Only {tasks} tasks were evaluated; papers use at least {ENOUGH_TASKS}.")
     for one in scores:
         if one["tasks"] < tasks:
             after = "" if one["steps"] is None else f" after {one['steps']} adaptation steps"
-            said.append(f"On {tasks - one['tasks']} of {tasks} tasks the predictions{after} are not finite.")
-    return " ".join(said)
+            sentences.append(f"On {tasks - one['tasks']} of {tasks} tasks the predictions{after} are not finite.")
+    return " ".join(sentences)
 
 
 def _label(steps: int | None) -> str:
@@ -274,5 +274,5 @@ def _jsonable(values: Sequence[float]) -> list[float | None]:
 
 
 def _name(choice: Any, plugin: object) -> str:
-    """Return the name that the configuration gives a plugin, or its class's where it was handed over in Python."""
+    """Return the plugin's name in the configuration, or the name of its class if it is not named there."""
     return str(choice.name) if choice is not None else type(plugin).__name__

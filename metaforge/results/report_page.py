@@ -1,4 +1,4 @@
-"""`report.md`: one page on a run, made of what lies in its folder."""
+"""`report.md`: one page about a run, written from the files in its folder."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any
 from metaforge.results.records import (
     PICTURES,
     Record,
-    headline,
+    headline_score,
     read_evaluations,
     read_json,
     read_metrics,
     read_text,
     read_toml,
-    seconds_of,
+    run_seconds,
     shape_text,
-    without_tasks,
+    without_per_task,
     write_in_folder,
 )
 from metaforge.results.tables import (
     CHANCE_WORDS,
     METRIC_WORDS,
     estimate_text,
-    level_text,
-    markdown,
+    markdown_table,
+    mean_text,
     plus_minus,
     summary_markdown,
 )
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write `report.md` into a run's folder and return its path; what the folder lacks is left out."""
+    """Write `report.md` into a run folder and return its path; a missing file means a missing section."""
     config = read_toml(run_folder / "config.toml")
-    evaluations = [without_tasks(record) for record in read_evaluations(run_folder)]
+    evaluations = [without_per_task(record) for record in read_evaluations(run_folder)]
     names = [str(config.get(key, {}).get("name", "")) for key in ("dataset", "learner")]
     parts = [
         f"# {' · '.join(name for name in names if name) or run_folder.name}",
@@ -50,8 +50,8 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def machine(environment: Mapping[str, Any]) -> str:
-    """Return in a line what computed a run."""
+def machine_text(environment: Mapping[str, Any]) -> str:
+    """Return the hardware and the version of torch that a run was computed with, in one line."""
     threads = environment.get("threads")
     texts = [
         environment.get("processor"),
@@ -62,8 +62,8 @@ def machine(environment: Mapping[str, Any]) -> str:
     return ", ".join(str(text) for text in texts if text)
 
 
-def duration(seconds: float) -> str:
-    """Return a time in words of two units at most."""
+def duration_text(seconds: float) -> str:
+    """Return a duration in at most two units, e.g. `1 min 23 s`."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -72,24 +72,25 @@ def duration(seconds: float) -> str:
 
 
 def _headlines(evaluations: Sequence[Record]) -> list[str]:
+    """Return a list with the main score of each evaluation."""
     lines = []
     for one in evaluations:
-        best = headline(one)
+        best = headline_score(one)
         metric = one["metric"]
         after = "" if best["steps"] is None else f", {best['steps']} adaptation steps"
-        figure = f"{shape_text(one)}{after}: {estimate_text(best, metric)} {METRIC_WORDS[metric]}"
-        chance, floor = level_text(one["chance"], metric), estimate_text(one["floor"], metric)
+        result = f"{shape_text(one)}{after}: {estimate_text(best, metric)} {METRIC_WORDS[metric]}"
+        chance, floor = mean_text(one["chance"], metric), estimate_text(one["floor"], metric)
         where = f"{one['tasks']} tasks of the {one['split']} split"
-        lines.append(f"- **{figure}** on {where} ({CHANCE_WORDS[metric]} {chance}, nearest neighbour {floor})")
+        lines.append(f"- **{result}** on {where} ({CHANCE_WORDS[metric]} {chance}, nearest neighbour {floor})")
     return ["\n".join(lines)] if lines else ["Not evaluated yet."]
 
 
 def _evaluations(evaluations: Sequence[Record]) -> list[str]:
-    """Return a section for each protocol; shapes of one protocol share a table."""
+    """Return one section per protocol, with one table for all its task shapes."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for one in evaluations:
-        same = ("step", "split", "seed", "tasks", "metric", "norm", "transductive", "note", "warn")
-        groups.setdefault(tuple(one.get(name) for name in same), []).append(one)
+        protocol = ("step", "split", "seed", "tasks", "metric", "norm", "transductive", "note", "warn")
+        groups.setdefault(tuple(one.get(name) for name in protocol), []).append(one)
     parts = []
     for group in groups.values():
         parts += [
@@ -100,24 +101,25 @@ def _evaluations(evaluations: Sequence[Record]) -> list[str]:
 
 
 def _training(status: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the section with the outcome of the training and its last metrics."""
     rows = [[name, str(status[name])] for name in ("outcome", "error", "steps") if name in status]
-    if (seconds := seconds_of(status)) is not None:
-        rows.append(["time", duration(seconds)])
+    if (seconds := run_seconds(status)) is not None:
+        rows.append(["time", duration_text(seconds)])
     resumed = status.get("resumed")
     differences = resumed.get("differences") if isinstance(resumed, Mapping) else None
-    rows += [["not exact since a resume", str(one)] for one in differences] if isinstance(differences, list) else []
+    rows += [["resumed with this change", str(one)] for one in differences] if isinstance(differences, list) else []
     last = metrics[-1] if metrics else {}
     for name, value in last.items():
         if name not in ("step", "elapsed", "eta", "score_ci", "val_score_ci") and isinstance(value, int | float):
             rows.append([f"last {name.replace('_', ' ')}", plus_minus(float(value), last.get(f"{name}_ci"))])
-    return ["## Training", markdown(["what", "value"], rows)] if rows else []
+    return ["## Training", markdown_table(["name", "value"], rows)] if rows else []
 
 
 def _pictures(folder: Path) -> list[str]:
-    found = sorted((folder / PICTURES).glob("*.png"))
-    if not found:
+    paths = sorted((folder / PICTURES).glob("*.png"))
+    if not paths:
         return []
-    return ["## Pictures", *(f"![{path.stem}]({PICTURES}/{path.name})" for path in found)]
+    return ["## Pictures", *(f"![{path.stem}]({PICTURES}/{path.name})" for path in paths)]
 
 
 def _command(folder: Path, config: Mapping[str, Any]) -> list[str]:
@@ -125,12 +127,12 @@ def _command(folder: Path, config: Mapping[str, Any]) -> list[str]:
     if not command:
         return []
     seed = f" (seed {config['seed']})" if "seed" in config else ""
-    words = f"`metaforge train --config config.toml`, with the file beside this page, repeats the run{seed}."
-    return ["## Reproduce", f"```sh\n{command}\n```", words]
+    sentence = f"`metaforge train --config config.toml`, with the `config.toml` of this folder, repeats the run{seed}."
+    return ["## Reproduce", f"```sh\n{command}\n```", sentence]
 
 
 def _environment(environment: Mapping[str, Any]) -> list[str]:
     rows = [[name, str(value)] for name, value in environment.items() if not isinstance(value, Mapping | list)]
     for group in (value for value in environment.values() if isinstance(value, Mapping)):
         rows += [[str(name), str(value)] for name, value in group.items()]
-    return ["## Environment", markdown(["what", "value"], rows)] if rows else []
+    return ["## Environment", markdown_table(["name", "value"], rows)] if rows else []

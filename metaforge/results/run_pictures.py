@@ -1,4 +1,4 @@
-"""The pictures of a run: which are drawn, and of what."""
+"""Draws the pictures of a run: the plots of its training and evaluation, and some of its test tasks."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from torch import Tensor
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.protocols import Task, TaskShape
 from metaforge.engine.batch import prepare, score_tasks
-from metaforge.results.evaluate import Plan, Subject, plan_of
-from metaforge.results.pictures import Fit, episode_grid, regression_fits, score_histogram, steps_curve, training_curve
-from metaforge.results.records import PICTURES, caption, headline, read_evaluations, read_metrics
+from metaforge.results.episode_picture import episode_grid
+from metaforge.results.episode_scores import EvaluationCase
+from metaforge.results.evaluate import TrainedRun, evaluation_case
+from metaforge.results.plots import Fit, regression_fits, score_histogram, steps_curve, training_curve
+from metaforge.results.records import PICTURES, caption, headline_score, read_evaluations, read_metrics
 
+# Regression tasks that are plotted, and the points of each curve.
 _TASKS, _POINTS = 6, 200
 
 
-def draw(run: Subject, *, split: str) -> list[Path]:
-    """Draw a run's training and its evaluations on a split into its folder; return the pictures' paths."""
+def draw(run: TrainedRun, *, split: str) -> list[Path]:
+    """Draw a run's training and its evaluations on a split, write the pictures to its folder, return their paths."""
     if run.folder is None:
         return []
     folder = run.folder / PICTURES
-    drawn = []
+    drawn: list[Path] = []
     records = [record for record in read_evaluations(run.folder) if record["split"] == split]
     if any(row.get("loss") is not None for row in read_metrics(run.folder / "metrics.jsonl")):
         drawn.append(folder / "training.png")
@@ -32,40 +35,41 @@ def draw(run: Subject, *, split: str) -> list[Path]:
         metric = "mse" if run.dataset.kind == "regression" else "accuracy"
         training_curve(run.folder / "metrics.jsonl", drawn[-1], title=" · ".join([*names, "training"]), metric=metric)
     for record in records:
-        if headline(record)["mean"] is not None:
+        if headline_score(record)["mean"] is not None:
             drawn.append(folder / f"scores-{split}-{record['ways']}w{record['shots']}s.png")
             score_histogram(record, drawn[-1])
-    stepped = [record for record in records if len(record["scores"]) > 1]
-    if stepped:
+    with_steps = [record for record in records if len(record["scores"]) > 1]
+    if with_steps:
         drawn.append(folder / f"steps-{split}.png")
-        steps_curve(stepped, drawn[-1])
-    return drawn + (_examples(run, records[0], folder) if records else [])
+        steps_curve(with_steps, drawn[-1])
+    return drawn + (_draw_tasks(run, records[0], folder) if records else [])
 
 
-def _examples(run: Subject, record: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw the first tasks of an evaluation with the learner's answers; nothing where inputs cannot be drawn."""
+def _draw_tasks(run: TrainedRun, record: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw the first tasks of an evaluation with the learner's predictions, if their inputs can be drawn."""
     shape = TaskShape(record["ways"], record["shots"], record["queries"])
-    steps = headline(record)["steps"]
+    steps = headline_score(record)["steps"]
     split, seed = record["split"], record["seed"]
-    plan = plan_of(run, split, shape, None if steps is None else [steps])
-    if plan.spec.kind == "regression" and plan.spec.x_shape == (1,) and plan.spec.outputs == 1:
+    case = evaluation_case(run, split, shape, None if steps is None else [steps])
+    if case.spec.kind == "regression" and case.spec.x_shape == (1,) and case.spec.outputs == 1:
         out = folder / f"fits-{split}.png"
-        # The same tasks with many queries: sorted, they are the true curves.
-        plan = plan_of(run, split, shape._replace(queries=_POINTS), None if steps is None else [steps])
-        tasks = run.dataset.sample(split, plan.spec.shape, 0, _TASKS, seed=seed)
-        regression_fits(_fits(run, plan, tasks), out, title=caption(record), steps=steps)
+        # The same tasks with many queries, which show the true curves.
+        case = evaluation_case(run, split, shape._replace(queries=_POINTS), None if steps is None else [steps])
+        tasks = run.dataset.sample(split, case.spec.shape, 0, _TASKS, seed=seed)
+        regression_fits(_fits(run, case, tasks), out, title=caption(record), steps=steps)
         return [out]
-    if plan.spec.kind == "classification" and len(plan.spec.x_shape) == 3:
+    if case.spec.kind == "classification" and len(case.spec.x_shape) == 3:
         out = folder / f"episode-{split}.png"
         tasks = run.dataset.sample(split, shape, 0, 1, seed=seed)
-        episode_grid(one_task(tasks), out, _predicted(run, plan, tasks, steps)[0], title=f"{caption(record)}, task 0")
+        episode_grid(one_task(tasks), out, _predict(run, case, tasks, steps)[0], title=f"{caption(record)}, task 0")
         return [out]
     return []
 
 
-def _fits(run: Subject, plan: Plan, tasks: Task) -> list[Fit]:
-    after = _predicted(run, plan, tasks, plan.steps[0])
-    before = _predicted(run, plan, tasks, 0) if plan.learner.tags.adapts else None
+def _fits(run: TrainedRun, case: EvaluationCase, tasks: Task) -> list[Fit]:
+    """Return the plots of some tasks, with predictions before and after adaptation."""
+    after = _predict(run, case, tasks, case.steps[0])
+    before = _predict(run, case, tasks, 0) if case.learner.tags.adapts else None
     return [
         Fit(
             x=tasks.query.x[index],
@@ -79,8 +83,8 @@ def _fits(run: Subject, plan: Plan, tasks: Task) -> list[Fit]:
     ]
 
 
-def _predicted(run: Subject, plan: Plan, tasks: Task, steps: int | None) -> Tensor:
-    """Return predictions `[tasks, n, outputs]`."""
+def _predict(run: TrainedRun, case: EvaluationCase, tasks: Task, steps: int | None) -> Tensor:
+    """Return predictions `[tasks, n, outputs]` for the queries, after a number of adaptation steps."""
     batch = prepare(tasks, run.device, run.dtype)
     with torch.no_grad():
-        return score_tasks(plan.learner, run.values, batch, steps=steps).predictions.cpu()
+        return score_tasks(case.learner, run.values, batch, steps=steps).predictions.cpu()

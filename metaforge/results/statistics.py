@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypedDict
 
-from metaforge.results.records import Estimate
+
+class Estimate(TypedDict):
+    """A mean over tasks: standard deviation, half width of the 95 % confidence interval, and number of tasks.
+
+    A statistic that so few values do not have is None.
+    """
+
+    mean: float | None
+    sd: float | None
+    ci: float | None
+    tasks: int
+
+
+class StepScore(Estimate):
+    """The score after a number of adaptation steps; `steps` is None for a learner that does not adapt in steps."""
+
+    steps: int | None
 
 
 def mean_and_ci(values: Sequence[float]) -> Estimate:
     """Return mean, standard deviation (n - 1) and 95 % interval (1.96 sd / √n) of the finite values, and their number.
 
-    What a mean of so few values cannot have is None.
+    The mean of no values is None, and so are the standard deviation and the interval of fewer than two.
     """
     finite = [value for value in values if math.isfinite(value)]
     n = len(finite)
@@ -25,6 +42,11 @@ def mean_and_ci(values: Sequence[float]) -> Estimate:
 
 
 def strict_mean_and_ci(values: Sequence[float]) -> Estimate:
-    """Return the figure of values; none but the count where one is not finite: leaving it out would flatter."""
-    found = mean_and_ci(values)
-    return found if found["tasks"] == len(values) else {"mean": None, "sd": None, "ci": None, "tasks": found["tasks"]}
+    """Return the same as `mean_and_ci` if all values are finite, otherwise only the number of finite values.
+
+    A mean over the other tasks alone would look better than the learner is.
+    """
+    estimate = mean_and_ci(values)
+    if estimate["tasks"] == len(values):
+        return estimate
+    return {"mean": None, "sd": None, "ci": None, "tasks": estimate["tasks"]}

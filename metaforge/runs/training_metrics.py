@@ -42,6 +42,6 @@ def score_metrics(scores: Sequence[float]) -> dict[str, float]:
     The mean is NaN if one of the scores is; a single score has no interval.
     """
     estimate = mean_and_ci(scores)
-    if estimate["tasks"] < len(scores):
+    if estimate["mean"] is None or estimate["tasks"] < len(scores):
         return {"score": math.nan}
     return {"score": estimate["mean"]} | ({} if estimate["ci"] is None else {"score_ci": estimate["ci"]})

@@ -13,11 +13,12 @@ from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Params, Task
 from metaforge.config.resolved import Resolved
 from metaforge.engine import plans
-from metaforge.engine.batch import Call, MetaStep, combining_regularizers, eager, meta_gradients, prepare, score_tasks
+from metaforge.engine.batch import Call, MetaStep, combining_regularizers, eager, meta_gradients, prepare
 from metaforge.engine.compiler import Compiler
 from metaforge.engine.precision import rounding
 from metaforge.engine.processes import World
 from metaforge.errors import ConfigError
+from metaforge.results.episode_scores import EvaluationCase, episode_chunks, score_episodes
 from metaforge.runs.assembly import Components
 from metaforge.system import machine
 
@@ -128,21 +129,29 @@ class Worker:
         return self.episodes(step)[self.share.first : self.share.first + sum(self.share.groups)]
 
     def validation_scores(self, values: Params, tasks: int) -> list[float]:
-        """Return the scores of the first tasks of the validation split."""
+        """Return the scores of the first tasks of the validation split, NaN where a prediction is not finite.
+
+        Each process computes a part of the tasks; all processes return the scores of all tasks.
+        """
         spec = self.parts.dataset.spec("val", self.parts.task_shape)
-        tester = self.parts.learner(spec)
+        case = EvaluationCase(spec, self.parts.learner(spec))
         chunk = plans.choose_chunk(spec, self.device, self.settings.engine.chunk, training=False)
-        pieces = [range(first, min(first + chunk, tasks)) for first in range(0, tasks, chunk)]
-        # The same pieces for any number of processes: how many tasks run together shows in the last bits.
-        size, ends = self.world.size, [len(pieces) * rank // self.world.size for rank in range(self.world.size + 1)]
-        shares = [pieces[ends[rank] : ends[rank + 1]] for rank in range(size)]
+        # The same chunks for any number of processes: the last bits of a score depend on which tasks are in its chunk.
+        chunks = episode_chunks(tasks, chunk)
+        ends = [len(chunks) * rank // self.world.size for rank in range(self.world.size + 1)]
+        shares = [chunks[ends[rank] : ends[rank + 1]] for rank in range(self.world.size)]
         scores: list[float] = []
-        for piece in shares[self.world.rank]:
-            seed = self.settings.evaluate.seed
-            batch = self.parts.dataset.sample("val", spec.shape, piece[0], len(piece), seed=seed)
-            batch = prepare(batch, self.device, self.dtype)
-            found = score_tasks(tester, values, batch, plan=self.plan)
-            # An accuracy would hide that a prediction is not finite.
-            finite = found.predictions.flatten(1).isfinite().all(1)
-            scores += found.scores.where(finite, torch.nan).tolist()
+        for episodes in shares[self.world.rank]:
+            result = score_episodes(
+                case,
+                values,
+                self.parts.dataset,
+                episodes,
+                split="val",
+                seed=self.settings.evaluate.seed,
+                device=self.device,
+                dtype=self.dtype,
+                plan=self.plan,
+            )
+            scores += result.scores[0].tolist()
         return self.world.gather(scores, [sum(map(len, share)) for share in shares])

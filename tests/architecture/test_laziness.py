@@ -30,10 +30,21 @@ def imported(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split()[1:])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list-plugins"], ["list-plugins", "--json"]])
-def test_commands_that_compute_nothing_import_nothing_heavy(arguments: list[str]) -> None:
-    # Typer reads options by way of pydantic, which is quick; everything else is ours to keep out.
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
+    assert imported(RUN.format(arguments=arguments, code=0)) == set()
+
+
+@pytest.mark.parametrize("arguments", [["list-plugins"], ["list-plugins", "--json"]])
+def test_the_listing_imports_nothing_heavy_but_what_typer_needs(arguments: list[str]) -> None:
+    # Typer itself imports pydantic to convert the options of any command.
     assert imported(RUN.format(arguments=arguments, code=0)) <= {"pydantic"}
+
+
+@pytest.mark.parametrize("flags", ["", "as_json=True"])
+def test_the_listing_itself_imports_nothing_heavy(flags: str) -> None:
+    code = f"from metaforge.cli.list_plugins import list_plugins\nlist_plugins({flags})"
+    assert imported(code) == set()
 
 
 def test_a_new_project_imports_nothing_heavy(tmp_path: Path) -> None:

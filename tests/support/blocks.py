@@ -130,7 +130,7 @@ def check_run(context: typer.Context) -> None:
     from metaforge.cli.options import RunFlags
 
     flags = RunFlags(**{name: context.params[name] for name in RunFlags._fields})
-    flags.resolved(complete=context.params.get("resume") is None)
+    flags.resolve(complete=context.params.get("resume") is None)
 
 
 def check_toml(block: Block, *, resolve: bool) -> None:

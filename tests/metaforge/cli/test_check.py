@@ -1,4 +1,4 @@
-"""`metaforge check`: one line for each check, counts at the end, and exit codes that mean something."""
+"""`metaforge check`: one line per check, counts at the end, and exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import faulty_learners
 from metaforge.cli.app import app
 from metaforge.registry.registry import Registry
 from metaforge.registry.scan import scan
-from metaforge.testing import run_checks as collection
+from metaforge.testing import run_checks
 from metaforge.testing.checks import general, learners
 
 RUNNER = CliRunner()
@@ -20,15 +20,15 @@ RUNNER = CliRunner()
 
 @pytest.fixture(autouse=True)
 def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the dear checks to other tests, and have faulty learners installed."""
-    monkeypatch.setattr(collection, "_MODULES", (learners,))
+    """Run only the checks of learners, and install faulty learners."""
+    monkeypatch.setattr(run_checks, "_MODULES", (learners,))
     registry: Registry = scan()
     for name in ("Leaking", "Right"):
         registry = registry.with_plugin("learner", name.lower(), getattr(faulty_learners, name))
     monkeypatch.setattr("metaforge.registry.scan.scan", lambda: registry)
 
 
-def test_a_right_plugin_passes_and_what_does_not_apply_is_said() -> None:
+def test_a_correct_plugin_passes_and_checks_that_do_not_apply_are_listed() -> None:
     done = RUNNER.invoke(app, ["check", "sgd"])
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -57,11 +57,11 @@ def test_json_has_the_counts_and_every_check() -> None:
     assert (found["kind"], found["name"], found["failed"]) == ("learner", "leaking", 1)
     (failed,) = [row for row in found["checks"] if row["status"] == "failed"]
     assert failed["check"] == "no-leak"
-    assert failed["said"]
+    assert failed["message"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "sentence"),
     [
         (["check", "no-such-plugin"], 4, "No plugin is called"),
         (["check", "sgd", "--kind", "learner"], 4, "Another kind has it"),
@@ -70,17 +70,17 @@ def test_json_has_the_counts_and_every_check() -> None:
         (["check", "omniglot"], 3, "images are missing"),
     ],
 )
-def test_what_cannot_be_checked_ends_with_its_own_error(
-    arguments: list[str], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_plugin_that_cannot_be_checked_ends_with_its_own_error(
+    arguments: list[str], code: int, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METAFORGE_DATA", str(tmp_path))
     done = RUNNER.invoke(app, arguments)
     assert done.exit_code == code
-    assert said in done.stderr
+    assert sentence in done.stderr
 
 
 def test_what_a_plugin_prints_stays_out_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collection, "_MODULES", (general,))
+    monkeypatch.setattr(run_checks, "_MODULES", (general,))
     monkeypatch.setattr(faulty_learners.Right.Config, "model_json_schema", lambda: print("I print") or {})  # noqa: T201
     done = RUNNER.invoke(app, ["check", "right", "--json"])
     assert json.loads(done.stdout)["name"] == "right"

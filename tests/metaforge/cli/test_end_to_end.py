@@ -58,7 +58,7 @@ def test_a_signal_ends_a_run_that_keeps_what_it_learned(
         rest = process.stderr.read()
         assert process.wait(60) == code, rest
     assert word in rest
-    assert "What was learned so far is in run" in rest
+    assert "The last checkpoint of this run is in run" in rest
     assert "Traceback" not in rest
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["outcome"], status["exit_code"]) == ("stopped", code)

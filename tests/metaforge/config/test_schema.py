@@ -1,4 +1,4 @@
-"""The schema of a run file accepts what `resolve` accepts, and refuses what it refuses."""
+"""The schema of a run file says yes to what `resolve` accepts, and no to what it refuses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import Any
 import jsonschema
 import pytest
 from pydantic import Field
-from typer.testing import CliRunner
 
 import metaforge
 from metaforge.authoring.protocols import Adapter, Options
-from metaforge.cli.app import app
 from metaforge.config.resolve import resolve
 from metaforge.config.schema import kind_schema, run_schema
 from metaforge.config.settings import RunConfig
@@ -31,7 +29,7 @@ class Nested(Options):
 
 
 class Own(Adapter):
-    """An adapter with nested options and a list."""
+    """An adapter with options that are not plain."""
 
     class Config(Options):
         inner: Nested = Field(Nested(), description="More.")
@@ -59,12 +57,12 @@ def registry() -> Registry:
 def validator(registry: Registry) -> Any:
     schema = run_schema(registry).value
     jsonschema.Draft202012Validator.check_schema(schema)
-    # Through text and back: everything in the schema must be a type that JSON has.
+    # As a file would hold it: nothing in it may be more than JSON.
     return jsonschema.Draft202012Validator(json.loads(json.dumps(schema)))
 
 
 @pytest.mark.parametrize("learner", scan().names("learner"))
-def test_the_resolved_values_of_every_learner_are_valid(learner: str, registry: Registry, validator: Any) -> None:
+def test_what_is_resolved_is_valid(learner: str, registry: Registry, validator: Any) -> None:
     values = resolve([Layer("test", {"learner": learner})], registry).to_dict()
     validator.validate(values)
     validator.validate(to_toml_values(values))
@@ -116,7 +114,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "good"), [*((text, True) for text in GOOD), *((text, False) for text in BAD)])
-def test_the_schema_and_resolve_agree(text: str, good: bool, registry: Registry, validator: Any) -> None:
+def test_the_schema_and_the_program_agree(text: str, good: bool, registry: Registry, validator: Any) -> None:
     values = tomllib.loads(text)
     assert validator.is_valid(values) == good, [error.message for error in validator.iter_errors(values)]
     if good:
@@ -132,12 +130,12 @@ def test_an_error_names_the_option_that_is_wrong(validator: Any) -> None:
     assert "'stepz' was unexpected" in error.message
 
 
-def test_options_without_a_name_may_be_those_of_any_plugin(validator: Any) -> None:
+def test_options_without_a_name_may_be_of_any_plugin(validator: Any) -> None:
     assert validator.is_valid({"learner": {"distance": "cosine"}, "dataset": {"jitter": 0.5}})
     assert not validator.is_valid({"learner": {"distance": "cosine", "jitter": 0.5}})
 
 
-def test_every_kind_has_a_table_and_a_schema(registry: Registry, validator: Any) -> None:
+def test_every_kind_has_its_table_and_its_own_schema(registry: Registry, validator: Any) -> None:
     for kind in KINDS:
         schema = kind_schema(registry, kind).value
         jsonschema.Draft202012Validator.check_schema(schema)
@@ -149,7 +147,6 @@ def test_every_kind_has_a_table_and_a_schema(registry: Registry, validator: Any)
 
 
 def broken() -> Registry:
-    """Return a registry with plugins of every state, of which only `own` can be used."""
     entries = [
         Entry("adapter", "gone", "nowhere:Gone", "zoo", "1.0"),
         Entry("adapter", "old", "zoo:Old", "zoo", "1.0", state="incompatible", reason="it requires metaforge>=99"),
@@ -160,12 +157,12 @@ def broken() -> Registry:
     return Registry(entries).with_plugin("adapter", "own", Own).with_plugin("adapter", "odd", Indescribable)
 
 
-def test_a_broken_plugin_is_left_out_with_a_sentence_and_the_others_stay() -> None:
+def test_a_broken_plugin_is_left_out_and_named_and_the_others_stay() -> None:
     schema = run_schema(broken())
-    sentences = "\n".join(schema.left_out)
+    said = "\n".join(schema.left_out)
     for part in ("'gone' of zoo 1.0 cannot be loaded", "it requires metaforge>=99", "'odd' of python cannot be descri"):
-        assert part in sentences
-    assert "secret" not in sentences
+        assert part in said
+    assert "secret" not in said
     validator = jsonschema.Draft202012Validator(schema.value)
     assert validator.is_valid({"adapters": ["own"]})
     for name in ("gone", "old", "secret", "odd", "twin"):
@@ -173,28 +170,13 @@ def test_a_broken_plugin_is_left_out_with_a_sentence_and_the_others_stay() -> No
     assert not validator.is_valid({"learner": "anything"})
 
 
-def test_an_ambiguous_plugin_has_only_its_qualified_name() -> None:
+def test_an_ambiguous_plugin_has_its_qualified_name_alone() -> None:
     class Other(Own):
         """Another of that name."""
 
     registry = Registry([Entry("adapter", "own", "zoo:Own", "right", "1.0")]).with_plugin("adapter", "own", Own)
     both = Registry([*registry.entries(), Entry("adapter", "own", f"{__name__}:Own", "right", "1.0")])
-    both._own_classes = {("adapter", "python:own"): Own, ("adapter", "right:own"): Other}
+    both._own = {("adapter", "python:own"): Own, ("adapter", "right:own"): Other}
     validator = jsonschema.Draft202012Validator(run_schema(both).value)
     assert validator.is_valid({"adapters": ["right:own", "python:own"]})
     assert not validator.is_valid({"adapters": ["own"]})
-
-
-def test_the_command_prints_and_writes_the_schema(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("metaforge.registry.scan.scan", broken)
-    runner = CliRunner()
-    result = runner.invoke(app, ["schema"])
-    assert result.exit_code == 0
-    assert json.loads(result.stdout) == run_schema(broken()).value
-    assert "Left out: The adapter 'gone' of zoo 1.0 cannot be loaded" in result.stderr
-    file = tmp_path / "new" / "run.schema.json"
-    result = runner.invoke(app, ["schema", "--kind", "adapters", "--out", str(file), "--json"])
-    assert result.exit_code == 0
-    assert json.loads(file.read_text("utf-8")) == kind_schema(broken(), "adapter").value
-    assert json.loads(result.stdout)["file"] == str(file)
-    assert runner.invoke(app, ["schema", "--kind", "adaptor"]).exit_code == 2

@@ -1,4 +1,4 @@
-"""Evaluation: known tasks give known scores, intervals, floors and files."""
+"""Evaluation of tasks whose scores are known: means, intervals, baselines, records and refusals."""
 
 from __future__ import annotations
 
@@ -10,35 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from fake_runs import FakeRun, Pixels, Proportional, Reader, regression_run
+from fake_runs import FakeRun, Proportional, Reader, regression_run
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.protocols import Examples, Tags, Task, TaskShape
+from metaforge.authoring.protocols import Tags
 from metaforge.errors import ConfigError
-from metaforge.results.evaluate import chance_level, evaluate_run, nearest_neighbour
 from metaforge.results.statistics import mean_and_ci
+from run_folders import run_evaluation
 
-# Every second episode shows the next class: read wrongly; every fourth (an even one) makes the learner err too.
+# In odd episodes the queries show the wrong class; in every fourth the learner predicts wrongly on purpose.
 ACCURACY = [0.0, 0.0, 1.0, 0.0]
 
 
-def run_evaluation(run: FakeRun, **changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {"shots": None, "steps": None, "tasks": 8, "split": "test", "seed": 7}
-    return evaluate_run(run, **{**settings, **changes})
-
-
-def test_the_interval_is_that_of_a_mean() -> None:
-    """Mean 2, sd 2 (n - 1), 1.96 sd / √3."""
-    found = mean_and_ci([0.0, 2.0, 4.0])
-    assert found == {"mean": 2.0, "sd": 2.0, "ci": pytest.approx(1.96 * 2 / math.sqrt(3), rel=1e-15), "tasks": 3}
-
-
-def test_figures_of_few_or_odd_values() -> None:
-    assert mean_and_ci([0.5]) == {"mean": 0.5, "sd": None, "ci": None, "tasks": 1}
-    assert mean_and_ci([]) == {"mean": None, "sd": None, "ci": None, "tasks": 0}
-    assert mean_and_ci([1.0, math.nan, 3.0])["tasks"] == 2
-
-
-def test_scores_by_steps_and_floor_and_chance_are_those_known(tmp_path: Path) -> None:
+def test_scores_by_steps_and_both_baselines_are_as_expected(tmp_path: Path) -> None:
     summary = run_evaluation(FakeRun(tmp_path))
     (result,) = summary["results"]
     assert [one["steps"] for one in result["scores"]] == [0, 2]
@@ -47,12 +30,12 @@ def test_scores_by_steps_and_floor_and_chance_are_those_known(tmp_path: Path) ->
     assert before["ci"] == pytest.approx(0.0, abs=1e-9)
     assert {name: after[name] for name in ("mean", "sd", "ci", "tasks")} == pytest.approx(mean_and_ci(ACCURACY * 2))
     assert result["chance"]["mean"] == pytest.approx(0.2)
-    # The neighbour is right in even episodes and wrong in odd ones.
+    # The nearest neighbour is correct in even episodes and wrong in odd ones.
     assert result["floor"]["mean"] == 0.5
     assert result["floor"]["ci"] == pytest.approx(1.96 * math.sqrt(8 / 7 / 4) / math.sqrt(8))
 
 
-def test_the_file_holds_everything_and_the_answer_all_but_the_tasks(tmp_path: Path) -> None:
+def test_the_file_has_everything_and_the_result_all_but_the_values_of_every_task(tmp_path: Path) -> None:
     summary = run_evaluation(FakeRun(tmp_path), shots=[1, 3])
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert sorted(path.name for path in (tmp_path / "evaluation").iterdir()) == ["test-5w1s.json", "test-5w3s.json"]
@@ -67,7 +50,7 @@ def test_the_file_holds_everything_and_the_answer_all_but_the_tasks(tmp_path: Pa
     assert (record["learner"], record["dataset"], record["note"]) == ("reader", "pixels", "The data are synthetic.")
 
 
-def test_the_learners_own_figures_are_averaged_and_get_the_episodes_keys(tmp_path: Path) -> None:
+def test_the_learners_own_metrics_are_averaged_and_get_the_keys_of_the_episodes(tmp_path: Path) -> None:
     (result,) = run_evaluation(FakeRun(tmp_path))["results"]
     assert result["measures"]["instance 1"] == {"mean": 0.25, "sd": 0.0, "ci": 0.0, "tasks": 8}
     expected = [int(make_key(7, "test", index)) % 1024 for index in range(8)]
@@ -93,18 +76,18 @@ def test_every_episode_is_sampled_once_in_order_under_the_evaluations_seed() -> 
 def test_progress_counts_every_evaluation_to_the_end() -> None:
     seen: list[tuple[int, int]] = []
     run_evaluation(
-        FakeRun(None, engine={"chunk": 4}), shots=[1, 2], steps=[0, 1, 2], progress=lambda *at: seen.append(at)
+        FakeRun(None, engine={"chunk": 4}), shots=[1, 2], steps=[0, 1, 2], progress=lambda *counts: seen.append(counts)
     )
     assert seen == [(12, 48), (24, 48), (36, 48), (48, 48)]
 
 
-def test_few_tasks_are_warned_of() -> None:
+def test_a_result_on_few_tasks_has_a_warning() -> None:
     assert "Only 8 tasks" in run_evaluation(FakeRun(None))["warn"]
     assert run_evaluation(FakeRun(None), tasks=600)["warn"] == ""
 
 
-def test_regression_is_scored_beside_the_support_mean_and_the_nearest_point(tmp_path: Path) -> None:
-    """Task i is y = (i + 1) x with support at 0 and 2, queries at 0.25, 0.75, 1.25, 1.75; the learner says y = x."""
+def test_regression_is_compared_with_the_support_mean_and_the_nearest_point(tmp_path: Path) -> None:
+    """Task i is y = (i + 1) x with support at 0 and 2, queries at 0.25 to 1.75; the learner predicts y = x."""
     summary = run_evaluation(regression_run(tmp_path), tasks=3)
     (result,) = summary["results"]
     slopes = (1.0, 2.0, 3.0)
@@ -141,7 +124,7 @@ def test_fixed_ways_are_refused_before_anything_is_computed(tmp_path: Path) -> N
     assert run_evaluation(FakeRun(None, learner=Free), ways=3)["ways"] == 3
 
 
-def test_predictions_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
+def test_predictions_that_are_not_finite_give_no_score(tmp_path: Path) -> None:
     class Broken(Proportional):
         def predict(self, values: Any, fast: Any, x: torch.Tensor, *, key: Any = None) -> torch.Tensor:
             return super().predict(values, fast, x) / (fast != 2)
@@ -155,7 +138,7 @@ def test_predictions_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
     assert "On 3 of 3 tasks the predictions after 2 adaptation steps are not finite." in summary["warn"]
 
 
-def test_a_figure_of_the_learners_own_that_is_not_finite_on_a_task_has_no_mean(tmp_path: Path) -> None:
+def test_a_metric_of_the_learner_that_is_not_finite_on_one_task_has_no_mean(tmp_path: Path) -> None:
     class Odd(Reader):
         def measure(self, values: Any, task: Any, key: Any) -> Any:
             return {"odd": values["w"] / (key != make_key(7, "test", 3))}
@@ -166,22 +149,18 @@ def test_a_figure_of_the_learners_own_that_is_not_finite_on_a_task_has_no_mean(t
     assert record["per_task"]["measures"]["odd"] == [1.0, 1.0, 1.0, None, 1.0, 1.0, 1.0, 1.0]
 
 
-def test_no_tasks_are_refused() -> None:
+def test_an_evaluation_on_no_tasks_is_refused() -> None:
     with pytest.raises(ConfigError, match="0 tasks"):
         run_evaluation(FakeRun(None), tasks=0)
 
 
-def test_references_of_one_task() -> None:
-    support = Examples(torch.tensor([[0.0], [1.0], [1.0]]), torch.tensor([0, 1, 2]))
-    query = Examples(torch.tensor([[0.1], [0.9], [1.0], [0.4]]), torch.tensor([0, 1, 2, 1]))
-    # Of two equally near examples the first is taken: the third query is answered 1.
-    assert nearest_neighbour("classification", Task(support, query)) == 0.5
-    assert chance_level("classification", Task(support, query), 3) == pytest.approx(1 / 3)
+def test_later_checkpoints_that_cannot_be_used_are_in_the_warning(tmp_path: Path) -> None:
+    summary = run_evaluation(FakeRun(tmp_path), tasks=600, saved={"steps": 4, "damaged": ["step 5 is damaged"]})
+    assert (summary["step"], summary["damaged"]) == (4, ["step 5 is damaged"])
+    assert summary["warn"] == "1 later checkpoint cannot be used: the scores are those of outer step 4."
 
 
-def test_bytes_and_floats_have_the_same_floor() -> None:
-    dataset = Pixels()
-    batch = dataset.sample("test", TaskShape(3, 1, 2), 1, 1, seed=0)
-    task = Task(*(Examples(part.x[0], part.y[0]) for part in batch))
-    floats = Task(*(Examples(part.x / 255, part.y) for part in task))
-    assert nearest_neighbour("classification", task) == nearest_neighbour("classification", floats) == 0.0
+@pytest.mark.parametrize(("name", "numbers"), [("shots", [0]), ("steps", [1, -1])])
+def test_numbers_that_are_too_small_are_refused(name: str, numbers: list[int]) -> None:
+    with pytest.raises(ConfigError, match=f"evaluate.{name} has {min(numbers)}, but should be"):
+        run_evaluation(FakeRun(None), **{name: numbers})

@@ -9,7 +9,7 @@ import pytest
 
 import metaforge
 from metaforge.authoring.protocols import Options, TaskSpec
-from metaforge.cli.describe import description, shown
+from metaforge.cli.describe import description, description_text
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
 from metaforge.errors import ConfigError, DataError, PluginError
@@ -117,9 +117,9 @@ def test_broken_facts_do_not_prevent_a_description(facts: Any, monkeypatch: pyte
 
     monkeypatch.setattr(ToyClasses, "facts", told)
     registry = installed()
-    text = shown(description(registry, registry.find("dataset", "toy-dataset")))
+    text = description_text(description(registry, registry.find("dataset", "toy-dataset")))
     assert "Classes of random vectors" in text
-    said = "cannot tell its facts: " if not isinstance(facts, dict) else "what "
+    said = "cannot describe its splits: " if not isinstance(facts, dict) else "what "
     assert f"train: {'' if isinstance(facts, dict) else 'not available: The dataset '}" in text
     assert said in text
 

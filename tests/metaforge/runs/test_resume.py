@@ -182,7 +182,7 @@ def test_an_inexact_run_remains_inexact(tmp_path: Path) -> None:
     assert run.summary["resumed"]["differences"] == ["train.lr: 0.001 -> 0.01 (after step 4)"]
     assert not run.summary["resumed"]["exact"]
     assert not json.loads((tmp_path / "run" / "status.json").read_text())["resumed"]["exact"]
-    assert "not exact since a resume | train.lr: 0.001 -> 0.01" in (tmp_path / "run" / "report.md").read_text()
+    assert "resumed with this change | train.lr: 0.001 -> 0.01" in (tmp_path / "run" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(("reduce", "named"), [("fast", ["processes: 1 -> 2"]), ("exact", [])])
@@ -209,7 +209,7 @@ def test_an_evaluation_says_which_checkpoints_cannot_be_used(tmp_path: Path) -> 
     found = json.loads(done.stdout)
     assert found["step"] == 4
     assert "state.json" in found["damaged"][0]
-    assert "cannot be used: this is step 4" in (tmp_path / "run" / "report.md").read_text()
+    assert "cannot be used: the scores are those of outer step 4" in (tmp_path / "run" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_the_command_resumes_and_reports_it(tmp_path: Path) -> None:
     done = runner.invoke(app, ["train", "--resume", str(tmp_path / "run"), "--set", "train.lr=0.01", "--json"])
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["resumed"]["step"] == 4
-    assert "resumed after outer step 4, not exactly: these have changed\n  train.lr: 0.001 -> 0.01" in done.stderr
+    assert "resumed after outer step 4, with these changes:\n  train.lr: 0.001 -> 0.01" in done.stderr
     for words in (["--out", "x"], ["--config", str(tmp_path / "run" / "config.toml")], ["--dry-run"]):
         refused = runner.invoke(app, ["train", "--resume", str(tmp_path / "run"), *words])
         assert refused.exit_code == 2

@@ -17,7 +17,7 @@ from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
 from metaforge.errors import ConfigError, DivergedError, PluginError, StorageError
 from metaforge.registry.scan import scan
-from metaforge.runs import worker
+from metaforge.results import episode_scores
 from metaforge.runs.training import run_training
 from quick_runs import Watch, rows_of, trained
 
@@ -111,14 +111,14 @@ def test_validation_is_recorded_at_its_step_and_a_stopped_run_to_its_end(tmp_pat
 
 
 def test_a_non_finite_prediction_gives_no_validation_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = worker.score_tasks
+    original = episode_scores.score_tasks
 
     def spoilt(*arguments: Any, **options: Any) -> Any:
         # The score stays what it was, as an accuracy of predictions that are not finite would.
         found = original(*arguments, **options)
         return found._replace(predictions=found.predictions.index_fill(0, torch.tensor([1]), torch.nan))
 
-    monkeypatch.setattr(worker, "score_tasks", spoilt)
+    monkeypatch.setattr(episode_scores, "score_tasks", spoilt)
     settings = {"train": {"validate_every": 2, "validate_tasks": 3}}
     run = trained(tmp_path / "run", steps=2, settings=settings)
     assert rows_of(run.folder)[0]["val_score"] is None
@@ -127,13 +127,13 @@ def test_a_non_finite_prediction_gives_no_validation_score(tmp_path: Path, monke
 @pytest.mark.parametrize("plan", ["loop", "vmap"])
 def test_validation_uses_the_configured_plan(tmp_path: Path, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[str] = []
-    original = worker.score_tasks
+    original = episode_scores.score_tasks
 
     def spy(*arguments: Any, **options: Any) -> Any:
         plans.append(options["plan"])
         return original(*arguments, **options)
 
-    monkeypatch.setattr(worker, "score_tasks", spy)
+    monkeypatch.setattr(episode_scores, "score_tasks", spy)
     settings = {"train": {"validate_every": 2, "validate_tasks": 5}, "engine": {"plan": plan, "chunk": 2}}
     run = trained(tmp_path / "run", steps=2, settings=settings)
     assert plans == [plan] * 3

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from metaforge.errors import ConfigError, DataError
-from metaforge.results.pictures import training_curve
+from metaforge.results.plots import training_curve
 from metaforge.results.records import read_json, read_metrics
 from metaforge.results.report_page import write_report
 from metaforge.runs.folder import require_run
@@ -67,5 +67,5 @@ def test_a_report_of_invalid_records_is_written_or_refused(tmp_path: Path) -> No
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1]
     training_curve(tmp_path / "metrics.jsonl", tmp_path / "training.png")
     (tmp_path / "status.json").write_text("[" * 100_000)
-    with pytest.raises(DataError, match=r"status\.json is not JSON"):
+    with pytest.raises(DataError, match=r"status\.json is not a valid JSON object"):
         read_json(tmp_path / "status.json")
