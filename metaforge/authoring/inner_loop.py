@@ -38,7 +38,7 @@ from metaforge.authoring.protocols import (
     Task,
     TaskSpec,
 )
-from metaforge.kernels.recompute import recomputed
+from metaforge.kernels.recompute import recompute_in_backward
 
 
 class InnerLoopOptions(Options):
@@ -194,7 +194,7 @@ def descend(
     for step in range(steps):
         if recompute and differentiable:
             now = partial(_at_step, once, step)
-            fast, state, total = recomputed(now, base, meta, fast, state, total, *given)
+            fast, state, total = recompute_in_backward(now, base, meta, fast, state, total, *given)
         else:
             fast, state, total = once(base, meta, fast, state, total, step, *given)
     return fast, added(total, prefixed("adapters", adapter.carry(meta, state)))

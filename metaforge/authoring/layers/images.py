@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from metaforge.kernels.convolution import Geometry, convolution
-from metaforge.kernels.pooling import max_pool, positive
+from metaforge.kernels.pooling import max_pool, relu
 
 _Where = Literal["nowhere", "pooled", "everywhere"]
 _together: ContextVar[_Where] = ContextVar("together", default="nowhere")
@@ -76,4 +76,4 @@ class ReLU(nn.ReLU):
         """Return the positive part of `x`."""
         if x.dim() != 4 or _together.get() != "everywhere":
             return nn.functional.relu(x)
-        return positive(x)
+        return relu(x)

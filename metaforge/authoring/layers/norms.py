@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from metaforge.authoring.functional import at_least_float32
 from metaforge.authoring.protocols import STATE, NormPolicy, Params, Pass
 from metaforge.errors import ConfigError
-from metaforge.kernels.batch_norm import standardised
+from metaforge.kernels.batch_norm import batch_norm
 
 
 class ForwardContext:
@@ -51,7 +51,7 @@ class ForwardContext:
         if self.policy in ("running", "per-step") and not training:
             mean, var = self._slot(self.state[mean_name]), self._slot(self.state[var_name])
             return layer.scaled(x, mean, var, weight, bias)
-        y, mean, var = standardised(x, weight, bias, layer.eps)
+        y, mean, var = batch_norm(x, weight, bias, layer.eps)
         if self.policy != "transductive":
             count = x.numel() // x.shape[1]
             unbiased = var.detach() * (count / max(count - 1, 1))

@@ -108,7 +108,7 @@ def test_a_compiled_step_uses_them_and_is_exact() -> None:
         found = vmap(grad(adapted_loss(module)), in_dims=(None, 0))(values, x)
         return {name: value.sum(0) for name, value in found.items()}
 
-    found, reference = Compiler()(step, values, x), looped_grads(network(), x)
+    found, reference = Compiler(step)(values, x), looped_grads(network(), x)
     for one, two in zip(found.values(), reference, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
 
@@ -145,7 +145,7 @@ def test_outside_the_layers_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> N
     def never(*_: object) -> None:
         raise AssertionError
 
-    for name in ("convolution", "max_pool", "positive"):
+    for name in ("convolution", "max_pool", "relu"):
         monkeypatch.setattr(images, name, never)
     module, x = network(), pictures()[0]
     torch.testing.assert_close(exchanged(module)(x), module(x), rtol=0, atol=0)
@@ -155,7 +155,7 @@ def test_outside_the_layers_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_at_once_they_are_for_networks_that_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
-    for name in ("convolution", "max_pool", "positive"):
+    for name in ("convolution", "max_pool", "relu"):
         original = getattr(images, name)
         monkeypatch.setattr(images, name, lambda *a, name=name, f=original: (used.append(name), f(*a))[1])
     strided = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2)).double()

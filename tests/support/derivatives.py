@@ -1,0 +1,53 @@
+"""First, second and third derivatives of a loss after an inner step, by plain autograd and under `vmap` in both orders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from metaforge.authoring.protocols import Params
+
+Loss = Callable[[Params, Tensor], Tensor]
+Scalar = Callable[[Params], Tensor]
+
+ORDERS = ("vmap(grad)", "grad(vmap)")
+
+
+def after_an_inner_step(loss: Loss, lr: float = 0.3) -> Loss:
+    """Return the loss of a task after one inner step, whose adapted values differ from task to task."""
+
+    def adapted_loss(values: Params, x: Tensor) -> Tensor:
+        grads = grad(loss)(values, x)
+        return loss({name: value - lr * grads[name] for name, value in values.items()}, x.flip(0))
+
+    return adapted_loss
+
+
+def derivatives(function: Scalar, values: Params) -> list[Tensor]:
+    """Return the gradient, that of its squared norm, and that of the squared norm of the latter, name by name."""
+
+    def squared_norm_of_gradient(inner: Scalar) -> Scalar:
+        return lambda v: torch.stack([g.square().sum() for g in grad(inner)(v).values()]).sum()
+
+    second = squared_norm_of_gradient(function)
+    third = squared_norm_of_gradient(second)
+    return [g for f in (function, second, third) for g in grad(f)(values).values()]
+
+
+def assert_equal_derivatives(ours: Loss, torchs: Loss, values: Params, tasks: Tensor, order: str) -> None:
+    """Fail unless a loss `ours` under `vmap` has the derivatives of the loss `torchs` without `vmap`, task by task."""
+    if order == "vmap(grad)":
+        found = vmap(lambda x: derivatives(lambda v: ours(v, x), values))(tasks)
+        expected = [
+            torch.stack(each)
+            for each in zip(*(derivatives(lambda v, x=x: torchs(v, x), values) for x in tasks), strict=True)  # type: ignore[misc]
+        ]
+    else:
+        found = derivatives(lambda v: vmap(ours, in_dims=(None, 0))(v, tasks).sum(), values)
+        expected = derivatives(lambda v: torch.stack([torchs(v, x) for x in tasks]).sum(), values)
+    for one, two in zip(found, expected, strict=True):
+        assert two.abs().max() > 1e-6, "a derivative of zero proves nothing"
+        torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-11)
