@@ -1,4 +1,4 @@
-"""First, second and third derivatives of a loss after an inner step, by plain autograd and under `vmap` in both orders."""
+"""Derivatives of a loss to the third order, by plain autograd and under `vmap` in both orders of the transforms."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ def after_an_inner_step(loss: Loss, lr: float = 0.3) -> Loss:
 
 
 def derivatives(function: Scalar, values: Params) -> list[Tensor]:
-    """Return the gradient, that of its squared norm, and that of the squared norm of the latter, name by name."""
+    """Return the gradient of a function, and the gradient of its squared norm, name by name.
 
-    def squared_norm_of_gradient(inner: Scalar) -> Scalar:
-        return lambda v: torch.stack([g.square().sum() for g in grad(inner)(v).values()]).sum()
+    Of a loss after an inner step these are second and third derivatives of the loss.
+    """
 
-    second = squared_norm_of_gradient(function)
-    third = squared_norm_of_gradient(second)
-    return [g for f in (function, second, third) for g in grad(f)(values).values()]
+    def squared_norm(v: Params) -> Tensor:
+        return torch.stack([g.square().sum() for g in grad(function)(v).values()]).sum()
+
+    return [g for f in (function, squared_norm) for g in grad(f)(values).values()]
 
 
 def assert_equal_derivatives(ours: Loss, torchs: Loss, values: Params, tasks: Tensor, order: str) -> None:

@@ -14,7 +14,7 @@ from metaforge.authoring.protocols import Params
 from metaforge.kernels.convolution import Geometry, convolution
 
 Convolution = Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]
-TASKS = 3
+TASKS = 2
 
 GEOMETRIES = {
     "plain": Geometry((1, 1), (0, 0), (1, 1), 1),
@@ -46,9 +46,9 @@ def parameters(groups: int, filters: int = 4) -> Params:
     return {n: 0.5 * torch.randn(shape, dtype=torch.float64, generator=draw) for n, shape in shapes.items()}
 
 
-def images(height: int = 10, width: int = 9) -> Tensor:
+def images(height: int = 8, width: int = 7) -> Tensor:
     draw = torch.Generator().manual_seed(1)
-    return torch.randn(TASKS, 4, 2, height, width, dtype=torch.float64, generator=draw)
+    return torch.randn(TASKS, 2, 2, height, width, dtype=torch.float64, generator=draw)
 
 
 @pytest.mark.parametrize("order", ORDERS)
