@@ -62,12 +62,12 @@ def prepare(task: Task, device: torch.device, dtype: torch.dtype) -> Task:
     Unsigned bytes become floats in [0, 1], floats are cast to `dtype`, integer labels stay integers.
     """
 
-    def moved(x: Tensor) -> Tensor:
+    def move(x: Tensor) -> Tensor:
         if x.dtype == torch.uint8:
             return x.to(device).to(dtype) / 255
         return x.to(device, dtype) if x.is_floating_point() else x.to(device)
 
-    return Task(Examples(*map(moved, task.support)), Examples(*map(moved, task.query)))
+    return Task(Examples(*map(move, task.support)), Examples(*map(move, task.query)))
 
 
 @primitive_attention()
@@ -145,7 +145,7 @@ def _with_equal_weights(
 ) -> tuple[list[Params], list[ChunkResult]]:
     """Return the sums of each group and the results of all chunks, where every task weighs 1 / total.
 
-    The gradients of a chunk are taken at once, so that its graph is freed before the next chunk is computed.
+    The gradients of a chunk are computed directly after its losses, so its graph is freed before the next chunk.
     """
     groups: list[Params] = [{} for _ in local.groups]
     results = []
@@ -165,9 +165,11 @@ def _with_combined_weights(
     local: LocalBatch,
     regularizers: Sequence[Regularizer],
 ) -> tuple[list[Params], list[ChunkResult]]:
-    """Return the same where the weight of a task is the derivative of the combined loss, which depends on all losses.
+    """Return the sums of each group and the results of all chunks, where regularizers determine the weights.
 
-    First the losses of all chunks are computed, then their gradients: the graphs of all chunks are kept in between.
+    The weight of a task is the derivative of the combined loss with respect to the loss of that task, which depends on
+    the losses of all tasks. So the losses of all chunks, on all ranks, are computed first, then the gradients. The
+    graphs of all local chunks are kept in between.
     """
     groups: list[Params] = [{} for _ in local.groups]
     results, pullbacks = [], []
@@ -194,7 +196,7 @@ class _Reduced(NamedTuple):
 
 
 def _reduced(local: LocalBatch, groups: list[Params], results: Sequence[ChunkResult]) -> _Reduced:
-    """Reduce sums, losses and metrics over all ranks, in one collective."""
+    """Reduce sums, losses and metrics over all ranks, in one collective per dtype."""
     losses = torch.cat([result.losses for result in results])
     metrics = {name: torch.cat([result.metrics[name] for result in results]) for name in results[0].metrics}
     rows = torch.stack([losses, *(metric.to(losses.dtype) for metric in metrics.values())], 1)

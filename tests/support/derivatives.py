@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,14 +42,12 @@ def derivatives(function: Scalar, values: Params) -> list[Tensor]:
 def assert_equal_derivatives(ours: Loss, torchs: Loss, values: Params, tasks: Tensor, order: str) -> None:
     """Fail unless a loss `ours` under `vmap` has the derivatives of the loss `torchs` without `vmap`, task by task."""
     if order == "vmap(grad)":
-        found = vmap(lambda x: derivatives(lambda v: ours(v, x), values))(tasks)
-        expected = [
-            torch.stack(each)
-            for each in zip(*(derivatives(lambda v, x=x: torchs(v, x), values) for x in tasks), strict=True)  # type: ignore[misc]
-        ]
+        actual = vmap(lambda x: derivatives(lambda v: ours(v, x), values))(tasks)
+        per_task = [derivatives(partial(torchs, x=x), values) for x in tasks]
+        expected = [torch.stack(grads) for grads in zip(*per_task, strict=True)]
     else:
-        found = derivatives(lambda v: vmap(ours, in_dims=(None, 0))(v, tasks).sum(), values)
+        actual = derivatives(lambda v: vmap(ours, in_dims=(None, 0))(v, tasks).sum(), values)
         expected = derivatives(lambda v: torch.stack([torchs(v, x) for x in tasks]).sum(), values)
-    for one, two in zip(found, expected, strict=True):
+    for one, two in zip(actual, expected, strict=True):
         assert two.abs().max() > 1e-6, "a derivative of zero proves nothing"
         torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-11)

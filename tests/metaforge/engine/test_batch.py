@@ -87,12 +87,12 @@ def test_the_terms_of_regularizers_are_part_of_the_outer_loss(plan: str, chunk: 
         each = losses(params)
         return each.mean() + each.var(unbiased=False) + 0.5 * params["model.0.0.weight"].square().sum()
 
-    found = step(built, values, batch, plan, chunk=chunk, regularizers=terms)
+    result = step(built, values, batch, plan, chunk=chunk, regularizers=terms)
     exact = torch.func.grad(total)(split_state(values)[0])
     for name, gradient in exact.items():
-        torch.testing.assert_close(found.grads[name], gradient, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(result.grads[name], gradient, rtol=1e-9, atol=1e-9)
     if plan == "loop" and chunk is None:
-        assert_true_gradient(total, split_state(values)[0], found.grads)
+        assert_true_gradient(total, split_state(values)[0], result.grads)
 
 
 def test_a_penalty_adds_its_gradient_and_a_regularizer_without_terms_adds_nothing() -> None:
@@ -114,9 +114,9 @@ def test_a_penalty_adds_its_gradient_and_a_regularizer_without_terms_adds_nothin
 def test_state_entries_get_no_gradient() -> None:
     built = maml("running")
     values = {name: value.requires_grad_() for name, value in fresh(built).items()}
-    found = step(built, values, tasks(2))
-    assert not any(name.startswith("state.") for name in found.grads)
-    assert all(name.startswith("state.") for name in found.state)
+    result = step(built, values, tasks(2))
+    assert not any(name.startswith("state.") for name in result.grads)
+    assert all(name.startswith("state.") for name in result.state)
 
 
 def test_the_state_of_several_tasks_is_averaged() -> None:
@@ -144,16 +144,16 @@ def test_evaluation_changes_nothing_and_its_plans_agree(norm: str, plan: str) ->
     built = maml(norm)
     values, batch = fresh(built), tasks(4)
     before, generator = {n: v.clone() for n, v in values.items()}, torch.random.get_rng_state()
-    found = score_tasks(built, values, batch, plan=plan)  # type: ignore[arg-type]
-    assert found.scores.shape == (4,)
-    assert found.predictions.shape == (4, 9, 3)
-    assert not found.predictions.requires_grad
+    result = score_tasks(built, values, batch, plan=plan)  # type: ignore[arg-type]
+    assert result.scores.shape == (4,)
+    assert result.predictions.shape == (4, 9, 3)
+    assert not result.predictions.requires_grad
     assert values.keys() == before.keys()
     assert all(torch.equal(value, values[name]) for name, value in before.items())
     assert torch.equal(generator, torch.random.get_rng_state())
     again = score_tasks(built, values, batch, plan="loop")
-    torch.testing.assert_close(found.predictions, again.predictions, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(found.scores, (found.predictions.argmax(-1) == batch.query.y).double().mean(-1))
+    torch.testing.assert_close(result.predictions, again.predictions, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(result.scores, (result.predictions.argmax(-1) == batch.query.y).double().mean(-1))
 
 
 def test_evaluation_takes_a_number_of_steps_and_the_learner_s_own_metrics() -> None:
@@ -167,9 +167,9 @@ def test_evaluation_takes_a_number_of_steps_and_the_learner_s_own_metrics() -> N
     waves = tasks(2, "regression")
     assert score_tasks(process, measured, waves, keys(2)).measures == {}
     for plan in ("loop", "vmap"):
-        found = score_tasks(process, measured, waves, keys(2), plan=plan, measure=True)  # type: ignore[arg-type]
-        assert found.measures["log_likelihood"].shape == (2,)
-        torch.testing.assert_close(found.scores, (found.predictions - waves.query.y).square().mean((1, 2)))
+        result = score_tasks(process, measured, waves, keys(2), plan=plan, measure=True)  # type: ignore[arg-type]
+        assert result.measures["log_likelihood"].shape == (2,)
+        torch.testing.assert_close(result.scores, (result.predictions - waves.query.y).square().mean((1, 2)))
 
 
 def test_the_loss_of_a_task_in_a_batch_is_that_of_the_task_alone() -> None:
@@ -243,11 +243,11 @@ def added_peak(call: Callable[[], Any]) -> int:
 @pytest.mark.parametrize("plan", ["loop", "vmap", "fold"])
 def test_memory_hardly_grows_with_recomputed_inner_steps_under_any_plan(plan: str) -> None:
     batch = tasks(2, shots=60)
-    found = []
+    peaks = []
     for steps in (5, 50):
         built = learner(MAML, backbone=smooth("batch"), steps=steps, recompute=True)
-        found.append(added_peak(lambda built=built: step(built, fresh(built), batch, plan, chunk=2)))  # type: ignore[misc]
-    assert found[1] < 1.5 * found[0]
+        peaks.append(added_peak(lambda built=built: step(built, fresh(built), batch, plan, chunk=2)))  # type: ignore[misc]
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 def test_a_loop_needs_the_memory_of_one_task() -> None:

@@ -58,9 +58,9 @@ def test_the_pullback_takes_weights_that_are_known_later(plan: Plan, count: int)
     assert not any(tensor.requires_grad for tensor in (result.losses, *result.metrics.values(), *result.state.values()))
     known, grads = chunk_gradients(built, plan)(weights, params, state, tasks(count), keys(count))
     assert torch.equal(result.losses, known.losses)
-    for name, found in pullback(weights).items():
-        assert torch.equal(found, grads[name])
-        assert not found.requires_grad
+    for name, value in pullback(weights).items():
+        assert torch.equal(value, grads[name])
+        assert not value.requires_grad
 
 
 def test_the_change_of_the_state_is_the_mean_over_the_tasks() -> None:
@@ -71,5 +71,5 @@ def test_the_change_of_the_state_is_the_mean_over_the_tasks() -> None:
     ]
     for plan in ("vmap", "fold"):
         result, _ = chunk_forward(built, plan)(params, state, tasks(3), keys(3))  # type: ignore[arg-type]
-        for name, found in result.state.items():
-            torch.testing.assert_close(found, torch.stack([change[name] for change in changes]).mean(0))
+        for name, mean in result.state.items():
+            torch.testing.assert_close(mean, torch.stack([change[name] for change in changes]).mean(0))

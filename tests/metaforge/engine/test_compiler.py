@@ -12,7 +12,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from metaforge.engine.chunks import chunk_gradients
 from metaforge.engine.compiler import Compiler, _remove_view_round_trips, _rewrite_transposed_products
-from metaforge.system import machine
 from metaforge_plugins.learners.gradient.maml import MAML
 from metaforge_plugins.learners.metric.protonet import ProtoNet
 from toys import assert_equal_steps, fresh, learner, smooth, step, tasks
@@ -96,8 +95,6 @@ def test_a_view_that_the_new_strides_do_not_allow_becomes_a_copy() -> None:
     torch.testing.assert_close(traced(A, B), viewed_as_it_was(A, B), rtol=1e-12, atol=1e-12)
 
 
-needs_compiler = pytest.mark.skipif(not machine.has_compiler(), reason="there is no C++ compiler: install g++")
-
 # A learner, the numbers of tasks of some batches in chunks of two, and how often its step is compiled: once for each
 # chunk size, not once for each batch.
 COMPILED: dict[str, tuple[Any, tuple[int, ...], int]] = {
@@ -111,7 +108,6 @@ def noisy() -> nn.Module:
     return nn.Sequential(smooth("batch", units=2)(), nn.Dropout(0.4))
 
 
-@needs_compiler
 @pytest.mark.parametrize("name", COMPILED)
 def test_a_compiled_step_gives_the_same_gradients(name: str) -> None:
     make, counts, compilations = COMPILED[name]
@@ -123,7 +119,6 @@ def test_a_compiled_step_gives_the_same_gradients(name: str) -> None:
     assert len(compiled._programs) == compilations
 
 
-@needs_compiler
 def test_each_compiler_compiles_its_own_function_for_arguments_of_the_same_shapes() -> None:
     doubled, squared = Compiler(lambda x: {"y": 2 * x}), Compiler(lambda x: {"y": x * x})
     x = torch.tensor([3.0])

@@ -64,11 +64,11 @@ def test_the_chunk_size_follows_from_the_size_of_a_task(queries: int, training: 
 def test_a_fused_norm_is_found_and_fold_is_refused_for_a_learner_that_adapts() -> None:
     built = image_learner(lambda: Fused(nn.BatchNorm2d(4)))
     values, batch = fresh(built), images(3)
-    found = fused_norms(built, values, one_task(batch), keys(1)[0])
-    assert found == ["layer_norm"]
-    assert choose_plan(built, "auto", found) == "vmap"
+    names = fused_norms(built, values, one_task(batch), keys(1)[0])
+    assert names == ["layer_norm"]
+    assert choose_plan(built, "auto", names) == "vmap"
     with pytest.raises(ConfigError, match="'fold' gives wrong meta-gradients with layer_norm"):
-        choose_plan(built, "fold", found)
+        choose_plan(built, "fold", names)
     looped, folded = step(built, values, batch), step(built, values, batch, "fold")
     assert_equal_steps(step(built, values, batch, "vmap"), looped)
     # The reason for the rule: under `fold` the gradient is wrong, and no error is raised.

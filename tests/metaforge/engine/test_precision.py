@@ -36,8 +36,8 @@ def test_attention_has_the_same_gradients_under_every_plan() -> None:
     for plan in ("vmap", "fold"):
         assert_equal_steps(step(built, values, batch, plan), looped)
         assert_equal_steps(step(built, values, batch, plan, chunk=1), looped)
-    found = [score_tasks(built, values, batch, plan=plan).predictions for plan in ("loop", "vmap")]  # type: ignore[arg-type]
-    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+    predictions = [score_tasks(built, values, batch, plan=plan).predictions for plan in ("loop", "vmap")]  # type: ignore[arg-type]
+    torch.testing.assert_close(predictions[1], predictions[0], rtol=1e-9, atol=1e-9)
     assert torch.backends.mha.get_fastpath_enabled()
 
 

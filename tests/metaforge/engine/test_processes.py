@@ -140,13 +140,13 @@ def test_after_a_restart_rank_0_decides_whether_to_resume(
 
     if not begun:
         (tmp_path / "config.toml").touch()
-    found: dict[str, bool] = {}
+    recorded: dict[str, bool] = {}
     monkeypatch.setattr(training.processes, "world", lambda device: nullcontext(Second(1, 2, device)))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    monkeypatch.setattr(training, "_Training", lambda *_, resuming, **__: found.update(resuming=resuming))
+    monkeypatch.setattr(training, "_Training", lambda *_, resuming, **__: recorded.update(resuming=resuming))
     with pytest.raises(AttributeError, match="None"):
         metaforge.train("maml", "sinusoid", out=tmp_path)
-    assert found == {"resuming": begun}
+    assert recorded == {"resuming": begun}
 
 
 def test_a_failed_collective_is_reported_in_one_sentence() -> None:

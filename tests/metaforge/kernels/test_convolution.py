@@ -72,9 +72,9 @@ def test_images_and_weights_may_be_shared_by_tasks_or_not(per_task: tuple[bool, 
     x, weights = images(), torch.stack([parameters(1)["w1"] * (1 + i) for i in range(TASKS)])
     tensors = [t if batched else t[0] for t, batched in zip((x, weights), per_task, strict=True)]
     dims = tuple(0 if batched else None for batched in per_task)
-    found = vmap(lambda a, b: convolution(a, b, None, GEOMETRIES["stride"]), in_dims=dims)(*tensors)
+    output = vmap(lambda a, b: convolution(a, b, None, GEOMETRIES["stride"]), in_dims=dims)(*tensors)
     expected = vmap(lambda a, b: torchs(a, b, None, GEOMETRIES["stride"]), in_dims=dims)(*tensors)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_images_of_one_channel_and_nan_give_torchs_values() -> None:
@@ -82,8 +82,8 @@ def test_images_of_one_channel_and_nan_give_torchs_values() -> None:
     x[0, 0, 0, 1, 1] = float("nan")
     layer = nn.Conv2d(1, 2, 3)
     weight, bias = layer.weight.detach(), layer.bias.detach()  # type: ignore[union-attr]
-    found = vmap(lambda each: convolution(each, weight, bias, GEOMETRIES["plain"]))(x)
+    output = vmap(lambda each: convolution(each, weight, bias, GEOMETRIES["plain"]))(x)
     torch.testing.assert_close(
-        found, torch.stack([torchs(each, weight, bias, GEOMETRIES["plain"]) for each in x]), equal_nan=True
+        output, torch.stack([torchs(each, weight, bias, GEOMETRIES["plain"]) for each in x]), equal_nan=True
     )
-    assert found[0, 0].isnan().any()
+    assert output[0, 0].isnan().any()

@@ -1,4 +1,4 @@
-"""A worker computes the steps of a run; it refuses a setting by which they cannot be computed, and records its choices."""
+"""A worker computes the steps of a run, refuses a setting by which they cannot be computed, and records its choices."""
 
 from __future__ import annotations
 
