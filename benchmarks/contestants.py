@@ -17,9 +17,10 @@ from metaforge.authoring.inner_loop import Chain
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.network import with_head
 from metaforge.authoring.protocols import Params, Parts, Task, TaskShape, TaskSpec
-from metaforge.engine.batch import eager, meta_gradients
+from metaforge.engine import plans
+from metaforge.engine.batch import meta_gradients
+from metaforge.engine.chunks import chunk_gradients
 from metaforge.engine.compiler import Compiler
-from metaforge.engine.plans import choose_chunk, choose_plan, even_chunk
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.backbones.conv4 import Conv4
 from metaforge_plugins.backbones.mlp import MLP
@@ -86,19 +87,19 @@ def metaforge(work: Work, *, plan: str = "auto", compiled: bool = False, chunk: 
     """Return MetaForge's engine at this work."""
     chain = Chain({"sgd": SGD(SGDOptions(lr=work.lr))})
     learner = MAML(MAML.Config(steps=work.steps, adapt="all"), Parts(work.spec, work.body, chain))
-    module, batch, device = work.module(), work.batch(), torch.device("cpu")
+    module, batch = work.module(), work.batch()
     fresh = learner.init(make_key(0))
     own = {f"model.{name}": value.detach() for name, value in module.named_parameters()}
     values: Params = {name: own[name] if name in own else value.to(work.dtype) for name, value in fresh.items()}
     keys = torch.stack([make_key(0, index) for index in range(work.tasks)])
-    call = Compiler() if compiled else eager
-    size = min(choose_chunk(work.spec, device, chunk, training=True, compiled=compiled), work.tasks)
-    size = even_chunk(size, [work.tasks]) if compiled and chunk is None else size
-    chosen = choose_plan(learner, plan)
+    workload = plans.Workload(work.spec, torch.device("cpu"), work.tasks, (work.tasks,), steps=1)
+    requested = plans.Requested(plan, chunk, "on" if compiled else "off")
+    decision = plans.decide(learner, workload, requested)
+    step = Compiler(chunk_gradients(learner, decision.plan)) if compiled else None
 
     def gradients() -> list[Tensor]:
-        found = meta_gradients(learner, values, batch, keys, plan=chosen, chunk=size, call=call)
-        return [found.grads[name] for name in own]
+        result = meta_gradients(learner, values, batch, keys, plan=decision.plan, chunk=decision.chunk, compiled=step)
+        return [result.grads[name] for name in own]
 
     return gradients
 

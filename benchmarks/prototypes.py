@@ -12,9 +12,10 @@ from benchmarks.contestants import Work
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Parts, TaskShape, TaskSpec
-from metaforge.engine.batch import eager, meta_gradients
+from metaforge.engine import plans
+from metaforge.engine.batch import meta_gradients
+from metaforge.engine.chunks import chunk_gradients
 from metaforge.engine.compiler import Compiler
-from metaforge.engine.plans import choose_chunk, choose_plan
 from metaforge_plugins.learners.metric.protonet import ProtoNet
 
 
@@ -70,12 +71,12 @@ def metaforge_prototypes(work: ProtoWork, *, compiled: bool = False) -> Callable
     own = {f"model.{name}": value.detach() for name, value in module.named_parameters()}
     values = {name: own.get(name, value.to(work.dtype)) for name, value in learner.init(make_key(0)).items()}
     keys = torch.stack([make_key(0, index) for index in range(work.tasks)])
-    call = Compiler() if compiled else eager
-    chunk = min(choose_chunk(spec, torch.device("cpu"), None, training=True, compiled=compiled), work.tasks)
-    plan = choose_plan(learner, "auto")
+    workload = plans.Workload(spec, torch.device("cpu"), work.tasks, (work.tasks,), steps=1)
+    decision = plans.decide(learner, workload, plans.Requested(compile="on" if compiled else "off"))
+    step = Compiler(chunk_gradients(learner, decision.plan)) if compiled else None
 
     def gradients() -> list[Tensor]:
-        found = meta_gradients(learner, values, batch, keys, plan=plan, chunk=chunk, call=call)
-        return [found.grads[name] for name in own]
+        result = meta_gradients(learner, values, batch, keys, plan=decision.plan, chunk=decision.chunk, compiled=step)
+        return [result.grads[name] for name in own]
 
     return gradients
