@@ -1,4 +1,4 @@
-"""The rows of the reliability campaign about data from outside, each with a small number of its cases."""
+"""The rows of the reliability campaign about untrusted data and settings, each with few cases."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def test_hostile_archives_are_refused(tmp_path: Path) -> None:
     assert_passed(hostile_archives(Workspace(tmp_path), fuzzed=100))
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, to make a certificate")
-def test_bad_downloads_are_never_taken(tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_bad_downloads_are_never_accepted(tmp_path: Path) -> None:
     assert_passed(bad_downloads(Workspace(tmp_path), kill=False))
 
 
@@ -34,20 +34,20 @@ def test_hostile_images_are_refused_by_name(tmp_path: Path) -> None:
     assert_passed(fuzzed_images(Workspace(tmp_path), count=60))
 
 
-def test_memory_beyond_the_limit_is_seen(tmp_path: Path) -> None:
+def test_memory_beyond_the_limit_is_measured(tmp_path: Path) -> None:
     assert json.loads(decode_in_process(tmp_path).stdout)["growth_mib"] < 50
     assert json.loads(decode_in_process(tmp_path, waste_mib=400).stdout)["growth_mib"] > LIMIT_MIB
 
 
-def test_misshapen_data_end_in_a_sentence(tmp_path: Path) -> None:
+def test_invalid_data_end_with_one_message(tmp_path: Path) -> None:
     assert_passed(misshapen_data(Workspace(tmp_path)))
 
 
-def test_mistyped_settings_are_refused_with_the_right_name(tmp_path: Path) -> None:
+def test_misspelled_settings_are_refused_with_the_right_suggestion(tmp_path: Path) -> None:
     assert_passed(typing_mistakes(Workspace(tmp_path), count=80))
 
 
-def test_senseless_values_are_refused(tmp_path: Path) -> None:
+def test_invalid_values_are_refused(tmp_path: Path) -> None:
     assert_passed(senseless_values(Workspace(tmp_path), count=120))
 
 
