@@ -93,11 +93,11 @@ def test_a_byte_order_mark_and_other_line_ends_are_accepted(tmp_path: Path) -> N
 
 
 def test_a_run_file_may_come_through_a_pipe(tmp_path: Path) -> None:
-    end, beginning = os.pipe()
-    os.write(beginning, b"seed = 7\n")
-    os.close(beginning)
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"seed = 7\n")
+    os.close(write_end)
     try:
-        result = CliRunner().invoke(app, ["config", "--config", f"/dev/fd/{end}"])
+        result = CliRunner().invoke(app, ["config", "--config", f"/dev/fd/{read_end}"])
     finally:
-        os.close(end)
+        os.close(read_end)
     assert result.exit_code == 0, result.output

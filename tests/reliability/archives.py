@@ -248,7 +248,7 @@ def refusal_of(folder: Path, path: Path, data: bytes) -> tuple[str, float]:
     """Return what is wrong with how an archive is refused, or "", and the longer time of reading it and the command."""
     path.write_bytes(data)
     before = paths_below(folder)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     try:
         read_whole(path)
     except DataError as error:
@@ -259,7 +259,7 @@ def refusal_of(folder: Path, path: Path, data: bytes) -> tuple[str, float]:
         fault = "it was accepted"
     middle = time.perf_counter()
     code, output = inspect_omniglot()
-    times = (middle - begun, time.perf_counter() - middle)
+    times = (middle - start, time.perf_counter() - middle)
     if code != 3 or "Traceback" in output or "remedy" not in output:
         fault = fault or f"the command ends with {code}: {output[:200]}"
     if new_files := paths_below(folder) - before:

@@ -201,8 +201,8 @@ def _on_one_rank_only(out: Path) -> list[str]:
     """Return what is wrong with how both ranks end when one of them meets a non-finite number."""
     codes = call_in_two(train_in_two, str(out), log=out.with_name("output"))
     status = json.loads((out / "status.json").read_text("utf-8"))
-    found = (codes, status["exit_code"], status.get("steps"), checkpoint.load_latest(out / "ckpt")[0].step)
-    return [] if found == ([6, 6], 6, _STEP - 1, _STEP - 1) else [f"it ended as {found}"]
+    outcome = (codes, status["exit_code"], status.get("steps"), checkpoint.load_latest(out / "ckpt")[0].step)
+    return [] if outcome == ([6, 6], 6, _STEP - 1, _STEP - 1) else [f"it ended as {outcome}"]
 
 
 def _train(out: Path, place: str, registry: Registry, steps: int, **settings: Any) -> metaforge.runs.run.Run:

@@ -207,9 +207,9 @@ def _second_ctrl_c(workspace: Workspace, processes: int) -> float:
         if child.code is not None:
             raise RuntimeError(f"the first Ctrl-C ended it: {child.output()[-300:]}")
         child.send(signal.SIGINT)
-        begun = time.monotonic()
+        sent_at = time.monotonic()
         code = child.wait()
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - sent_at
     if code != 130:
         raise RuntimeError(f"exit code {code} after the second Ctrl-C: {child.output()[-300:]}")
     with contextlib.suppress(ProcessLookupError):

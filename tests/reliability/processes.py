@@ -25,7 +25,7 @@ from tests.reliability.rows import Measured, Workspace, row
 from tests.reliability.two_processes import call_in_two
 
 
-def begin(out: str, learner: str, point: str) -> None:
+def train(out: str, learner: str, point: str) -> None:
     """Train a small run; rank 0 interrupts it after step `point`, unless that is empty."""
     values = small_runs.settings(learner, steps=12)
     values["engine"] = {**values["engine"], "reduce": "exact", "shards": 2}
@@ -76,7 +76,7 @@ def resume_points(
 def _run_in_one(out: Path, learner: str, point: int | None) -> str:
     """Return the digest of a run of 12 steps in this process, interrupted after a step (if any) and resumed."""
     try:
-        begin(str(out), learner, "" if point is None else str(point))
+        train(str(out), learner, "" if point is None else str(point))
     except KeyboardInterrupt:
         resume(str(out))
     return small_runs.digest(out)
@@ -85,7 +85,7 @@ def _run_in_one(out: Path, learner: str, point: int | None) -> str:
 def _run_in_two(out: Path, learner: str, point: int | None) -> str:
     """Return the same for a run of two processes; when rank 0 is interrupted, rank 1 must end too."""
     log = out.with_name(f"{out.name}.output")
-    codes = call_in_two(begin, str(out), learner, "" if point is None else str(point), log=log)
+    codes = call_in_two(train, str(out), learner, "" if point is None else str(point), log=log)
     if point is not None:
         if 0 in codes:
             raise RuntimeError(f"{out.name} should have been interrupted: exit codes {codes}")

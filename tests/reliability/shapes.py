@@ -65,9 +65,9 @@ def changed(task: Task, change: Callable[[Any, Any], tuple[Any, Any]]) -> Task:
 
 def with_pixel(x: torch.Tensor, value: float) -> torch.Tensor:
     """Return images as floats in [0, 1], with one pixel set to a value."""
-    made = x.float() / 255
-    made[0, -1, 0, 3, 3] = value
-    return made
+    images = x.float() / 255
+    images[0, -1, 0, 3, 3] = value
+    return images
 
 
 class FaultyOptions(Options):
@@ -90,8 +90,8 @@ class FaultyDataset(Dataset):
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         """Return the spec, with the fault if it is one of `SPECS`."""
         spec = TaskSpec("classification", (1, 28, 28), shape.ways, shape)
-        made: TaskSpec = SPECS.get(self.config.fault, lambda same: same)(spec)
-        return made
+        faulty_spec: TaskSpec = SPECS.get(self.config.fault, lambda same: same)(spec)
+        return faulty_spec
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
         """Return tasks of noise, with the fault if it is one of `FAULTS`."""
@@ -101,8 +101,8 @@ class FaultyDataset(Dataset):
             y = torch.arange(shape.ways).repeat_interleave(each).expand(count, -1)
             x = torch.randint(0, 256, (*y.shape, 1, 28, 28), generator=generator, dtype=torch.uint8)
             parts.append(Examples(x, y))
-        made: Task = FAULTS.get(self.config.fault, FAULTS["none"])(Task(*parts), shape)
-        return made
+        faulty_task: Task = FAULTS.get(self.config.fault, FAULTS["none"])(Task(*parts), shape)
+        return faulty_task
 
     def facts(self, split: str) -> Mapping[str, str | int | float]:
         """Return no facts."""
@@ -289,18 +289,18 @@ def cases(folder: Path) -> dict[str, Callable[[], tuple[int, str, set[int]]]]:
         with faulty_registered():
             return *dry_run("faulty", f"dataset.fault={fault}"), codes
 
-    made: dict[str, Any] = {}
+    cases_by_name: dict[str, Any] = {}
     for name, (change, settings) in PLACES.items():
-        made[name] = lambda name=name, change=change, settings=settings: placed(name, change, settings, 3)
+        cases_by_name[name] = lambda name=name, change=change, settings=settings: placed(name, change, settings, 3)
     for name, change in VALID.items():
-        made[f"valid: {name}"] = lambda name=name, change=change: placed(f"valid {name}", change, (), 0)
+        cases_by_name[f"valid: {name}"] = lambda name=name, change=change: placed(f"valid {name}", change, (), 0)
     for name, settings in GENERATED.items():
-        made[name] = lambda settings=settings: (*dry_run(*settings), {3})
-    made["regression of five ways"] = lambda: (*dry_run_sinusoid(), {3})
+        cases_by_name[name] = lambda settings=settings: (*dry_run(*settings), {3})
+    cases_by_name["regression of five ways"] = lambda: (*dry_run_sinusoid(), {3})
     for fault in (*FAULTS, *SPECS):
         codes = {0} if fault == "none" else {3} if "pixel" in fault else {4}
-        made[f"data set: {fault}"] = lambda fault=fault, codes=codes: written(fault, codes)
-    return made
+        cases_by_name[f"data set: {fault}"] = lambda fault=fault, codes=codes: written(fault, codes)
+    return cases_by_name
 
 
 def dry_run_sinusoid() -> tuple[int, str]:
@@ -317,12 +317,12 @@ def dry_run_sinusoid() -> tuple[int, str]:
 )
 def misshapen_data(workspace: Workspace, *, count: int = 1000) -> Measured:
     """Train on every kind of invalid data, and on data that are unusual but valid."""
-    made = cases(workspace.folder)
-    names = list(made)[:count]
+    cases_by_name = cases(workspace.folder)
+    names = list(cases_by_name)[:count]
     faults: dict[str, str] = {}
     tried = 0
     for index in workspace.indices(len(names)):
-        code, output, codes = made[names[index]]()
+        code, output, codes = cases_by_name[names[index]]()
         tried += 1
         helpful = code == 0 or ("Error: " in output and "remedy: " in output and "where: " in output)
         helpful = helpful and EXPECTED_TEXT.get(names[index], "") in output

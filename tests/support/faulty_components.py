@@ -84,7 +84,7 @@ class Smuggler(ToyDescent):
     """Returns from `carry` a state entry that `init` does not return."""
 
     def carry(self, meta: Params, state: Params) -> Params:
-        return {"state.stranger": torch.ones(())}
+        return {"state.unknown": torch.ones(())}
 
 
 class Impatient(ToyDescent):
@@ -119,11 +119,11 @@ class Idle(Regularizer):
 class OneForAll(ToyNet):
     """Returns the same module from every call of `build`."""
 
-    made: nn.Module | None = None
+    module: nn.Module | None = None
 
     def build(self, spec: TaskSpec) -> nn.Module:
-        self.made = self.made or super().build(spec)
-        return self.made
+        self.module = self.module or super().build(spec)
+        return self.module
 
 
 class Wilful(ToyNet):
@@ -276,11 +276,11 @@ class Hasty(Counter):
 
     @hookimpl
     def metaforge_run_start(self, run: RunInfo) -> None:
-        self.begun = True
+        self.started = True
 
     @hookimpl
     def metaforge_run_end(self) -> None:
-        assert self.begun
+        assert self.started
 
 
 class Homeless(Counter):

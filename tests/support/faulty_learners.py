@@ -165,7 +165,7 @@ class Single(Centres):
         return super().predict(values, fast, x).float()
 
 
-class Stranger(Centres):
+class UnknownState(Centres):
     """Returns a change of a state entry that `init` does not return."""
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
@@ -229,8 +229,8 @@ class Leaking(Centres):
         return super().loss(values, task, key)
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
-        found = super().predict(values, fast, x)
-        return found if self.seen is None else found + self.seen
+        logits = super().predict(values, fast, x)
+        return logits if self.seen is None else logits + self.seen
 
 
 class Borrowing(Right):
@@ -253,8 +253,8 @@ class Ordered(Centres):
     """Adds a term to each prediction that depends on the position of the query."""
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
-        found = super().predict(values, fast, x)
-        return found + torch.arange(len(x), dtype=found.dtype).unsqueeze(-1) * found[:1]
+        logits = super().predict(values, fast, x)
+        return logits + torch.arange(len(x), dtype=logits.dtype).unsqueeze(-1) * logits[:1]
 
 
 class Noisy(Centres):
@@ -366,7 +366,7 @@ FAULTS: list[tuple[str, type[Learner]]] = [
     ("init", Counting),
     ("shapes", Sideways),
     ("shapes", Single),
-    ("shapes", Stranger),
+    ("shapes", UnknownState),
     ("shapes", Tally),
     ("pure", Rough),
     ("pure", Mindful),

@@ -83,33 +83,33 @@ def test_other_commands_neither_import_them_nor_take_longer(
 
 
 def test_the_list_shows_what_the_metadata_say(hostile: Prefix) -> None:
-    found = rows(hostile)
+    listed = rows(hostile)
     for name in HOSTILE:
-        row = found[f"mf-{name}", name]
+        row = listed[f"mf-{name}", name]
         assert (row["state"], row["version"]) == ("incompatible" if name == "newer" else "ready", "1.2")
     for kind, name in TAKEN.items():
         for distribution in ("metaforge", "mf-taken"):
-            assert found[distribution, name]["state"] == "ambiguous"
-            assert found[distribution, name]["kind"] == kind
-            assert f"use '{distribution}:{name}'" in found[distribution, name]["reason"]
+            assert listed[distribution, name]["state"] == "ambiguous"
+            assert listed[distribution, name]["kind"] == kind
+            assert f"use '{distribution}:{name}'" in listed[distribution, name]["reason"]
     table = hostile.run("list-plugins").stdout
     assert "it requires metaforge>=99" in table
     assert hostile.imported() == []
 
 
 def test_loading_reports_the_time_and_the_error_of_each(hostile: Prefix) -> None:
-    found = rows(hostile, "--load", "--kind", "learner", NAP="0.2")
+    listed = rows(hostile, "--load", "--kind", "learner", NAP="0.2")
     assert set(hostile.imported()) == {f"mf_{name}" for name in (*HOSTILE, "taken") if name != "newer"}
     for name, (_, message) in HOSTILE.items():
-        row = found[f"mf-{name}", name]
+        row = listed[f"mf-{name}", name]
         if name == "newer":
             assert (row["state"], row["seconds"]) == ("incompatible", None)
             continue
         assert row["state"] == ("broken" if message else "ready"), row
         assert message in row["reason"]
         assert row["seconds"] >= (0.2 if name == "sleeps" else 0)
-    assert found["mf-taken", "maml"]["state"] == "broken"
-    assert found["metaforge", "maml"]["state"] == "ambiguous"
+    assert listed["mf-taken", "maml"]["state"] == "broken"
+    assert listed["metaforge", "maml"]["state"] == "ambiguous"
     table = hostile.run("list-plugins", "--load", "--kind", "learner", NAP="0.2")
     assert table.returncode == 0
     assert "LOUD" not in table.stdout
@@ -161,9 +161,9 @@ def test_a_taken_name_is_ambiguous_and_both_can_be_chosen(hostile: Prefix) -> No
 
 
 def test_third_party_plugins_can_be_hidden(hostile: Prefix) -> None:
-    found = rows(hostile, METAFORGE_PLUGINS="none")
-    assert {row["state"] for (distribution, _), row in found.items() if distribution == "metaforge"} == {"ready"}
-    assert {row["state"] for (distribution, _), row in found.items() if distribution != "metaforge"} == {"hidden"}
+    listed = rows(hostile, METAFORGE_PLUGINS="none")
+    assert {row["state"] for (distribution, _), row in listed.items() if distribution == "metaforge"} == {"ready"}
+    assert {row["state"] for (distribution, _), row in listed.items() if distribution != "metaforge"} == {"hidden"}
     some = hostile.run("list-plugins", METAFORGE_PLUGINS="mf-prints, mf-absent")
     assert some.returncode == 0
     assert "METAFORGE_PLUGINS names 'mf-absent', but no installed distribution" in some.stderr

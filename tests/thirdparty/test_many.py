@@ -21,6 +21,8 @@ def test_two_hundred_plugins_are_listed_quickly(tmp_path: Path) -> None:
         prefix.put(f"mf-many-{number}", points, source, metadata=metadata + readme)
     assert prefix.cost("list-plugins", times=4) < 0.6
     rows = json.loads(prefix.run("list-plugins", "--json", "--kind", "learner").stdout)
-    found = {row["summary"] for row in rows if row["distribution"].startswith("mf-many") and row["state"] == "ready"}
-    assert found == {f"Plugin {number}." for number in range(NUMBER)}
+    summaries = {
+        row["summary"] for row in rows if row["distribution"].startswith("mf-many") and row["state"] == "ready"
+    }
+    assert summaries == {f"Plugin {number}." for number in range(NUMBER)}
     assert prefix.imported() == []
