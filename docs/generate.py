@@ -15,7 +15,7 @@ import tomli_w
 
 from metaforge.cli.describe import description, written
 from metaforge.config.sources import SINGLES
-from metaforge.config.toml_text import writable
+from metaforge.config.toml_text import to_toml_values
 from metaforge.registry.entry import CORE, KINDS
 from metaforge.registry.registry import Registry
 from metaforge.registry.scan import scan
@@ -110,7 +110,7 @@ def options(facts: dict[str, Any]) -> str:
 def run_file(facts: dict[str, Any], values: dict[str, Any]) -> str:
     """Return a plugin's suggested settings as a run file that chooses it."""
     chosen = {facts["kind"]: {"name": facts["name"]}} if facts["kind"] in SINGLES else {}
-    return tomli_w.dumps({**chosen, **{k: {**chosen.get(k, {}), **writable(v)} for k, v in values.items()}})
+    return tomli_w.dumps({**chosen, **{k: {**chosen.get(k, {}), **to_toml_values(v)} for k, v in values.items()}})
 
 
 def linked(reference: str) -> str:

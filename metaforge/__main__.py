@@ -1,10 +1,10 @@
-"""The `metaforge` command, also as `python -m metaforge`."""
+"""The `metaforge` command, also available as `python -m metaforge`."""
 
 from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C ends it in order even while it is still being imported."""
+    """Run the command line; Ctrl-C exits with code 130 and no traceback, even during the first imports."""
     try:
         from metaforge.cli.app import main as command
 

@@ -1,40 +1,55 @@
-"""Errors that speak to a person: what went wrong, where, and what to do; each class has a documented exit code."""
+"""The errors that MetaForge raises on purpose, each with a message of three parts and a documented exit code."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-# How much of a value, and of a place, a message shows.
-_SHOWN, _WHERE = 200, 1000
+# The most characters that a message shows of a value, and of a place.
+_MAX_VALUE, _MAX_PLACE = 200, 1000
 
 
 class MetaForgeError(Exception):
-    """Base of every error that MetaForge raises on purpose; `exit_code` is the command's exit status."""
+    """Base of every error that MetaForge raises on purpose.
+
+    Its message says what is wrong, where, and what to do about it. The command prints the message and ends with
+    `exit_code`. Control characters in the three texts are replaced by spaces.
+
+    Args:
+        what: One or more sentences on what is wrong.
+        where: The file, the setting or the plugin that is meant; left out of the message where empty.
+        remedy: What the user can do about it; left out of the message where empty.
+
+    Example:
+        >>> from metaforge.errors import ConfigError
+        >>> print(ConfigError("train.lr is -1.", where="run.toml", remedy="set it above 0"))
+        train.lr is -1.
+          where: run.toml
+          remedy: set it above 0
+    """
 
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
-        # Names of files, and what they hold, may be a stranger's: they shall not write to the terminal.
+        # File names and file contents may be untrusted: without control characters they cannot steer the terminal.
         self.what = "\n".join(printable(line) for line in what.split("\n"))
-        self.where, self.remedy = printable(where)[:_WHERE], printable(remedy)
-        what, where, remedy = self.what, self.where, self.remedy
-        lines = [what]
-        if where:
-            lines.append(f"  where: {where}")
-        if remedy:
-            lines.append(f"  remedy: {remedy}")
+        self.where, self.remedy = printable(where)[:_MAX_PLACE], printable(remedy)
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.remedy:
+            lines.append(f"  remedy: {self.remedy}")
         super().__init__("\n".join(lines))
 
 
 class ConfigError(MetaForgeError):
-    """A setting, an option or an argument is wrong (exit code 2)."""
+    """A setting, an option or an argument is invalid (exit code 2)."""
 
     exit_code = 2
 
 
 class DataError(MetaForgeError):
-    """Data are missing, damaged, or too few for the task asked for (exit code 3)."""
+    """A data set is missing, is damaged or has too few examples for the requested task (exit code 3)."""
 
     exit_code = 3
 
@@ -46,19 +61,19 @@ class PluginError(MetaForgeError):
 
 
 class CheckpointError(MetaForgeError):
-    """A saved state is missing, damaged or of another run (exit code 5)."""
+    """A checkpoint is missing, is damaged or belongs to another run (exit code 5)."""
 
     exit_code = 5
 
 
 class DivergedError(MetaForgeError):
-    """A loss, a meta-gradient or a parameter is no longer finite (exit code 6)."""
+    """Training has diverged: a loss, a meta-gradient or a parameter is non-finite or too large (exit code 6)."""
 
     exit_code = 6
 
 
 class RunLockedError(MetaForgeError):
-    """Another process writes the run (exit code 7)."""
+    """Another process is writing the run folder (exit code 7)."""
 
     exit_code = 7
 
@@ -76,21 +91,24 @@ class WorkerError(MetaForgeError):
 
 
 def printable(text: str) -> str:
-    """Return a text of one line without control characters, which a stranger's metadata could hold."""
+    """Return one line of text with a space in place of each control character.
+
+    Metadata, file names and file contents are untrusted: a control character in them could steer the terminal.
+    """
     return "".join(char if char.isprintable() else " " for char in text)
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: 200 characters at most."""
+    """Return the `repr` of a value as error messages show it, cut to 200 characters."""
     try:
         text = repr(value)
     except ValueError:
-        # Python writes no integer of thousands of digits.
+        # Python refuses to convert an integer of thousands of digits to text.
         return "a number of too many digits"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` for the nearest known name, or an empty string."""
+    """Return ` Did you mean 'x'?` for the known name most similar to `name`, or an empty string if none is similar."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""

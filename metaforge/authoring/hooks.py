@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import pluggy
 
 if TYPE_CHECKING:
-    from metaforge.authoring.protocols import Task
-    from metaforge.config.resolved import Resolved
+    from metaforge.authoring.protocols import Kind, Task
 
 Outcome = Literal["finished", "stopped", "failed"]
 
@@ -20,15 +19,29 @@ hookspec, hookimpl = pluggy.HookspecMarker("metaforge"), pluggy.HookimplMarker("
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a hook may know of its run: its resolved configuration, its command and the folder that keeps it.
+    """What a hook knows about its run.
 
-    `folder` is None in a dry run, which keeps nothing. `environment` is what `env.json` says: the machine, the versions
-    of all plugins, the engine's plan and chunk. `start` is the outer step after which this process continues: 0 in a
-    new run; in a resumed one that of the checkpoint, and whatever the folder says of later steps is to be forgotten.
+    Attributes:
+        folder: The run folder; None in a dry run, which keeps nothing.
+        settings: The resolved configuration, nested as in a run file: `settings["train"]["steps"]`. The values are
+            those that JSON has.
+        kind: The kind of task that the data set of the run has: `"classification"` or `"regression"`.
+        command: The command line of the run.
+        environment: The content of `env.json`: the machine, the versions of all plugins, the plan and chunk of the
+            engine.
+        start: The outer step from which this process continues: 0 in a new run, the step of the checkpoint in a resumed
+            one. A hook discards what it wrote about later steps.
+
+    Example:
+        >>> from metaforge.authoring import RunInfo
+        >>> run = RunInfo(folder=None, settings={"train": {"steps": 100}}, kind="classification")
+        >>> run.settings["train"]["steps"], run.start
+        (100, 0)
     """
 
     folder: Path | None
-    config: Resolved
+    settings: Mapping[str, Any]
+    kind: Kind
     command: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     start: int = 0

@@ -102,7 +102,7 @@ def _opened(name: str, settings: list[str] | None) -> tuple[Any, TaskShape]:
     layers = options.layers(None, settings, {"dataset": ("dataset.name", name)})
     resolved = resolve(layers, scan(), complete=False)
     assert resolved.dataset is not None
-    dataset = resolved.dataset.made(root=data_root())
+    dataset = resolved.dataset.instantiate(root=data_root())
     task = resolved.run.task
     return dataset, TaskShape(task.ways, task.shots, task.queries)
 

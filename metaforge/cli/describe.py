@@ -49,7 +49,7 @@ def describe(
 ) -> None:
     """Show what a plugin does: its options, tags, paper, and the command that uses it."""
     registry = scanned()
-    facts = description(registry, registry.sought(name, chosen_kind(kind)))
+    facts = description(registry, registry.find_any(name, chosen_kind(kind)))
     if json:
         put_json(facts)
     else:
@@ -106,15 +106,15 @@ def _companion(registry: Registry, kind: str, cls: type[Any]) -> str:
 def _splits(entry: Entry, cls: type[Any]) -> dict[str, Any]:
     """Return what each split holds under the default options, or why that cannot be said."""
     from metaforge.cli.data import SPLITS
-    from metaforge.config.validation import validated
+    from metaforge.config.validation import validate
     from metaforge.data.root import data_root
     from metaforge.registry.loading import plugin_errors
 
     found: dict[str, Any] = {}
     for split in SPLITS:
         try:
-            config = validated(cls.Config, {}, "dataset", {})
-            with plugin_errors(entry, "cannot tell its facts", spare=True):
+            config = validate(cls.Config, {}, "dataset", {})
+            with plugin_errors(entry, "cannot tell its facts", keep_metaforge_errors=True):
                 found[split] = dict(cls(config, root=data_root()).facts(split))
         except MetaForgeError as error:
             found[split] = {"unavailable": error.what}

@@ -82,9 +82,9 @@ def evaluate_folder(
     """Return the evaluation of the run in a folder, with progress on stderr."""
     from metaforge.cli.output import counting
     from metaforge.runs.run import load
-    from metaforge.system.signals import requests
+    from metaforge.system.signals import stop_requests
 
-    with requests(), counting("evaluating", show=progress) as tell:
+    with stop_requests(), counting("evaluating", show=progress) as tell:
         run = load(folder, registry, device=device, which=which)
         for damaged in run.summary["damaged"]:
             say(f"Warning: {printable(damaged)}")

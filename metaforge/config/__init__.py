@@ -1,1 +1,1 @@
-"""The settings of a run, and where each of them comes from."""
+"""The settings of a run: read from files and the command line, merged with the defaults, and validated."""

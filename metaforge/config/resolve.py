@@ -1,8 +1,14 @@
-"""The configuration of a run: defaults, plugins' defaults, a TOML file and the command line, laid over one another.
+"""Resolving the configuration of a run from the defaults and the layers that the user wrote.
 
-Lowest first: the core's defaults, the data set's `defaults` for its kind of task, the learner's, then what the user
-says. A higher layer that chooses another plugin drops what lower ones say of the old one's options; one that gives a
-set of adapters, regularizers or hooks replaces the set below. Every value keeps its origin.
+The layers, from the lowest to the highest:
+
+1. the defaults of the core;
+2. the `defaults` of the data set for its kind of task;
+3. the `defaults` of the learner for that kind of task;
+4. the user's layers: a TOML file, then the command line.
+
+A higher layer wins. If it chooses another plugin, the options of lower layers for the old plugin are dropped. If it
+gives a set of adapters, regularizers or hooks, that set replaces the lower one. Each value keeps its origin.
 """
 
 from __future__ import annotations
@@ -14,14 +20,15 @@ from typing import Any
 from metaforge.config.merge import Merged
 from metaforge.config.resolved import Choice, Resolved
 from metaforge.config.settings import RunConfig
-from metaforge.config.sources import SETS, SINGLES, Layer, normalised
+from metaforge.config.sources import SETS, SINGLES, Layer, normalise
 from metaforge.config.toml_text import flatten
-from metaforge.config.validation import validated
+from metaforge.config.validation import validate
 from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.registry import Registry
 
 _KNOWN = (*RunConfig.model_fields, *SINGLES, *SETS)
-# A table, its kind of plugin, the need of a learner without which it means nothing, and why.
+# For each table that only some learners use: its kind of plugin, the item of the learner's `tags.needs` that it
+# requires, and what is wrong with a learner without that item.
 _NEEDS = (
     ("backbone", "backbone", "backbone", "uses no backbone"),
     ("adapters", "adapter", "adapter", "uses no adapter"),
@@ -30,13 +37,22 @@ _NEEDS = (
 
 
 def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = True) -> Resolved:
-    """Return the configuration that the user's layers (lowest first) mean, on top of the defaults.
+    """Return the configuration that the user's layers describe, on top of the defaults.
 
-    A `complete` one has a learner and a data set; otherwise either may be left open, to look at the rest.
-    Raises `ConfigError` for values that make no sense and plugins that do not fit, `PluginError` for unusable ones.
+    Args:
+        layers: The user's layers, from the lowest to the highest.
+        registry: The plugins that may be used.
+        complete: Whether a learner and a data set are required. Otherwise either may be missing, to inspect the rest.
+
+    Returns:
+        The configuration, with the origin of each value.
+
+    Raises:
+        ConfigError: A value is invalid, or the plugins do not fit together.
+        PluginError: A plugin does not exist or cannot be used.
     """
-    given = [normalised(layer, _KNOWN) for layer in layers]
-    learner = _named(given, "learner")
+    layers = [normalise(layer, _KNOWN) for layer in layers]
+    learner = _chosen_name(layers, "learner")
     if learner is None and complete:
         raise ConfigError(
             "No learner is chosen.",
@@ -44,33 +60,24 @@ def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = Tru
             remedy="choose one with --learner NAME, or in a file with [learner] name = ...",
         )
     learner_class = None if learner is None else registry.load("learner", learner)
-    default = _default_dataset(registry, learner_class)
-    dataset = _named(given, "dataset") or default
+    default_dataset = _default_dataset(registry, learner_class)
+    dataset = _chosen_name(layers, "dataset") or default_dataset
     if dataset is None and complete:
         raise ConfigError(
             "No data set is chosen, and there is no default for this learner.",
             where=f"installed data sets: {', '.join(registry.names('dataset')) or 'none'}",
             remedy="choose one with --dataset NAME, or in a file with [dataset] name = ...",
         )
-    fold = Merged()
+    merged = _merged_defaults(registry, learner, learner_class, dataset)
+    for layer in _without_replaced_options(layers, {"learner": None, "dataset": default_dataset}, merged):
+        merged.apply(layer)
     if learner_class is not None:
-        fold.lay(Layer("default", {"learner": {"name": learner}}, given=False))
-    if dataset is not None:
-        dataset_class = registry.load("dataset", dataset)
-        if learner_class is not None:
-            _check_kinds(learner_class, learner, dataset_class, dataset, registry)
-        fold.lay(Layer("default", {"dataset": {"name": dataset}}, given=False))
-        for kind, name, cls in (("dataset", dataset, dataset_class), ("learner", learner, learner_class)):
-            if cls is not None:
-                fold.lay(_plugin_defaults(registry, kind, str(name), cls, dataset_class.kind))
-    for layer in _without_stale(given, {"learner": None, "dataset": default}, fold):
-        fold.lay(layer)
-    if learner_class is not None:
-        _drop_unneeded(fold, str(learner), learner_class)
-    return _checked(fold, registry, learner_class)
+        _check_needs(merged, str(learner), learner_class)
+    return _validate(merged, registry, learner_class)
 
 
-def _named(layers: Sequence[Layer], key: str) -> str | None:
+def _chosen_name(layers: Sequence[Layer], key: str) -> str | None:
+    """Return the name of the plugin that the highest layer chooses for a table, or None if no layer does."""
     names = [layer.values[key]["name"] for layer in layers if "name" in layer.values.get(key, {})]
     return names[-1] if names else None
 
@@ -84,9 +91,41 @@ def _default_dataset(registry: Registry, learner: type[Any] | None) -> str | Non
     return entries[0].qualified if entries[0].state == "ambiguous" else entries[0].name
 
 
+def _merged_defaults(
+    registry: Registry, learner: str | None, learner_class: type[Any] | None, dataset: str | None
+) -> Merged:
+    """Return the names of the learner and the data set, merged with the defaults of both."""
+    merged = Merged()
+    if learner_class is not None:
+        merged.apply(Layer("default", {"learner": {"name": learner}}, explicit=False))
+    if dataset is not None:
+        dataset_class = registry.load("dataset", dataset)
+        if learner_class is not None:
+            _check_kinds(learner_class, learner, dataset_class, dataset, registry)
+        merged.apply(Layer("default", {"dataset": {"name": dataset}}, explicit=False))
+        for kind, name, cls in (("dataset", dataset, dataset_class), ("learner", learner, learner_class)):
+            if cls is not None:
+                merged.apply(_plugin_defaults(registry, kind, str(name), cls, dataset_class.kind))
+    return merged
+
+
+def _check_kinds(
+    learner_class: type[Any], learner: str | None, dataset_class: type[Any], dataset: str, registry: Registry
+) -> None:
+    """Raise `ConfigError` unless the learner solves the kind of task that the data set has."""
+    if dataset_class.kind in learner_class.tags.kinds:
+        return
+    kinds = " and ".join(sorted(learner_class.tags.kinds))
+    default = _default_dataset(registry, learner_class)
+    raise ConfigError(
+        f"The learner {learner!r} solves {kinds} tasks, but the data set {dataset!r} has {dataset_class.kind} tasks.",
+        remedy=f"choose a data set of {kinds} tasks" + (f", such as {default}" if default else ""),
+    )
+
+
 def _plugin_defaults(registry: Registry, kind: str, name: str, cls: type[Any], task_kind: str) -> Layer:
-    """Return the settings that suit a plugin; it may speak of its own options, not choose learners or data sets."""
-    layer = Layer(f"default of {kind} {name}", cls.defaults.get(task_kind, {}), given=False)
+    """Return the defaults of a learner or data set; raise `PluginError` if they choose a learner or data set."""
+    layer = Layer(f"default of {kind} {name}", cls.defaults.get(task_kind, {}), explicit=False)
     other = "learner" if kind == "dataset" else "dataset"
     if other in layer.values or "name" in layer.values.get(kind, {}):
         raise PluginError(
@@ -94,91 +133,81 @@ def _plugin_defaults(registry: Registry, kind: str, name: str, cls: type[Any], t
             where=f"{cls.__module__}:{cls.__qualname__}",
             remedy="a plugin's defaults may set its own options, the run's sections and the other kinds of plugins",
         )
-    return normalised(layer, _KNOWN).renamed(lambda *plugin: registry.meant(registry.find(kind, name), *plugin))
+    owner = registry.find(kind, name)
+    return normalise(layer, _KNOWN).map_plugin_names(lambda *plugin: registry.resolve_default(owner, *plugin))
 
 
-def _without_stale(layers: Sequence[Layer], names: Mapping[str, str | None], fold: Merged) -> list[Layer]:
-    """Return the layers without options for a learner or data set that a higher layer replaces."""
-    kept = [dict(layer.values) for layer in layers]
-    for key, start in names.items():
-        current, touched = start, list[int]()
+def _without_replaced_options(layers: Sequence[Layer], names: Mapping[str, str | None], merged: Merged) -> list[Layer]:
+    """Return the layers without options for a learner or data set that a higher layer replaces by another.
+
+    `names` has the default name of each of the two tables. A note in `merged` reports the dropped options.
+    """
+    values = [dict(layer.values) for layer in layers]
+    for key, default in names.items():
+        current, holders = default, list[int]()
         for index, layer in enumerate(layers):
             table = layer.values.get(key, {})
             name = table.get("name", current)
             if current is not None and name != current:
-                for stale in touched:
-                    fold.given[key] = layers[stale].origin
-                    old = {"name": current, **kept[stale].pop(key)}
-                    fold.dropped(key, old, layer.origin_of(f"{key}.name"), name)
-                fold.given.pop(key, None)
-                touched = []
+                for holder in holders:
+                    old = {"name": current, **values[holder].pop(key)}
+                    merged.note_dropped(key, old, layer.origin_of(f"{key}.name"), name)
+                holders = []
             current = name
             if table:
-                touched.append(index)
-    return [
-        Layer(layer.origin, values, layer.patches, layer.origins, layer.given)
-        for layer, values in zip(layers, kept, strict=True)
-    ]
+                holders.append(index)
+    return [replace(layer, values=kept) for layer, kept in zip(layers, values, strict=True)]
 
 
-def _check_kinds(
-    learner_class: type[Any], learner: str | None, dataset_class: type[Any], dataset: str, registry: Registry
-) -> None:
-    if dataset_class.kind in learner_class.tags.kinds:
-        return
-    wanted = " and ".join(sorted(learner_class.tags.kinds))
-    default = _default_dataset(registry, learner_class)
-    raise ConfigError(
-        f"The learner {learner!r} solves {wanted} tasks, but the data set {dataset!r} has {dataset_class.kind} tasks.",
-        remedy=f"choose a data set of {wanted} tasks" + (f", such as {default}" if default else ""),
-    )
+def _check_needs(merged: Merged, name: str, cls: type[Any]) -> None:
+    """Drop default components that the learner does not use.
 
-
-def _drop_unneeded(fold: Merged, name: str, cls: type[Any]) -> None:
-    """Drop default components that the learner has no use for; refuse those that the user gave, and gaps."""
-    for key, kind, need, uses in _NEEDS:
-        chosen = fold.values.get(key, {})
+    Raises `ConfigError` for an explicit component that it does not use, and for a missing one that it needs.
+    """
+    for key, kind, need, reason in _NEEDS:
+        chosen = merged.values.get(key, {})
         if need not in cls.tags.needs:
-            if fold.values.pop(key, None) and key in fold.given:
-                what = chosen.get("name", "options") if key == "backbone" else ", ".join(chosen)
+            if merged.values.pop(key, None) and key in merged.explicit:
+                component = chosen.get("name", "options") if key == "backbone" else ", ".join(chosen)
                 raise ConfigError(
-                    f"The learner {name!r} {uses}, but one is given: {what}.",
-                    where=fold.given[key],
+                    f"The learner {name!r} {reason}, but one is given: {component}.",
+                    where=merged.explicit[key],
                     remedy=f"leave the {kind} out, or choose a learner that uses one",
                 )
         elif kind == need and (not chosen or (key == "backbone" and "name" not in chosen)):
             raise ConfigError(
                 f"The learner {name!r} needs {'an' if kind == 'adapter' else 'a'} {kind}, and none is chosen.",
-                where=fold.given.get(key, "no default applies"),
+                where=merged.explicit.get(key, "no default applies"),
                 remedy=f"choose one with --{kind} NAME; `metaforge list-plugins --kind {kind}` shows them",
             )
 
 
-def _checked(fold: Merged, registry: Registry, learner: type[Any] | None) -> Resolved:
-    values = fold.values
+def _validate(merged: Merged, registry: Registry, learner: type[Any] | None) -> Resolved:
+    """Return the configuration with all settings and options validated; raise `ConfigError` for the invalid ones."""
+    values = merged.values
     if learner is None:
-        # Without a learner nothing says whether the options given for one make sense.
+        # Options for a learner cannot be validated without its class.
         values.pop("learner", None)
     sections = {key: values[key] for key in RunConfig.model_fields if key in values}
-    run = validated(RunConfig, sections, "", fold.origins)
+    run = validate(RunConfig, sections, "", merged.origins)
     singles: dict[str, Choice | None] = {}
     for key in SINGLES:
         table = dict(values.get(key, {}))
         name = table.pop("name", None)
         if name is None and table:
             raise ConfigError(
-                f"{key} has options but no name.", where=fold.given.get(key, ""), remedy=f"set {key}.name"
+                f"{key} has options but no name.", where=merged.explicit.get(key, ""), remedy=f"set {key}.name"
             )
-        singles[key] = None if name is None else _choice(registry, key, name, table, key, fold)
+        singles[key] = None if name is None else _choice(registry, key, name, table, key, merged)
     sets = {
         key: tuple(
-            _choice(registry, kind, name, options, f"{key}.{name}", fold)
+            _choice(registry, kind, name, options, f"{key}.{name}", merged)
             for name, options in values.get(key, {}).items()
         )
         for key, kind in SETS.items()
     }
     for key, chosen in sets.items():
-        _refuse_twice(key, chosen, fold)
+        _check_duplicates(key, chosen, merged)
     resolved = Resolved(
         run,
         learner=singles["learner"],
@@ -187,34 +216,39 @@ def _checked(fold: Merged, registry: Registry, learner: type[Any] | None) -> Res
         adapters=sets["adapters"],
         regularizers=sets["regularizers"],
         hooks=sets["hooks"],
-        notes=tuple(fold.notes),
+        notes=tuple(merged.notes),
     )
-    origins = {path: _origin(fold.origins, path) for path, _ in flatten(resolved.to_dict())}
+    origins = {path: _origin(merged.origins, path) for path, _ in flatten(resolved.to_dict())}
     return replace(resolved, origins=origins)
 
 
-def _choice(registry: Registry, kind: str, name: str, options: Mapping[str, Any], path: str, fold: Merged) -> Choice:
+def _choice(registry: Registry, kind: str, name: str, options: Mapping[str, Any], path: str, merged: Merged) -> Choice:
+    """Return the plugin of a name with its options validated; `path` is the dotted path of its table."""
     cls = registry.load(kind, name)
-    # A plugin's defaults may speak of an option of the usual component, which another one need not have.
+    # A learner's defaults may set an option of the usual component; another component may not have that option.
     known = cls.Config.model_fields
-    options = {key: value for key, value in options.items() if key in known or f"{path}.{key}" not in fold.mild}
-    return Choice(registry.find(kind, name), cls, validated(cls.Config, options, path, fold.origins))
+    options = {
+        option: value
+        for option, value in options.items()
+        if option in known or f"{path}.{option}" not in merged.default_paths
+    }
+    return Choice(registry.find(kind, name), cls, validate(cls.Config, options, path, merged.origins))
 
 
-def _refuse_twice(key: str, chosen: Sequence[Choice], fold: Merged) -> None:
-    """Raise `ConfigError` where a set holds one plugin under two names, its bare one and its qualified one."""
-    meant = [choice.entry.qualified for choice in chosen]
-    for name in meant:
-        if meant.count(name) > 1:
+def _check_duplicates(key: str, chosen: Sequence[Choice], merged: Merged) -> None:
+    """Raise `ConfigError` if a set has one plugin twice: under its name and under its qualified name."""
+    names = [choice.entry.qualified for choice in chosen]
+    for name in names:
+        if names.count(name) > 1:
             raise ConfigError(
-                f"The {key} hold {name!r} twice.",
-                where=fold.origins.get(key, ""),
-                remedy="name it once; a second instance of one plugin is not possible",
+                f"The {key} contain {name!r} twice.",
+                where=merged.origins.get(key, ""),
+                remedy="name it once; a run cannot have two instances of one plugin",
             )
 
 
 def _origin(origins: Mapping[str, str], path: str) -> str:
-    """Return the origin of a value, or of the table that it was given in as a whole."""
+    """Return the origin of a value; of a table whose values have origins, that of the first value in it."""
     if path in origins:
         return origins[path]
     inside = [known for known in origins if known.startswith(f"{path}.")]

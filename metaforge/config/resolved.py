@@ -1,4 +1,4 @@
-"""A configuration with nothing left open: the plugins that a run uses, each with its options, and all other values."""
+"""The complete configuration of a run: the plugins that it uses, each with all its options, and all other settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from metaforge.config.settings import RunConfig
 from metaforge.config.sources import SETS, SINGLES
-from metaforge.config.toml_text import commented, writable
+from metaforge.config.toml_text import annotated_toml, to_toml_values
 from metaforge.registry.entry import Entry
 from metaforge.registry.loading import plugin_errors
 
@@ -25,18 +25,30 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """The name that means this plugin in a run file."""
+        """The name of the plugin in a run file: the qualified name if the bare one is ambiguous."""
         return self.entry.qualified if self.entry.state == "ambiguous" else self.entry.name
 
-    def made(self, *parts: Any, **named: Any) -> Any:
-        """Return a new instance, given its options and these arguments; `PluginError` where its own code raises."""
-        with plugin_errors(self.entry, "cannot be built", spare=True):
-            return self.cls(self.config, *parts, **named)
+    def instantiate(self, *parts: Any, **keywords: Any) -> Any:
+        """Return `cls(config, *parts, **keywords)`; raise `PluginError` if the plugin's code raises."""
+        with plugin_errors(self.entry, "cannot be built", keep_metaforge_errors=True):
+            return self.cls(self.config, *parts, **keywords)
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration with nothing left open; `origins` tells where each value comes from, `notes` what gave way."""
+    """The complete configuration of a run.
+
+    Attributes:
+        run: The settings that belong to no plugin.
+        learner: The learner; None only if the configuration was resolved without one (`complete=False`).
+        dataset: The data set; None only in the same case.
+        backbone: The backbone, if the learner needs one.
+        adapters: The chain of adapters, in order.
+        regularizers: The regularizers, in order.
+        hooks: The hook plugins, in order.
+        origins: The origin of each value, by dotted path.
+        notes: Sentences for the user on explicit options that were dropped.
+    """
 
     run: RunConfig
     learner: Choice | None
@@ -51,10 +63,11 @@ class Resolved:
     def choices(self) -> tuple[Choice, ...]:
         """Return every plugin of the run."""
         singles = (self.learner, self.dataset, self.backbone)
-        return (*(one for one in singles if one is not None), *self.adapters, *self.regularizers, *self.hooks)
+        chosen = tuple(choice for choice in singles if choice is not None)
+        return (*chosen, *self.adapters, *self.regularizers, *self.hooks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values as a run file nests them, ready for JSON."""
+        """Return the values nested as in a run file, of types that JSON has."""
         values = self.run.model_dump(mode="json")
         for key in SINGLES:
             choice: Choice | None = getattr(self, key)
@@ -65,11 +78,11 @@ class Resolved:
         return values
 
     def to_toml(self) -> str:
-        """Return a run file that reproduces this configuration by itself, whatever the defaults become."""
+        """Return a run file with every value, so that it reproduces the run even if defaults change later."""
         import tomli_w
 
-        return tomli_w.dumps(writable(self.to_dict()))
+        return tomli_w.dumps(to_toml_values(self.to_dict()))
 
     def to_annotated_toml(self) -> str:
-        """Return a run file of one value per line, with the origin of each value as a comment."""
-        return commented(writable(self.to_dict()), self.origins)
+        """Return a run file with one value per line and the origin of each value as a comment."""
+        return annotated_toml(to_toml_values(self.to_dict()), self.origins)

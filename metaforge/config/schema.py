@@ -1,4 +1,4 @@
-"""JSON Schema (draft 2020-12) of a run file, the options of every installed plugin included."""
+"""The JSON Schema (draft 2020-12) of a run file, including the options of every installed plugin."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from metaforge.registry.entry import Entry
 from metaforge.registry.registry import Registry
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-# The word that a run file writes for a value that is not set, and for an empty set of plugins: TOML has no null.
+# In a run file this word stands for an optional value that is not set, and for an empty set of plugins.
 NONE = "none"
 
 
 @dataclass
 class Schema:
-    """A schema, and the plugins that it leaves out: each with the reason, as a sentence."""
+    """A schema, and one sentence for each plugin that is left out because it cannot be used."""
 
     value: dict[str, Any]
     left_out: list[str] = field(default_factory=list)
 
 
 def run_schema(registry: Registry) -> Schema:
-    """Return the schema of a run file: its sections, and a table (or set of tables) for each kind of plugin."""
+    """Return the schema of a whole run file: the sections of settings, and the tables of plugins."""
     definitions: dict[str, Any] = {}
-    sections = _hoisted(RunConfig.model_json_schema(ref_template="#/$defs/{model}"), definitions)
-    made = Schema({"$schema": DRAFT, "title": "MetaForge run file", **sections, "$defs": definitions})
+    sections = _move_definitions(RunConfig.model_json_schema(ref_template="#/$defs/{model}"), definitions)
+    schema = Schema({"$schema": DRAFT, "title": "MetaForge run file", **sections, "$defs": definitions})
     for table, kind in (*((key, key) for key in SINGLES), *SETS.items()):
-        made.value["properties"][table] = _table(registry, table, kind, definitions, made.left_out)
-    return made
+        schema.value["properties"][table] = _table(registry, table, kind, definitions, schema.left_out)
+    return schema
 
 
 def kind_schema(registry: Registry, kind: str) -> Schema:
-    """Return the schema of what a run file says of one kind of plugin: its table, or its set of tables."""
+    """Return the schema of the part of a run file that is about one kind of plugin."""
     definitions: dict[str, Any] = {}
     (table,) = [key for key in (*SINGLES, *SETS) if SETS.get(key, key) == kind]
-    made = Schema({"$schema": DRAFT, "title": f"MetaForge run file: {table}"})
-    made.value |= _table(registry, table, kind, definitions, made.left_out)
-    made.value["$defs"] = definitions
-    return made
+    schema = Schema({"$schema": DRAFT, "title": f"MetaForge run file: {table}"})
+    schema.value |= _table(registry, table, kind, definitions, schema.left_out)
+    schema.value["$defs"] = definitions
+    return schema
 
 
 def options_schema(cls: type[Any], label: str, *, prefix: str = "") -> dict[str, Any]:
-    """Return the JSON Schema of a plugin's options; raise `PluginError` if they cannot be described.
+    """Return the JSON Schema of a plugin's options; raise `PluginError` if a type among them has no JSON Schema.
 
-    Definitions are referred to as `#/$defs/<prefix><name>`.
+    `label` names the plugin in the message. References to definitions have the form `#/$defs/<prefix><name>`.
     """
     try:
         schema: dict[str, Any] = cls.Config.model_json_schema(ref_template=f"#/$defs/{prefix}{{model}}")
@@ -57,7 +57,7 @@ def options_schema(cls: type[Any], label: str, *, prefix: str = "") -> dict[str,
         raise PluginError(
             f"The options of the {label} cannot be described: {type(error).__name__}: {error}",
             where=f"{cls.__module__}:{cls.__qualname__}.Config",
-            remedy="its author should use types that JSON knows; METAFORGE_DEBUG=1 shows the trace",
+            remedy="its author should use types that JSON has; METAFORGE_DEBUG=1 shows the traceback",
         ) from error
     return schema
 
@@ -65,8 +65,8 @@ def options_schema(cls: type[Any], label: str, *, prefix: str = "") -> dict[str,
 def _table(
     registry: Registry, table: str, kind: str, definitions: dict[str, Any], left_out: list[str]
 ) -> dict[str, Any]:
-    """Return the schema of a plugin table or set of tables, and put its plugins' options among the definitions."""
-    chosen: dict[str, tuple[str, ...]] = {}
+    """Return the schema of a table of plugins; add the schemas of their options to `definitions`."""
+    plugin_names: dict[str, tuple[str, ...]] = {}
     for entry in registry.entries(kind):
         if entry.state == "hidden":
             continue
@@ -75,48 +75,60 @@ def _table(
         except PluginError as error:
             left_out.append(error.what)
             continue
-        place = f"{kind}/{entry.qualified}"
+        definition = f"{kind}/{entry.qualified}"
         names = (entry.name, entry.qualified) if entry.state == "ready" else (entry.qualified,)
         if table in SINGLES:
             options["properties"] = {"name": {"enum": list(names)}, **options.get("properties", {})}
-        definitions[place] = options
-        chosen[place] = names
-    made = _single(chosen) if table in SINGLES else _set(chosen)
-    return {"description": f"The {kind} of the run." if table in SINGLES else f"The {table} of the run.", **made}
+        definitions[definition] = options
+        plugin_names[definition] = names
+    schema = _single(plugin_names) if table in SINGLES else _set(plugin_names)
+    return {"description": f"The {kind} of the run." if table in SINGLES else f"The {table} of the run.", **schema}
 
 
 def _plugin(registry: Registry, entry: Entry, definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a plugin's options; add its own definitions to `definitions`."""
     cls = registry.load(entry.kind, entry.qualified)
     prefix = f"{entry.kind}/{entry.qualified}/"
-    options = _hoisted(options_schema(cls, entry.label, prefix=_pointer(prefix)), definitions, prefix)
+    options = _move_definitions(options_schema(cls, entry.label, prefix=_json_pointer(prefix)), definitions, prefix)
     return {"description": entry.summary, **options} if entry.summary else options
 
 
-def _single(chosen: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Return the schema of a table that chooses one plugin: a name alone, or a table of options with `name` or not."""
-    names = [name for group in chosen.values() for name in group]
+def _single(plugin_names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Return the schema of a table that chooses one plugin: a name, or a table of options with or without `name`.
+
+    `plugin_names` maps the name of a definition to the names of the plugin in run files.
+    """
+    names = [name for group in plugin_names.values() for name in group]
     named = [
         {
             "if": {"properties": {"name": {"enum": list(group)}}, "required": ["name"]},
-            "then": {"$ref": f"#/$defs/{_pointer(place)}"},
+            "then": {"$ref": f"#/$defs/{_json_pointer(definition)}"},
         }
-        for place, group in chosen.items()
+        for definition, group in plugin_names.items()
     ]
-    # Without a name the options are for the default, or for what the command line names.
-    anyone = {"anyOf": [{"$ref": f"#/$defs/{_pointer(place)}"} for place in chosen]}
-    unnamed = {"if": {"not": {"required": ["name"]}}, "then": anyone}
+    # Without a name the options are for the default plugin, or for one named on the command line: any may be meant.
+    any_plugin = {"anyOf": [{"$ref": f"#/$defs/{_json_pointer(definition)}"} for definition in plugin_names]}
+    unnamed = {"if": {"not": {"required": ["name"]}}, "then": any_plugin}
     table = {"properties": {"name": {"enum": names}}, "allOf": [*named, unnamed]}
     return {"type": ["string", "object"], "if": {"type": "string"}, "then": {"enum": names}, "else": table}
 
 
-def _set(chosen: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Return the schema of an ordered set of plugins: names with commas between, a list of names, or tables by name."""
-    references = {name: {"$ref": f"#/$defs/{_pointer(place)}"} for place, group in chosen.items() for name in group}
-    word = "|".join(re.sub(r"([.^$*+?()\[\]{}|\\])", r"\\\1", name) for name in references)
-    one = rf"\s*(?:{word})?\s*" if word else r"\s*"
+def _set(plugin_names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Return the schema of an ordered set of plugins: names with commas between them, a list of names, or tables.
+
+    `plugin_names` maps the name of a definition to the names of the plugin in run files.
+    """
+    references = {
+        name: {"$ref": f"#/$defs/{_json_pointer(definition)}"}
+        for definition, group in plugin_names.items()
+        for name in group
+    }
+    # Not `re.escape`, which also escapes `-`: in the regular expressions of JSON Schema (ECMA-262) that is an error.
+    any_name = "|".join(re.sub(r"([.^$*+?()\[\]{}|\\])", r"\\\1", name) for name in references)
+    item = rf"\s*(?:{any_name})?\s*" if any_name else r"\s*"
     return {
         "type": ["string", "array", "object"],
-        "pattern": rf"^(?:\s*{NONE}\s*|{one}(?:,{one})*)$",
+        "pattern": rf"^(?:\s*{NONE}\s*|{item}(?:,{item})*)$",
         "items": {"enum": [*references, NONE]},
         "if": {"type": "array", "contains": {"const": NONE}},
         "then": {"maxItems": 1},
@@ -125,31 +137,34 @@ def _set(chosen: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     }
 
 
-def _hoisted(schema: Mapping[str, Any], definitions: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a schema as a run file reads it, its own definitions moved to those of the whole."""
+def _move_definitions(schema: Mapping[str, Any], definitions: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a schema of pydantic's, adapted to run files, with its `$defs` moved to `definitions`."""
     for name, value in schema.get("$defs", {}).items():
-        definitions[prefix + name] = _read(value)
-    return _read({key: value for key, value in schema.items() if key != "$defs"})
+        definitions[prefix + name] = _adapted(value)
+    return _adapted({key: value for key, value in schema.items() if key != "$defs"})
 
 
-def _read(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema in which an optional value may also be the word for none, without titles made from names."""
-    made = _untitled(schema)
-    if "properties" in made:
-        made["properties"] = {name: _optional(_untitled(one)) for name, one in made["properties"].items()}
-    return made
+def _adapted(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema without pydantic's titles, in which an optional value may also be the word `none`."""
+    result = _without_title(schema)
+    if "properties" in result:
+        result["properties"] = {
+            name: _accepting_none(_without_title(value)) for name, value in result["properties"].items()
+        }
+    return result
 
 
-def _optional(schema: dict[str, Any]) -> dict[str, Any]:
+def _accepting_none(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a value that also accepts the word `none` if it accepts null."""
     union = schema.get("anyOf", [])
     return {**schema, "anyOf": [*union, {"const": NONE}]} if {"type": "null"} in union else schema
 
 
-def _untitled(schema: Mapping[str, Any]) -> dict[str, Any]:
+def _without_title(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in schema.items() if key != "title"}
 
 
-def _pointer(name: str) -> str:
-    """Return a name as a JSON pointer within a URI fragment writes it."""
+def _json_pointer(name: str) -> str:
+    """Return a name escaped for a JSON pointer in a URI fragment (RFC 6901, section 6)."""
     escaped = name.replace("~", "~0").replace("/", "~1")
-    return re.sub(r"[^A-Za-z0-9._~:-]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), escaped)
+    return re.sub(r"[^A-Za-z0-9._~:-]", lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), escaped)

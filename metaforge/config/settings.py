@@ -1,4 +1,4 @@
-"""The settings of a run that belong to no plugin: every one described, bounded, and refused when it makes no sense."""
+"""The settings of a run that belong to no plugin, each with its type, bounds, default value and description."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1)]
-# Of what is held in memory at once.
+# A count of things that are in memory at the same time.
 Size = Annotated[int, Field(ge=1, le=100_000)]
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
-# What a file may write where seconds are wanted; its schema says so.
+# A duration as text; pydantic copies the pattern into the JSON Schema of a run file.
 Duration = Annotated[str, Field(pattern=rf"^\s*(?=[0-9])(?:{_DURATION.pattern})\s*$")]
 Budget = Annotated[float, Field(gt=0)] | Duration | None
 Interval = Annotated[float, Field(ge=0)] | Duration
 
 
 def seconds(value: Any) -> Any:
-    """Return the seconds that a text such as `90s`, `10m` or `1h30m` means; anything but text is returned as it is."""
+    """Return a duration such as `90s`, `10m` or `1h30m` in seconds, and any other type unchanged.
+
+    Raises `ValueError` for a text that is not a duration.
+    """
     if not isinstance(value, str):
         return value
     match = _DURATION.fullmatch(value.strip().lower())
@@ -30,51 +33,51 @@ def seconds(value: Any) -> Any:
 
 
 class Section(BaseModel):
-    """Base of the sections: an unknown key is refused, as are NaN and infinity."""
+    """Base of the sections: unknown keys, NaN and infinity are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TaskConfig(Section):
-    """The tasks that the run is about: those it is evaluated on."""
+    """The shape of the tasks that the learner is evaluated on, and by default trained on."""
 
-    ways: Size = Field(default=5, description="Classes in a task (1 in regression).")
+    ways: Size = Field(default=5, description="Classes per task (1 in regression).")
     shots: Size = Field(default=1, description="Support examples per class.")
     queries: Size = Field(default=15, description="Query examples per class.")
 
 
 class TrainConfig(Section):
-    """The outer loop."""
+    """The outer loop of meta-training."""
 
     steps: int = Field(default=1000, ge=0, description="Outer steps, that is, updates of the meta-parameters.")
     tasks: Size = Field(default=16, description="Tasks per outer step.")
     budget: Annotated[float | None, BeforeValidator(seconds, json_schema_input_type=Budget)] = Field(
-        default=None, gt=0, description="Stop after this time: seconds, or a text such as 10m."
+        default=None, gt=0, description="Stop after this time: a number of seconds, or a text such as 10m."
     )
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="The outer optimiser.")
     lr: float = Field(default=1e-3, gt=0, le=1e6, description="Learning rate of the outer optimiser.")
     schedule: Literal["constant", "cosine", "linear"] = Field(
-        default="constant", description="How the outer learning rate falls over the run."
+        default="constant", description="How the outer learning rate decays over the run."
     )
     clip: float | None = Field(
-        default=None, gt=0, description="Largest norm of the meta-gradient; longer ones are scaled down."
+        default=None, gt=0, description="Largest norm of the meta-gradient; a larger one is scaled down to it."
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of the outer optimiser.")
     on_nonfinite: Literal["stop", "skip"] = Field(
-        default="stop", description="What to do with a step whose numbers are not sound: end the run, or leave it out."
+        default="stop", description="Whether a step that diverges or is not finite ends the run or is skipped."
     )
-    skip_limit: int = Field(default=10, ge=0, description="Steps that may be left out before the run ends.")
+    skip_limit: int = Field(default=10, ge=0, description="Steps that may be skipped before the run ends.")
     divergence: float | None = Field(
-        default=1e6, gt=1, description="Largest norm of the meta-gradient, in multiples of its running median."
+        default=1e6,
+        gt=1,
+        description="Largest norm of the meta-gradient, in multiples of its running median; a larger one has diverged.",
     )
-    ways: Size | None = Field(
-        default=None, description="Classes in a training task; the task's own number where not set."
-    )
+    ways: Size | None = Field(default=None, description="Classes per training task; if not set, those of `task`.")
     shots: Size | None = Field(
-        default=None, description="Support examples per class in training; the task's where not set."
+        default=None, description="Support examples per class in training; if not set, those of `task`."
     )
     queries: Size | None = Field(
-        default=None, description="Query examples per class in training; the task's where not set."
+        default=None, description="Query examples per class in training; if not set, those of `task`."
     )
     validate_every: int = Field(default=0, ge=0, description="Outer steps between validations; 0 for none.")
     validate_tasks: int = Field(default=100, ge=2, description="Tasks per validation.")
@@ -82,13 +85,17 @@ class TrainConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When what was learned is saved, and how much of it is kept."""
+    """When the state of the run is saved, and how many checkpoints are kept."""
 
-    every: Count | None = Field(default=None, description="Outer steps between checkpoints; by time where not set.")
-    interval: Annotated[float, BeforeValidator(seconds, json_schema_input_type=Interval)] = Field(
-        default=60.0, ge=0, description="Time between checkpoints where `every` is not set: seconds, or 10m."
+    every: Count | None = Field(
+        default=None, description="Outer steps between checkpoints; if not set, `interval` decides."
     )
-    keep: Count = Field(default=2, description="Checkpoints to keep, beside the best in validation.")
+    interval: Annotated[float, BeforeValidator(seconds, json_schema_input_type=Interval)] = Field(
+        default=60.0,
+        ge=0,
+        description="Time between checkpoints if `every` is not set: seconds, or a text such as 10m.",
+    )
+    keep: Count = Field(default=2, description="Checkpoints to keep, in addition to the best in validation.")
 
 
 class EvaluateConfig(Section):
@@ -98,51 +105,56 @@ class EvaluateConfig(Section):
     split: str = Field(default="test", min_length=1, description="Split of the data set to evaluate on.")
     seed: int = Field(default=1_000_003, ge=0, lt=2**63, description="Seed of the evaluation's tasks.")
     shots: list[Size] = Field(
-        default=[], description="Support examples per class, one evaluation each; empty: the task's."
+        default=[], description="Support examples per class, one evaluation each; if empty, that of `task`."
     )
     steps: list[Annotated[int, Field(ge=0)]] = Field(
         default=[],
-        description="Numbers of adaptation steps, one evaluation each; empty: none and the learner's own number.",
+        description="Numbers of adaptation steps, one evaluation each; if empty, 0 and the learner's own number.",
     )
 
 
 class EngineConfig(Section):
-    """How the computation is carried out; it changes speed and memory, not results (beyond rounding)."""
+    """How the computation is carried out: this changes speed and memory, but results only by rounding."""
 
     plan: Literal["auto", "loop", "vmap", "fold"] = Field(
-        default="auto", description="How a batch of tasks is computed."
+        default="auto",
+        description="How a batch of tasks is computed: one by one, vectorised, or folded into one large batch.",
     )
     compile: Literal["auto", "on", "off"] = Field(
-        default="auto", description="Whether the training step is compiled; auto: where that pays back within the run."
+        default="auto",
+        description="Whether the training step is compiled; auto: if the run is long enough for it to save time.",
     )
     chunk: Count | None = Field(
-        default=None, description="Tasks computed together, which bounds memory; chosen where not set."
+        default=None, description="Tasks computed together, which bounds memory; if not set, chosen automatically."
     )
     reduce: Literal["fast", "exact"] = Field(
         default="fast",
-        description="How processes add up their gradients: as fast as they can, or in an order that gives the same bits"
-        " for any number of them.",
+        description="How processes sum their gradients: by the fastest all-reduce, or in a fixed order that gives the"
+        " same bits for any number of processes.",
     )
     shards: Count = Field(
-        default=4, description="Groups of tasks whose sums are added in order where reduce is `exact`."
+        default=4, description="Groups of tasks whose sums are added in a fixed order if `reduce` is `exact`."
     )
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32",
-        description="Precision of the computation; with bfloat16, values stay float32 and products are rounded.",
+        description="Precision of the computation; with bfloat16, parameters stay float32 and only products are"
+        " computed in bfloat16.",
     )
-    tf32: bool = Field(default=False, description="Whether a GPU may round products to TF32.")
-    threads: Size | None = Field(default=None, description="CPU threads; torch's own choice where not set.")
+    tf32: bool = Field(default=False, description="Whether a GPU may compute float32 products in TF32.")
+    threads: Size | None = Field(default=None, description="CPU threads; if not set, chosen automatically.")
 
 
 class RunConfig(Section):
-    """Everything about a run but its plugins."""
+    """All settings of a run except those of its plugins."""
 
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Seed of the initial values, the training tasks and the noise."
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="Where to compute.")
-    task: TaskConfig = Field(default=TaskConfig(), description="The tasks that the run is about.")
+    task: TaskConfig = Field(default=TaskConfig(), description="The shape of the tasks.")
     train: TrainConfig = Field(default=TrainConfig(), description="The outer loop.")
-    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="What is saved during the run.")
+    checkpoint: CheckpointConfig = Field(
+        default=CheckpointConfig(), description="The checkpoints saved during the run."
+    )
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="The evaluation after training.")
     engine: EngineConfig = Field(default=EngineConfig(), description="How the computation is carried out.")

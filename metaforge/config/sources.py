@@ -1,4 +1,4 @@
-"""Layers of configuration: what a file, a command line or a plugin says, and how a higher one is laid over a lower."""
+"""The sources of settings: a TOML file, the command line or the defaults of a plugin, each read into a `Layer`."""
 
 from __future__ import annotations
 
@@ -9,41 +9,45 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from metaforge.config.validation import check_depth
+from metaforge.config.validation import check_bounds
 from metaforge.errors import ConfigError, nearest, shown
 
-# Tables that choose one plugin (`name`, its options beside it), and ordered sets of plugins (a table by name for each).
+# The tables that choose one plugin: the key `name`, and its options beside it.
 SINGLES = ("learner", "dataset", "backbone")
+# The tables that choose an ordered set of plugins, each with its kind: inside is one table of options per plugin.
 SETS = {"adapters": "adapter", "regularizers": "regularizer", "hooks": "hook"}
 
 _MAX_BYTES = 2**20
-# Also a number of thousands of digits, bytes that are no text, and endless brackets.
-_NO_TOML = (ValueError, RecursionError)
+# What parsing TOML raises: the ValueErrors include those of invalid UTF-8 and of integers of thousands of digits.
+_TOML_ERRORS = (ValueError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Nested values and where they come from.
+    """Nested settings from one source.
 
-    `values` of a set of plugins replace the set below; `patches` only change options of plugins that are already in it.
-    `origins` names the origin of single values where it is finer than the layer's; `given` is False for defaults, which
-    give way in silence where they do not apply.
+    Attributes:
+        origin: The source, for messages: the path of a file, say.
+        values: The settings by section. A set of plugins in them replaces the set of lower layers.
+        patches: Options of single plugins in sets, by set and plugin; they do not change which plugins are in the set.
+        origins: The origin of single values by dotted path, where it is more specific than `origin`.
+        explicit: Whether the user wrote the layer. A default (False) that does not apply is dropped without an error.
     """
 
     origin: str
     values: Mapping[str, Any] = field(default_factory=dict)
     patches: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
-    given: bool = True
+    explicit: bool = True
 
     def origin_of(self, path: str) -> str:
-        """Return where the value at a dotted path comes from."""
+        """Return the origin of the value at a dotted path: its own, else that of the nearest table around it."""
         parts = path.split(".")
-        ends = range(len(parts), 0, -1)
-        return next((found for end in ends if (found := self.origins.get(".".join(parts[:end])))), self.origin)
+        prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+        return next((self.origins[prefix] for prefix in prefixes if self.origins.get(prefix)), self.origin)
 
-    def renamed(self, name: Callable[[str, str], str]) -> Layer:
-        """Return this (normalised) layer with `name(kind, old)` for the name of each plugin that its values choose."""
+    def map_plugin_names(self, name: Callable[[str, str], str]) -> Layer:
+        """Return this normalised layer with each plugin name `old` replaced by `name(kind, old)`."""
         values = dict(self.values)
         for key in SINGLES:
             if "name" in values.get(key, {}):
@@ -55,25 +59,31 @@ class Layer:
 
 
 def file_layer(path: Path) -> Layer:
-    """Return the layer that a TOML file describes; raise `ConfigError` if it cannot be read."""
+    """Return the settings in a TOML file; raise `ConfigError` if it cannot be read, is too large or is not TOML."""
     remedy = "a run file is TOML; `metaforge config` prints one"
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ConfigError(f"The file {path} is larger than {_MAX_BYTES:,} bytes.", remedy=remedy)
-        # Some editors begin a file with a mark that TOML does not know.
+        # utf-8-sig skips the byte order mark that some editors write.
         return Layer(str(path), tomllib.loads(data.decode("utf-8-sig")))
     except OSError as error:
         raise ConfigError(f"The file {path} cannot be read: {error.strerror}.", remedy=remedy) from error
-    except _NO_TOML as error:
+    except _TOML_ERRORS as error:
         raise ConfigError(f"The file {path} is not valid TOML: {error}.", where=str(path), remedy=remedy) from error
 
 
 def flags_layer(flags: Iterable[tuple[str, str, Any]]) -> Layer:
-    """Return the layer of a command line: triples of a flag as typed, the dotted path that it sets, and the value.
+    """Return the settings of a command line.
 
-    All flags form one layer, so their order does not matter; two that set one path to different values are refused.
+    The order of the flags does not matter.
+
+    Args:
+        flags: For each flag its text as typed, the dotted path that it sets, and the value.
+
+    Raises:
+        ConfigError: Two flags contradict each other, or a path is invalid.
     """
     values: dict[str, Any] = {}
     patches: dict[str, Any] = {}
@@ -81,47 +91,60 @@ def flags_layer(flags: Iterable[tuple[str, str, Any]]) -> Layer:
     for flag, path, value in flags:
         parts = path.split(".")
         if not all(parts):
-            raise ConfigError(f"{shown(path)} is no name of a setting.", where=flag, remedy="write section.key=value")
+            raise ConfigError(
+                f"{shown(path)} is not the name of a setting.", where=flag, remedy="write section.key=value"
+            )
         target = patches if parts[0] in SETS and len(parts) > 1 else values
-        for name in parts[:-1]:
+        for depth, name in enumerate(parts[:-1], start=1):
             target = target.setdefault(name, {})
             if not isinstance(target, dict):
                 raise ConfigError(
-                    f"{flag} reaches into a value that another flag sets.", where=path, remedy="give one of them"
+                    f"{flag} sets {path}, but another flag sets {'.'.join(parts[:depth])} to a single value.",
+                    where=path,
+                    remedy="use one of them",
                 )
-        if parts[-1] in target and target[parts[-1]] != value:
+        name = parts[-1]
+        if name in target and target[name] != value:
+            # The other flag may set only a part of this table: then it is not known by this path.
+            other = origins.get(path, "another flag")
             raise ConfigError(
-                f"{origins[path]} and {flag} give {path} different values: {shown(target[parts[-1]])}, {shown(value)}.",
-                remedy="give one of them",
+                f"{other} and {flag} set {path} to different values: {shown(target[name])}, {shown(value)}.",
+                remedy="use one of them",
             )
-        target[parts[-1]] = value
+        target[name] = value
         origins.setdefault(path, flag)
     return Layer("command line", values, patches, origins)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """Return the dotted path and the value of a `--set key=value`; the value is TOML, or else a bare word."""
+    """Return the dotted path and the value of `--set key=value`; raise `ConfigError` if the text has no such form."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
-        raise ConfigError(f"{shown(text)} is not key=value.", where="--set", remedy="e.g. --set train.lr=0.001")
+        raise ConfigError(
+            f"{shown(text)} is not of the form key=value.", where="--set", remedy="e.g. --set train.lr=0.001"
+        )
     return path.strip(), parse_value(value.strip())
 
 
 def parse_value(text: str) -> Any:
-    """Return what a text means as a TOML value; a bare word means itself."""
+    """Return a text as a TOML value, or unchanged if it is not one: strings need no quotes on the command line."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except _NO_TOML:
+    except _TOML_ERRORS:
         return text
     value = parsed["value"]
-    dated = isinstance(value, (datetime.date, datetime.time))
-    return text if dated or len(parsed) > 1 else value
+    # No setting is a date, and a text with a line break could set a second key.
+    is_date = isinstance(value, (datetime.date, datetime.time))
+    return text if is_date or len(parsed) > 1 else value
 
 
-def normalised(layer: Layer, known: Iterable[str]) -> Layer:
-    """Return a layer whose plugin tables are written in full; raise `ConfigError` for a table that does not exist."""
+def normalise(layer: Layer, known: Iterable[str]) -> Layer:
+    """Return a layer whose plugin tables are written in full: `learner = "x"` becomes `learner.name = "x"`.
+
+    Raises `ConfigError` for a top-level key that is not in `known`, and for a plugin table of a wrong type.
+    """
     known = list(known)
-    check_depth([layer.values, layer.patches], layer.origin)
+    check_bounds([layer.values, layer.patches], layer.origin)
     values = {}
     for key, value in layer.values.items():
         if key not in known:
@@ -137,10 +160,11 @@ def normalised(layer: Layer, known: Iterable[str]) -> Layer:
         for name, options in names.items():
             if not isinstance(options, Mapping):
                 raise _not_a_table(layer, f"{key}.{name}", options)
-    return Layer(layer.origin, values, layer.patches, layer.origins, layer.given)
+    return replace(layer, values=values)
 
 
 def _single(layer: Layer, key: str, value: Any) -> dict[str, Any]:
+    """Return the table of one plugin, from a name or a table."""
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, Mapping):
@@ -148,7 +172,7 @@ def _single(layer: Layer, key: str, value: Any) -> dict[str, Any]:
     name = value.get("name", "")
     if not isinstance(name, str):
         raise ConfigError(
-            f"{key}.name is {shown(name)}, not a text.",
+            f"{key}.name is {shown(name)}, not a string.",
             where=layer.origin_of(f"{key}.name"),
             remedy=f"write the name of a plugin; `metaforge list-plugins --kind {key}` shows them",
         )
@@ -156,12 +180,13 @@ def _single(layer: Layer, key: str, value: Any) -> dict[str, Any]:
 
 
 def _set(layer: Layer, key: str, value: Any) -> dict[str, Any]:
+    """Return a table of options per plugin, from names with commas between them, a list of names or a table."""
     if isinstance(value, str):
         value = [name.strip() for name in value.split(",") if name.strip()]
     if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
-        if twice := next((name for name in value if list(value).count(name) > 1), None):
-            raise ConfigError(f"{key} names {twice!r} twice.", where=layer.origin_of(key), remedy="name it once")
-        # The word that clears an optional value clears a set too.
+        if repeated := next((name for name in value if list(value).count(name) > 1), None):
+            raise ConfigError(f"{key} names {repeated!r} twice.", where=layer.origin_of(key), remedy="name it once")
+        # `none` stands for an empty set, as it stands for an optional value that is not set.
         return {} if list(value) == ["none"] else {name: {} for name in value}
     if not isinstance(value, Mapping):
         raise _not_a_table(layer, key, value)

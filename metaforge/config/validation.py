@@ -1,4 +1,4 @@
-"""Values checked against a pydantic model, and its complaints turned into sentences for a person."""
+"""Validating values with a pydantic model; all invalid values are reported in one `ConfigError`, in plain sentences."""
 
 from __future__ import annotations
 
@@ -13,78 +13,85 @@ from metaforge.errors import ConfigError, nearest, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_DEPTH, _BITS = 12, 64
-# How many of a run file's mistakes are told at once.
-_PROBLEMS = 10
-# What 64-bit integers and single-precision floats hold.
-_INTEGERS, _FLOATS = 2**63, 3e38
+# The most levels that settings nest, and the most bits of an integer setting.
+_MAX_DEPTH, _MAX_BITS = 12, 64
+# The most invalid values that one message reports.
+_MAX_PROBLEMS = 10
+# Bounds of what 64-bit signed integers and single-precision floats can hold.
+_MAX_INTEGER, _MAX_FLOAT = 2**63, 3e38
 
 
-def validated(model: type[Model], values: Mapping[str, Any], path: str, origins: Mapping[str, str]) -> Model:
-    """Return the model that values mean; raise one `ConfigError` that names every bad value by its dotted path."""
+def validate(model: type[Model], values: Mapping[str, Any], path: str, origins: Mapping[str, str]) -> Model:
+    """Return an instance of a model with these values.
+
+    Args:
+        model: The pydantic model, such as the `Config` of a plugin.
+        values: The values, as they are read from TOML: the word `none` stands for None.
+        path: The dotted path of the table that the values are in.
+        origins: The origin of each value, by dotted path.
+
+    Raises:
+        ConfigError: Some values are invalid; the message names each of them, up to ten, by its dotted path.
+    """
     values = _with_nones(model, values)
     try:
-        made = model.model_validate(values)
+        result = model.model_validate(values)
     except ValidationError as error:
         problems = [_problem(model, path, details) for details in error.errors(include_url=False)]
     else:
-        problems = _misread(path, values, made)
+        problems = _misread_values(path, values, result)
     if problems:
-        told, more = problems[:_PROBLEMS], len(problems) - _PROBLEMS
-        where = ", ".join(dict.fromkeys(origins.get(dotted, "default") for dotted, _ in told))
+        reported, more = problems[:_MAX_PROBLEMS], len(problems) - _MAX_PROBLEMS
+        sentences = [sentence for _, sentence in reported]
         raise ConfigError(
-            "\n".join(
-                [*(sentence for _, sentence in told), *([f"There are {more} more mistakes."] if more > 0 else [])]
-            ),
-            where=where,
+            "\n".join([*sentences, *([f"There are {more} more errors."] if more > 0 else [])]),
+            where=", ".join(dict.fromkeys(origins.get(dotted, "default") for dotted, _ in reported)),
             remedy="`metaforge describe NAME` lists a plugin's"
             " options, `metaforge config` every value of a run with its origin",
         )
-    return made
+    return result
 
 
-def check_depth(values: object, origin: str) -> None:
-    """Raise `ConfigError` for what no setting can be, before anything walks or shows it.
+def check_bounds(values: object, origin: str) -> None:
+    """Raise `ConfigError` for values that nest too deep or have an integer of more than 64 bits.
 
-    That is tables or lists that nest deeper than any setting, and integers of more than 64 bits.
+    This must come first: recursion over deep nesting, and printing a huge integer, would raise in the middle of other
+    code.
     """
     level: list[tuple[str, Any]] = [("", values)]
-    for _ in range(_DEPTH):
-        level = [inner for path, one in level for inner in _inside(path, one)]
-        for path, one in level:
-            if isinstance(one, int) and one.bit_length() > _BITS:
+    for _ in range(_MAX_DEPTH):
+        level = [inner for path, value in level for inner in _children(path, value)]
+        for path, value in level:
+            if isinstance(value, int) and value.bit_length() > _MAX_BITS:
                 raise ConfigError(
-                    f"{shown(path)} is an integer of {one.bit_length():,} bits, and no setting takes so many.",
+                    f"{shown(path)} is an integer of {value.bit_length():,} bits, but no setting takes more than"
+                    f" {_MAX_BITS}.",
                     where=origin,
                     remedy="`metaforge config` prints every setting with its value",
                 )
-        level = [(path, one) for path, one in level if isinstance(one, (Mapping, list, tuple))]
+        level = [(path, value) for path, value in level if isinstance(value, (Mapping, list, tuple))]
     if level:
         raise ConfigError(
-            f"Tables or lists nest more than {_DEPTH} levels deep.",
+            f"Tables or lists nest more than {_MAX_DEPTH} levels deep.",
             where=origin,
             remedy="no setting does; `metaforge config` prints a run file",
         )
 
 
-def _inside(path: str, value: Any) -> list[tuple[str, Any]]:
-    """Return the values of a table or list, each with its dotted path."""
+def _children(path: str, value: Any) -> list[tuple[str, Any]]:
+    """Return the values in a table or list, each with its dotted path."""
     if isinstance(value, Mapping):
-        return [(f"{path}.{key}".lstrip("."), one) for key, one in value.items()]
-    return [(path, one) for one in value]
-
-
-def options(model: type[BaseModel]) -> list[str]:
-    """Return the names of a model's options."""
-    return list(model.model_fields)
+        return [(f"{path}.{key}".lstrip("."), inner) for key, inner in value.items()]
+    return [(path, inner) for inner in value]
 
 
 def _problem(model: type[BaseModel], path: str, details: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the dotted path of an invalid value and a sentence on it, from an error of pydantic."""
     location = [str(part) for part in details["loc"]]
     dotted = ".".join([part for part in (path, *location) if part])
     if details["type"] == "extra_forbidden":
-        inner = _inner(model, location[:-1])
-        names = options(inner) if inner is not None else []
+        inner = _model_at(model, location[:-1])
+        names = list(inner.model_fields) if inner is not None else []
         known = f" The options of {'.'.join([path, *location[:-1]]).strip('.') or 'a run'} are {', '.join(names)}."
         return dotted, f"There is no option {shown(dotted)}.{nearest(location[-1], names)}{known if names else ''}"
     if details["type"] == "missing":
@@ -95,24 +102,24 @@ def _problem(model: type[BaseModel], path: str, details: Mapping[str, Any]) -> t
     return dotted, f"{dotted} is {shown(details['input'])}, but should be {message}."
 
 
-def _inner(model: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
-    """Return the model found at a location inside another."""
+def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
+    """Return the nested model at a path of field names inside a model, or None if there is none."""
     for name in location:
         field = model.model_fields.get(name)
-        found = [] if field is None else [one for one in _alternatives(field.annotation) if _is_model(one)]
-        if not found:
+        models = [] if field is None else [member for member in _alternatives(field.annotation) if _is_model(member)]
+        if not models:
             return None
-        model = found[0]
+        model = models[0]
     return model
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, however it is written; any other annotation is its only member."""
+    """Return the members of a union type, however it is written; any other annotation is its only member."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return _alternatives(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
-        return tuple(one for member in typing.get_args(annotation) for one in _alternatives(member))
+        return tuple(inner for member in typing.get_args(annotation) for inner in _alternatives(member))
     return (annotation,)
 
 
@@ -121,35 +128,42 @@ def _is_model(annotation: Any) -> bool:
 
 
 def _with_nones(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values with the word `none` read as None where a field may be None: TOML has no null."""
-    made = dict(values)
+    """Return values with None in place of the word `none`, for the fields that accept None: TOML has no null."""
+    result = dict(values)
     for name, field in model.model_fields.items():
         members = _alternatives(field.annotation)
-        inner = [one for one in members if _is_model(one)]
-        if made.get(name) == "none" and type(None) in members:
-            made[name] = None
-        elif inner and isinstance(made.get(name), Mapping):
-            made[name] = _with_nones(inner[0], made[name])
-    return made
+        models = [member for member in members if _is_model(member)]
+        if result.get(name) == "none" and type(None) in members:
+            result[name] = None
+        elif models and isinstance(result.get(name), Mapping):
+            result[name] = _with_nones(models[0], result[name])
+    return result
 
 
-def _misread(path: str, given: Any, made: Any) -> list[tuple[str, str]]:
-    """Return where a truth value was taken for a number or the reverse, and what no setting can hold."""
-    if isinstance(given, Mapping):
-        pairs = [(f"{path}.{key}".lstrip("."), value, _member(made, key)) for key, value in given.items()]
-        return [problem for pair in pairs for problem in _misread(*pair)]
-    if isinstance(given, (list, tuple)) and isinstance(made, (list, tuple)) and len(given) == len(made):
-        return [problem for one, other in zip(given, made, strict=True) for problem in _misread(path, one, other)]
-    if isinstance(given, bool) and isinstance(made, (int, float)) and not isinstance(made, bool):
-        return [(path, f"{path} is {given!r}, but should be a number.")]
-    if isinstance(made, bool) and isinstance(given, (int, float)) and not isinstance(given, bool):
-        return [(path, f"{path} is {given!r}, but should be true or false.")]
-    if (isinstance(made, float) and abs(made) > _FLOATS) or (isinstance(made, int) and abs(made) >= _INTEGERS):
-        return [(path, f"{path} is {str(given)[:30]}, a number that is too large.")]
-    if isinstance(made, str) and not made.isprintable():
-        return [(path, f"{path} is {shown(given)}, but should have no control characters.")]
+def _misread_values(path: str, value: Any, result: Any) -> list[tuple[str, str]]:
+    """Return the path of each value that pydantic accepts although it should not, and a sentence on it.
+
+    pydantic takes true for 1 and 1 for true. Numbers that torch cannot hold, and control characters, are errors too.
+    `value` is the value before validation, `result` after it.
+    """
+    if isinstance(value, Mapping):
+        triples = [(f"{path}.{key}".lstrip("."), inner, _member(result, key)) for key, inner in value.items()]
+        return [problem for triple in triples for problem in _misread_values(*triple)]
+    if isinstance(value, (list, tuple)) and isinstance(result, (list, tuple)) and len(value) == len(result):
+        pairs = zip(value, result, strict=True)
+        return [problem for before, after in pairs for problem in _misread_values(path, before, after)]
+    if isinstance(value, bool) and isinstance(result, (int, float)) and not isinstance(result, bool):
+        return [(path, f"{path} is {value!r}, but should be a number.")]
+    if isinstance(result, bool) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return [(path, f"{path} is {value!r}, but should be true or false.")]
+    if (isinstance(result, float) and abs(result) > _MAX_FLOAT) or (
+        isinstance(result, int) and abs(result) >= _MAX_INTEGER
+    ):
+        return [(path, f"{path} is {str(value)[:30]}, a number that is too large.")]
+    if isinstance(result, str) and not result.isprintable():
+        return [(path, f"{path} is {shown(value)}, but should have no control characters.")]
     return []
 
 
-def _member(made: Any, key: str) -> Any:
-    return made.get(key) if isinstance(made, Mapping) else getattr(made, key, None)
+def _member(container: Any, key: str) -> Any:
+    return container.get(key) if isinstance(container, Mapping) else getattr(container, key, None)

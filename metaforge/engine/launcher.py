@@ -19,7 +19,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from metaforge.errors import WorkerError
 from metaforge.system import machine
-from metaforge.system.signals import Patience
+from metaforge.system.signals import DoublePressDetector
 
 
 def launch(words: Sequence[str], processes: int, restarts: int) -> int:
@@ -61,11 +61,11 @@ class _Impatience:
     """Hears Ctrl-C for a group of processes, which do not hear it themselves: each is a session of its own."""
 
     def __init__(self, agent: LocalElasticAgent) -> None:
-        self._agent, self._patience, self._asked = agent, Patience(), False
+        self._agent, self._patience, self._asked = agent, DoublePressDetector(), False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Ask all of them to end in order; the second time soon after, kill them and leave."""
-        if self._patience.is_lost():
+        if self._patience.is_double_press():
             for worker in self._agent.get_worker_group().workers:
                 with suppress(ProcessLookupError):
                     os.killpg(worker.id, signal.SIGKILL)

@@ -1,1 +1,1 @@
-"""Which plugins are installed, and how one is loaded and checked."""
+"""Which plugins are installed, how the class of one is imported, and whether it keeps the contract of its kind."""

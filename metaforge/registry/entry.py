@@ -1,4 +1,4 @@
-"""One installed plugin, as the metadata of its distribution describe it."""
+"""The entry of one installed plugin: what its distribution's metadata say of it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,27 @@ from typing import Literal
 from metaforge.errors import ConfigError, nearest
 
 State = Literal["ready", "incompatible", "ambiguous", "hidden", "broken"]
-
-
 KINDS = ("learner", "adapter", "regularizer", "backbone", "dataset", "hook")
-
-
+# The distribution that holds MetaForge itself and its built-in plugins.
 CORE = "metaforge"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One installed plugin as its distribution's metadata describe it; `reason` says why it is not `ready`."""
+    """One installed plugin, described from metadata alone: its class is not imported.
+
+    Attributes:
+        kind: One of `KINDS`.
+        name: The name in run files and on the command line.
+        target: Where the class is, as `module:Class`.
+        distribution: The installed package that offers it.
+        version: The version of the distribution.
+        summary: The first line of the class's docstring.
+        state: `ready`; `incompatible`: its distribution requires another version of MetaForge; `ambiguous`: several
+            distributions offer this name; `hidden`: METAFORGE_PLUGINS excludes its distribution; or `broken`: its
+            metadata are invalid.
+        reason: Why the state is not `ready`; an empty string if it is.
+    """
 
     kind: str
     name: str
@@ -31,17 +41,17 @@ class Entry:
 
     @property
     def qualified(self) -> str:
-        """The form `distribution:name`, which is unique among installed plugins of a kind."""
+        """The qualified name, `distribution:name`, which is unique among installed plugins of a kind."""
         return f"{self.distribution}:{self.name}"
 
     @property
     def label(self) -> str:
-        """The plugin in words, for messages: kind, name, distribution and version."""
+        """The kind, name, distribution and version, as error messages write them."""
         return f"{self.kind} {self.name!r} of {self.distribution} {self.version}".rstrip()
 
 
 def kind_called(name: str) -> str:
-    """Return a kind by its name, in the singular or the plural; raise `ConfigError` if there is none."""
+    """Return the kind that a name in the singular or the plural means; raise `ConfigError` if there is none."""
     kind = name.removesuffix("s")
     if kind in KINDS:
         return kind

@@ -1,47 +1,48 @@
-"""Whether the hooks of a plugin fit the hook specs."""
+"""Whether the hook methods of a plugin match the hook specs."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from metaforge.authoring.hooks import Specs, names
 from metaforge.errors import nearest
 
-if TYPE_CHECKING:
-    pass
-
 
 def with_hooks(components: Iterable[object]) -> list[object]:
-    """Return those components of a run that carry hooks of their own, in the order given."""
+    """Return those of a run's components that have hook methods, in the same order."""
     return [component for component in components if any(hook_methods(component))]
 
 
-def misfits(plugin: object) -> list[str]:
-    """Return how the hooks of a plugin, an object or its class, do not fit the specs, each as a clause of a sentence.
+def hook_errors(plugin: object) -> list[str]:
+    """Return how the hook methods of a plugin, an instance or a class, do not match the specs.
 
-    Each of these would otherwise be a hook that is never called, or called with less than it waits for.
+    Each error is a clause of a sentence. pluggy itself would not report these: the method would never be called, or
+    would be called without an argument that it needs.
     """
-    found = []
+    errors = []
     for name, options in hook_methods(plugin):
         hook = hook_name(name, options)
         if hook not in names():
             if not options.get("optionalhook"):
-                near = nearest(hook, names()).strip()
-                found.append(f"there is no hook {hook!r}" + (f" ({near})" if near else ""))
+                hint = nearest(hook, names()).strip()
+                errors.append(f"there is no hook {hook!r}" + (f" ({hint})" if hint else ""))
         elif not options:
-            found.append(f"{name!r} is not marked with @metaforge.hookimpl")
+            errors.append(f"{name!r} is not marked with @metaforge.hookimpl")
         else:
-            found += _signature_misfits(plugin, name, hook)
-            found += _manner_misfits(getattr(plugin, name), name, options)
-    return found
+            errors += _parameter_errors(plugin, name, hook)
+            errors += _generator_errors(getattr(plugin, name), name, options)
+    return errors
 
 
 def hook_methods(plugin: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the methods that are hooks, or look like one, with the options of their mark (empty: it has none)."""
+    """Yield the name of each hook method and the options of its `@hookimpl` mark.
+
+    A method named `metaforge_...` without a mark is yielded too, with no options: the mark was forgotten.
+    """
     for name in dir(plugin):
-        # Looked up without asking: a property of a data set, say, may be dear or raise.
+        # `getattr_static` does not evaluate properties, which may be slow or raise.
         method = inspect.getattr_static(plugin, name, None)
         method = method.__func__ if isinstance(method, (staticmethod, classmethod)) else method
         options = getattr(method, "metaforge_impl", None) if inspect.isroutine(method) else None
@@ -52,32 +53,35 @@ def hook_methods(plugin: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def hook_name(name: str, options: Mapping[str, Any]) -> str:
+    """Return the hook that a method implements: its `specname`, or its own name."""
     return options.get("specname") or name
 
 
-def _signature_misfits(plugin: object, name: str, hook: str) -> list[str]:
-    known = list(inspect.signature(getattr(Specs, hook)).parameters)[1:]
+def _parameter_errors(plugin: object, name: str, hook: str) -> list[str]:
+    """Return which parameters of a method the hook does not pass as the method expects."""
+    passed = list(inspect.signature(getattr(Specs, hook)).parameters)[1:]
     parameters = list(inspect.signature(getattr(plugin, name)).parameters.values())
     if inspect.isclass(plugin) and inspect.isfunction(inspect.getattr_static(plugin, name)):
-        del parameters[:1]
-    found = []
+        del parameters[:1]  # A function of a class still has its `self`.
+    errors = []
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            found.append(f"{name} collects arguments with *, which are never given: name those wanted")
-        elif parameter.name not in known and parameter.default is parameter.empty:
-            found.append(f"{name} asks for {parameter.name!r}, which is none of {', '.join(known)}")
-        elif parameter.name in known and parameter.kind is parameter.KEYWORD_ONLY:
-            found.append(f"{name} takes {parameter.name!r} by keyword only, which is never given so")
-        elif parameter.name in known and parameter.default is not parameter.empty:
-            found.append(f"{name} has a default for {parameter.name!r}, which hides that it is given")
-    return found
+            errors.append(f"{name} collects arguments with * or **, which pluggy never fills: name each argument")
+        elif parameter.name not in passed and parameter.default is parameter.empty:
+            errors.append(f"{name} needs {parameter.name!r}, which is none of {', '.join(passed)}")
+        elif parameter.name in passed and parameter.kind is parameter.KEYWORD_ONLY:
+            errors.append(f"{name} takes {parameter.name!r} by keyword only, but hooks are called by position")
+        elif parameter.name in passed and parameter.default is not parameter.empty:
+            errors.append(f"{name} has a default for {parameter.name!r}, which prevents pluggy from passing it")
+    return errors
 
 
-def _manner_misfits(method: Callable[..., Any], name: str, options: Mapping[str, Any]) -> list[str]:
+def _generator_errors(method: Callable[..., Any], name: str, options: Mapping[str, Any]) -> list[str]:
+    """Return whether a wrapper is not a generator function, or another hook method is one."""
     if options.get("hookwrapper"):
-        return [f"{name} is a wrapper of the old kind: mark it with hookimpl(wrapper=True)"]
+        return [f"{name} is an old-style wrapper: mark it with hookimpl(wrapper=True)"]
     if options.get("wrapper"):
         return [] if inspect.isgeneratorfunction(method) else [f"{name} is marked as a wrapper and does not yield"]
     if inspect.isgeneratorfunction(method) or inspect.iscoroutinefunction(method):
-        return [f"{name} is a generator or a coroutine, which nobody would run"]
+        return [f"{name} is a generator or a coroutine, whose body would never run"]
     return []

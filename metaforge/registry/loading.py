@@ -1,4 +1,4 @@
-"""Importing a stranger's class: whatever goes wrong in it, `sys.exit` included, becomes one error that names it."""
+"""Importing the class of a plugin; every exception that its code raises becomes one `PluginError` that names it."""
 
 from __future__ import annotations
 
@@ -14,73 +14,82 @@ from metaforge.errors import MetaForgeError, PluginError, printable
 if TYPE_CHECKING:
     from metaforge.registry.entry import Entry
 
-_LONGEST = 300
+# The most characters that are shown of an exception.
+_MAX_SUMMARY = 300
 
 
 def import_class(entry: Entry) -> type[Any]:
-    """Return the class at an entry's target; raise `PluginError` if there is none."""
+    """Import and return the class of an entry; raise `PluginError` if that fails or the target is not a class."""
     module, _, attribute = entry.target.partition(":")
     with plugin_errors(entry):
-        found: Any = import_module(module.strip())
-        for part in attribute.split("[")[0].strip().split("."):
-            found = getattr(found, part)
-    if not isinstance(found, type):
+        target: Any = import_module(module.strip())
+        # A target may end in extras, `module:Class [extra]`, which are of no use here.
+        for name in attribute.split("[")[0].strip().split("."):
+            target = getattr(target, name)
+    if not isinstance(target, type):
         raise PluginError(
-            f"The {entry.label} is not a class but of type {type(found).__name__}.",
+            f"The {entry.label} is not a class but of type {type(target).__name__}.",
             where=entry.target,
             remedy=f"report it to the author of {entry.distribution}",
         )
-    return found
+    return target
 
 
 @contextlib.contextmanager
-def plugin_errors(entry: Entry, failing: str = "cannot be loaded", *, spare: bool = False) -> Iterator[None]:
-    """Turn whatever a plugin's code raises into a `PluginError`, and keep what it prints away from stdout.
+def plugin_errors(
+    entry: Entry, failing: str = "cannot be loaded", *, keep_metaforge_errors: bool = False
+) -> Iterator[None]:
+    """Raise `PluginError` in place of any exception from the block, which runs code of a plugin.
 
-    `failing` says what a plugin cannot do that raises here. With `spare`, errors that it words for people pass as they
-    are. A KeyboardInterrupt is taken for the user's. A process that is ended by `os._exit` is beyond help.
+    `SystemExit` is included; `KeyboardInterrupt` passes unchanged, because it comes from the user. A process that the
+    plugin ends with `os._exit` cannot be saved. What the plugin prints goes to stderr.
+
+    Args:
+        entry: The plugin.
+        failing: What the plugin cannot do, for the message: "The learner 'x' of y 1.0 <failing>: ...".
+        keep_metaforge_errors: Whether a `MetaForgeError` passes unchanged: its message is written for the user.
     """
     try:
-        with _stdout_spared():
+        with _stdout_to_stderr():
             yield
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        if spare and isinstance(error, MetaForgeError):
+        if keep_metaforge_errors and isinstance(error, MetaForgeError):
             raise
         raise PluginError(
-            f"The {entry.label} {failing}: {_told(_first_cause(error))}",
+            f"The {entry.label} {failing}: {_summary(_first_cause(error))}",
             where=entry.target,
-            remedy=f"mend or uninstall it (pip uninstall {entry.distribution}), or choose another {entry.kind};"
-            " METAFORGE_DEBUG=1 shows the trace",
+            remedy=f"fix or uninstall it (pip uninstall {entry.distribution}), or choose another {entry.kind};"
+            " METAFORGE_DEBUG=1 shows the traceback",
         ) from error
 
 
 @contextlib.contextmanager
-def _stdout_spared() -> Iterator[None]:
-    """Send to stderr what is printed, by C code and child processes too: stdout is for the answer of a command."""
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send to stderr what Python code, C code and child processes print: stdout is for the output of the command."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        # Either descriptor may be closed; then there is nothing to spare, or nowhere to send it.
+        # Either file descriptor may be closed; then C code and child processes stay as they are.
         with contextlib.suppress(OSError):
-            kept = os.dup(1)
-            stack.callback(os.close, kept)
+            stdout = os.dup(1)
+            stack.callback(os.close, stdout)
             os.dup2(2, 1)
-            stack.callback(os.dup2, kept, 1)
+            stack.callback(os.dup2, stdout, 1)
         yield
 
 
-def _told(error: BaseException) -> str:
-    """Return an exception's type and the first line of its message, which is a stranger's text."""
+def _summary(error: BaseException) -> str:
+    """Return an exception's type and the first line of its message, without control characters."""
     try:
         lines = [line for line in str(error).splitlines() if line.strip()]
     except Exception:
         lines = ["its message cannot be read"]
-    return printable(": ".join([type(error).__name__, *lines[:1]]))[:_LONGEST]
+    return printable(": ".join([type(error).__name__, *lines[:1]]))[:_MAX_SUMMARY]
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """Return the innermost exception of a chain: the one that began it."""
+    """Return the exception that a chain of `raise ... from ...` and implicit contexts started with."""
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))

@@ -1,4 +1,4 @@
-"""Which plugins are installed, read from package metadata without importing any of them, and how one is loaded."""
+"""The registry: finds an installed plugin by its name, and loads its class on request."""
 
 from __future__ import annotations
 
@@ -11,101 +11,117 @@ from typing import Any
 from metaforge.errors import ConfigError, PluginError, nearest
 from metaforge.registry.entry import CORE, KINDS, Entry
 from metaforge.registry.loading import import_class, plugin_errors
-from metaforge.registry.metadata import canonical
+from metaforge.registry.metadata import canonical_name
 
 
 class Registry:
-    """The plugins that a command may use; an argument everywhere, never a global.
+    """The plugins that a command may use; passed as an argument, never a global.
 
-    `defaults` maps a kind of task, or a kind of plugin, to the target of the entry that is used when none is named;
-    `notes` are sentences for people on what could not be read.
+    Args:
+        entries: The installed plugins. Those whose name several distributions offer become `ambiguous`.
+        defaults: The target of the plugin that is used when none is named, by kind of task (the data set) or kind of
+            plugin.
+        notes: Sentences for the user on the metadata that could not be read.
     """
 
     def __init__(
         self, entries: Iterable[Entry], defaults: Mapping[str, str] | None = None, notes: Sequence[str] = ()
     ) -> None:
-        self._entries = _judged(entries)
+        self._entries = _mark_conflicts(entries)
         self.notes = tuple(notes)
         self._defaults = dict(defaults or {})
         self._classes: dict[tuple[str, str], type[Any]] = {}
-        self._own: dict[tuple[str, str], type[Any]] = {}
+        # The classes that the caller passed to `with_plugin`; they are not imported.
+        self._own_classes: dict[tuple[str, str], type[Any]] = {}
 
-    def including(self, kind: str, name: str, cls: type[Any]) -> Registry:
-        """Return a registry that also holds a class of the caller's own, under a name."""
+    def with_plugin(self, kind: str, name: str, cls: type[Any]) -> Registry:
+        """Return a registry that also has a class of the caller's, in place of any installed plugin of that name."""
         module, qualname = str(cls.__module__), cls.__qualname__
         summary = (cls.__doc__ or "").strip().partition("\n")[0]
         entry = Entry(kind, name, f"{module}:{qualname}", "python", summary=summary)
-        # The caller's own class wins over an installed plugin of that name: it was handed over on purpose.
-        others = [known for known in self._entries if (known.kind, known.name) != (kind, name)]
-        wider = Registry([*others, entry], self._defaults, self.notes)
-        wider._classes = dict(self._classes)
-        wider._classes.pop((kind, entry.qualified), None)
-        wider._own = {**self._own, (kind, entry.qualified): cls}
-        return wider
+        others = [other for other in self._entries if (other.kind, other.name) != (kind, name)]
+        result = Registry([*others, entry], self._defaults, self.notes)
+        result._classes = dict(self._classes)
+        result._classes.pop((kind, entry.qualified), None)
+        result._own_classes = {**self._own_classes, (kind, entry.qualified): cls}
+        return result
+
+    def as_recorded(self, plugins: Mapping[str, Any]) -> Registry:
+        """Return a registry in which an ambiguous name means the distribution that a run recorded for it.
+
+        Args:
+            plugins: The `plugins` of the run's `env.json`: from `kind name` to `distribution version`.
+        """
+        distributions = {key: str(value).partition(" ")[0] for key, value in plugins.items()}
+        result = Registry((), self._defaults, self.notes)
+        result._classes, result._own_classes = self._classes, self._own_classes
+        result._entries = tuple(
+            replace(entry, state="ready", reason="")
+            if entry.state == "ambiguous" and distributions.get(f"{entry.kind} {entry.name}") == entry.distribution
+            else entry
+            for entry in self._entries
+        )
+        return result
 
     def entries(self, kind: str | None = None) -> tuple[Entry, ...]:
-        """Return the entries of a kind, or all, sorted by kind and name."""
+        """Return the entries of a kind, or all, sorted by kind, name and distribution."""
         return tuple(entry for entry in self._entries if kind is None or entry.kind == kind)
 
     def names(self, kind: str) -> list[str]:
-        """Return the names that can be used as they are: qualified ones where a bare name is ambiguous."""
+        """Return the names by which the usable plugins of a kind are found: the qualified name if it is ambiguous."""
         ready = [entry.name for entry in self.entries(kind) if entry.state == "ready"]
         return sorted([*ready, *(entry.qualified for entry in self.entries(kind) if entry.state == "ambiguous")])
 
     def default(self, key: str) -> Entry | None:
-        """Return the entry used when none is named, for a kind of task (a data set) or a kind of plugin."""
+        """Return the plugin used when none is named, for a kind of task (a data set) or a kind of plugin."""
         target = self._defaults.get(key)
         return next((entry for entry in self._entries if entry.distribution == CORE and entry.target == target), None)
 
-    def recorded(self, plugins: Mapping[str, Any]) -> Registry:
-        """Return a registry in which a bare name means what it meant to a run, whoever else claims it by now.
+    def resolve_default(self, owner: Entry, kind: str, name: str) -> str:
+        """Return a name from the `defaults` of the plugin `owner`, qualified if it is ambiguous.
 
-        `plugins` are those of the run's `env.json`: `kind name` to distribution and version.
+        It means the plugin of `owner`'s own distribution, else the built-in one: the author of `owner` could not know
+        of others.
         """
-        known = {key: str(value).partition(" ")[0] for key, value in plugins.items()}
-        same = Registry((), self._defaults, self.notes)
-        same._classes, same._own = self._classes, self._own
-        same._entries = tuple(
-            replace(entry, state="ready", reason="")
-            if entry.state == "ambiguous" and known.get(f"{entry.kind} {entry.name}") == entry.distribution
-            else entry
-            for entry in self._entries
-        )
-        return same
-
-    def meant(self, speaker: Entry, kind: str, name: str) -> str:
-        """Return in full the name in an entry's own defaults: whoever else claims it, its author knew of no other."""
         rivals = [entry for entry in self.entries(kind) if entry.name == name and entry.state == "ambiguous"]
-        owners = (speaker.distribution, CORE)
-        return next((one.qualified for owner in owners for one in rivals if one.distribution == owner), name)
+        distributions = (owner.distribution, CORE)
+        return next((rival.qualified for each in distributions for rival in rivals if rival.distribution == each), name)
 
     def find(self, kind: str, name: str) -> Entry:
-        """Return the entry that a name (or `distribution:name`) means; raise `PluginError` if it means none or many."""
+        """Return the entry of a plugin by its kind and its name or qualified name (`distribution:name`).
+
+        Raises `PluginError` if there is none, if it cannot be used, or if the name is ambiguous.
+        """
         distribution, colon, bare = name.rpartition(":")
-        found = [entry for entry in self.entries(kind) if entry.name == bare]
+        matches = [entry for entry in self.entries(kind) if entry.name == bare]
         if colon:
-            found = [entry for entry in found if canonical(entry.distribution) == canonical(distribution)]
-        if not found:
-            raise self.unknown(name, kind)
-        usable = [entry for entry in found if entry.state in ("ready", "ambiguous")]
-        # A ready one among rivals is the one that a run recorded.
+            matches = [entry for entry in matches if canonical_name(entry.distribution) == canonical_name(distribution)]
+        if not matches:
+            raise self.unknown_name_error(name, kind)
+        usable = [entry for entry in matches if entry.state in ("ready", "ambiguous")]
+        # After `as_recorded`, the one that the run recorded is ready and its rivals are ambiguous.
         usable = [entry for entry in usable if entry.state == "ready"] or usable
         if not usable:
+            first = matches[0]
             raise PluginError(
-                f"The {found[0].label} cannot be used: {found[0].reason}.",
-                where=found[0].target,
-                remedy=_REMEDIES[found[0].state].format(found[0].distribution),
+                f"The {first.label} cannot be used: {first.reason}.",
+                where=first.target,
+                remedy=_REMEDIES[first.state].format(first.distribution),
             )
         if len(usable) > 1:
             choices = ", ".join(repr(entry.qualified) for entry in usable)
             raise PluginError(
                 f"The {kind} {name!r} is ambiguous: {len(usable)} installed distributions offer it.",
-                remedy=f"use one of {choices}, or leave one out: METAFORGE_PLUGINS lists the distributions to be used",
+                remedy=f"use one of {choices}, or list the distributions to be used in METAFORGE_PLUGINS",
             )
         return usable[0]
 
-    def sought(self, text: str, kind: str | None = None) -> Entry:
-        """Return the entry that `kind:name`, or the name of one kind's plugin, means; raise as `find` does."""
+    def find_any(self, text: str, kind: str | None = None) -> Entry:
+        """Return the entry of a plugin whose kind need not be given, for names that a user types.
+
+        `text` is a name, `kind:name`, or a qualified name. Raises `ConfigError` if plugins of several kinds have the
+        name, and `PluginError` as `find` does.
+        """
         prefix, colon, rest = text.partition(":")
         if kind is None and colon and prefix in KINDS:
             kind, text = prefix, rest
@@ -117,42 +133,47 @@ class Registry:
                 remedy=f"choose one with --kind, or write {kinds[0]}:{text}",
             )
         if kind is None and not kinds:
-            raise self.unknown(text)
+            raise self.unknown_name_error(text)
         return self.find(kind or kinds[0], text)
 
     def load(self, kind: str, name: str) -> type[Any]:
-        """Return the class that a name means, imported at most once and checked against the kind's protocol."""
+        """Return the class of a plugin, imported once and checked against the contract of its kind.
+
+        Raises `PluginError` if it is not found, cannot be imported, or does not keep the contract.
+        """
         entry = self.find(kind, name)
         key = (kind, entry.qualified)
         if key not in self._classes:
-            cls = self._own[key] if key in self._own else import_class(entry)
-            from metaforge.registry.contract import faults
+            cls = self._own_classes[key] if key in self._own_classes else import_class(entry)
+            # Imported here because it imports torch, which listing must not.
+            from metaforge.registry.contract import contract_errors
 
             with plugin_errors(entry):
-                found = faults(kind, cls)
-            if found:
+                errors = contract_errors(kind, cls)
+            if errors:
                 raise PluginError(
-                    f"The {entry.label} does not keep the contract of a {kind}: {'; '.join(found)}.",
+                    f"The {entry.label} does not keep the contract of a {kind}: {'; '.join(errors)}.",
                     where=entry.target,
                     remedy=f"report it to the author of {entry.distribution}; docs/protocols.md has the contract",
                 )
             self._classes[key] = cls
         return self._classes[key]
 
-    def unknown(self, name: str, kind: str | None = None) -> PluginError:
-        """Return the error for a name that no plugin of a kind, or of any, has."""
-        names = [one for each in KINDS if kind in (None, each) for one in self.names(each)]
-        elsewhere = sorted({entry.kind for entry in self._entries if entry.name == name and entry.kind != kind})
-        also = f" Another kind has it: {', '.join(elsewhere)}." if elsewhere else ""
-        listing = "metaforge list-plugins" + (f" --kind {kind}" if kind else "")
+    def unknown_name_error(self, name: str, kind: str | None = None) -> PluginError:
+        """Return the error for a name that no plugin of a kind, or of any kind, has."""
+        names = [known for each in KINDS if kind in (None, each) for known in self.names(each)]
+        other_kinds = sorted({entry.kind for entry in self._entries if entry.name == name and entry.kind != kind})
+        hint = f" Another kind has it: {', '.join(other_kinds)}." if other_kinds else ""
+        command = "metaforge list-plugins" + (f" --kind {kind}" if kind else "")
         return PluginError(
-            f"No {kind or 'plugin'} is called {name!r}.{nearest(name, names)}{also}",
+            f"No {kind or 'plugin'} is called {name!r}.{nearest(name, names)}{hint}",
             where=f"installed {kind or 'plugin'}s: {', '.join(names) or 'none'} (interpreter {sys.executable})",
-            remedy=f"`{listing}` shows them; a package that offers it is installed with"
+            remedy=f"`{command}` shows them; to install a package that offers it, run"
             f" `{sys.executable} -m pip install <package>`",
         )
 
 
+# By state: what to do about a plugin that cannot be used; {} is its distribution.
 _REMEDIES: Mapping[str, str] = MappingProxyType(
     {
         "hidden": "METAFORGE_PLUGINS lists the distributions whose plugins may be used; add {} to it",
@@ -162,22 +183,24 @@ _REMEDIES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def _judged(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Return the entries in order, those that several distributions claim marked as ambiguous."""
+def _mark_conflicts(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Return the entries sorted; those whose name is not unique within their kind become `ambiguous` or `broken`."""
     entries = sorted(entries, key=lambda entry: (KINDS.index(entry.kind), entry.name, entry.distribution))
-    claims: dict[tuple[str, str], list[str]] = {}
+    distributions: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         if entry.state in ("ready", "ambiguous"):
-            claims.setdefault((entry.kind, entry.name), []).append(entry.distribution)
-    return tuple(_marked(entry, claims.get((entry.kind, entry.name), [])) for entry in entries)
+            distributions.setdefault((entry.kind, entry.name), []).append(entry.distribution)
+    return tuple(_mark_conflict(entry, distributions.get((entry.kind, entry.name), [])) for entry in entries)
 
 
-def _marked(entry: Entry, claimants: Sequence[str]) -> Entry:
+def _mark_conflict(entry: Entry, distributions: Sequence[str]) -> Entry:
+    """Return an entry, marked if others have its name; `distributions` has one item for each usable entry of it."""
     if entry.state != "ready":
         return entry
-    if claimants.count(entry.distribution) > 1:
+    if distributions.count(entry.distribution) > 1:
         return replace(entry, state="broken", reason=f"{entry.distribution} has several {entry.kind}s of this name")
-    rivals = [one for one in claimants if claimants.count(one) == 1]
+    # A distribution that offers the name twice is broken and does not count.
+    rivals = [name for name in distributions if distributions.count(name) == 1]
     if len(rivals) < 2:
         return entry
     reason = f"{' and '.join(rivals)} each offer it; use {entry.qualified!r}"

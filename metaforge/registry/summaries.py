@@ -1,4 +1,4 @@
-"""The first line of a plugin's docstring, read from its source with nothing imported."""
+"""Reading the first line of a plugin's docstring from its source, without importing it."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 
-# No more of a file is read than this many characters, and no more of a line is shown than that many.
-_FILE, _LINE = 1_000_000, 200
-_BLANK = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT)
+# The most characters that are read of a file, and that are returned of a line.
+_MAX_FILE, _MAX_LINE = 1_000_000, 200
+_BEFORE_DOCSTRING = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT)
 _BRACKETS = {"(": 1, "[": 1, ")": -1, "]": -1}
 
 
 class Summaries:
-    """Reads summaries of targets `module:Class`; remembers the packages that it has found."""
+    """Finds the summaries of classes given as `module:Class`; caches where each package is."""
 
     def __init__(self) -> None:
         self._specs: dict[str, ModuleSpec | None] = {}
 
     def of(self, target: str) -> str:
-        """Return the first line of the class's docstring, or of its module's, or an empty string."""
+        """Return the first line of the docstring of the class, else of its module, else an empty string."""
         module, _, name = target.partition(":")
         try:
             spec = self._spec(module.strip())
             if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
                 return ""
             with tokenize.open(spec.origin) as file:
-                return first_line(file.read(_FILE), name.partition("[")[0].strip())
+                return first_line(file.read(_MAX_FILE), name.partition("[")[0].strip())
         except Exception:
-            # A summary is a courtesy: a plugin whose source cannot be read is listed all the same.
+            # The summary is optional, and the source may be invalid in any way: the plugin is listed without one.
             return ""
 
     def _spec(self, module: str) -> ModuleSpec | None:
-        """Return where a module's source is; unlike `find_spec` of importlib.util, this imports no parent package."""
+        """Return the spec of a module; unlike `importlib.util.find_spec`, this imports no parent package."""
         if module not in self._specs:
             parent, dot, _ = module.rpartition(".")
             path: Sequence[str] | None = None
@@ -49,13 +49,14 @@ class Summaries:
 
 
 def first_line(source: str, name: str) -> str:
-    """Return the first line of the docstring of the class `name` in a module's source, or of the module.
+    """Return the first line of the docstring of the class `name` in a module's source, else of the module.
 
-    Only the few tokens before a docstring are looked at: a syntax tree of every plugin would take listing too long.
+    The source is tokenised only as far as the docstring, because parsing every plugin into a syntax tree would make
+    listing slow.
     """
     header = re.search(rf"^class\s+{re.escape(name)}\s*[(:\[]", source, re.MULTILINE) if name else None
-    found = _docstring(_body(source[header.start() :])) if header else ""
-    return found or _docstring(_tokens(source))
+    of_class = _docstring(_body(source[header.start() :])) if header else ""
+    return of_class or _docstring(_tokens(source))
 
 
 def _tokens(source: str) -> Iterator[tokenize.TokenInfo]:
@@ -63,20 +64,20 @@ def _tokens(source: str) -> Iterator[tokenize.TokenInfo]:
 
 
 def _body(source: str) -> Iterator[tokenize.TokenInfo]:
-    """Yield the tokens after the colon that ends a class's header."""
-    depth, begun = 0, False
+    """Yield the tokens after the colon that ends the header of a class."""
+    depth, in_body = 0, False
     for token in _tokens(source):
-        if begun:
+        if in_body:
             yield token
         depth += _BRACKETS.get(token.string, 0)
-        begun = begun or (token.string == ":" and depth == 0)
+        in_body = in_body or (token.string == ":" and depth == 0)
 
 
 def _docstring(tokens: Iterator[tokenize.TokenInfo]) -> str:
-    """Return the first line of a body's docstring, or an empty string if it has none."""
-    first = next((token for token in tokens if token.type not in _BLANK), None)
+    """Return the first line of the docstring that the tokens begin with, or an empty string if there is none."""
+    first = next((token for token in tokens if token.type not in _BEFORE_DOCSTRING), None)
     if first is None or first.type != tokenize.STRING:
         return ""
     text = ast.literal_eval(first.string)
     lines = text.strip().splitlines() if isinstance(text, str) else []
-    return lines[0].strip()[:_LINE] if lines else ""
+    return lines[0].strip()[:_MAX_LINE] if lines else ""

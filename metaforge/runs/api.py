@@ -149,4 +149,4 @@ def _with_module(registry: Registry, name: str, make: Any) -> tuple[Registry, st
             module: nn.Module = make()
             return module
 
-    return registry.including("backbone", f"own-{name.lower()}", Own), f"own-{name.lower()}"
+    return registry.with_plugin("backbone", f"own-{name.lower()}", Own), f"own-{name.lower()}"

@@ -1,4 +1,4 @@
-"""The parts of a run, built from its configuration: the data set, and learners for any shape of task."""
+"""Build the components of a run from its configuration: the data set, and learners for tasks of any shape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from metaforge.registry.loading import plugin_errors
 
 
 class Components:
-    """What a configuration names, as objects."""
+    """The plugins of a configuration as objects: data set, regularizers, and learners built on demand."""
 
     def __init__(self, resolved: Resolved) -> None:
         if resolved.learner is None or resolved.dataset is None:
@@ -27,9 +27,9 @@ class Components:
             )
         self.resolved = resolved
         self._learner, self._dataset = resolved.learner, resolved.dataset
-        self.dataset: Dataset = self._dataset.made(root=data_root())
-        self._regularizers: dict[str, Regularizer] = _made(resolved.regularizers)
-        self._refuse_idle_regularizers()
+        self.dataset: Dataset = self._dataset.instantiate(root=data_root())
+        self._regularizers: dict[str, Regularizer] = _instances(resolved.regularizers)
+        self._require_useful_regularizers()
         task, train = resolved.run.task, resolved.run.train
         self.task_shape = TaskShape(task.ways, task.shots, task.queries)
         self.training_shape = TaskShape(
@@ -38,16 +38,16 @@ class Components:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of values and data (products may be rounded further)."""
+        """The dtype of values and data; matrix products may use a lower precision."""
         return torch.float64 if self.resolved.run.engine.dtype == "float64" else torch.float32
 
     @property
     def regularizers(self) -> tuple[Regularizer, ...]:
-        """The regularizers, for their terms in the outer loss."""
+        """The regularizers, whose terms are added to the outer loss."""
         return tuple(self._regularizers.values())
 
-    def _refuse_idle_regularizers(self) -> None:
-        """Raise `ConfigError` for a regularizer that needs an inner loop beside a learner that has none."""
+    def _require_useful_regularizers(self) -> None:
+        """Raise `ConfigError` for a regularizer that needs an inner loop if the learner has none."""
         if "adapter" in self._learner.cls.tags.needs:
             return
         for name, regularizer in self._regularizers.items():
@@ -61,9 +61,10 @@ class Components:
                 )
 
     def training_spec(self) -> TaskSpec:
-        """Return the spec of training tasks, checked against the data; so are those to validate and to evaluate on.
+        """Return the spec of the training tasks.
 
-        A run whose training ends well can thus be evaluated. Raises `ConfigError` or `DataError` naming the setting.
+        The tasks for training, validation and evaluation are checked against the data set here, so that a run does not
+        fail after its training. Raises `ConfigError` or `DataError` with the name of the setting.
         """
         if self._learner.cls.tags.fixed_ways and self.training_shape.ways != self.task_shape.ways:
             raise ConfigError(
@@ -88,14 +89,14 @@ class Components:
             raise type(error)(error.what, where=where, remedy=error.remedy) from error
 
     def learner(self, spec: TaskSpec) -> Learner:
-        """Return the learner for tasks of a spec; learners of one run share their values, whatever the spec."""
-        adapters = _made(self.resolved.adapters)
+        """Return the learner for tasks of a spec; all learners of one run can use the same values."""
+        adapters = _instances(self.resolved.adapters)
         parts = Parts(spec, self._backbone_maker(spec), Chain(adapters) if adapters else None, self._regularizers)
-        learner: Learner = self._learner.made(parts)
+        learner: Learner = self._learner.instantiate(parts)
         return learner
 
     def provenance(self) -> dict[str, str]:
-        """Return the distribution and version of every plugin of the run."""
+        """Return the distribution and version of every plugin of the run, by kind and name."""
         return {
             f"{choice.entry.kind} {choice.name}": f"{choice.entry.distribution} {choice.entry.version}".strip()
             for choice in self.resolved.choices()
@@ -105,24 +106,24 @@ class Components:
         choice = self.resolved.backbone
         if choice is None:
             return None
-        backbone = choice.made()
+        backbone = choice.instantiate()
 
         def build() -> nn.Module:
-            with plugin_errors(choice.entry, "cannot build a network for these tasks", spare=True):
+            with plugin_errors(choice.entry, "cannot build a network for these tasks", keep_metaforge_errors=True):
                 module: nn.Module = backbone.build(spec)
             return module
 
         return build
 
 
-def _made(choices: Sequence[Choice]) -> dict[str, Any]:
-    """Return plugins by the names under which their values are kept.
+def _instances(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Return the plugins by the names that prefix their values.
 
-    These do not depend on what else is installed: a name that another distribution claims too is not written in full,
-    unless both plugins of that name are chosen.
+    A name does not depend on which other distributions are installed: the qualified name is used only if two plugins
+    with the same bare name are part of the run.
     """
     names = [choice.entry.name for choice in choices]
     return {
-        choice.entry.qualified if names.count(name) > 1 else name: choice.made()
+        choice.entry.qualified if names.count(name) > 1 else name: choice.instantiate()
         for name, choice in zip(names, choices, strict=True)
     }

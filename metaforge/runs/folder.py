@@ -1,4 +1,4 @@
-"""The run folder: everything that says what a run was, written as it happens.
+"""The run folder: the complete record of a run, written while it happens.
 
 `config.toml` (resolved), `command.txt`, `env.json`, `metrics.jsonl`, `status.json`, `run.lock`, `ckpt/`,
 `evaluation/`, `pictures/`, `report.md`.
@@ -23,12 +23,12 @@ from metaforge.system.line_files import append_lines, kept_lines, write_lines
 from metaforge.system.lock import RunLock
 from metaforge.system.untrusted import UNREADABLE, parse_json, read_object
 
-# What a folder holds before it is a run.
+# What a folder may contain while it is being created, before `config.toml` makes it a run folder.
 _BEGUN = frozenset({"run.lock", "pictures", "command.txt", "env.json", "metrics.jsonl"})
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a run; raise `ConfigError` where it is missing or damaged."""
+    """Return the object in a JSON file of a run; raise `ConfigError` if it is missing or damaged."""
     try:
         return read_object(path)
     except UNREADABLE as error:
@@ -38,32 +38,34 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def require_run(path: Path, *, where: str = "") -> None:
-    """Raise `ConfigError` unless `path` is the folder of a run: of plain files and folders alone.
+    """Raise `ConfigError` unless `path` is a run folder that contains only regular files and folders.
 
-    A link could lead anywhere, and a pipe has no end; a stranger's folder is written where a run goes on.
+    A run folder may come from an untrusted source, and resuming writes to it: a symbolic link could point anywhere, and
+    reading a pipe could block forever.
     """
     if not (path / "config.toml").is_file():
         raise ConfigError(
             f"{path} is no run folder: it has no config.toml.",
             where=where,
-            remedy="name the folder that `metaforge train` printed",
+            remedy="give the folder that `metaforge train` printed",
         )
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
             try:
-                mode = (one := Path(folder, name)).lstat().st_mode
+                mode = (found := Path(folder, name)).lstat().st_mode
             except FileNotFoundError:
-                continue  # A run that is under way removes what it has written beside.
+                continue  # A running training removes its temporary files.
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
                 raise ConfigError(
-                    f"{one} is {'a link' if stat.S_ISLNK(mode) else 'no plain file'}, and a run folder holds none.",
+                    f"{found} is {kind}, which a run folder must not contain.",
                     where=where or str(path),
-                    remedy="put the file itself there, or remove it",
+                    remedy="replace it by the file itself, or remove it",
                 )
 
 
 class RunFolder:
-    """One run's folder; only the process that holds its lock writes it."""
+    """The folder of one run; only the process that holds its lock writes to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,7 +73,17 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, *, config: str, command: str, environment: Mapping[str, Any]) -> RunFolder:
-        """Create the folder, and record what the run is; none may be there but what a creation cut short has left."""
+        """Create the folder and record the run in it.
+
+        Args:
+            path: The folder; it must not exist, except as the remains of an interrupted creation.
+            config: The resolved configuration as TOML.
+            command: The command line.
+            environment: The content of `env.json`, to which the git commit is added.
+
+        Raises:
+            StorageError: If the folder exists or cannot be written.
+        """
         if not make_folder(path) and not _begun(path):
             raise _exists(path)
         try:
@@ -79,7 +91,7 @@ class RunFolder:
         except RunLockedError as error:
             raise _exists(path) from error
         try:
-            # Again: another process may have been quicker, and be done.
+            # Checked again under the lock: another process may have created the run in the meantime.
             if not _begun(path):
                 raise _exists(path)
             remove_leftovers(path)
@@ -88,7 +100,7 @@ class RunFolder:
             write_lines(path / "metrics.jsonl", [])
             write_atomically(path / "command.txt", command + "\n")
             write_json(path / "env.json", {**environment, **_git_facts()})
-            # The last one: a folder that has it is a run, with all that a resume reads.
+            # Written last: a folder with a config.toml is a complete run folder, which can be resumed.
             write_atomically(path / "config.toml", config)
         except BaseException:
             folder.close()
@@ -97,7 +109,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
-        """Take over the folder of a run that has ended, or whose process has died; raise `RunLockedError` otherwise."""
+        """Open the folder of a run that has ended or whose process has died; raise `RunLockedError` if it is in use."""
         require_run(path, where="--resume")
         folder = cls(path)
         try:
@@ -108,95 +120,81 @@ class RunFolder:
         return folder
 
     def resumed(self, step: int, *, recorded: int, config: str, command: str, facts: Mapping[str, Any]) -> None:
-        """Record that the run goes on after a step: records after `recorded` go, the configuration is the new one."""
-        metrics, told, commands = (self.path / name for name in ("metrics.jsonl", "env.json", "command.txt"))
+        """Record that the run is resumed.
+
+        Args:
+            step: The step from which it continues.
+            recorded: The last step whose metrics are kept; later records are removed.
+            config: The configuration that it continues with; it replaces the recorded one.
+            command: The command line, appended to the recorded ones.
+            facts: What is known about the resume, appended to `env.json`.
+        """
+        metrics, env, commands = (self.path / name for name in ("metrics.jsonl", "env.json", "command.txt"))
         write_lines(metrics, kept_lines(metrics, recorded, _step_of)[0] if recorded and metrics.is_file() else [])
-        environment = read_json(told) if told.is_file() else {}
+        environment = read_json(env) if env.is_file() else {}
         before = environment.get("resumed", [])
         resumes = [*(before if isinstance(before, list) else [before]), {"step": step, "at": _now(), **facts}]
         earlier = commands.read_text("utf-8", errors="replace") if commands.is_file() else ""
         write_atomically(self.path / "config.toml", config)
         write_atomically(commands, earlier + command + "\n")
-        write_json(told, {**environment, "resumed": resumes})
+        write_json(env, {**environment, "resumed": resumes})
 
     def status(self, outcome: str, **facts: Any) -> None:
-        """Record how the run stands."""
+        """Write the status of the run."""
         write_json(self.path / "status.json", {"outcome": outcome, "updated": _now(), **_finite(facts)})
 
     def ended(self, outcome: str, error: BaseException | None, facts: Mapping[str, Any]) -> None:
-        """Record how the run ended, with the exit code of the command that ran it."""
+        """Write the final status of the run, with the exit code of its command."""
         if error is None:
             self.status(outcome, exit_code=0, **facts)
             return
-        usual = 130 if isinstance(error, KeyboardInterrupt) else 1
-        code = getattr(error, "exit_code", usual)
+        default = 130 if isinstance(error, KeyboardInterrupt) else 1
+        code = getattr(error, "exit_code", default)
         self.status(outcome, exit_code=code, error=str(error) or type(error).__name__, **facts)
 
     def record(self, metrics: Mapping[str, float]) -> None:
-        """Append one line to the metrics; a figure that is not finite is null, because JSON has no such numbers."""
+        """Append one line to `metrics.jsonl`; a non-finite number is written as null, because JSON has none."""
         append_lines(self.path / "metrics.jsonl", [json.dumps(_finite(metrics), allow_nan=False)])
 
     def sync_metrics(self) -> None:
-        """Wait until the metrics are on the disk: a checkpoint must not outlive the records of its steps."""
+        """Flush the metrics to disk: after a crash there must be no checkpoint without the records of its steps."""
         metrics = self.path / "metrics.jsonl"
         if metrics.is_file():
             with write_errors(metrics), metrics.open("ab") as file:
                 fsync(file)
 
     def close(self) -> None:
-        """Let others write the run."""
+        """Release the lock."""
         self._lock.release()
 
 
-class Bystander(RunFolder):
-    """The folder of a run as those of its processes see it that write nothing."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def resumed(self, step: int, *, recorded: int, config: str, command: str, facts: Mapping[str, Any]) -> None:
-        """Leave it to the leading process."""
-
-    def status(self, outcome: str, **facts: Any) -> None:
-        """Leave it to the leading process."""
-
-    def record(self, metrics: Mapping[str, float]) -> None:
-        """Leave it to the leading process."""
-
-    def sync_metrics(self) -> None:
-        """Leave it to the leading process."""
-
-    def close(self) -> None:
-        """Leave it to the leading process."""
-
-
 class Stopwatch:
-    """Seconds since it was made, and those that a run had taken before."""
+    """Measures the duration of a run: the time since it was created, plus `before` seconds of an earlier process."""
 
     def __init__(self, before: float = 0.0) -> None:
         self._start = time.perf_counter() - before
 
     @property
     def seconds(self) -> float:
-        """Seconds so far, never zero."""
+        """The duration so far in seconds, never zero."""
         return max(time.perf_counter() - self._start, 1e-9)
 
 
 def missing_records(folder: Path, step: int) -> list[str]:
-    """Return what is lost of a run's records up to a step; nothing is changed."""
+    """Return a line about each problem with the metrics up to a step: the file is missing, or lines are damaged."""
     metrics = folder / "metrics.jsonl"
     if not step:
         return []
     if not metrics.is_file():
-        return ["metrics.jsonl: it is gone"]
+        return ["metrics.jsonl: the file is missing"]
     damaged = kept_lines(metrics, step, _step_of)[1]
-    return [f"metrics.jsonl: damaged lines left out: {len(damaged)} ({damaged[0]})"] if damaged else []
+    return [f"metrics.jsonl: damaged lines skipped: {len(damaged)} ({damaged[0]})"] if damaged else []
 
 
-def default_folder(what: str, job: str | None = None) -> Path:
-    """Return a name below `runs/` that says what the run is, and when it began or which job it is; no other has it."""
+def default_folder(description: str, job: str | None = None) -> Path:
+    """Return a unique path below `runs/` from a description of the run and its start time, or the id of its job."""
     unique = job or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    return Path("runs") / f"{what}-{unique}"
+    return Path("runs") / f"{description}-{unique}"
 
 
 def _finite(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,22 +206,22 @@ def _step_of(line: str) -> int:
 
 
 def _begun(path: Path) -> bool:
-    """Return whether a folder holds nothing but what is written of a run before its `config.toml`."""
+    """Return whether a folder contains nothing but what is written to a run folder before its `config.toml`."""
     if path.is_symlink() or not path.is_dir():
         return False
     with write_errors(path):
-        found = [one for one in path.iterdir() if not (one.name.startswith(".") and one.name.endswith(".part"))]
-    names = {one.name for one in found}
-    plain = not any(one.is_symlink() for one in found) and not any((path / "pictures").glob("*"))
-    # The lock comes first: without it the files are somebody else's.
-    return plain and names <= _BEGUN and (not names or "run.lock" in names)
+        entries = [entry for entry in path.iterdir() if not (entry.name[0] == "." and entry.name.endswith(".part"))]
+    names = {entry.name for entry in entries}
+    regular = not any(entry.is_symlink() for entry in entries) and not any((path / "pictures").glob("*"))
+    # The lock is created first: files without a lock are not from an interrupted creation.
+    return regular and names <= _BEGUN and (not names or "run.lock" in names)
 
 
 def _exists(path: Path) -> StorageError:
     return StorageError(
-        f"The folder {path} exists already.",
+        f"The folder {path} already exists.",
         where="--out",
-        remedy="name a new folder (a run never overwrites another), or go on with --resume",
+        remedy="name a new folder (a run never overwrites another), or resume the run with --resume",
     )
 
 
@@ -232,7 +230,7 @@ def _now() -> str:
 
 
 def _git_facts() -> dict[str, Any]:
-    """Return the commit of the folder that the command was given in, if it is a git checkout."""
+    """Return the commit of the working directory and whether it is modified, `{}` outside a git checkout."""
 
     def git(*words: str) -> str | None:
         try:

@@ -1,10 +1,10 @@
-"""Hooks as the manager calls them: an exception names its plugin and hook, and a trace tells every call."""
+"""Call the hooks of a run: in order, with errors that name the plugin, and traced on request."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-import json
 import os
 import sys
 import time
@@ -17,25 +17,32 @@ import pluggy
 
 from metaforge.authoring.hooks import Outcome, RunInfo, Specs, Stateful, names
 from metaforge.errors import MetaForgeError, PluginError
-from metaforge.registry.hook_contract import hook_methods, hook_name, misfits
+from metaforge.registry.hook_contract import hook_errors, hook_methods, hook_name
 
 
 class Trace:
-    """Tells every hook call on stderr: the hook, its step, and each plugin that was asked, with its milliseconds."""
+    """Prints each hook call on stderr: the hook, the step, and every plugin called with its time in milliseconds."""
 
     def __init__(self, manager: pluggy.PluginManager) -> None:
-        self.asked: list[str] = []
-        manager.add_hookcall_monitoring(lambda *call: self.asked.clear(), self.tell)
+        self.calls: list[str] = []
+        manager.add_hookcall_monitoring(lambda *call: self.calls.clear(), self.print_call)
 
-    def tell(self, outcome: object, hook: str, plugins: Sequence[object], given: Mapping[str, Any]) -> None:
-        """Print one line of a call that is over."""
-        step = f" at step {given['step']}" if "step" in given else ""
-        print(f"{hook}{step}: {', '.join(self.asked) or 'nobody asked'}", file=sys.stderr)  # noqa: T201
+    def print_call(self, outcome: object, hook: str, plugins: Sequence[object], arguments: Mapping[str, Any]) -> None:
+        """Print one line about a call that has returned."""
+        step = f" at step {arguments['step']}" if "step" in arguments else ""
+        print(f"{hook}{step}: {', '.join(self.calls) or 'no plugin'}", file=sys.stderr)  # noqa: T201
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a hook stands: what its exceptions and its time are noted under."""
+class HookCall:
+    """One hook of one plugin: what its errors and its time are reported under.
+
+    Attributes:
+        cls: The class of the plugin.
+        hook: The name of the hook.
+        label: The plugin in a trace.
+        trace: Where the time of the call is recorded; None if calls are not traced.
+    """
 
     cls: type[Any]
     hook: str
@@ -43,8 +50,11 @@ class Place:
     trace: Trace | None = None
 
     @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Run a hook inside; a wrapper's time is that of all it wraps, too."""
+    def reported(self) -> Iterator[None]:
+        """Run the hook inside: an exception becomes a `PluginError`, except MetaForge's own errors, which pass through.
+
+        The time of a wrapper includes the time of what it wraps.
+        """
         start = time.perf_counter()
         try:
             yield
@@ -54,77 +64,89 @@ class Place:
             raise PluginError(
                 f"The hook {self.hook} of {self.cls.__name__} raised {type(error).__name__}: {error}",
                 where=f"{self.cls.__module__}:{self.cls.__qualname__}",
-                remedy="run without this hook, or correct it (METAFORGE_DEBUG=1 shows the trace)",
+                remedy="run without this hook, or fix it (METAFORGE_DEBUG=1 shows the traceback)",
             ) from error
         finally:
             if self.trace is not None:
-                self.trace.asked.append(f"{self.label} {1e3 * (time.perf_counter() - start):.2f} ms")
+                self.trace.calls.append(f"{self.label} {1e3 * (time.perf_counter() - start):.2f} ms")
 
 
-def calling(method: Callable[..., Any], place: Place) -> Callable[..., Any]:
-    """Return a plain hook that is noted."""
+def plain_hook(method: Callable[..., Any], hook_call: HookCall) -> Callable[..., Any]:
+    """Return a hook implementation whose errors name its plugin."""
 
     @functools.wraps(method)
     def call(*arguments: Any) -> Any:
-        with place.noted():
-            answer = method(*arguments)
-            if place.hook == "metaforge_run_facts" and not isinstance(answer, Mapping | None):
-                raise TypeError(f"it returned {answer!r}, which is no mapping of facts")
-            return answer
+        with hook_call.reported():
+            result = method(*arguments)
+            if hook_call.hook == "metaforge_run_facts" and not isinstance(result, Mapping | None):
+                raise TypeError(f"it returned {result!r} instead of a mapping of facts")
+            return result
 
     return call
 
 
-def wrapping(method: Callable[..., Any], place: Place) -> Callable[..., Any]:
-    """Return a hook that wraps others, noted; it sees what they answer or raise, and raises what it does not catch."""
+def wrapper_hook(method: Callable[..., Any], hook_call: HookCall) -> Callable[..., Any]:
+    """Return a hook wrapper (a generator that yields once) whose errors name its plugin."""
 
     @functools.wraps(method)
     def call(*arguments: Any) -> Generator[None, Any, Any]:
-        with place.noted():
-            inner = method(*arguments)
+        with hook_call.reported():
+            wrapper = method(*arguments)
             try:
-                next(inner)
+                next(wrapper)
             except StopIteration:
-                raise TypeError("a wrapper has to yield once") from None
+                raise TypeError("a wrapper must yield once") from None
             try:
-                answer = yield
+                result = yield
             except BaseException as error:
-                resume = functools.partial(inner.throw, error)
+                finish = functools.partial(wrapper.throw, error)
             else:
-                resume = functools.partial(inner.send, answer)
+                finish = functools.partial(wrapper.send, result)
             try:
-                resume()
+                finish()
             except StopIteration as end:
                 return end.value
-            inner.close()
-            raise TypeError("a wrapper has to yield once")
+            wrapper.close()
+            raise TypeError("a wrapper must yield once")
 
     return call
 
 
-def hook_manager(plugins: Sequence[object]) -> pluggy.PluginManager:
-    """Return a manager of this run's own, which calls the plugins in the order given.
+class _ReportedHooks:
+    """The hook implementations of a plugin, each wrapped so that its errors name the plugin."""
 
-    Raises `PluginError` where a plugin implements a hook that does not exist, or asks for an argument unknown to it. An
-    exception in a hook surfaces as a `PluginError` too, which names the plugin and the hook. With
-    METAFORGE_TRACE_HOOKS=1 every call is told on stderr.
+    def __init__(self, plugin: object, label: str, trace: Trace | None) -> None:
+        for name, options in hook_methods(plugin):
+            hook_call = HookCall(type(plugin), hook_name(name, options), label, trace)
+            wrap = wrapper_hook if options.get("wrapper") else plain_hook
+            setattr(self, name, wrap(getattr(plugin, name), hook_call))
+
+
+def hook_manager(plugins: Sequence[object]) -> pluggy.PluginManager:
+    """Return a hook manager for one run that calls the plugins in the order given.
+
+    With METAFORGE_TRACE_HOOKS=1 every call is printed on stderr.
+
+    Raises:
+        PluginError: If a plugin implements a hook that does not exist, or takes an argument that the hook lacks. An
+            exception in a hook surfaces as a `PluginError` later.
     """
     manager = pluggy.PluginManager("metaforge")
     manager.add_hookspecs(Specs)
     trace = Trace(manager) if os.environ.get("METAFORGE_TRACE_HOOKS") == "1" else None
-    # pluggy calls the last one registered first.
+    # pluggy calls the plugin that was registered last first.
     for number, plugin in reversed(list(enumerate(plugins, start=1))):
-        wrong = ["it is a class: hand over an object of it"] if inspect.isclass(plugin) else misfits(plugin)
+        problems = ["it is a class: pass an instance of it"] if inspect.isclass(plugin) else hook_errors(plugin)
         try:
-            if not wrong:
+            if not problems:
                 label = f"{type(plugin).__name__} ({number})"
-                manager.register(_Named(plugin, label, trace), name=label)
+                manager.register(_ReportedHooks(plugin, label, trace), name=label)
         except pluggy.PluginValidationError as error:
-            wrong = [str(error)]
-        if wrong:
+            problems = [str(error)]
+        if problems:
             cls = plugin if inspect.isclass(plugin) else type(plugin)
             raise PluginError(
-                f"The hook plugin {cls.__name__} does not fit the hook specs: {'; '.join(wrong)}",
+                f"The hook plugin {cls.__name__} does not fit the hook specs: {'; '.join(problems)}",
                 where=f"{cls.__module__}:{cls.__qualname__}",
                 remedy=f"the hooks are {', '.join(names())}",
             )
@@ -132,44 +154,44 @@ def hook_manager(plugins: Sequence[object]) -> pluggy.PluginManager:
     return manager
 
 
+def run_facts(manager: pluggy.PluginManager, run: RunInfo) -> dict[str, dict[str, str]]:
+    """Return `{"facts": ...}` with the facts that hooks want recorded with the run, `{}` if there are none."""
+    facts = {str(name): str(x) for found in manager.hook.metaforge_run_facts(run=run) for name, x in found.items()}
+    return {"facts": facts} if facts else {}
+
+
 def end_run(manager: pluggy.PluginManager, run: RunInfo, outcome: Outcome, error: BaseException | None) -> None:
-    """Call every plugin's `metaforge_run_end`, whatever another one raises; raise the first exception afterwards."""
-    raised: list[MetaForgeError] = []
-    endings = reversed(manager.hook.metaforge_run_end.get_hookimpls())
-    # One that implements it twice is still called once.
-    for plugin in dict.fromkeys(ending.plugin for ending in endings):
-        others = [one for one in manager.get_plugins() if one is not plugin]
+    """Call `metaforge_run_end` of every plugin, even if one of them raises; raise the first error afterwards."""
+    errors: list[MetaForgeError] = []
+    implementations = reversed(manager.hook.metaforge_run_end.get_hookimpls())
+    # A plugin that implements the hook twice is still called once.
+    for plugin in dict.fromkeys(implementation.plugin for implementation in implementations):
+        others = [other for other in manager.get_plugins() if other is not plugin]
         try:
             manager.subset_hook_caller("metaforge_run_end", others)(run=run, outcome=outcome, error=error)
-        except MetaForgeError as caught:
-            raised.append(caught)
-    if raised:
-        raise raised[0]
+        except MetaForgeError as failure:
+            errors.append(failure)
+    if errors:
+        raise errors[0]
 
 
 def states(plugins: Mapping[str, object]) -> dict[str, Mapping[str, Any]]:
-    """Return what plugins, by name, want to remember over a resume; a `PluginError` names one that cannot say it."""
+    """Return copies of the states of those plugins (by name) that have one; `PluginError` names one that fails.
+
+    The copies are taken after every step, because a checkpoint may be written later. Whether JSON can hold them is
+    checked when they are saved.
+    """
     found = {}
     for name, plugin in plugins.items():
         if isinstance(plugin, Stateful):
-            with Place(type(plugin), "state").noted():
-                found[name] = json.loads(json.dumps(plugin.state(), allow_nan=False))
+            with HookCall(type(plugin), "state").reported():
+                found[name] = copy.deepcopy(plugin.state())
     return found
 
 
-def restore_states(plugins: Mapping[str, object], remembered: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give plugins back what they wanted to remember; a `PluginError` names one that cannot take it up."""
+def restore_states(plugins: Mapping[str, object], saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Restore the states that plugins (by name) had when they were saved; `PluginError` names one that fails."""
     for name, plugin in plugins.items():
-        if isinstance(plugin, Stateful) and name in remembered:
-            with Place(type(plugin), "restore").noted():
-                plugin.restore(remembered[name])
-
-
-class _Named:
-    """A plugin's hook implementations, whose exceptions name them; MetaForge's own errors are clear as they are."""
-
-    def __init__(self, plugin: object, label: str, trace: Trace | None) -> None:
-        for name, options in hook_methods(plugin):
-            place = Place(type(plugin), hook_name(name, options), label, trace)
-            make = wrapping if options.get("wrapper") else calling
-            setattr(self, name, make(getattr(plugin, name), place))
+        if isinstance(plugin, Stateful) and name in saved:
+            with HookCall(type(plugin), "restore").reported():
+                plugin.restore(saved[name])

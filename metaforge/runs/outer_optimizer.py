@@ -1,4 +1,4 @@
-"""The outer loop's state: a learner's values, and what the outer optimiser remembers of their gradients."""
+"""The outer optimiser: updates the parameters of a learner from meta-gradients, and can be saved and restored."""
 
 from __future__ import annotations
 
@@ -15,26 +15,42 @@ from metaforge.errors import CheckpointError
 
 
 class Snapshot(NamedTuple):
-    """All that the outer loop knows after a step, copied: the learner's values, and the optimiser's tensors."""
+    """Copies of the values of a learner and of the tensors of the optimiser after a step."""
 
     values: Params
     training: Params
 
 
 class OuterOptimizer:
-    """The outer optimiser at work on a learner's values."""
+    """A torch optimiser over the parameters of a learner.
+
+    Args:
+        config: The settings of the outer loop: optimiser, learning rate and its schedule, clipping, weight decay.
+        values: The values of the learner; entries below `state.` are carried along and never optimised.
+        training: The tensors of the optimiser from an earlier `snapshot`; None for a new run.
+
+    Raises:
+        CheckpointError: If `training` does not belong to these values.
+    """
 
     def __init__(self, config: TrainConfig, values: Params, training: Params | None = None) -> None:
         params, self._state = split_state(values)
         self._config = config
-        # Torch's fused optimisers read memory from first to last, whatever the strides.
+        # The fused optimisers of torch read memory contiguously and ignore strides.
         dense = torch.contiguous_format
         self._leaves = {name: value.clone(memory_format=dense).requires_grad_() for name, value in params.items()}
-        self._optimizer = _optimizer_for(config, list(self._leaves.values()))
+        self._optimizer = _torch_optimizer(config, list(self._leaves.values()))
         self._restore(training or {})
 
     def step(self, grads: Params, change: Params, *, norm: float, done: float) -> None:
-        """Descend along a meta-gradient of that norm and add `change` to the state; `done` is the share of the run."""
+        """Update the parameters along a meta-gradient, and the state entries by `change`.
+
+        Args:
+            grads: The meta-gradient, one tensor for each parameter.
+            change: What is added to the state entries; entries without a change stay as they are.
+            norm: The norm of the meta-gradient, for clipping.
+            done: The fraction of the run that is done, in [0, 1], for the schedule of the learning rate.
+        """
         factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.lr * factor[self._config.schedule]
@@ -45,48 +61,53 @@ class OuterOptimizer:
         self._state = {name: (value + change.get(name, 0)).detach() for name, value in self._state.items()}
 
     def snapshot(self) -> Snapshot:
-        """Return copies: the optimiser writes in place."""
+        """Return copies of all tensors, which later steps do not change."""
         values = {name: value.detach().clone() for name, value in (self._leaves | self._state).items()}
-        return Snapshot(values, {name: value.detach().clone() for name, value in self._remembered().items()})
+        return Snapshot(values, {name: value.detach().clone() for name, value in self._slots().items()})
 
-    def _remembered(self) -> Params:
-        """Return the optimiser's own tensors, `<slot>.<name of the parameter>`."""
-        found = Params()
+    def _slots(self) -> Params:
+        """Return the tensors of the torch optimiser as `<slot>.<name of the parameter>`."""
+        tensors = Params()
         for name, leaf in self._leaves.items():
             slots = self._optimizer.state.get(leaf, {})
-            found |= {f"{slot}.{name}": value for slot, value in slots.items() if isinstance(value, Tensor)}
-        return found
+            tensors |= {f"{slot}.{name}": value for slot, value in slots.items() if isinstance(value, Tensor)}
+        return tensors
 
     def _restore(self, training: Params) -> None:
-        self._require_whole(training)
+        require_matching(self._config, self._leaves, training)
         for key, value in training.items():
             slot, _, name = key.partition(".")
-            if name not in self._leaves or value.shape not in (self._leaves[name].shape, torch.Size()):
+            leaf = self._leaves[name]
+            # The step count is a scalar that torch keeps on the CPU.
+            restored = value.clone() if value.dim() == 0 else value.to(leaf.device, copy=True).contiguous()
+            self._optimizer.state[leaf][slot] = restored
+
+
+def require_matching(config: TrainConfig, values: Params, training: Params) -> None:
+    """Raise `CheckpointError` unless the saved tensors of an optimiser belong to these values and are complete.
+
+    An incomplete state would make torch fail in the next step, with a message that does not name the cause.
+    """
+    params, _ = split_state(values)
+    for key, value in training.items():
+        name = key.partition(".")[2]
+        if name not in params or value.shape not in (params[name].shape, torch.Size()):
+            raise CheckpointError(
+                f"The tensor {key!r} of the outer optimiser belongs to no parameter of this learner.",
+                remedy="resume the run with the options that it was trained with",
+            )
+    for name, param in params.items() if training and config.optimizer == "adam" else ():
+        for slot in ("step", "exp_avg", "exp_avg_sq"):
+            tensor = training.get(f"{slot}.{name}")
+            if tensor is None or tensor.dtype != (torch.float32 if slot == "step" else param.dtype):
                 raise CheckpointError(
-                    f"The outer optimiser's {key!r} belongs to no parameter of this learner.",
+                    f"The tensor {slot!r} of the outer optimiser for {name!r} is missing or has another dtype.",
                     remedy="resume the run with the options that it was trained with",
                 )
-            # The count of steps stays on the CPU, as the optimiser keeps it.
-            there = value.clone() if value.dim() == 0 else value.to(self._leaves[name].device, copy=True).contiguous()
-            self._optimizer.state[self._leaves[name]][slot] = there
-
-    def _require_whole(self, training: Params) -> None:
-        """Raise `CheckpointError` where some of what the optimiser remembers of its steps is missing, or is no number.
-
-        It would fail in its next step, and not say why.
-        """
-        for name, leaf in self._leaves.items() if training and self._config.optimizer == "adam" else ():
-            for slot in ("step", "exp_avg", "exp_avg_sq"):
-                found = training.get(f"{slot}.{name}")
-                if found is None or found.dtype != (torch.float32 if slot == "step" else leaf.dtype):
-                    raise CheckpointError(
-                        f"The outer optimiser's {slot!r} of {name!r} is missing, or is no number of its precision.",
-                        remedy="resume the run with the options that it was trained with",
-                    )
 
 
-def _optimizer_for(config: TrainConfig, leaves: list[Tensor]) -> torch.optim.Optimizer:
+def _torch_optimizer(config: TrainConfig, leaves: list[Tensor]) -> torch.optim.Optimizer:
     kind = torch.optim.AdamW if config.optimizer == "adam" else torch.optim.SGD
-    # On the CPU all parameters in one call, a fourth of the time; elsewhere torch chooses by itself.
+    # On the CPU the fused form updates all parameters in one call, in a quarter of the time; elsewhere torch chooses.
     fused = True if all(leaf.device.type == "cpu" and leaf.is_floating_point() for leaf in leaves) else None
     return kind(leaves, lr=config.lr, weight_decay=config.weight_decay, fused=fused)

@@ -1,4 +1,4 @@
-"""Going on with a run: what must be as it was, what may differ and makes the run inexact, and how each is named."""
+"""Resume a run: what must match, and what may differ at the price of a run that is no longer bit-exact."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metaforge.authoring.hooks import RunInfo
 from metaforge.authoring.protocols import Params
 from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
@@ -20,20 +19,26 @@ from metaforge.registry.registry import Registry
 from metaforge.runs.checkpoint import Checkpoint
 from metaforge.runs.divergence import nonfinite
 from metaforge.runs.folder import RunFolder, missing_records, read_json, require_run
-from metaforge.runs.outer_optimizer import OuterOptimizer
+from metaforge.runs.outer_optimizer import require_matching
 from metaforge.runs.state import Saver, State
 
-# Settings that change no weight and no figure of the training.
+# Settings that change neither the weights nor the metrics of the training.
 _HARMLESS = ("evaluate", "checkpoint", "hooks", "device")
-# Where the arithmetic is done, and by what: other answers may differ in the last bits.
+# Where and how the arithmetic is done: results of another environment may differ in the last bits.
 _ENVIRONMENT = ("device", "threads", "torch", "plan", "chunk", "compiled", "processor", "platform", "python")
 
 
 def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> Resolved:
-    """Return a run's own configuration with the user's layers on top.
+    """Return the configuration of a run with layers of the user on top.
 
-    Raises `PluginError` naming the distribution of a plugin that is no longer there, `ConfigError` where the layers
-    choose another learner or data set.
+    Args:
+        folder: The run folder.
+        layers: What the user changes, lowest first.
+        registry: The installed plugins.
+
+    Raises:
+        PluginError: If a plugin of the run is no longer installed; the error names its distribution.
+        ConfigError: If the layers choose another learner or data set.
     """
     require_run(folder, where="--resume")
     own = file_layer(folder / "config.toml")
@@ -43,12 +48,12 @@ def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> 
             name = layer.values.get(key, {}).get("name", before)
             if name != before:
                 raise ConfigError(
-                    f"The run began with the {key} {before!r} and cannot go on with {name!r}.",
+                    f"The run was trained with the {key} {before!r} and cannot be resumed with {name!r}.",
                     where=layer.origin_of(f"{key}.name"),
-                    remedy="leave it out, or train a new run",
+                    remedy="leave it out, or start a new run",
                 )
     try:
-        return resolve([own, *layers], registry.recorded(recorded_plugins(folder)))
+        return resolve([own, *layers], registry.as_recorded(recorded_plugins(folder)))
     except PluginError as error:
         plugins = recorded_plugins(folder)
         used = "; ".join(f"{plugin} of {distribution}" for plugin, distribution in plugins.items())
@@ -63,53 +68,85 @@ def _install(provenance: str) -> str:
 
 
 def recorded_plugins(folder: Path) -> Mapping[str, Any]:
-    """Return distribution and version of each plugin that a run was trained with, by `kind name`, if recorded."""
+    """Return the distribution and version of each plugin that a run was trained with, by `kind name`, if recorded."""
     path = folder / "env.json"
     return _table(read_json(path), "plugins") if path.is_file() else {}
 
 
-def restore_state(saver: Saver, run: RunInfo, fresh: Params, *, accept_plugins: bool) -> tuple[State, dict[str, Any]]:
-    """Return the last valid state of a run and what is to be told of it, once all of it has been checked.
+def restore_state(
+    saver: Saver, resolved: Resolved, environment: Mapping[str, Any], initial: Params, *, accept_plugins: bool
+) -> tuple[State, dict[str, Any]]:
+    """Return the last valid state of a run after checking all of it, and facts about the resume.
 
-    `fresh` are initial values of the learner. A run that was ended before it saved anything begins anew. Raises
-    `CheckpointError` for a state that is damaged or of another learner, `PluginError` for plugins that have changed.
+    Args:
+        saver: Finds the checkpoints of the run.
+        resolved: The configuration to resume with.
+        environment: The environment of this process, as `env.json` records it.
+        initial: The initial values of the learner, whose names, shapes and dtypes the saved ones must have.
+        accept_plugins: Whether plugins may have other versions than those that the run was trained with.
+
+    Returns:
+        The state, empty if nothing was saved yet; and the facts `exact` (whether the run continues bit-exactly),
+        `differences` (why it does not), `damaged` (what is wrong with later checkpoints) and perhaps a `note`.
+
+    Raises:
+        CheckpointError: If the state is damaged or belongs to another learner.
+        PluginError: If a plugin has changed and `accept_plugins` is false.
+        ConfigError: If a new setting leaves nothing to do.
     """
     found = saver.find()
     if found is None:
         return State(), {"exact": True, "differences": [], "damaged": []}
-    state, saved, bad = found
-    check_values(saved, fresh)
-    if saved.facts["schema"] == 1:
-        raise CheckpointError(
-            f"The checkpoint of step {saved.step} was saved without the outer optimiser's state (schema 1).",
-            where="--resume",
-            remedy="`metaforge evaluate` can use it; to train on, train a new run",
-        )
-    if spoilt := nonfinite({**state.values, **state.training}):
-        raise CheckpointError(
-            f"In the checkpoint of step {saved.step} {spoilt[0]!r} is not finite.",
-            where="--resume",
-            remedy="train a new run from its config.toml",
-        )
-    OuterOptimizer(run.config.run.train, state.values, state.training)
-    # In the learner's own order: sums over all entries depend on it in their last bits, and a file has another.
-    state = replace(state, values={name: state.values[name] for name in fresh})
-    changes = differences(saved.facts, run.config.to_dict(), run.environment, accept_plugins=accept_plugins)
+    state, saved, errors = found
+    train = resolved.run.train
+    _require_resumable(state, saved, initial, train)
+    # In the order of the learner: sums over all entries depend on it in their last bits, and files are sorted by name.
+    state = replace(state, values={name: state.values[name] for name in initial})
+    changes = differences(saved.facts, resolved.to_dict(), environment, accept_plugins=accept_plugins)
     folder = saver.folder.parent
     changes += missing_records(folder, state.step)
-    begun_anew = [] if (folder / "env.json").is_file() else ["There is no env.json: it begins anew."]
+    no_environment = [] if (folder / "env.json").is_file() else ["There is no env.json: a new one is written."]
     facts = {
         "exact": not (state.inexact or changes),
         "differences": [*state.inexact, *changes],
-        "damaged": [*damage_of(bad), *begun_anew],
-        **_used_up(state, run.config.run.train, saved.facts),
+        "damaged": [*damage_of(errors), *no_environment],
+        **_nothing_left(state, train, saved.facts),
     }
-    # A run that has once left its path stays off it, however it goes on.
-    return replace(state, inexact=(*state.inexact, *(f"{one} (after step {state.step})" for one in changes))), facts
+    # A run that was once resumed inexactly stays inexact.
+    inexact = (*state.inexact, *(f"{change} (after step {state.step})" for change in changes))
+    return replace(state, inexact=inexact), facts
 
 
-def continue_run(folder: RunFolder, run: RunInfo, state: State, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Record that a run goes on from a state, and return what is known of it: more, where nothing is left to do."""
+def _require_resumable(state: State, saved: Checkpoint, initial: Params, train: TrainConfig) -> None:
+    """Raise `CheckpointError` unless training can continue from a checkpoint."""
+    check_values(saved, initial)
+    if saved.facts["schema"] == 1:
+        raise CheckpointError(
+            f"The checkpoint of step {saved.step} was saved without the state of the outer optimiser (schema 1).",
+            where="--resume",
+            remedy="`metaforge evaluate` can use it; to train further, start a new run",
+        )
+    if bad := nonfinite({**state.values, **state.training}):
+        raise CheckpointError(
+            f"In the checkpoint of step {saved.step} {bad[0]!r} is not finite.",
+            where="--resume",
+            remedy="start a new run from its config.toml",
+        )
+    require_matching(train, state.values, state.training)
+
+
+def continue_run(
+    folder: RunFolder, resolved: Resolved, command: str, state: State, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Record in a run folder that the run is resumed from a state; return what `status.json` already records.
+
+    Args:
+        folder: The run folder, reopened.
+        resolved: The configuration to resume with; it replaces the recorded one.
+        command: The command line that resumes the run; it is appended to the recorded ones.
+        state: The restored state.
+        facts: The facts of `restore_state`.
+    """
     known: dict[str, Any] = {"steps": state.step}
     if state.step:
         known["seconds"] = state.seconds
@@ -118,26 +155,24 @@ def continue_run(folder: RunFolder, run: RunInfo, state: State, facts: Mapping[s
     try:
         status = read_json(folder.path / "status.json")
     except ConfigError:
-        status = {}  # It is shown, and nothing depends on it.
+        status = {}  # It is only displayed; nothing depends on it.
     kept = ("tasks_per_second", "loss", "score") if status.get("steps") == state.step else ()
-    train = run.config.run.train
-    # The last record of a run that has ended may have come before its time. The state then still has the window of
-    # tasks that it told of, and a later record tells of them again.
+    train = resolved.run.train
+    # The last record of a run that ended may have been written early. Its window of tasks is then still in the state,
+    # and the next regular record contains it: the early one is removed.
     early = bool(state.window) and not state.is_over(train.steps, train.budget)
-    folder.resumed(
-        state.step, recorded=state.step - early, config=run.config.to_toml(), command=run.command, facts=facts
-    )
+    folder.resumed(state.step, recorded=state.step - early, config=resolved.to_toml(), command=command, facts=facts)
     resumed = {"resumed": {"step": state.step, **facts}}
     return known | {name: status[name] for name in kept if isinstance(status.get(name), float)} | resumed
 
 
-def damage_of(bad: Sequence[CheckpointError]) -> list[str]:
-    """Return what is wrong with each of some checkpoints, in a line each."""
-    return [f"{error.what} ({error.where})" for error in bad]
+def damage_of(errors: Sequence[CheckpointError]) -> list[str]:
+    """Return one line for each damaged checkpoint."""
+    return [f"{error.what} ({error.where})" for error in errors]
 
 
-def _used_up(state: State, config: TrainConfig, saved: Mapping[str, Any]) -> dict[str, str]:
-    """Return a note for a run that has nothing left to do; raise `ConfigError` where a new setting has made it so."""
+def _nothing_left(state: State, config: TrainConfig, saved: Mapping[str, Any]) -> dict[str, str]:
+    """Return a note if the run has nothing left to do; raise `ConfigError` if a new setting is the reason."""
     if not state.is_over(config.steps, config.budget):
         return {}
     what = f"Nothing is left to do: the run has taken {state.step} steps in {state.seconds:.4g} s."
@@ -147,19 +182,19 @@ def _used_up(state: State, config: TrainConfig, saved: Mapping[str, Any]) -> dic
     for name, before in _table(_table(saved, "config"), "train").items():
         if name in ("steps", "budget") and before != getattr(config, name):
             raise ConfigError(what, where=f"train.{name} = {getattr(config, name)}", remedy=remedy)
-    return {"note": f"{what} To go on, {remedy}."}
+    return {"note": f"{what} To train further, {remedy}."}
 
 
-def check_values(saved: Checkpoint, fresh: Params, *, where: str = "--resume") -> None:
-    """Raise `CheckpointError` unless saved values are those of the learner: names, shapes and precision."""
-    for name in [*fresh, *(name for name in saved.values if name not in fresh)]:
+def check_values(saved: Checkpoint, expected: Params, *, where: str = "--resume") -> None:
+    """Raise `CheckpointError` unless saved values have the names, shapes and dtypes of the learner's."""
+    for name in [*expected, *(name for name in saved.values if name not in expected)]:
         ours, theirs = (
-            None if one is None else f"{tuple(one.shape)} {one.dtype}"
-            for one in (fresh.get(name), saved.values.get(name))
+            None if value is None else f"{tuple(value.shape)} {value.dtype}"
+            for value in (expected.get(name), saved.values.get(name))
         )
         if ours != theirs:
             raise CheckpointError(
-                f"The checkpoint of step {saved.step} is not one of this learner: {name} is {theirs or 'missing'},"
+                f"The checkpoint of step {saved.step} does not belong to this learner: {name} is {theirs or 'missing'},"
                 f" but should be {ours or 'absent'}.",
                 where=where,
                 remedy="use the run with the options that it was trained with",
@@ -169,48 +204,57 @@ def check_values(saved: Checkpoint, fresh: Params, *, where: str = "--resume") -
 def differences(
     saved: Mapping[str, Any], config: Mapping[str, Any], environment: Mapping[str, Any], *, accept_plugins: bool
 ) -> list[str]:
-    """Return each difference that keeps the run from going on exactly as it would have, as `what: before -> now`.
+    """Return each difference that makes the resumed run inexact, as `what: before -> now`.
 
-    Raises `PluginError` where a plugin has another version now, unless those are accepted.
+    Args:
+        saved: The facts of the checkpoint.
+        config: The configuration to resume with.
+        environment: The environment of this process.
+        accept_plugins: Whether plugins may have other versions than those that the run was trained with.
+
+    Raises:
+        PluginError: If a plugin has another version now and `accept_plugins` is false.
     """
-    before, now = _table(saved, "environment"), environment
-    was = {str(name): str(version) for name, version in _table(before, "plugins").items()}
-    has = now.get("plugins", {})
-    # A component that a setting has replaced is named with that setting.
-    other = [name for name in was if has.get(name, was[name]) != was[name]]
-    changed = [f"{name}: {was[name]} -> {has[name]}" for name in other]
-    if changed and not accept_plugins:
+    before = _table(saved, "environment")
+    old_plugins = {str(name): str(version) for name, version in _table(before, "plugins").items()}
+    new_plugins = environment.get("plugins", {})
+    # A plugin that is no longer part of the run was replaced by a setting, which is compared below.
+    changed = [name for name, version in old_plugins.items() if new_plugins.get(name, version) != version]
+    differing = [f"{name}: {old_plugins[name]} -> {new_plugins[name]}" for name in changed]
+    if differing and not accept_plugins:
         raise PluginError(
-            f"The run was trained with other versions of its plugins: {'; '.join(changed)}.",
+            f"The run was trained with other versions of its plugins: {'; '.join(differing)}.",
             where="--resume",
-            remedy=f"{_install(was[other[0]])}, or accept the difference with --accept-plugins",
+            remedy=f"{_install(old_plugins[changed[0]])}, or accept the difference with --accept-plugins",
         )
-    # With sums in a fixed order the number of processes shows nowhere.
+    # With sums in a fixed order the number of processes does not change the result.
     compared = (*_ENVIRONMENT, *(() if _table(config, "engine").get("reduce") == "exact" else ("processes",)))
-    found = changed + [
-        f"{name}: {before[name]} -> {now.get(name)}"
+    differing += [
+        f"{name}: {before[name]} -> {environment.get(name)}"
         for name in compared
-        if name in before and before[name] != now.get(name)
+        if name in before and before[name] != environment.get(name)
     ]
     old, new = (dict(flatten(dict(values))) for values in (_table(saved, "config"), config))
     for path in {**old, **new}:
         if old.get(path) != new.get(path) and not _harmless(path, new):
-            found.append(f"{path}: {old.get(path)} -> {new.get(path)}")
-    return found
+            differing.append(f"{path}: {old.get(path)} -> {new.get(path)}")
+    return differing
 
 
 def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return a table of what was saved, empty where there is none; raise `CheckpointError` if it is something else."""
-    found = values.get(name, {})
-    if not isinstance(found, Mapping):
+    """Return a table of saved facts, empty if it is missing; raise `CheckpointError` if it is not a table."""
+    table = values.get(name, {})
+    if not isinstance(table, Mapping):
         raise CheckpointError(
-            f"What was saved as {name!r} is no table.", where="--resume", remedy="train a new run from its config.toml"
+            f"The saved value of {name!r} is not a table.",
+            where="--resume",
+            remedy="start a new run from its config.toml",
         )
-    return found
+    return table
 
 
 def _harmless(path: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a setting may change without a change of the steps that are still to come."""
+    """Return whether a setting may change without changing the steps that are still to come."""
     lengthens = path in ("train.steps", "train.budget") and config.get("train.schedule") == "constant"
-    # The device and the threads that it came to are compared as facts of the environment.
+    # The device and the number of threads actually used are compared as part of the environment.
     return lengthens or path == "engine.threads" or path.partition(".")[0] in _HARMLESS

@@ -1,4 +1,4 @@
-"""A run that can be used: its learner's values, and what to do with them."""
+"""A trained run: apply its learner, evaluate it, and write its report."""
 
 from __future__ import annotations
 
@@ -29,10 +29,18 @@ from metaforge.system.files import require_writable
 
 @dataclass(frozen=True)
 class Run:
-    """A trained learner: its folder (None after a dry run), its configuration and its values.
+    """A trained learner with its configuration and its values.
 
-    `learner = run.learner()` is the learner of its tasks, `task = run.task()` one of them;
-    `fast = learner.adapt(run.values, task.support)` and `learner.predict(run.values, fast, task.query.x)` apply it.
+    To apply it: `learner, task = run.learner(), run.task()`, then `fast = learner.adapt(run.values, task.support)` and
+    `logits = learner.predict(run.values, fast, task.query.x)`.
+
+    Attributes:
+        folder: The run folder; None after a dry run.
+        resolved: The configuration.
+        parts: The plugins of the run as objects.
+        values: The trained values of the learner.
+        device: Where the values are.
+        summary: The outcome of the training, as `status.json` records it, and damaged checkpoints after loading.
     """
 
     folder: Path | None
@@ -44,30 +52,34 @@ class Run:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the values."""
+        """The dtype of the values."""
         return self.parts.dtype
 
     @property
     def dataset(self) -> Dataset:
-        """The run's data set."""
+        """The data set of the run."""
         return self.parts.dataset
 
     def spec(self, split: str | None = None, *, shots: int | None = None) -> TaskSpec:
-        """Return the spec of the tasks that the run is about."""
+        """Return the spec of the tasks that the run is evaluated on, of another split or number of shots if given."""
         shape = self.parts.task_shape
         shape = shape if shots is None else shape._replace(shots=shots)
         return self.dataset.spec(self.resolved.run.evaluate.split if split is None else split, shape)
 
     def learner(self, spec: TaskSpec | None = None) -> Learner:
-        """Return the learner for tasks of a spec, by default those that the run is about."""
+        """Return the learner for tasks of a spec, by default those that the run is evaluated on."""
         return self.parts.learner(spec or self.spec())
 
     def task(
         self, index: int = 0, *, split: str | None = None, seed: int | None = None, shots: int | None = None
     ) -> Task:
-        """Return one task, ready for the learner: on the run's device, with bytes as floats in [0, 1].
+        """Return one task, ready for the learner: on the device of the run, with images as floats in [0, 1].
 
-        By default it is a task that the run is evaluated on: number `index` of its `[evaluate]` split and seed.
+        Args:
+            index: The episode.
+            split: The split; by default the one that the run is evaluated on.
+            seed: The seed of the episodes; by default that of the evaluation.
+            shots: Support examples per class; by default those of the run.
         """
         settings = self.resolved.run.evaluate
         split = settings.split if split is None else split
@@ -86,10 +98,25 @@ class Run:
         seed: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, Any]:
-        """Return mean scores ± 95 % CI on test tasks, and write records, pictures and the report to the run's folder.
+        """Evaluate the run on test tasks; write records, plots and the report to the run folder.
 
-        What is not given follows the run's settings; an empty list of `shots` means the task's own number, one of
-        `steps` none and the learner's own. Nothing is written after a dry run.
+        Arguments that are None follow the settings of the run. Nothing is written after a dry run.
+
+        Args:
+            ways: Classes in a task.
+            shots: Support examples per class, one evaluation each; empty for the number of the run.
+            steps: Numbers of adaptation steps, one evaluation each; empty for none and the learner's own number.
+            tasks: Number of test tasks.
+            split: The split of the data set.
+            seed: The seed of the episodes.
+            progress: Called with the number of finished and of all evaluations of a task.
+
+        Returns:
+            The evaluation: mean scores with 95 % confidence intervals, chance level and nearest-neighbour floor.
+
+        Raises:
+            ConfigError: If the learner cannot do what is asked.
+            DataError: If the data set cannot make such tasks.
         """
         settings = self.resolved.run.evaluate
         split = settings.split if split is None else split
@@ -112,7 +139,7 @@ class Run:
         return {**found, "folder": str(self.folder), "pictures": [str(path) for path in pictures]}
 
     def report(self, *, split: str | None = None) -> list[Path]:
-        """Draw the run's pictures, write its `report.md`, and return the pictures' paths."""
+        """Draw the plots of the run, write its `report.md`, and return the paths of the plots."""
         if self.folder is None:
             return []
         drawn = run_pictures.draw(self, split=self.resolved.run.evaluate.split if split is None else split)
@@ -127,15 +154,23 @@ def load(
     device: str | None = None,
     which: checkpoint.Which = "latest",
 ) -> Run:
-    """Return the run of a folder, with the values of its latest valid checkpoint, its best one or that of a step.
+    """Return the run of a folder with the values of one of its checkpoints.
 
-    It is used on `device`, or on that of its configuration where None: what was trained on one can be used on another.
-    `summary["damaged"]` tells of each later checkpoint that cannot be used. Raises `CheckpointError` where that one is
-    missing, damaged or of another learner.
+    Args:
+        folder: The run folder.
+        registry: The installed plugins.
+        device: Where to put the values; None for the device of the configuration.
+        which: `"latest"` (the last valid checkpoint), `"best"` (in validation), or an outer step.
+
+    Returns:
+        The run; `summary["damaged"]` has one line for each later checkpoint that is damaged.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged or belongs to another learner.
     """
     folder = Path(folder)
     require_run(folder)
-    registry = registry.recorded(recorded_plugins(folder))
+    registry = registry.as_recorded(recorded_plugins(folder))
     resolved = resolve([file_layer(folder / "config.toml")], registry)
     machine.prepare(resolved.run.engine.threads)
     parts = Components(resolved)

@@ -1,4 +1,4 @@
-"""What the outer loop knows after a step, and how that is saved and found again."""
+"""The state of a run after an outer step, and how it is saved to checkpoints and found again."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ from metaforge.authoring.functional import prefixed, select
 from metaforge.authoring.protocols import Params
 from metaforge.config.settings import CheckpointConfig
 from metaforge.errors import CheckpointError, PluginError
-from metaforge.runs import checkpoint
+from metaforge.runs import checkpoint, checkpoint_files
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything that the steps to come depend on; a step counts once all that belongs to it is done.
+    """Everything that later steps depend on; it advances only when a step is complete with its hooks and records.
 
-    `values` are the learner's, `training` the outer optimiser's tensors; `window` has each task's figures since the
-    last record that was due, `norms` the meta-gradient's last norms, `skipped` the steps left out, `best` the best
-    validation so far and `best_step` its step, `hooks` what hook plugins want to remember, `inexact` what has kept the
-    run from going on exactly, with the step after which it did.
+    Attributes:
+        step: Outer steps taken.
+        seconds: Duration of the run so far.
+        values: The values of the learner.
+        training: The tensors of the outer optimiser.
+        window: Per-task metrics since the last regular record, by name.
+        norms: The last norms of the meta-gradient, for the detection of divergence.
+        skipped: The steps that were skipped because they diverged.
+        best: The best validation score so far, None before the first validation.
+        best_step: The step of that validation.
+        hooks: The states of hook plugins, by name.
+        inexact: Why the run does not continue bit-exactly after a resume, each with the step of that resume.
     """
 
     step: int = 0
@@ -39,7 +47,7 @@ class State:
     inexact: tuple[str, ...] = ()
 
     def is_over(self, steps: int, budget: float | None) -> bool:
-        """Return whether a run of so many steps, or of so many seconds, has come to its end."""
+        """Return whether a run of `steps` outer steps, or of `budget` seconds, is over."""
         return self.step >= steps or (budget is not None and self.seconds >= budget)
 
 
@@ -47,38 +55,56 @@ _FACTS = ("seconds", "window", "norms", "skipped", "best", "best_step", "hooks",
 
 
 class Saver:
-    """Saves states to a run's `ckpt` folder when it is time, keeps the last and the best, and finds them again."""
+    """Writes checkpoints to the `ckpt` folder of a run, keeps the latest and the best, and finds them again.
+
+    Args:
+        folder: The run folder.
+        config: When to save, and how many checkpoints to keep.
+        facts: Saved with every state: the configuration and the environment of the run.
+    """
 
     def __init__(self, folder: Path, config: CheckpointConfig, facts: Mapping[str, Any]) -> None:
         self.folder, self._config, self._facts = folder / "ckpt", config, facts
         self._last: tuple[int, float] | None = None
 
     def due(self, state: State) -> bool:
-        """Return whether a state should be saved now."""
+        """Return whether a checkpoint of this state is due."""
         step, seconds = (0, 0.0) if self._last is None else self._last
         if self._config.every is not None:
             return state.step - step >= self._config.every
         return state.seconds - seconds >= self._config.interval
 
     def save(self, state: State, *, best: bool = False) -> Path | None:
-        """Save a state and prune older ones; return the checkpoint's path, or None if it was saved before."""
-        known = self._last is not None and self._last[0] == state.step
-        if known and not best:
+        """Save a state and remove older checkpoints.
+
+        Args:
+            state: The state to save.
+            best: Whether it is the best so far in validation.
+
+        Returns:
+            The path of the new checkpoint, or None if the state was saved before.
+
+        Raises:
+            PluginError: If JSON cannot hold the state of a hook plugin; the error names it.
+            StorageError: If the disk is full or not writable.
+        """
+        saved = self._last is not None and self._last[0] == state.step
+        if saved and not best:
             return None
-        for name, remembered in state.hooks.items():
-            _require_json(name, remembered)
+        for name, hook_state in state.hooks.items():
+            _require_json(name, hook_state)
         facts = {name: getattr(state, name) for name in _FACTS} | dict(self._facts)
         path = checkpoint.save(self.folder, state.step, state.values, state.training, facts)
         if best:
             checkpoint.mark_best(self.folder, state.step)
         checkpoint.prune(self.folder, self._config.keep)
         self._last = (state.step, state.seconds)
-        return None if known else path
+        return None if saved else path
 
     def find(self) -> tuple[State, checkpoint.Checkpoint, list[CheckpointError]] | None:
-        """Return the last valid state, with the checkpoint it came from and what is wrong with later ones.
+        """Return the last valid state, its checkpoint, and one error for each later checkpoint that is damaged.
 
-        None means that nothing was saved yet. Raises `CheckpointError` where all that was saved is damaged.
+        Returns None if nothing was saved yet. Raises `CheckpointError` if all checkpoints are damaged.
         """
         if not checkpoint.steps(self.folder):
             return None
@@ -88,32 +114,32 @@ class Saver:
         return state, saved, bad
 
     def restored(self, state: State) -> None:
-        """Let `BEST` name the best step of a state that a run goes on from: the process may have died before it did."""
+        """Point `BEST` to the best step of a restored state: the process may have died before it did so itself."""
         if state.best_step is not None and checkpoint.best(self.folder) != state.best_step:
             checkpoint.mark_best(self.folder, state.best_step)
 
 
 def better(score: float, best: float | None, kind: str) -> bool:
-    """Return whether a validation score beats the best so far: higher accuracy, or lower error."""
+    """Return whether a validation score is better than the best so far: a higher accuracy, or a lower error."""
     if not math.isfinite(score):
         return False
     return best is None or (score > best if kind == "classification" else score < best)
 
 
-def _require_json(name: str, remembered: Any) -> None:
+def _require_json(name: str, hook_state: Any) -> None:
     try:
-        json.dumps(remembered)
+        json.dumps(hook_state, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise PluginError(
-            f"What the hook {name!r} wants to remember cannot be saved as JSON: {error}.",
+            f"The state of the hook {name!r} cannot be saved as JSON: {error}.",
             where=f"hooks.{name}",
-            remedy="return numbers, texts, lists and tables from its state()",
+            remedy="return numbers, strings, lists and dictionaries from its state()",
         ) from error
 
 
 def _finite(value: Any) -> float:
     if not math.isfinite(value):
-        raise ValueError(f"{value} where a finite number should be")
+        raise ValueError(f"{value} is not finite")
     return float(value)
 
 
@@ -127,7 +153,7 @@ def _state(saved: checkpoint.Checkpoint, folder: Path) -> State:
         return replace(
             state,
             seconds=_finite(facts["seconds"]),
-            # Figures of a learner's own may be anything; what the run itself decides by may not.
+            # A learner's own metrics may be any number; what the run itself depends on must be finite.
             window={str(name): [float(x) for x in figures] for name, figures in facts["window"].items()},
             norms=tuple(_finite(norm) for norm in facts["norms"]),
             skipped=tuple(int(step) for step in facts["skipped"]),
@@ -138,24 +164,24 @@ def _state(saved: checkpoint.Checkpoint, folder: Path) -> State:
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
-            f"The checkpoint of step {saved.step} lacks what a run needs to go on: {error!r}.",
+            f"The checkpoint of step {saved.step} lacks what is needed to resume the run: {error!r}.",
             where=str(folder),
             remedy="`metaforge evaluate` can use it; to train on, train a new run",
         ) from error
 
 
 def to_bytes(state: State, facts: Mapping[str, Any]) -> bytes:
-    """Return a state, and facts to tell with it, as bytes for another process."""
+    """Return a state and the facts about it as bytes, to be broadcast to other ranks."""
     tensors = prefixed("values", state.values) | prefixed("training", state.training)
     rest = {name: getattr(state, name) for name in _FACTS} | {"step": state.step}
     head = json.dumps({"state": rest, "order": list(tensors), "facts": dict(facts)}).encode()
-    return len(head).to_bytes(8, "little") + head + checkpoint.to_bytes(tensors)
+    return len(head).to_bytes(8, "little") + head + checkpoint_files.to_bytes(tensors)
 
 
 def from_bytes(data: bytes) -> tuple[State, dict[str, Any]]:
-    """Return what `to_bytes` was given."""
+    """Return the state and the facts that `to_bytes` was called with."""
     end = 8 + int.from_bytes(data[:8], "little")
-    head, tensors = json.loads(data[8:end]), checkpoint.from_bytes(data[end:])
+    head, tensors = json.loads(data[8:end]), checkpoint_files.from_bytes(data[end:])
     rest = head["state"] | {name: tuple(head["state"][name]) for name in ("norms", "skipped", "inexact")}
     ordered = {key: tensors[key] for key in head["order"]}
     return State(**rest, values=select(ordered, "values"), training=select(ordered, "training")), head["facts"]

@@ -1,4 +1,4 @@
-"""The figures that a run shows while it trains: means over tasks with their intervals, speed, and time left."""
+"""The metrics that a run shows while it trains: means over tasks with confidence intervals, speed and time left."""
 
 from __future__ import annotations
 
@@ -11,13 +11,24 @@ from metaforge.runs.state import State
 
 
 def training_metrics(state: State, config: TrainConfig, steps: int) -> dict[str, float]:
-    """Return the figures of the tasks since the last record, and speed and time (seconds) of the whole run."""
+    """Return the metrics after a step.
+
+    Args:
+        state: The state after the step.
+        config: The settings of the outer loop.
+        steps: The number of outer steps of the run.
+
+    Returns:
+        The means of `loss`, `score` (with `score_ci`) and the learner's own metrics over the tasks since the last
+        record; `elapsed` and `eta` in seconds, `tasks_per_second` over the whole run, and the number of `skipped`
+        steps if there are any.
+    """
     step, budget, seconds = state.step, config.budget, state.seconds
     total = steps if budget is None else min(steps, budget * step / seconds)
-    own = {name: math.fsum(figures) / len(figures) for name, figures in state.window.items()}
+    means = {name: math.fsum(by_task) / len(by_task) for name, by_task in state.window.items()}
     return {
-        **own,
-        **(score_metrics(state.window["score"]) if "score" in own else {}),
+        **means,
+        **(score_metrics(state.window["score"]) if "score" in means else {}),
         **({"skipped": float(len(state.skipped))} if state.skipped else {}),
         "elapsed": seconds,
         "eta": max(0.0, (total - step) * seconds / step),
@@ -26,8 +37,11 @@ def training_metrics(state: State, config: TrainConfig, steps: int) -> dict[str,
 
 
 def score_metrics(scores: Sequence[float]) -> dict[str, float]:
-    """Return the mean of scores and its interval; the mean is NaN where a score is, and one score has no interval."""
-    found = mean_and_ci(scores)
-    if found["tasks"] < len(scores):
+    """Return the mean `score` and the half-width `score_ci` of its 95 % confidence interval.
+
+    The mean is NaN if one of the scores is; a single score has no interval.
+    """
+    estimate = mean_and_ci(scores)
+    if estimate["tasks"] < len(scores):
         return {"score": math.nan}
-    return {"score": found["mean"]} | ({} if found["ci"] is None else {"score_ci": found["ci"]})
+    return {"score": estimate["mean"]} | ({} if estimate["ci"] is None else {"score_ci": estimate["ci"]})

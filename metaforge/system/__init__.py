@@ -1,1 +1,1 @@
-"""Files, locks, signals and the machine."""
+"""What the framework needs of the operating system: files, locks, signals, devices and threads."""

@@ -1,4 +1,7 @@
-"""Writing so that nothing is lost: whole or not at all, on the disk before it counts, and refusals as sentences."""
+"""Writing files atomically and durably, and turning the system's write errors into `StorageError`.
+
+Atomic: a reader sees the old content or the new one, never a part. Durable: written content survives a power failure.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,18 @@ from typing import Any
 
 from metaforge.errors import StorageError
 
-# What a file system itself may need beside the bytes of the files.
-_SLACK = 1 << 16
-# A block, which a new entry of a folder may take.
-_ENTRY = 4096
+# The bytes that a file system may need for itself, beside those of the files.
+_OVERHEAD = 1 << 16
+# The size of a block: a new entry in a folder may take one.
+_BLOCK = 4096
 
 
 @contextmanager
-def write_errors(path: Path, needed: int = _ENTRY) -> Iterator[None]:
-    """Turn the system's refusal to write below `path` into one sentence, which also tells the bytes `needed`."""
+def write_errors(path: Path, needed: int = _BLOCK) -> Iterator[None]:
+    """Raise `StorageError` in place of an `OSError` from the block, which writes at or below `path`.
+
+    The message names the number of bytes `needed` and the free space.
+    """
     try:
         yield
     except OSError as error:
@@ -36,26 +42,26 @@ def write_errors(path: Path, needed: int = _ENTRY) -> Iterator[None]:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise `StorageError` unless `needed` bytes, and what the file system adds, fit on the disk of a folder."""
+    """Raise `StorageError` unless the disk of a folder has `needed` free bytes and 64 KiB for the file system."""
     free = shutil.disk_usage(folder).free
-    if free < needed + _SLACK:
+    if free < needed + _OVERHEAD:
         raise StorageError(
-            f"There is no room: {needed + _SLACK:,} bytes are needed. {free:,} bytes are free.",
+            f"The disk is full: {needed + _OVERHEAD:,} bytes are needed. {free:,} bytes are free.",
             where=str(folder),
-            remedy="free space, or choose another folder with --out; what was saved before is untouched",
+            remedy="free space, or choose another folder with --out; earlier checkpoints are unchanged",
         )
 
 
 def require_writable(folder: Path) -> None:
-    """Raise `StorageError` unless a folder takes a file; none is left there."""
+    """Raise `StorageError` unless a file can be created in a folder; the file is removed again."""
     with write_errors(folder), tempfile.TemporaryFile(dir=folder):
         pass
 
 
 def make_folder(path: Path) -> bool:
-    """Make a folder and those above it, on the disk when this returns; return whether it is new."""
+    """Create a folder and its missing parents durably; return whether it is new."""
     with write_errors(path):
-        missing = [one for one in (path, *path.parents) if not one.exists()]
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             path.mkdir()
@@ -67,7 +73,7 @@ def make_folder(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder with all that is in it, or whatever else has that name."""
+    """Remove a folder with its content, a file, or a symbolic link; do nothing if there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -75,14 +81,17 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what interrupted writes left anywhere below a folder, which nobody else may be writing."""
+    """Remove the temporary files of interrupted writes below a folder; no other process may be writing there."""
     with write_errors(folder):
         for leftover in list(folder.rglob(".*.part")):
             remove(leftover)
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a file beside its name and rename it: a reader, or a reboot, finds the old content or the new."""
+    """Write a temporary file beside `path` and rename it: readers see the old content or the new, after a crash too.
+
+    Raises `StorageError` where the system refuses; the old content then stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     content = data.encode() if isinstance(data, str) else data
     with write_errors(path, len(content)):
@@ -97,29 +106,29 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write an object as JSON, atomically."""
+    """Write an object as JSON, atomically; raise `ValueError` for NaN and infinity, which JSON does not have."""
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def fsync(what: BufferedWriter | Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on the disk."""
-    if isinstance(what, Path):
+def fsync(target: BufferedWriter | Path) -> None:
+    """Block until the content of an open file, or the entries of a folder, are stored on the disk."""
+    if isinstance(target, Path):
         if os.name != "posix":
-            return  # Elsewhere folders cannot be opened, and renames are journalled.
-        descriptor = os.open(what, os.O_RDONLY)
+            return  # Other systems cannot open a folder, and they journal renames.
+        descriptor = os.open(target, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         return
-    what.flush()
-    os.fsync(what.fileno())
+    target.flush()
+    os.fsync(target.fileno())
 
 
 def free_space(path: Path) -> str:
-    """Return how much room there is, where that can be told."""
-    there = next((one for one in (path, *path.parents) if one.is_dir()), None)
+    """Return a sentence on the free space of the disk of `path`, or an empty string where it is not known."""
+    folder = next((parent for parent in (path, *path.parents) if parent.is_dir()), None)
     try:
-        return f" {shutil.disk_usage(there).free:,} bytes are free." if there is not None else ""
+        return f" {shutil.disk_usage(folder).free:,} bytes are free." if folder is not None else ""
     except OSError:
         return ""

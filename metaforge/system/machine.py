@@ -1,4 +1,4 @@
-"""What this machine offers: device, threads, and an allocator that keeps the memory which every step needs again."""
+"""The machine: its devices, its CPU cores, the settings of its memory allocator, and the facts that a run records."""
 
 from __future__ import annotations
 
@@ -13,30 +13,39 @@ import torch
 
 from metaforge.errors import ConfigError, nearest
 
+# Parameters of glibc's `mallopt`, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def choose_device(name: str, index: int = 0) -> torch.device:
-    """Return the device of that name, number `index` of several; `auto` means CUDA where there is one, else the CPU."""
+    """Return a device; raise `ConfigError` if this machine does not have it.
+
+    `name` is `cpu`, `cuda`, `mps`, or `auto`: CUDA where it is available, else the CPU. `index` is the number of the
+    GPU; a process of a distributed run passes its local rank.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    usable = f"use one of: auto, {', '.join(key for key, there in available.items() if there)}"
+    remedy = f"use one of: auto, {', '.join(device for device, usable in available.items() if usable)}"
     if name not in available:
-        raise ConfigError(f"There is no device {name!r}.{nearest(name, available)}", where="device", remedy=usable)
+        raise ConfigError(f"There is no device {name!r}.{nearest(name, available)}", where="device", remedy=remedy)
     if not available[name]:
-        raise ConfigError(f"No {name} device is available here.", where="device", remedy=usable)
+        raise ConfigError(f"No {name} device is available on this machine.", where="device", remedy=remedy)
     if name == "cuda" and index >= torch.cuda.device_count():
         raise ConfigError(
-            f"Process {index} of this machine has no GPU of its own: there are {torch.cuda.device_count()}.",
+            f"There is no GPU for process {index} (counted from 0): this machine has {torch.cuda.device_count()}.",
             where="device",
-            remedy="start as many processes as there are GPUs",
+            remedy="start at most one process per GPU",
         )
     return torch.device(name, index) if index and name == "cuda" else torch.device(name)
 
 
 def prepare(threads: int | None) -> None:
-    """Set the number of CPU threads, and let glibc keep freed activations instead of mapping new pages each step."""
+    """Set the number of CPU threads (None: torch's own), and make glibc reuse freed memory.
+
+    By default glibc returns large freed blocks to the system, so that every step would map the pages of its activations
+    anew. Thresholds of 1 and 2 GiB keep these blocks in the process.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
@@ -51,12 +60,12 @@ def cores() -> int:
 
 
 def has_compiler() -> bool:
-    """Return whether there is a C++ compiler, without which no step can be compiled for a CPU."""
+    """Return whether there is a C++ compiler, which torch.compile needs for a CPU."""
     return shutil.which("g++") is not None
 
 
 def facts() -> dict[str, str | int | bool]:
-    """Return what a reader of results must know of the machine and the versions."""
+    """Return the versions of Python and torch, and what of the machine bears on results and timings."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -69,10 +78,10 @@ def facts() -> dict[str, str | int | bool]:
 
 
 def _processor() -> str:
-    """Return the processor's name as Linux tells it, elsewhere as Python knows it."""
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text().splitlines():
+    """Return the model name of the processor from `/proc/cpuinfo`, or what Python reports on other systems."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a flag: a run ends at a step boundary, with what it has learned saved."""
+"""SIGTERM and SIGINT (Ctrl-C) as requests to stop, so that a run saves its state before it ends."""
 
 from __future__ import annotations
 
@@ -11,86 +11,95 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-# A second Ctrl-C within this time means: leave now, saved or not.
-_IMPATIENT = 2.0
+_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+# The longest time in seconds between two Ctrl-C that together end the process at once.
+_DOUBLE_PRESS = 2.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was asked to end; `exit_code` is 130 after Ctrl-C, 143 after SIGTERM."""
+    """The process received SIGINT (`exit_code` 130) or SIGTERM (`exit_code` 143)."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"ended by {signal.Signals(number).name}")
-        self.exit_code = _CODES[signal.Signals(number)]
+        self.exit_code = _EXIT_CODES[signal.Signals(number)]
 
 
-class Patience:
-    """Notices a signal that comes soon after the one before."""
+class DoublePressDetector:
+    """Detects a signal that follows another within two seconds, such as Ctrl-C pressed twice."""
 
     def __init__(self) -> None:
-        self._since = -math.inf
+        self._last = -math.inf
 
-    def is_lost(self) -> bool:
-        """Return whether the last call was less than two seconds ago."""
-        before, self._since = self._since, time.monotonic()
-        return self._since - before < _IMPATIENT
+    def is_double_press(self) -> bool:
+        """Record a signal, and return whether the one before came less than two seconds ago."""
+        previous, self._last = self._last, time.monotonic()
+        return self._last - previous < _DOUBLE_PRESS
 
 
-class Requests:
-    """What the process was asked to do; read at step boundaries.
+class StopRequests:
+    """The requests to stop that the process has received.
 
-    Until a loop reads `number` (`with requests.deferred()`), a request interrupts whatever runs, as Ctrl-C always did;
-    once one has interrupted the run, which then ends in order, later ones are only noted.
+    A signal raises `Interrupted` in the main thread, as Ctrl-C does in any Python program, except in two cases: inside
+    `with requests.record_only():` it is only recorded, and after the first `Interrupted` later signals do not disturb
+    the orderly end of the run.
+
+    Args:
+        exit_on_second: Whether a Ctrl-C within two seconds of another signal ends the process at once, unsaved.
+
+    Attributes:
+        number: The first signal received, or None.
     """
 
-    def __init__(self, *, impatient: bool) -> None:
-        self._impatient, self._patience = impatient, Patience()
+    def __init__(self, *, exit_on_second: bool) -> None:
+        self._exit_on_second, self._detector = exit_on_second, DoublePressDetector()
         self.number: int | None = None
-        self._deferred = self._raised = False
+        self._recording = self._raised = False
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Only take note of requests inside: the code there looks at `number` where it can end.
+    def record_only(self) -> Iterator[None]:
+        """Only record signals in `number` inside the block, for a loop that checks `number` after each step.
 
-        One that came after its last look interrupts when the block has ended.
+        A signal that arrives after the last check raises `Interrupted` at the end of the block.
         """
-        self._deferred = True
+        self._recording = True
         try:
             yield
         except Interrupted:
             self._raised = True
             raise
         finally:
-            self._deferred = False
-        self._interrupt()
+            self._recording = False
+        self._raise_once()
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
-        if self._patience.is_lost() and self._impatient and number == signal.SIGINT:
-            os._exit(_CODES[signal.SIGINT])
-        self.number = number if self.number is None else self.number
-        if not self._deferred:
-            self._interrupt()
+        """Handle a signal; this is the handler that `stop_requests` installs."""
+        if self._detector.is_double_press() and self._exit_on_second and number == signal.SIGINT:
+            os._exit(_EXIT_CODES[signal.SIGINT])
+        if self.number is None:
+            self.number = number
+        if not self._recording:
+            self._raise_once()
 
-    def _interrupt(self) -> None:
+    def _raise_once(self) -> None:
         if self.number is not None and not self._raised:
             self._raised = True
             raise Interrupted(self.number)
 
 
 @contextmanager
-def requests(*, impatient: bool = True) -> Iterator[Requests]:
-    """Receive SIGTERM and SIGINT inside; in another thread than the main one, where none arrive, nothing changes.
+def stop_requests(*, exit_on_second: bool = True) -> Iterator[StopRequests]:
+    """Handle SIGTERM and SIGINT inside the block, and restore the previous handlers afterwards.
 
-    Unless `impatient`, a second Ctrl-C does not leave at once: a launcher may pass on the one that arrived here too.
+    Python delivers signals to the main thread only, so in any other thread this changes nothing. Pass
+    `exit_on_second=False` where a launcher forwards Ctrl-C: the process may then receive one Ctrl-C twice.
     """
-    found = Requests(impatient=impatient)
+    requests = StopRequests(exit_on_second=exit_on_second)
     if threading.current_thread() is not threading.main_thread():
-        yield found
+        yield requests
         return
-    before = {number: signal.signal(number, found.receive) for number in _CODES}
+    before = {number: signal.signal(number, requests.receive) for number in _EXIT_CODES}
     try:
-        yield found
+        yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

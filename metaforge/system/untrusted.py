@@ -1,4 +1,8 @@
-"""Files of a stranger's run folder, read without trust: plain files up to a size, JSON that nests little."""
+"""Reading untrusted files: regular files up to a size, and JSON with bounds on its nesting and its numbers.
+
+A run folder may come from somebody else, and any file in it may be made to harm: a pipe that never ends, JSON nested so
+deep that Python's recursion limit is reached, or an integer of a million digits.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 UNREADABLE = (OSError, ValueError, RecursionError)
-"""What reading such a file, and parsing it, raises."""
+"""The errors that the functions of this module raise for an invalid file."""
 
-_BYTES, _DEPTH = 256 * 2**20, 30
-# More digits than any integer of 64 bits, and less than the largest float by a margin to reckon with.
-_DIGITS, _LARGEST = 20, 1e300
+_MAX_BYTES, _MAX_DEPTH = 256 * 2**20, 30
+# Enough digits for a sign and a 64-bit integer, and a largest number that leaves room for arithmetic with it.
+_MAX_DIGITS, _MAX_NUMBER = 20, 1e300
 
 
-def read_regular_file(path: Path, limit: int = _BYTES) -> bytes:
-    """Return a file's bytes; one of `UNREADABLE` where it is no plain file or has more than `limit` of them."""
-    # Opening a pipe would wait for somebody to write into it.
+def read_regular_file(path: Path, limit: int = _MAX_BYTES) -> bytes:
+    """Return the bytes of a file.
+
+    Raises `OSError` if it is missing, unreadable or not a regular file, `ValueError` if it has more than `limit` bytes.
+    """
+    # Checked before the file is opened: opening a named pipe blocks until another process writes into it.
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("it is no plain file")
+        raise OSError("it is not a regular file")
     with path.open("rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -28,37 +35,43 @@ def read_regular_file(path: Path, limit: int = _BYTES) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text means; one of `UNREADABLE` where it is none, nests deep, or has a number beyond 1e300."""
+    """Return the value of a JSON text.
+
+    Raises `ValueError` or `RecursionError` if it is not JSON, nests more than 30 levels deep, or has an integer of more
+    than 20 characters or a number beyond 1e300.
+    """
     value = json.loads(text, parse_int=_integer, parse_float=_number, parse_constant=_number)
     level, depth = [value], 0
-    while level := [one for outer in level for one in _inside(outer)]:
-        if (depth := depth + 1) > _DEPTH:
-            raise ValueError(f"it nests more than {_DEPTH} levels deep")
+    while level := [inner for outer in level for inner in _children(outer)]:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it nests more than {_MAX_DEPTH} levels deep")
     return value
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; one of `UNREADABLE` where there is none."""
-    found = parse_json(read_regular_file(path))
-    if not isinstance(found, dict):
-        raise ValueError("it holds no JSON object")
-    return found
+    """Return the object in a JSON file; raise one of `UNREADABLE` if the file is invalid or holds another value."""
+    value = parse_json(read_regular_file(path))
+    if not isinstance(value, dict):
+        raise ValueError("it does not hold a JSON object")
+    return value
 
 
-def _inside(value: Any) -> list[Any]:
+def _children(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []
 
 
 def _integer(text: str) -> int:
-    if len(text) > _DIGITS:
+    if len(text) > _MAX_DIGITS:
         raise ValueError(f"it has a number of {len(text):,} digits")
     return int(text)
 
 
 def _number(text: str) -> float:
     value = float(text)
-    if not abs(value) < _LARGEST:
-        raise ValueError(f"it has a number that is not finite, or almost so ({text[:30]})")
+    # Written so that NaN is refused too: every comparison with it is false.
+    if not abs(value) < _MAX_NUMBER:
+        raise ValueError(f"it has a number that is not finite or is beyond {_MAX_NUMBER:g} ({text[:30]})")
     return value

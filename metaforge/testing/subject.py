@@ -51,8 +51,8 @@ class Subject:
         registry = registry or scan()
         if isinstance(what, type):
             kind = _kind_of(what)
-            return cls(kind, what.__name__, what, registry=registry.including(kind, what.__name__, what))
-        entry = registry.sought(what)
+            return cls(kind, what.__name__, what, registry=registry.with_plugin(kind, what.__name__, what))
+        entry = registry.find_any(what)
         found = registry.load(entry.kind, entry.qualified)
         return cls(entry.kind, entry.name, found, entry=entry, registry=registry)
 

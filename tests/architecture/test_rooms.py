@@ -115,6 +115,7 @@ SEEDED = {"metaforge/authoring/model.py": "seeded", "metaforge/testing/global_st
 # The only modules that may use files, the clock, the environment, the network and other processes.
 FILES = {
     "metaforge/runs/checkpoint.py": "saved states",
+    "metaforge/runs/checkpoint_files.py": "saved states",
     "metaforge/cli/data.py": "the folder of a preview",
     "metaforge/cli/new.py": "the project of a new plugin",
     "metaforge/cli/output.py": "the null device, when the reader of a pipe has exited",

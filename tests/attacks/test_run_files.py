@@ -79,7 +79,7 @@ def test_many_mistakes_are_reported_in_few_lines(tmp_path: Path) -> None:
     path.write_text('learner = "maml"\n[train]\n' + "".join(f'"a{n}\\u001b[2J" = "{"x" * 900}"\n' for n in range(1000)))
     result = CliRunner().invoke(app, ["config", "--config", str(path)])
     assert result.exit_code == 2
-    assert "There are 990 more mistakes." in result.output
+    assert "There are 990 more errors." in result.output
     assert len(result.output) < 10_000
     assert "\x1b" not in result.output
 

@@ -1,9 +1,11 @@
-"""The command before it has begun: Ctrl-C while it is being imported."""
+"""The entry point of the command: Ctrl-C during its first imports."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+
+import metaforge
 
 INTERRUPTED = """
 import sys
@@ -17,6 +19,13 @@ main()
 """
 
 
-def test_ctrl_c_while_the_command_is_imported_leaves_no_traceback() -> None:
+def test_ctrl_c_during_the_imports_prints_no_traceback() -> None:
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_module_runs_the_command() -> None:
+    command = [sys.executable, "-m", "metaforge", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert metaforge.__version__ in done.stdout

@@ -186,7 +186,7 @@ def places(workspace: Workspace, *, learners: tuple[str, ...] = (*small_runs.LEA
 
 
 def _registry() -> Registry:
-    return scan().including("learner", "slope", SlopeLearner).including("dataset", "slopes", Lines)
+    return scan().with_plugin("learner", "slope", SlopeLearner).with_plugin("dataset", "slopes", Lines)
 
 
 def train_in_two(out: str) -> None:

@@ -272,7 +272,7 @@ def dry_run(dataset: str, *settings: str, learner: str = "protonet") -> tuple[in
 @contextlib.contextmanager
 def faulty_registered() -> Iterator[None]:
     """Make the commands find the faulty data set, as if it were installed."""
-    wider = scan().including("dataset", "faulty", FaultyDataset)
+    wider = scan().with_plugin("dataset", "faulty", FaultyDataset)
     with unittest.mock.patch("metaforge.registry.scan.scan", return_value=wider):
         yield
 

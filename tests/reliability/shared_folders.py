@@ -61,7 +61,7 @@ def _create_runs(folder: str, rounds: int, barrier: Any, answers: Any) -> None:
             RunFolder.create(Path(f"round-{number}"), config="", command="", environment={}).close()
             shared_rounds.append(number)
         except StorageError as error:
-            if "exists already" not in error.what:
+            if "already exists" not in error.what:
                 raise
     answers.put((own_folders, shared_rounds))
 

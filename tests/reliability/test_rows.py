@@ -77,7 +77,7 @@ def test_a_case_of_a_hostile_run_changes_its_folder(tmp_path: Path) -> None:
 
 def test_a_row_fails_when_its_promise_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without the comparison of digests, damaged checkpoints would be loaded.
-    monkeypatch.setattr("metaforge.runs.checkpoint._verified", unverified)
+    monkeypatch.setattr("metaforge.runs.checkpoint.verified_files", unverified)
     measured = checkpoints.damaged(Workspace(tmp_path), count=20, resumes=0)
     assert not measured.passed
     assert any("it was loaded" in failure for failure in measured.numbers["wrong"])

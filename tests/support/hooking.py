@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from metaforge.authoring.hooks import RunInfo
+from metaforge.authoring import Kind, RunInfo
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
 from metaforge.registry.scan import scan
@@ -17,7 +17,9 @@ def run_of(folder: Path | None, *, start: int = 0, dataset: str = "glyphs", **tr
     """Return the `RunInfo` of a run of ProtoNet, or of CNP on sinusoids."""
     learner = "cnp" if dataset == "sinusoid" else "protonet"
     values = {"learner": learner, "dataset": dataset, "train": {"steps": 20, **train}}
-    return RunInfo(folder, resolve([Layer("test", values)], scan()), start=start)
+    kind: Kind = "regression" if dataset == "sinusoid" else "classification"
+    resolved = resolve([Layer("test", values)], scan())
+    return RunInfo(folder, resolved.to_dict(), kind, start=start)
 
 
 def drive(

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
 from metaforge.errors import MetaForgeError
-from metaforge.registry.contract import faults
+from metaforge.registry.contract import contract_errors
 from metaforge.registry.entry import KINDS
 from metaforge.testing.check import check
 from metaforge.testing.subject import Subject
@@ -72,7 +72,7 @@ def assert_quiet(modules: Sequence[str]) -> None:
 @check(*KINDS)
 def contract(subject: Subject) -> None:
     """Its class has the members and argument names of its kind's protocol."""
-    found = faults(subject.kind, subject.cls)
+    found = contract_errors(subject.kind, subject.cls)
     assert not found, f"{'; '.join(found)} (metaforge/authoring/protocols.py has the contract)"
 
 
@@ -130,7 +130,7 @@ _NESTED = ("items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalPropert
 @check("learner", "dataset")
 def defaults(subject: Subject) -> None:
     """With nothing set but its name it makes a valid run: its `defaults` name what it needs, and options that exist."""
-    registry = subject.registry.including(subject.kind, subject.name, subject.cls)
+    registry = subject.registry.with_plugin(subject.kind, subject.name, subject.cls)
     for kind, toy in (("classification", ToyClasses), ("regression", ToyCurves)):
         values = {subject.kind: {"name": subject.name}}
         if subject.kind == "learner":
@@ -138,7 +138,7 @@ def defaults(subject: Subject) -> None:
                 continue
             usual = registry.default(kind)
             values["dataset"] = {"name": "the-kit-s-toy" if usual is None else usual.name}
-            registry = registry if usual else registry.including("dataset", "the-kit-s-toy", toy)
+            registry = registry if usual else registry.with_plugin("dataset", "the-kit-s-toy", toy)
         elif subject.cls.kind != kind:
             continue
         try:

@@ -34,7 +34,7 @@ def toy_run(steps: int = STEPS) -> Resolved:
     registry = Registry([])
     toys = {"learner": ToyLearner, "dataset": ToyClasses, "backbone": ToyNet, "adapter": ToyDescent}
     for kind, cls in toys.items():
-        registry = registry.including(kind, f"toy-{kind}", cls)
+        registry = registry.with_plugin(kind, f"toy-{kind}", cls)
     values = {
         **{kind: {"name": f"toy-{kind}"} for kind in ("learner", "dataset", "backbone")},
         "adapters": {"toy-adapter": {}},
@@ -43,6 +43,11 @@ def toy_run(steps: int = STEPS) -> Resolved:
         "device": "cpu",
     }
     return resolve([Layer("the conformance kit", values)], registry)
+
+
+def toy_info(folder: Path | None, resolved: Resolved) -> RunInfo:
+    """Return what hooks are told about the toy training."""
+    return RunInfo(folder, resolved.to_dict(), "classification")
 
 
 def call_all(hook: object, run: RunInfo, metrics: Mapping[str, float], tasks: Any) -> None:
@@ -72,9 +77,9 @@ def lives(subject: Subject) -> None:
     resolved = toy_run()
     with tempfile.TemporaryDirectory() as folder, untouched_generators(f"a hook of {subject.label}"):
         for place in (Path(folder), None):
-            call_all(subject.built(), RunInfo(place, resolved), METRICS, _tasks())
+            call_all(subject.built(), toy_info(place, resolved), METRICS, _tasks())
             unstarted = hook_manager([subject.built()])
-            end_run(unstarted, RunInfo(place, resolved), "failed", RuntimeError("a run that never began"))
+            end_run(unstarted, toy_info(place, resolved), "failed", RuntimeError("a run that never began"))
 
 
 @check("hook")
@@ -84,7 +89,7 @@ def watches(subject: Subject) -> None:
     metrics, tasks = dict(METRICS), _tasks()
     before = tree_map(torch.clone, tasks)
     with tempfile.TemporaryDirectory() as folder:
-        call_all(subject.built(), RunInfo(Path(folder), resolved), metrics, tasks)
+        call_all(subject.built(), toy_info(Path(folder), resolved), metrics, tasks)
     assert metrics == METRICS, "the metrics were changed; they are the run's own: copy them"
     said = difference(before, tasks)
     assert not said, f"the tasks were changed: {said}; they are the run's own: copy them"
@@ -117,7 +122,7 @@ def memory(subject: Subject) -> None:
     """What it remembers survives JSON: a new instance that takes it up remembers the same."""
     resolved = toy_run()
     hook, other = subject.built(), subject.built()
-    call_all(hook, RunInfo(None, resolved), METRICS, _tasks())
+    call_all(hook, toy_info(None, resolved), METRICS, _tasks())
     remembered = states({subject.name: hook})
     restore_states({subject.name: other}, remembered)
     said = states({subject.name: other})

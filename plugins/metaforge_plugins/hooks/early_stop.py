@@ -43,7 +43,7 @@ class EarlyStop(Component):
     @hookimpl
     def metaforge_run_start(self, run: RunInfo) -> None:
         """Refuse a run that is never validated."""
-        if not run.config.run.train.validate_every:
+        if not run.settings["train"]["validate_every"]:
             raise ConfigError(
                 "The hook that stops a run early needs validations, and this run makes none.",
                 where="train.validate_every is 0",
@@ -108,6 +108,4 @@ class EarlyStop(Component):
     def _larger(self, run: RunInfo) -> bool:
         if self.config.mode != "auto":
             return self.config.mode == "max"
-        dataset = run.config.dataset
-        accuracy = dataset is not None and dataset.cls.kind == "classification"
-        return accuracy and self.config.metric in ("score", "val_score")
+        return run.kind == "classification" and self.config.metric in ("score", "val_score")

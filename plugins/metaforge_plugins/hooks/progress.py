@@ -47,13 +47,13 @@ class Progress(Component):
     @hookimpl
     def metaforge_after_step(self, run: RunInfo, step: int, metrics: Mapping[str, float]) -> None:
         """Move the bar, or print a line when the last one is old enough."""
-        steps = f"step {step}/{run.config.run.train.steps}"
+        steps = f"step {step}/{run.settings['train']['steps']}"
         text = "  ".join(figures(run, metrics))
         if self._bar is not None:
             self._bar.update(self._row, completed=share(run, step, metrics), steps=steps, figures=text)
             return
         elapsed = metrics.get("elapsed", 0.0)
-        if self._last < 0 or elapsed - self._last >= self.config.interval or step == run.config.run.train.steps:
+        if self._last < 0 or elapsed - self._last >= self.config.interval or step == run.settings["train"]["steps"]:
             self._last = elapsed
             self._say(f"{steps}  {text}")
 
@@ -80,9 +80,7 @@ def figures(run: RunInfo, metrics: Mapping[str, float]) -> list[str]:
     if "loss" in metrics:
         found.append(f"loss {metrics['loss']:.4g}")
     if "score" in metrics:
-        dataset = run.config.dataset
-        percent = dataset is not None and dataset.cls.kind == "classification"
-        found.append(accuracy(metrics) if percent else score(metrics))
+        found.append(accuracy(metrics) if run.kind == "classification" else score(metrics))
     if "tasks_per_second" in metrics:
         found.append(f"{metrics['tasks_per_second']:.3g} tasks/s")
     if "eta" in metrics:
@@ -104,9 +102,9 @@ def score(metrics: Mapping[str, float]) -> str:
 
 def share(run: RunInfo, step: int, metrics: Mapping[str, float]) -> float:
     """Return how much of the run is done, by steps or by time, whichever ends it first."""
-    train = run.config.run.train
-    by_steps = step / train.steps if train.steps else 1.0
-    by_time = metrics.get("elapsed", 0.0) / train.budget if train.budget else 0.0
+    steps, budget = run.settings["train"]["steps"], run.settings["train"]["budget"]
+    by_steps = step / steps if steps else 1.0
+    by_time = metrics.get("elapsed", 0.0) / budget if budget else 0.0
     return min(1.0, max(by_steps, by_time))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,7 +50,8 @@ class TensorBoard(Component):
         if run.folder is not None:
             purge = run.start + 1 if run.start else None
             self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=purge, flush_secs=10)
-            self._writer.add_text("configuration", f"```toml\n{run.config.to_toml()}\n```", run.start)
+            settings = json.dumps(run.settings, indent=2)
+            self._writer.add_text("configuration", f"```json\n{settings}\n```", run.start)
 
     @hookimpl
     def metaforge_after_step(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -24,7 +24,7 @@ def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collection, "_MODULES", (learners,))
     registry: Registry = scan()
     for name in ("Leaking", "Right"):
-        registry = registry.including("learner", name.lower(), getattr(faulty_learners, name))
+        registry = registry.with_plugin("learner", name.lower(), getattr(faulty_learners, name))
     monkeypatch.setattr("metaforge.registry.scan.scan", lambda: registry)
 
 

@@ -95,7 +95,7 @@ class Half(Dataset):
 
 @pytest.fixture
 def half(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = Registry([]).including("dataset", "half", Half)
+    registry = Registry([]).with_plugin("dataset", "half", Half)
     monkeypatch.setattr("metaforge.registry.scan.scan", lambda: registry)
     monkeypatch.setenv("METAFORGE_DATA", "/somewhere/data")
 

@@ -43,7 +43,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
         Entry("dataset", "halving", "nowhere:Halving", "zoo", "1.0", "Cannot be imported."),
         Entry("hook", "old", "zoo:Old", "zoo", "1.0", state="incompatible", reason="it requires metaforge>=99"),
     ]
-    made = Registry(entries).including("adapter", "halving", Halving)
+    made = Registry(entries).with_plugin("adapter", "halving", Halving)
     monkeypatch.setattr("metaforge.registry.scan.scan", lambda: made)
     return made
 

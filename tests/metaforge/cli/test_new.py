@@ -65,7 +65,7 @@ def test_a_plugin_asks_for_the_versions_that_it_was_written_for(
         ("lambda", "the word is reserved"),
         ("none", "the word is reserved"),
         ("true", "would be called True"),
-        ("learner", "would be called Learner"),
+        ("model-learner", "would be called ModelLearner"),
         ("tensor", "would be called Tensor"),
         ("plugins", "would be called metaforge_plugins"),
         ("my-lion", "is taken: hook 'My_Lion' of zoo 1.0"),

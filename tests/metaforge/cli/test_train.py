@@ -88,7 +88,7 @@ class Calls(list[SimpleNamespace]):
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METAFORGE_DATA", str(tmp_path / "data"))
-    made = Registry([]).including("learner", "guess", Guess).including("dataset", "dots", Dots)
+    made = Registry([]).with_plugin("learner", "guess", Guess).with_plugin("dataset", "dots", Dots)
     monkeypatch.setattr("metaforge.registry.scan.scan", lambda: made)
     found = Calls()
 
@@ -300,7 +300,10 @@ def test_data_preview_draws_one_task(calls: Calls) -> None:
 def test_the_announcement_says_where_the_run_is_and_that_nothing_is_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    announcement, info = _Announcement(), RunInfo(tmp_path, Any, environment={"plan": "vmap", "chunk": 4, "os": "x"})  # type: ignore[arg-type]
+    announcement, info = (
+        _Announcement(),
+        RunInfo(tmp_path, {}, "classification", environment={"plan": "vmap", "chunk": 4, "os": "x"}),
+    )
     announcement.metaforge_run_start(info)
     assert f"run folder: {tmp_path}  (plan vmap, chunk 4)" in capsys.readouterr().err
     announcement.metaforge_run_end(info, KeyboardInterrupt())
@@ -309,6 +312,6 @@ def test_the_announcement_says_where_the_run_is_and_that_nothing_is_lost(
     (tmp_path / "ckpt" / "LATEST").write_text("step-0000001")
     announcement.metaforge_run_end(info, KeyboardInterrupt())
     assert f"What was learned so far is in {tmp_path}" in capsys.readouterr().err
-    announcement.metaforge_run_start(RunInfo(None, Any))  # type: ignore[arg-type]
+    announcement.metaforge_run_start(RunInfo(None, {}, "classification"))
     announcement.metaforge_run_end(info, None)
     assert capsys.readouterr().err == ""

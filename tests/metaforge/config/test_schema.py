@@ -1,4 +1,4 @@
-"""The schema of a run file says yes to what `resolve` accepts, and no to what it refuses."""
+"""The schema of a run file accepts what `resolve` accepts, and refuses what it refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from metaforge.config.resolve import resolve
 from metaforge.config.schema import kind_schema, run_schema
 from metaforge.config.settings import RunConfig
 from metaforge.config.sources import SETS, SINGLES, Layer
-from metaforge.config.toml_text import writable
+from metaforge.config.toml_text import to_toml_values
 from metaforge.errors import MetaForgeError
 from metaforge.registry.entry import KINDS, Entry
 from metaforge.registry.registry import Registry
@@ -31,7 +31,7 @@ class Nested(Options):
 
 
 class Own(Adapter):
-    """An adapter with options that are not plain."""
+    """An adapter with nested options and a list."""
 
     class Config(Options):
         inner: Nested = Field(Nested(), description="More.")
@@ -52,22 +52,22 @@ class Indescribable(Own):
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    return scan().including("adapter", "own.one", Own)
+    return scan().with_plugin("adapter", "own.one", Own)
 
 
 @pytest.fixture(scope="module")
 def validator(registry: Registry) -> Any:
     schema = run_schema(registry).value
     jsonschema.Draft202012Validator.check_schema(schema)
-    # As a file would hold it: nothing in it may be more than JSON.
+    # Through text and back: everything in the schema must be a type that JSON has.
     return jsonschema.Draft202012Validator(json.loads(json.dumps(schema)))
 
 
 @pytest.mark.parametrize("learner", scan().names("learner"))
-def test_what_is_resolved_is_valid(learner: str, registry: Registry, validator: Any) -> None:
+def test_the_resolved_values_of_every_learner_are_valid(learner: str, registry: Registry, validator: Any) -> None:
     values = resolve([Layer("test", {"learner": learner})], registry).to_dict()
     validator.validate(values)
-    validator.validate(writable(values))
+    validator.validate(to_toml_values(values))
 
 
 def test_the_file_of_a_real_run_is_valid(tmp_path: Path, validator: Any) -> None:
@@ -116,7 +116,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "good"), [*((text, True) for text in GOOD), *((text, False) for text in BAD)])
-def test_the_schema_and_the_program_agree(text: str, good: bool, registry: Registry, validator: Any) -> None:
+def test_the_schema_and_resolve_agree(text: str, good: bool, registry: Registry, validator: Any) -> None:
     values = tomllib.loads(text)
     assert validator.is_valid(values) == good, [error.message for error in validator.iter_errors(values)]
     if good:
@@ -132,12 +132,12 @@ def test_an_error_names_the_option_that_is_wrong(validator: Any) -> None:
     assert "'stepz' was unexpected" in error.message
 
 
-def test_options_without_a_name_may_be_of_any_plugin(validator: Any) -> None:
+def test_options_without_a_name_may_be_those_of_any_plugin(validator: Any) -> None:
     assert validator.is_valid({"learner": {"distance": "cosine"}, "dataset": {"jitter": 0.5}})
     assert not validator.is_valid({"learner": {"distance": "cosine", "jitter": 0.5}})
 
 
-def test_every_kind_has_its_table_and_its_own_schema(registry: Registry, validator: Any) -> None:
+def test_every_kind_has_a_table_and_a_schema(registry: Registry, validator: Any) -> None:
     for kind in KINDS:
         schema = kind_schema(registry, kind).value
         jsonschema.Draft202012Validator.check_schema(schema)
@@ -149,6 +149,7 @@ def test_every_kind_has_its_table_and_its_own_schema(registry: Registry, validat
 
 
 def broken() -> Registry:
+    """Return a registry with plugins of every state, of which only `own` can be used."""
     entries = [
         Entry("adapter", "gone", "nowhere:Gone", "zoo", "1.0"),
         Entry("adapter", "old", "zoo:Old", "zoo", "1.0", state="incompatible", reason="it requires metaforge>=99"),
@@ -156,15 +157,15 @@ def broken() -> Registry:
         Entry("adapter", "twin", "zoo:Twin", "left", "1.0"),
         Entry("adapter", "twin", "zoo:Twin", "right", "1.0"),
     ]
-    return Registry(entries).including("adapter", "own", Own).including("adapter", "odd", Indescribable)
+    return Registry(entries).with_plugin("adapter", "own", Own).with_plugin("adapter", "odd", Indescribable)
 
 
-def test_a_broken_plugin_is_left_out_and_named_and_the_others_stay() -> None:
+def test_a_broken_plugin_is_left_out_with_a_sentence_and_the_others_stay() -> None:
     schema = run_schema(broken())
-    said = "\n".join(schema.left_out)
+    sentences = "\n".join(schema.left_out)
     for part in ("'gone' of zoo 1.0 cannot be loaded", "it requires metaforge>=99", "'odd' of python cannot be descri"):
-        assert part in said
-    assert "secret" not in said
+        assert part in sentences
+    assert "secret" not in sentences
     validator = jsonschema.Draft202012Validator(schema.value)
     assert validator.is_valid({"adapters": ["own"]})
     for name in ("gone", "old", "secret", "odd", "twin"):
@@ -172,19 +173,19 @@ def test_a_broken_plugin_is_left_out_and_named_and_the_others_stay() -> None:
     assert not validator.is_valid({"learner": "anything"})
 
 
-def test_an_ambiguous_plugin_has_its_qualified_name_alone() -> None:
+def test_an_ambiguous_plugin_has_only_its_qualified_name() -> None:
     class Other(Own):
         """Another of that name."""
 
-    registry = Registry([Entry("adapter", "own", "zoo:Own", "right", "1.0")]).including("adapter", "own", Own)
+    registry = Registry([Entry("adapter", "own", "zoo:Own", "right", "1.0")]).with_plugin("adapter", "own", Own)
     both = Registry([*registry.entries(), Entry("adapter", "own", f"{__name__}:Own", "right", "1.0")])
-    both._own = {("adapter", "python:own"): Own, ("adapter", "right:own"): Other}
+    both._own_classes = {("adapter", "python:own"): Own, ("adapter", "right:own"): Other}
     validator = jsonschema.Draft202012Validator(run_schema(both).value)
     assert validator.is_valid({"adapters": ["right:own", "python:own"]})
     assert not validator.is_valid({"adapters": ["own"]})
 
 
-def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_prints_and_writes_the_schema(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("metaforge.registry.scan.scan", broken)
     runner = CliRunner()
     result = runner.invoke(app, ["schema"])

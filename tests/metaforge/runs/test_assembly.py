@@ -1,4 +1,4 @@
-"""The parts of a run as objects: a plugin that fails while it is built is named, and values keep their names."""
+"""Building the components of a run: errors name the plugin, values keep their names, tasks are checked."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+import metaforge
 from metaforge.authoring.protocols import Options, TaskSpec
 from metaforge.cli.describe import description, shown
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
-from metaforge.errors import ConfigError, PluginError
+from metaforge.errors import ConfigError, DataError, PluginError
 from metaforge.registry.entry import Entry
 from metaforge.registry.registry import Registry
 from metaforge.registry.scan import scan
@@ -25,7 +26,7 @@ def installed(**exchanged: type[Any]) -> Registry:
     """Return a registry of the toys, some of them exchanged."""
     registry = Registry([])
     for kind, cls in (TOYS | exchanged).items():
-        registry = registry.including(kind, f"toy-{kind}", cls)
+        registry = registry.with_plugin(kind, f"toy-{kind}", cls)
     return registry
 
 
@@ -41,7 +42,7 @@ def learner_of(parts: Components) -> Any:
 
 
 @pytest.mark.parametrize("kind", TOYS)
-def test_a_plugin_that_cannot_be_built_is_named_with_the_cause(
+def test_a_plugin_that_cannot_be_built_is_reported_with_the_cause(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(self: Any, *arguments: Any, **named: Any) -> None:
@@ -57,7 +58,7 @@ def test_a_plugin_that_cannot_be_built_is_named_with_the_cause(
     assert capsys.readouterr().out == ""
 
 
-def test_a_network_that_cannot_be_built_is_its_plugin_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_cannot_be_built_is_reported_with_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Any, spec: TaskSpec) -> None:
         raise SystemExit(3)
 
@@ -66,7 +67,7 @@ def test_a_network_that_cannot_be_built_is_its_plugin_s(monkeypatch: pytest.Monk
         learner_of(built(installed()))
 
 
-def test_what_a_plugin_says_to_people_passes_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_that_a_plugin_words_itself_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(self: Any, config: Options) -> None:
         raise ConfigError("Not so.")
 
@@ -82,12 +83,14 @@ class Rates(ToyDescent):
         return {"rate": next(iter(params.values())).new_ones(())}
 
 
-def test_values_keep_their_names_when_another_distribution_claims_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_keep_their_names_if_another_distribution_has_a_plugin_of_that_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     registry = installed(adapter=Rates)
     alone = learner_of(built(registry)).init(_key())
     rivals = [*registry.entries(), Entry("adapter", "toy-adapter", "nowhere:Rival", "rival")]
     contested = Registry(rivals)
-    contested._own = registry._own
+    contested._own_classes = registry._own_classes
     beside = learner_of(built(contested, adapters={"python:toy-adapter": {}})).init(_key())
     assert list(beside) == list(alone)
     assert "adapters.toy-adapter.rate" in alone
@@ -99,14 +102,14 @@ def _key() -> Any:
     return make_key(0)
 
 
-def test_a_plugin_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_can_be_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for twice in (["toy-adapter", "toy-adapter"], "toy-adapter, toy-adapter", ["toy-adapter", "python:toy-adapter"]):
         with pytest.raises(ConfigError, match="twice"):
             built(installed(), adapters=twice)
 
 
 @pytest.mark.parametrize("facts", [KeyError("gone"), 3, {"what": object()}])
-def test_broken_facts_leave_the_rest_of_a_description(facts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_facts_do_not_prevent_a_description(facts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def told(self: Any, split: str) -> Any:
         if isinstance(facts, Exception):
             raise facts
@@ -121,14 +124,42 @@ def test_broken_facts_leave_the_rest_of_a_description(facts: Any, monkeypatch: p
     assert said in text
 
 
-def test_a_run_s_own_plugins_are_meant_by_its_bare_names(tmp_path: Path) -> None:
+def test_bare_names_in_a_run_mean_the_plugins_that_it_was_trained_with(tmp_path: Path) -> None:
     rival = Entry("learner", "maml", "nowhere:Rival", "rival", "9")
     contested = Registry([*scan().entries(), rival])
     with pytest.raises(PluginError, match="ambiguous"):
         contested.find("learner", "maml")
-    settled = contested.recorded({"learner maml": "metaforge 0.1.0", "adapter sgd": "metaforge 0.1.0"})
+    settled = contested.as_recorded({"learner maml": "metaforge 0.1.0", "adapter sgd": "metaforge 0.1.0"})
     assert settled.find("learner", "maml").distribution == "metaforge"
     assert settled.find("learner", "maml").state == "ready"
     assert settled.find("learner", "rival:maml") == contested.find("learner", "rival:maml")
-    assert contested.recorded({"learner maml": "gone 1"}).entries() == contested.entries()
-    assert contested.recorded({"learner maml": None}).entries() == contested.entries()
+    assert contested.as_recorded({"learner maml": "gone 1"}).entries() == contested.entries()
+    assert contested.as_recorded({"learner maml": None}).entries() == contested.entries()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "where"),
+    [
+        ({"evaluate": {"split": "tset"}}, ConfigError, r"evaluate\.split"),
+        ({"evaluate": {"shots": [1, 40]}}, DataError, r"evaluate\.split"),
+        ({"train": {"shots": 1, "queries": 1, "validate_every": 5}, "task": {"shots": 40}}, DataError, "'val' split"),
+    ],
+)
+def test_validation_and_evaluation_are_checked_before_training(
+    tmp_path: Path, settings: Any, error: type[Exception], where: str
+) -> None:
+    small = {"name": "glyphs", "train": 60, "val": 10, "test": 10}
+    with pytest.raises(error, match=where):
+        metaforge.train("protonet", small, steps=1, settings=settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_infeasible_training_tasks_are_refused_with_their_settings(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"training \(train\.ways, train\.shots, train\.queries\)"):
+        metaforge.train("protonet", {"name": "glyphs", "train": 20}, steps=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_ways_must_match_a_learner_with_fixed_outputs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one output per class"):
+        metaforge.train("maml", "glyphs", steps=1, settings={"train": {"ways": 7}}, out=tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A run folder is somebody's from its first file on, and a creation cut short is finished by the next."""
+"""Creating a run folder: other files are never touched, and an interrupted creation is completed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ for point in range(100):
 """
 
 
-def test_a_creation_that_was_killed_anywhere_is_finished_by_the_next(tmp_path: Path) -> None:
+def test_an_interrupted_creation_is_completed_by_the_next(tmp_path: Path) -> None:
     line = [sys.executable, "-c", KILLED, str(tmp_path)]
     points = int(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
     assert points > 12
@@ -35,7 +35,7 @@ def test_a_creation_that_was_killed_anywhere_is_finished_by_the_next(tmp_path: P
     for point in range(points):
         path = tmp_path / str(point)
         if (path / "config.toml").is_file():
-            with pytest.raises(StorageError, match="exists already"):
+            with pytest.raises(StorageError, match="already exists"):
                 RunFolder.create(path, config="b = 2", command="again", environment={})
             continue
         cut_short += path.is_dir()
@@ -47,32 +47,32 @@ def test_a_creation_that_was_killed_anywhere_is_finished_by_the_next(tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["mine.txt", "command.txt", "pictures/cat.png"])
-def test_a_folder_with_anything_of_somebody_s_is_left_alone(tmp_path: Path, name: str) -> None:
+def test_a_folder_with_other_files_is_not_touched(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("precious")
-    with pytest.raises(StorageError, match="exists already"):
+    with pytest.raises(StorageError, match="already exists"):
         RunFolder.create(tmp_path, config="", command="", environment={})
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
 
 
-def test_what_is_a_link_or_no_folder_exists_already(tmp_path: Path) -> None:
+def test_a_link_or_a_file_counts_as_existing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     for name in ("file", "link"):
-        with pytest.raises(StorageError, match="exists already"):
+        with pytest.raises(StorageError, match="already exists"):
             RunFolder.create(tmp_path / name, config="", command="", environment={})
 
 
-def test_while_one_process_creates_a_run_another_does_not(tmp_path: Path) -> None:
+def test_two_processes_cannot_create_the_same_run(tmp_path: Path) -> None:
     first = RunFolder(tmp_path)
-    with pytest.raises(StorageError, match="exists already"):
+    with pytest.raises(StorageError, match="already exists"):
         RunFolder.create(tmp_path, config="", command="", environment={})
     first.close()
     RunFolder.create(tmp_path, config="", command="", environment={}).close()
 
 
-def test_a_folder_called_like_a_leftover_does_not_end_a_resume(tmp_path: Path) -> None:
+def test_a_folder_named_like_a_temporary_one_does_not_prevent_a_resume(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "run", config="", command="", environment={}).close()
     (tmp_path / "run" / ".x.part").mkdir()
     (tmp_path / "run" / "pictures" / ".x.png.1-ab.part").write_text("")

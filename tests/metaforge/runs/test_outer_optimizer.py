@@ -1,4 +1,4 @@
-"""The outer optimiser goes on from a snapshot as if it had never stopped; what is no snapshot of it is refused."""
+"""The outer optimiser: schedules, clipping, and bit-exact restoring from a snapshot."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def stepped(outer: OuterOptimizer, steps: range) -> Snapshot:
 
 
 @pytest.mark.parametrize("options", [{}, {"optimizer": "sgd"}, {"schedule": "cosine", "weight_decay": 0.1}])
-def test_a_snapshot_goes_on_to_the_same_bits(options: dict[str, Any]) -> None:
+def test_training_continues_bit_exactly_from_a_snapshot(options: dict[str, Any]) -> None:
     config = TrainConfig(**options)
     whole = stepped(OuterOptimizer(config, VALUES), range(1, 9))
     half = stepped(OuterOptimizer(config, VALUES), range(1, 5))
@@ -63,10 +63,10 @@ def test_the_gradient_is_clipped_by_its_norm() -> None:
     ],
     ids=str,
 )
-def test_what_is_no_memory_of_this_optimiser_is_refused(change: dict[str, Any]) -> None:
+def test_tensors_of_another_optimiser_are_refused(change: dict[str, Any]) -> None:
     values, training = stepped(OuterOptimizer(TrainConfig(), VALUES), range(1, 3))
     wrong: Params = {name: value for name, value in (training | change).items() if value is not None}
-    with pytest.raises(CheckpointError, match="The outer optimiser's"):
+    with pytest.raises(CheckpointError, match="of the outer optimiser"):
         OuterOptimizer(TrainConfig(), values, wrong)
 
 

@@ -1,4 +1,4 @@
-"""A run goes on exactly where it stopped; what is not as it was is named, and what cannot be is refused."""
+"""Resuming a run: bit-exact where nothing changed; differences are reported or refused."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 7, 9])
-def test_a_resumed_run_is_the_uninterrupted_one(whole: Path, tmp_path: Path, stop: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(whole: Path, tmp_path: Path, stop: int) -> None:
     begun(tmp_path / "run", stop=stop)
     assert kept(tmp_path / "run")[0].step == stop
     run = resumed(tmp_path / "run")
@@ -82,7 +82,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(whole: Path, tmp_path: Path, sto
     assert (tmp_path / "run" / "command.txt").read_text().count("\n") == 2
 
 
-def test_a_run_that_was_killed_before_it_saved_begins_anew(whole: Path, tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_checkpoint_starts_again(whole: Path, tmp_path: Path) -> None:
     begun(tmp_path / "run", stop=2)
     for path in (tmp_path / "run" / "ckpt").iterdir():
         path.unlink() if path.is_file() else [one.unlink() for one in path.iterdir()] and path.rmdir()
@@ -98,7 +98,7 @@ def test_records_after_the_checkpoint_and_half_a_line_are_dropped(whole: Path, t
     assert_equal_runs(tmp_path / "run", whole)
 
 
-def test_a_damaged_last_checkpoint_is_told_and_the_one_before_serves(whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_last_checkpoint_is_reported_and_the_previous_one_is_used(whole: Path, tmp_path: Path) -> None:
     begun(tmp_path / "run", stop=7)
     (tmp_path / "run" / "ckpt" / "step-0000007" / "model.safetensors").write_bytes(b"")
     run = resumed(tmp_path / "run")
@@ -110,13 +110,13 @@ def test_a_damaged_last_checkpoint_is_told_and_the_one_before_serves(whole: Path
 @pytest.mark.parametrize(
     ("lose", "told"),
     [
-        (lambda text: text.replace('{"step": 3,', '{"ste', 1), "damaged lines left out: 1 (line 1: "),
-        (lambda text: text.replace('{"step": 6,', "\0", 1), "damaged lines left out: 1 (line 3: "),
+        (lambda text: text.replace('{"step": 3,', '{"ste', 1), "damaged lines skipped: 1 (line 1: "),
+        (lambda text: text.replace('{"step": 6,', "\0", 1), "damaged lines skipped: 1 (line 3: "),
         (lambda text: text + '\0\0\n{"step": 9}\n', ""),
-        (None, "it is gone"),
+        (None, "the file is missing"),
     ],
 )
-def test_lost_records_are_told_and_make_the_run_inexact(
+def test_lost_records_are_reported_and_make_the_run_inexact(
     tmp_path: Path, lose: Callable[[str], str] | None, told: str
 ) -> None:
     begun(tmp_path / "run", stop=6)
@@ -130,15 +130,15 @@ def test_lost_records_are_told_and_make_the_run_inexact(
     assert told in "".join(facts["differences"])
 
 
-def test_a_run_without_env_json_goes_on_with_a_warning(whole: Path, tmp_path: Path) -> None:
+def test_a_run_without_env_json_is_resumed_with_a_warning(whole: Path, tmp_path: Path) -> None:
     begun(tmp_path / "run", stop=4)
     (tmp_path / "run" / "env.json").unlink()
     facts = resumed(tmp_path / "run").summary["resumed"]
-    assert (facts["exact"], facts["damaged"]) == (True, ["There is no env.json: it begins anew."])
+    assert (facts["exact"], facts["damaged"]) == (True, ["There is no env.json: a new one is written."])
     assert_equal_runs(tmp_path / "run", whole)
 
 
-def test_a_finished_run_has_nothing_to_do_and_keeps_its_figures(tmp_path: Path) -> None:
+def test_a_finished_run_has_nothing_to_do_and_keeps_its_metrics(tmp_path: Path) -> None:
     begun(tmp_path / "run", steps=5)
     before = json.loads((tmp_path / "run" / "status.json").read_text())
     metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
@@ -157,7 +157,7 @@ def test_a_finished_run_has_nothing_to_do_and_keeps_its_figures(tmp_path: Path) 
         resumed(tmp_path / "run", {"train": {"budget": 1e-6}})
 
 
-def test_a_lengthened_run_is_the_one_that_was_as_long_from_the_start(whole: Path, tmp_path: Path) -> None:
+def test_a_lengthened_run_equals_one_of_that_length(whole: Path, tmp_path: Path) -> None:
     # Its last record, of step 5, came before its time: those of 4 and 6 have theirs.
     begun(tmp_path / "run", steps=5)
     assert resumed(tmp_path / "run", {"train": {"steps": 10}}).summary["resumed"]["exact"]
@@ -165,7 +165,7 @@ def test_a_lengthened_run_is_the_one_that_was_as_long_from_the_start(whole: Path
     assert "steps = 10" in (tmp_path / "run" / "config.toml").read_text()
 
 
-def test_a_changed_setting_is_named_and_the_run_is_inexact(tmp_path: Path) -> None:
+def test_a_changed_setting_is_reported_and_makes_the_run_inexact(tmp_path: Path) -> None:
     begun(tmp_path / "run", stop=4)
     run = resumed(tmp_path / "run", {"train": {"lr": 0.01}, "evaluate": {"tasks": 9}})
     assert run.summary["resumed"]["differences"] == ["train.lr: 0.001 -> 0.01"]
@@ -174,7 +174,7 @@ def test_a_changed_setting_is_named_and_the_run_is_inexact(tmp_path: Path) -> No
     assert [(one["step"], one["exact"]) for one in told] == [(4, False)]
 
 
-def test_a_run_that_was_once_inexact_remains_so(tmp_path: Path) -> None:
+def test_an_inexact_run_remains_inexact(tmp_path: Path) -> None:
     begun(tmp_path / "run", stop=4)
     with pytest.raises(KeyboardInterrupt):
         resumed(tmp_path / "run", {"train": {"lr": 0.01}}, hooks=[StopAfter(7)])
@@ -186,13 +186,13 @@ def test_a_run_that_was_once_inexact_remains_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("reduce", "named"), [("fast", ["processes: 1 -> 2"]), ("exact", [])])
-def test_the_number_of_processes_shows_unless_sums_are_ordered(reduce: str, named: list[str]) -> None:
+def test_the_number_of_processes_matters_unless_sums_are_ordered(reduce: str, named: list[str]) -> None:
     config = {"engine": {"reduce": reduce}}
     saved = {"config": config, "environment": {"processes": 1}}
     assert differences(saved, config, {"processes": 2}, accept_plugins=False) == named
 
 
-def test_steps_left_out_are_still_told_after_a_resume(tmp_path: Path) -> None:
+def test_skipped_steps_are_still_reported_after_a_resume(tmp_path: Path) -> None:
     begun(tmp_path / "run", stop=4)
     resaved(tmp_path / "run", skipped=[2])
     assert resumed(tmp_path / "run").summary["skipped"] == [2]
@@ -215,14 +215,12 @@ def test_an_evaluation_says_which_checkpoints_cannot_be_used(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "error", "sentence"),
     [
-        ({"learner": {"name": "protonet"}}, ConfigError, "began with the learner 'maml'"),
-        ({"dataset": {"name": "glyphs"}}, ConfigError, "began with the dataset 'sinusoid'"),
-        ({"backbone": {"widths": [7]}}, CheckpointError, r"not one of this learner: model\S* is \(40, 1\)"),
+        ({"learner": {"name": "protonet"}}, ConfigError, "trained with the learner 'maml'"),
+        ({"dataset": {"name": "glyphs"}}, ConfigError, "trained with the dataset 'sinusoid'"),
+        ({"backbone": {"widths": [7]}}, CheckpointError, r"does not belong to this learner: model\S* is \(40, 1\)"),
     ],
 )
-def test_what_is_not_the_same_learner_is_refused(
-    tmp_path: Path, settings: Any, error: type[Exception], sentence: str
-) -> None:
+def test_another_learner_is_refused(tmp_path: Path, settings: Any, error: type[Exception], sentence: str) -> None:
     begun(tmp_path / "run", stop=4)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(error, match=sentence):
@@ -261,7 +259,7 @@ def test_a_plugin_of_another_version_is_refused_unless_accepted(tmp_path: Path) 
     assert run.summary["resumed"]["differences"][0].startswith("learner maml: metaforge 0.0.9")
 
 
-def test_a_plugin_that_is_gone_is_named_with_its_distribution(tmp_path: Path) -> None:
+def test_a_missing_plugin_is_reported_with_its_distribution(tmp_path: Path) -> None:
     begun(tmp_path / "run", stop=4)
     config = tmp_path / "run" / "config.toml"
     config.write_text(config.read_text().replace('name = "maml"', 'name = "gone"'))
@@ -272,7 +270,7 @@ def test_a_plugin_that_is_gone_is_named_with_its_distribution(tmp_path: Path) ->
     assert "pip install metaforge-gone==1.2)" in caught.value.remedy
 
 
-def test_a_run_that_is_being_written_is_refused(tmp_path: Path) -> None:
+def test_a_run_in_use_is_refused(tmp_path: Path) -> None:
     begun(tmp_path / "run", stop=4)
     lock = RunLock(tmp_path / "run")
     with pytest.raises(RunLockedError, match=r"process \d+ on"):
@@ -281,7 +279,7 @@ def test_a_run_that_is_being_written_is_refused(tmp_path: Path) -> None:
     assert resumed(tmp_path / "run").summary["steps"] == 10
 
 
-def test_the_command_resumes_and_says_so(tmp_path: Path) -> None:
+def test_the_command_resumes_and_reports_it(tmp_path: Path) -> None:
     begun(tmp_path / "run", stop=4)
     runner = CliRunner()
     done = runner.invoke(app, ["train", "--resume", str(tmp_path / "run"), "--set", "train.lr=0.01", "--json"])

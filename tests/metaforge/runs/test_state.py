@@ -1,4 +1,4 @@
-"""States come back as they were; what a run decides by is checked; `BEST` follows the state."""
+"""Saving and restoring the state of a run, and keeping the best checkpoint."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def test_a_save_is_due_by_steps_or_by_time(tmp_path: Path, options: dict[str, An
         ("inexact", 3),
     ],
 )
-def test_facts_that_a_run_cannot_go_on_with_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+def test_facts_that_cannot_be_resumed_from_are_refused(tmp_path: Path, name: str, value: Any) -> None:
     told = {key: getattr(STATE, key) for key in ("seconds", "window", "norms", "skipped", "best", "hooks")}
     checkpoint.save(tmp_path / "ckpt", 3, STATE.values, STATE.training, {**told, name: value})
-    with pytest.raises(CheckpointError, match="lacks what a run needs to go on"):
+    with pytest.raises(CheckpointError, match="lacks what is needed to resume the run"):
         saver(tmp_path).find()
 
 
@@ -102,9 +102,10 @@ def test_best_follows_the_state_that_a_run_goes_on_from(tmp_path: Path) -> None:
     assert checkpoint.best(tmp_path / "ckpt") == 3
 
 
-def test_what_a_hook_remembers_must_be_json(tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match="hook 'odd' wants to remember cannot be saved"):
-        saver(tmp_path).save(replace(STATE, hooks={"odd": {"x": object()}}))
+@pytest.mark.parametrize("value", [object(), {1}, math.nan])
+def test_the_state_of_a_hook_must_be_json(tmp_path: Path, value: object) -> None:
+    with pytest.raises(PluginError, match="state of the hook 'odd' cannot be saved"):
+        saver(tmp_path).save(replace(STATE, hooks={"odd": {"x": value}}))
 
 
 def test_nothing_saved_is_no_state(tmp_path: Path) -> None:

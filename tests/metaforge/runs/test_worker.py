@@ -92,7 +92,7 @@ def test_a_process_without_a_gpu_of_its_own_is_told_so(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert machine.choose_device("auto", 1) == torch.device("cuda", 1)
-    with pytest.raises(ConfigError, match="Process 2 of this machine has no GPU of its own: there are 2"):
+    with pytest.raises(ConfigError, match=r"no GPU for process 2 \(counted from 0\): this machine has 2"):
         machine.choose_device("cuda", 2)
 
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and refusals are sentences with figures."""
+"""Files are written atomically and durably, and write errors name the bytes needed and free."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pytest
 
 from metaforge.errors import StorageError
 from metaforge.system.files import (
+    free_space,
     fsync,
     make_folder,
+    remove,
     remove_leftovers,
     require_space,
     require_writable,
@@ -23,18 +25,18 @@ from metaforge.system.files import (
 )
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     for content in ("old", "new ä"):
         write_atomically(path, content)
     assert path.read_text("utf-8") == "new ä"
     write_atomically(path, b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
-    assert [one.name for one in tmp_path.iterdir()] == ["file.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
 
 
 @pytest.mark.parametrize("operation", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+def test_a_failed_write_leaves_the_old_file_and_no_other(
     tmp_path: Path, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file.txt"
@@ -48,35 +50,35 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         write_atomically(path, "new words")
     assert caught.value.exit_code == 8
     assert path.read_text() == "old"
-    assert [one.name for one in tmp_path.iterdir()] == ["file.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
 
 
-def test_content_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
+def test_content_is_on_the_disk_before_the_file_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
     fsync, replace = os.fsync, os.replace
 
-    def noted_fsync(descriptor: int) -> None:
-        done.append(f"fsync {'folder' if stat.S_ISDIR(os.fstat(descriptor).st_mode) else 'file'}")
+    def recorded_fsync(descriptor: int) -> None:
+        calls.append(f"fsync {'folder' if stat.S_ISDIR(os.fstat(descriptor).st_mode) else 'file'}")
         fsync(descriptor)
 
-    def noted_replace(before: Path, after: Path) -> None:
-        done.append("replace")
+    def recorded_replace(before: Path, after: Path) -> None:
+        calls.append("replace")
         replace(before, after)
 
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(os, "replace", noted_replace)
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
     write_atomically(tmp_path / "file.txt", "content")
-    assert done == ["fsync file", "replace", "fsync folder"]
+    assert calls == ["fsync file", "replace", "fsync folder"]
 
 
-def test_json_has_no_numbers_that_json_lacks(tmp_path: Path) -> None:
+def test_json_is_written_without_nan(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": [1, 2.5, None]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1, 2.5, None]}
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
 
 
-def test_room_is_asked_for_before_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_free_space_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_space(tmp_path, 1)
     usage = type("Usage", (), {"free": 100_000})
     monkeypatch.setattr("metaforge.system.files.shutil.disk_usage", lambda path: usage)
@@ -85,7 +87,7 @@ def test_room_is_asked_for_before_it_is_used(tmp_path: Path, monkeypatch: pytest
         require_space(tmp_path, 60_000)
 
 
-def test_what_a_system_refuses_is_told_even_where_the_folder_is_gone(tmp_path: Path) -> None:
+def test_a_write_error_names_the_free_space_even_if_the_folder_is_missing(tmp_path: Path) -> None:
     gone = tmp_path / "gone" / "run"
     with (
         pytest.raises(
@@ -95,16 +97,16 @@ def test_what_a_system_refuses_is_told_even_where_the_folder_is_gone(tmp_path: P
     ):
         gone.open("x")
     with pytest.raises(KeyError), write_errors(gone):
-        raise KeyError("not the system's")
+        raise KeyError("not a write error")
 
 
-def test_synced_takes_a_folder(tmp_path: Path) -> None:
+def test_a_folder_can_be_synced(tmp_path: Path) -> None:
     fsync(tmp_path)
     with pytest.raises(FileNotFoundError):
         fsync(tmp_path / "gone")
 
 
-def test_what_interrupted_writes_have_left_is_swept_wherever_it_is(tmp_path: Path) -> None:
+def test_leftovers_of_interrupted_writes_are_removed_at_any_depth(tmp_path: Path) -> None:
     kept = tmp_path / "pictures" / "x.part"
     for folder in ("pictures/.a.png.1-ab.part", "ckpt/.step-0000001.1-ab.part/inner", ".x.part"):
         (tmp_path / folder).mkdir(parents=True)
@@ -115,11 +117,11 @@ def test_what_interrupted_writes_have_left_is_swept_wherever_it_is(tmp_path: Pat
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_a_new_folder_and_those_above_it_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[Path] = []
-    monkeypatch.setattr("metaforge.system.files.fsync", done.append)
+def test_a_new_folder_and_its_parents_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("metaforge.system.files.fsync", synced.append)
     assert make_folder(tmp_path / "runs" / "a")
-    assert set(done) == {tmp_path, tmp_path / "runs"}
+    assert set(synced) == {tmp_path, tmp_path / "runs"}
     assert not make_folder(tmp_path / "runs" / "a")
     (tmp_path / "file").write_text("")
     assert not make_folder(tmp_path / "file")
@@ -127,8 +129,40 @@ def test_a_new_folder_and_those_above_it_are_on_the_disk(tmp_path: Path, monkeyp
         make_folder(tmp_path / "file" / "run")
 
 
-def test_a_folder_that_takes_no_file_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     require_writable(tmp_path)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(StorageError, match="bytes are free"):
         require_writable(tmp_path / "gone")
+
+
+def test_files_folders_and_links_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    (tmp_path / "folder" / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    remove(tmp_path / "link")
+    assert (tmp_path / "folder" / "file").exists()
+    remove(tmp_path / "folder" / "file")
+    remove(tmp_path / "folder")
+    remove(tmp_path / "missing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_free_space_is_that_of_the_nearest_existing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def disk_usage(path: Path) -> object:
+        asked.append(path)
+        return type("Usage", (), {"free": 12_345})
+
+    monkeypatch.setattr("metaforge.system.files.shutil.disk_usage", disk_usage)
+    assert free_space(tmp_path / "missing" / "file") == " 12,345 bytes are free."
+    assert asked == [tmp_path]
+
+
+def test_free_space_that_is_not_known_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("metaforge.system.files.shutil.disk_usage", refused)
+    assert free_space(tmp_path) == ""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
 from typing import Any
 
 from rich.console import Console
 
-from metaforge.authoring.hooks import RunInfo
+from metaforge.authoring import Kind, RunInfo
 from metaforge.config.settings import RunConfig
 from metaforge.runs.hook_calls import hook_manager
 from metaforge_plugins.hooks import progress
@@ -16,10 +15,8 @@ from metaforge_plugins.hooks import progress
 METRICS = {"loss": 0.5, "score": 0.9, "score_ci": 0.02, "tasks_per_second": 123.4, "elapsed": 1.0, "eta": 65.0}
 
 
-def run_info(kind: str = "classification", **train: Any) -> RunInfo:
-    dataset = SimpleNamespace(cls=SimpleNamespace(kind=kind))
-    config: Any = SimpleNamespace(run=RunConfig.model_validate({"train": train}), dataset=dataset)
-    return RunInfo(None, config)
+def run_info(kind: Kind = "classification", **train: Any) -> RunInfo:
+    return RunInfo(None, RunConfig.model_validate({"train": train}).model_dump(), kind)
 
 
 def shown(terminal: bool, run: RunInfo, steps: int, interval: float = 5.0) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -66,7 +67,7 @@ def test_figures_configuration_and_pictures_are_written(tmp_path: Path, writers:
     assert (writer.log_dir, writer.purge_step, writer.closed) == (str(tmp_path / "tensorboard"), None, True)
     configuration, *rest = writer.written
     assert configuration[0] == "configuration"
-    assert run.config.to_toml() in configuration[1]
+    assert json.dumps(run.settings, indent=2) in configuration[1]
     assert rest == [("train/loss", 0.25, 2), ("val/score", 0.75, 3), ("flushed",), ("training", (4, 6, 3), 3, "HWC")]
 
 

@@ -1,0 +1,88 @@
+"""How a run ends: recorded in its folder, reported, and passed on to the hooks, whatever happened before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import pluggy
+
+from metaforge.authoring.hooks import Outcome, RunInfo
+from metaforge.errors import MetaForgeError, StorageError
+from metaforge.runs.folder import RunFolder
+from metaforge.runs.hook_calls import end_run
+
+
+class Ending:
+    """A context manager that records the outcome of the training inside it.
+
+    On exit it writes the status and the report of the run, calls `metaforge_run_end` of every hook, and releases the
+    run folder. An exception of the training is re-raised; an error during the ending is raised only if the training
+    itself succeeded, and is added as a note to the exception of the training otherwise.
+
+    Args:
+        folder: The folder of the run; None on every rank but 0, which write nothing.
+        manager: The hooks of the run.
+        info: What the hooks are told about the run.
+        facts: What `status.json` records beside the outcome; read on exit, so the training may still add to it.
+        report: Writes the report of the run; None if there is none to write.
+
+    Attributes:
+        outcome: How the training ended; `"failed"` until the training sets it.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        manager: pluggy.PluginManager,
+        info: RunInfo,
+        facts: Mapping[str, Any],
+        report: Callable[[Outcome], object] | None,
+    ) -> None:
+        self._folder, self._manager, self._info = folder, manager, info
+        self._facts, self._report = facts, report
+        self.outcome: Outcome = "failed"
+
+    def __enter__(self) -> Ending:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.outcome = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        try:
+            try:
+                self._record(error)
+            finally:
+                self._call_hooks(error)
+        finally:
+            if self._folder is not None:
+                self._folder.close()
+
+    def _record(self, error: BaseException | None) -> None:
+        """Write the status and the report."""
+        try:
+            if self._folder is not None:
+                self._folder.ended(self.outcome, error, self._facts)
+            # On a full disk the plots of a report would fail too.
+            if self._report is not None and not isinstance(error, StorageError):
+                self._report(self.outcome)
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"The end of the run could not be recorded: {failure}")
+
+    def _call_hooks(self, error: BaseException | None) -> None:
+        """Call `metaforge_run_end` of every hook; an error in one of them becomes the run's if there is no other."""
+        try:
+            end_run(self._manager, self._info, self.outcome, error)
+        except MetaForgeError as failure:
+            if error is not None:
+                error.add_note(str(failure))
+                return
+            if self._folder is not None:
+                # The outcome of the training stays as it is; the exit code is that of the command.
+                self._folder.ended(self.outcome, failure, self._facts)
+            raise

@@ -1,0 +1,90 @@
+"""What a training works with from its first step to its last: processes, computation, hooks, folder and saver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pluggy
+
+from metaforge.authoring.hooks import RunInfo
+from metaforge.authoring.protocols import Params
+from metaforge.config.resolved import Resolved
+from metaforge.engine.processes import World
+from metaforge.registry.hook_contract import with_hooks
+from metaforge.runs.folder import RunFolder
+from metaforge.runs.hook_calls import hook_manager
+from metaforge.runs.state import Saver
+from metaforge.runs.worker import Worker
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training works with from its first step to its last.
+
+    Attributes:
+        resolved: The configuration.
+        world: The processes of the run.
+        worker: The computation of this process.
+        hooks: The hook manager; without hooks on every rank but 0.
+        plugins: The hook plugins that the configuration names; their states are saved.
+        folder: The run folder; None on every rank but 0, which write nothing.
+        saver: Writes checkpoints and finds them again.
+        info: What hooks are told about the run.
+        initial: The values of the learner before any training.
+        dry: Whether this is a dry run.
+    """
+
+    resolved: Resolved
+    world: World
+    worker: Worker
+    hooks: pluggy.PluginManager
+    plugins: Mapping[str, object]
+    folder: RunFolder | None
+    saver: Saver
+    info: RunInfo
+    initial: Params
+    dry: bool
+
+
+def set_up(
+    resolved: Resolved,
+    path: Path,
+    command: str,
+    hooks: Sequence[object],
+    world: World,
+    *,
+    dry: bool = False,
+    resuming: bool = False,
+) -> Setup:
+    """Return everything that a training needs; the run folder is created, or reopened to resume the run.
+
+    Args:
+        resolved: The configuration.
+        path: The run folder.
+        command: The command line, recorded in the folder.
+        hooks: Objects with hooks, called before those of the configuration.
+        world: The processes of the run.
+        dry: Whether this is a dry run, which compiles nothing unless it must and tells hooks of no folder.
+        resuming: Whether the folder exists already.
+
+    Raises:
+        MetaForgeError: If a plugin cannot be built, or the folder cannot be created or is in use.
+    """
+    worker = Worker(resolved, world, dry=dry)
+    environment, initial = worker.environment(), worker.initial()
+    plugins: dict[str, object] = {}
+    manager, folder = hook_manager([]), None
+    if world.is_rank_zero:
+        plugins = {choice.name: choice.instantiate() for choice in resolved.hooks}
+        parts = with_hooks([worker.learner, worker.parts.dataset, *worker.parts.regularizers])
+        manager = hook_manager([*hooks, *parts, *plugins.values()])
+        if resuming:
+            folder = RunFolder.reopen(path)
+        else:
+            folder = RunFolder.create(path, config=resolved.to_toml(), command=command, environment=environment)
+    settings = resolved.to_dict()
+    info = RunInfo(None if dry else path, settings, worker.parts.dataset.kind, command, environment)
+    saver = Saver(path, resolved.run.checkpoint, {"config": settings, "environment": environment})
+    return Setup(resolved, world, worker, manager, plugins, folder, saver, info, initial, dry)

@@ -1,0 +1,147 @@
+"""How a run ends: what is recorded, and which error is raised if several things fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import metaforge
+from metaforge import hookimpl
+from metaforge.authoring import RunInfo
+from metaforge.errors import PluginError, StorageError
+from metaforge.runs.ending import Ending
+from metaforge.runs.hook_calls import hook_manager
+from quick_runs import Watch, trained
+
+
+def test_a_run_that_fails_on_a_full_disk_draws_no_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 57_344})
+    monkeypatch.setattr("metaforge.system.files.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(StorageError, match="57,344 bytes are free"):
+        trained(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 8
+    assert list((tmp_path / "run" / "pictures").iterdir()) == []
+    assert not (tmp_path / "run" / "report.md").exists()
+
+
+class Clumsy:
+    """Breaks when the run has ended."""
+
+    @hookimpl
+    def metaforge_run_end(self) -> None:
+        raise ValueError("too late")
+
+
+def test_all_hooks_are_called_at_the_end_even_if_one_of_them_fails(tmp_path: Path) -> None:
+    first, last = Watch(), Watch()
+    with pytest.raises(PluginError, match="metaforge_run_end of Clumsy"):
+        trained(tmp_path / "run", hooks=[first, Clumsy(), last])
+    assert first.seen[-1] == last.seen[-1] == "finished"
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["exit_code"], status["steps"]) == ("finished", 4, 6)
+
+
+def test_the_first_error_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="metaforge_after_step of Watch") as caught:
+        trained(tmp_path / "run", hooks=[Clumsy(), Watch(fail_at=1)])
+    assert "metaforge_run_end of Clumsy" in caught.value.__notes__[0]
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["outcome"] == "failed"
+
+
+class Interrupt:
+    """Presses Ctrl-C at a step."""
+
+    @hookimpl
+    def metaforge_before_step(self, step: int) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_is_saved_and_reported(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "run", hooks=[Interrupt()])
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["exit_code"], status["steps"]) == ("stopped", 130, 3)
+    assert metaforge.load(tmp_path / "run").summary["steps"] == 3
+    assert "stopped" in (tmp_path / "run" / "report.md").read_text()
+
+
+class Recorder:
+    """Stands for a run folder: notes how the run ended, and whether its lock was released."""
+
+    def __init__(self) -> None:
+        self.statuses: list[tuple[str, str]] = []
+        self.closed = False
+
+    def ended(self, outcome: str, error: BaseException | None, facts: object) -> None:
+        self.statuses.append((outcome, type(error).__name__))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def end(body: Callable[[Ending], None], *hooks: object, report: Any = None) -> Recorder:
+    """Run a body inside an ending; the recorder has what was written, whatever is raised."""
+    folder: Any = Recorder()
+    try:
+        with Ending(folder, hook_manager(hooks), RunInfo(None, {}, "classification"), {}, report) as ending:
+            body(ending)
+    except BaseException as error:
+        error.recorder = folder  # type: ignore[attr-defined]
+        raise
+    return cast(Recorder, folder)
+
+
+def finish(ending: Ending) -> None:
+    ending.outcome = "finished"
+
+
+def fail(ending: Ending) -> None:
+    raise ZeroDivisionError("in the training")
+
+
+def test_an_ending_records_the_outcome_then_reports_it_and_releases_the_lock() -> None:
+    reported: list[str] = []
+    folder = end(finish, report=reported.append)
+    assert folder.statuses == [("finished", "NoneType")]
+    assert reported == ["finished"]
+    assert folder.closed
+
+
+def test_an_error_of_the_training_is_raised_as_it_is() -> None:
+    reported: list[str] = []
+    with pytest.raises(ZeroDivisionError, match="in the training") as caught:
+        end(fail, report=reported.append)
+    folder = caught.value.recorder  # type: ignore[attr-defined]
+    assert folder.statuses == [("failed", "ZeroDivisionError")]
+    assert reported == ["failed"]
+    assert folder.closed
+
+
+def test_an_error_while_reporting_is_raised_only_if_the_training_succeeded() -> None:
+    def report(outcome: str) -> None:
+        raise OSError("no plot")
+
+    with pytest.raises(OSError, match="no plot") as only:
+        end(finish, report=report)
+    assert only.value.recorder.closed  # type: ignore[attr-defined]
+    with pytest.raises(ZeroDivisionError) as first:
+        end(fail, report=report)
+    assert first.value.__notes__ == ["The end of the run could not be recorded: no plot"]
+
+
+def test_an_error_of_a_hook_at_the_end_becomes_the_exit_code() -> None:
+    with pytest.raises(PluginError, match="metaforge_run_end of Clumsy") as caught:
+        end(finish, Clumsy())
+    folder = caught.value.recorder  # type: ignore[attr-defined]
+    assert folder.statuses == [("finished", "NoneType"), ("finished", "PluginError")]
+    assert folder.closed
+
+
+def test_other_ranks_end_without_a_folder() -> None:
+    with Ending(None, hook_manager([]), RunInfo(None, {}, "classification"), {}, None) as ending:
+        ending.outcome = "finished"

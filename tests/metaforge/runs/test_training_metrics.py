@@ -1,0 +1,75 @@
+"""The metrics of a run: means, confidence intervals, speed and time left."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import metaforge
+from metaforge import hookimpl
+from metaforge.config.settings import TrainConfig
+from metaforge.results.statistics import mean_and_ci
+from metaforge.runs import training
+from metaforge.runs.state import State
+from metaforge.runs.training_metrics import score_metrics, training_metrics
+from quick_runs import trained
+
+
+def test_validation_intervals_equal_those_of_evaluation(tmp_path: Path) -> None:
+    seen: list[Mapping[str, float]] = []
+
+    class Collect:
+        @hookimpl
+        def metaforge_after_eval(self, metrics: Mapping[str, float]) -> None:
+            seen.append(metrics)
+
+    settings = {"train": {"validate_every": 1, "validate_tasks": 4}, "evaluate": {"seed": 9}}
+    run = trained(tmp_path / "run", steps=1, settings=settings, hooks=[Collect()])
+    learner, scores = run.learner(run.spec("val")), []
+    for index in range(4):
+        task = run.task(index, split="val", seed=9)
+        error = learner.predict(run.values, learner.adapt(run.values, task.support), task.query.x) - task.query.y
+        scores.append(float(error.square().mean()))
+    expected = mean_and_ci(scores)
+    assert seen[0]["score"] == pytest.approx(expected["mean"], rel=1e-5)
+    assert seen[0]["score_ci"] == pytest.approx(expected["ci"], rel=1e-4)
+
+
+def test_a_non_finite_score_is_recorded_as_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = training.training_metrics
+    monkeypatch.setattr(training, "training_metrics", lambda *state: figures(*state) | {"score": math.nan})
+    metaforge.train("maml", "sinusoid", steps=1, tasks=2, out=tmp_path / "run")
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["score"]) == ("finished", None)
+
+
+def test_metrics_are_means_over_the_window_with_speed_and_time_left() -> None:
+    state = State(step=4, seconds=2.0, window={"loss": [1.0, 3.0], "score": [0.0, 1.0], "own": [5.0]}, skipped=(2,))
+    found = training_metrics(state, TrainConfig(steps=10, tasks=3), 10)
+    assert (found["loss"], found["score"], found["own"], found["skipped"]) == (2.0, 0.5, 5.0, 1.0)
+    assert found["score_ci"] == pytest.approx(1.96 * 0.5**0.5 / 2**0.5)
+    assert (found["elapsed"], found["eta"], found["tasks_per_second"]) == (2.0, 3.0, 6.0)
+
+
+def test_a_budget_limits_the_time_left() -> None:
+    state = State(step=4, seconds=2.0, window={"loss": [1.0]})
+    assert training_metrics(state, TrainConfig(steps=1000, budget=3.0), 1000)["eta"] == pytest.approx(1.0)
+
+
+def test_a_learner_without_scores_has_no_score() -> None:
+    assert "score" not in training_metrics(State(step=1, seconds=1.0, window={"loss": [1.0]}), TrainConfig(), 10)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"), [([0.5], {"score": 0.5}), ([0.25, 0.25], {"score": 0.25, "score_ci": 0})]
+)
+def test_one_score_has_no_interval(scores: list[float], expected: dict[str, float]) -> None:
+    assert score_metrics(scores) == expected
+
+
+def test_a_score_that_is_not_finite_makes_the_mean_nan() -> None:
+    assert math.isnan(score_metrics([0.5, math.nan])["score"])
