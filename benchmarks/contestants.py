@@ -15,7 +15,7 @@ from metaforge.authoring import Examples
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.inner_loop import Chain
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.model import with_head
+from metaforge.authoring.network import with_head
 from metaforge.authoring.protocols import Params, Parts, Task, TaskShape, TaskSpec
 from metaforge.engine.batch import eager, meta_gradients
 from metaforge.engine.compiler import Compiler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-# Not from `typing`: the command must be quick to begin, and to hear Ctrl-C.
+# Not imported from `typing`, so that the command starts fast and handles Ctrl-C from the start.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -25,7 +25,7 @@ _PUBLIC = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: `metaforge --help` must not pay for torch.
+    # Imported on first use, because `metaforge --help` must not import torch.
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'metaforge' has no attribute {name!r}")

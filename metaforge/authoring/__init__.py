@@ -1,7 +1,7 @@
-"""What a plugin is written with: protocols, pure functions, networks as functions of their values, keys and hooks.
+"""What plugins are written with: protocols, pure functions, networks as functions of their values, keys and hooks.
 
-A plugin imports from here, from `metaforge.data`, `metaforge.testing` and `metaforge.errors`; the other packages may
-change without notice.
+A plugin imports from here and from `metaforge`, `metaforge.data`, `metaforge.testing` and `metaforge.errors`. The
+other packages may change without notice.
 """
 
 from __future__ import annotations
@@ -13,18 +13,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from metaforge.authoring.functional import (
-        added,
-        advanced,
-        at_least_float32,
-        criterion,
-        cross_entropy,
-        detached,
+        add_params,
+        advance_state,
+        detach_params,
         gradient,
-        mean_squared_error,
-        one_hot,
         one_task,
         prefixed,
-        score,
         select,
         split_state,
         sum_of,
@@ -32,7 +26,16 @@ if TYPE_CHECKING:
     from metaforge.authoring.hooks import Outcome, RunInfo, Stateful, hookimpl
     from metaforge.authoring.inner_loop import Chain, InnerLoopLearner, InnerLoopOptions, Objective, descend
     from metaforge.authoring.keys import fold_in, make_key, normal, permutation, uniform
-    from metaforge.authoring.model import Model, ModelLearner, feature_size, seeded, with_head
+    from metaforge.authoring.losses import (
+        at_least_float32,
+        criterion,
+        cross_entropy,
+        mean_squared_error,
+        one_hot,
+        score,
+    )
+    from metaforge.authoring.model import Model, ModelLearner
+    from metaforge.authoring.network import feature_size, seeded, with_head
     from metaforge.authoring.protocols import (
         STATE,
         Adapter,
@@ -95,15 +98,15 @@ __all__ = [
     "Task",
     "TaskShape",
     "TaskSpec",
-    "added",
-    "advanced",
+    "add_params",
+    "advance_state",
     "append_lines",
     "at_least_float32",
     "begin_lines",
     "criterion",
     "cross_entropy",
     "descend",
-    "detached",
+    "detach_params",
     "feature_size",
     "fold_in",
     "gradient",
@@ -124,20 +127,22 @@ __all__ = [
     "with_head",
 ]
 
-# In this order: the first two do not import torch.
+# Searched in this order. The first two do not import torch.
 _MODULES = (
     "metaforge.authoring.hooks",
     "metaforge.system.line_files",
     "metaforge.authoring.protocols",
     "metaforge.authoring.keys",
     "metaforge.authoring.functional",
+    "metaforge.authoring.losses",
+    "metaforge.authoring.network",
     "metaforge.authoring.model",
     "metaforge.authoring.inner_loop",
 )
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: the command line needs the hook specs and must not pay for torch.
+    # Imported on first use, because the command line needs the hook specifications but must not import torch.
     if name in __all__:
         for module in map(import_module, _MODULES):
             if hasattr(module, name):

@@ -1,6 +1,6 @@
-"""What learners are written with: dictionaries of parameters, task losses, chains of adapters and the inner loop.
+"""Functions on dictionaries of parameters and on batches of tasks, and the gradient with respect to a dictionary.
 
-Everything here is safe under `torch.func` transforms, in either order.
+All of them work under `torch.func.grad` and `torch.func.vmap`, in any order of nesting.
 """
 
 from __future__ import annotations
@@ -12,13 +12,27 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from metaforge.authoring.protocols import STATE, Examples, Kind, Params, Task
-
-# Dictionaries of parameters with dotted names.
+from metaforge.authoring.protocols import STATE, Examples, Params, Task
 
 
 def prefixed(prefix: str, params: Params) -> Params:
-    """Put `prefix.` before every name; `state.` stays in front."""
+    """Return the dictionary with `prefix.` in front of every name.
+
+    The names of state entries keep `state.` in front: `state.mean` becomes `state.prefix.mean`.
+
+    Args:
+        prefix: Prefix without the final dot.
+        params: Tensors by name.
+
+    Returns:
+        A new dictionary with the same tensors.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import prefixed
+        >>> list(prefixed("encoder", {"weight": torch.ones(2), "state.mean": torch.zeros(2)}))
+        ['encoder.weight', 'state.encoder.mean']
+    """
     return {
         f"{STATE}{prefix}.{name.removeprefix(STATE)}" if name.startswith(STATE) else f"{prefix}.{name}": value
         for name, value in params.items()
@@ -26,98 +40,191 @@ def prefixed(prefix: str, params: Params) -> Params:
 
 
 def select(values: Params, prefix: str) -> Params:
-    """Return the entries below `prefix.`, with the prefix taken off; `state.` stays in front."""
+    """Return the entries whose names begin with `prefix.`, without the prefix; the inverse of `prefixed`.
+
+    State entries are included: `state.prefix.mean` becomes `state.mean`.
+
+    Args:
+        values: Tensors by name.
+        prefix: Prefix without the final dot.
+
+    Returns:
+        A new dictionary with the same tensors.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import select
+        >>> values = {"encoder.weight": torch.ones(2), "state.encoder.mean": torch.zeros(2)}
+        >>> values["decoder.bias"] = torch.ones(1)
+        >>> list(select(values, "encoder"))
+        ['weight', 'state.mean']
+    """
     head, state_head = f"{prefix}.", f"{STATE}{prefix}."
-    chosen = {name[len(head) :]: value for name, value in values.items() if name.startswith(head)}
+    selected = {name[len(head) :]: value for name, value in values.items() if name.startswith(head)}
     for name, value in values.items():
         if name.startswith(state_head):
-            chosen[STATE + name[len(state_head) :]] = value
-    return chosen
+            selected[STATE + name[len(state_head) :]] = value
+    return selected
 
 
 def split_state(values: Params) -> tuple[Params, Params]:
-    """Return (parameters, state)."""
+    """Split a learner's values into parameters and state entries.
+
+    Args:
+        values: Tensors by name.
+
+    Returns:
+        The parameters, and the state entries (the names that begin with `state.`).
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import split_state
+        >>> params, state = split_state({"weight": torch.ones(2), "state.mean": torch.zeros(2)})
+        >>> list(params), list(state)
+        (['weight'], ['state.mean'])
+    """
     state = {name: value for name, value in values.items() if name.startswith(STATE)}
     return {name: value for name, value in values.items() if name not in state}, state
 
 
-def detached(params: Params) -> Params:
-    """Return the same tensors, cut from every graph."""
+def detach_params(params: Params) -> Params:
+    """Detach every tensor of a dictionary from the autograd graph.
+
+    Args:
+        params: Tensors by name.
+
+    Returns:
+        A new dictionary of detached tensors, which share memory with the originals.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import detach_params
+        >>> detach_params({"weight": torch.ones(2, requires_grad=True)})
+        {'weight': tensor([1., 1.])}
+    """
     return {name: value.detach() for name, value in params.items()}
 
 
-def added(params: Params, updates: Params) -> Params:
-    """Return `params + updates` name by name; names that only one side has are kept."""
+def add_params(params: Params, updates: Params) -> Params:
+    """Add two dictionaries of tensors name by name.
+
+    Args:
+        params: Tensors by name.
+        updates: Tensors to add.
+
+    Returns:
+        A new dictionary with the names of both. A name that only one of them has keeps its tensor.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import add_params
+        >>> add_params({"a": torch.tensor(1.0), "b": torch.tensor(2.0)}, {"b": torch.tensor(0.5)})
+        {'a': tensor(1.), 'b': tensor(2.5000)}
+    """
     total = dict(params)
     for name, value in updates.items():
         total[name] = total[name] + value if name in total else value
     return total
 
 
-def advanced(values: Params, changes: Params) -> Params:
-    """Return the changed entries of `values`, after `changes` were added: what a later pass of the same task sees."""
+def advance_state(values: Params, changes: Params) -> Params:
+    """Return the state entries that `changes` changes, after the changes are added.
+
+    Within a task, a later forward pass must see the state that an earlier one has changed:
+    `values | advance_state(values, changes)`.
+
+    Args:
+        values: A learner's values.
+        changes: Tensors to add to entries of `values`, by name.
+
+    Returns:
+        The changed entries only.
+
+    Raises:
+        KeyError: `values` has no entry of a name in `changes`.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import advance_state
+        >>> values = {"weight": torch.tensor(1.0), "state.count": torch.tensor(3.0)}
+        >>> advance_state(values, {"state.count": torch.tensor(1.0)})
+        {'state.count': tensor(4.)}
+    """
     return {name: values[name] + change for name, change in changes.items()}
 
 
 def sum_of(terms: Iterable[Tensor]) -> Tensor:
-    """Return the sum of at least one tensor."""
+    """Return the sum of tensors of one shape.
+
+    The built-in `sum` starts from the integer 0, so its result may be an `int` in the eyes of a type checker.
+
+    Args:
+        terms: At least one tensor.
+
+    Returns:
+        Their sum.
+
+    Raises:
+        ValueError: `terms` is empty.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import sum_of
+        >>> sum_of([torch.tensor(1.0), torch.tensor(2.0)])
+        tensor(3.)
+    """
     first, *rest = terms
     return sum(rest, first)
 
 
 def one_task(tasks: Task, index: int = 0) -> Task:
-    """Return one task of a batch."""
+    """Return one task of a batch.
+
+    Args:
+        tasks: A batch of tasks; every tensor has shape `[tasks, ...]`.
+        index: Position of the task in the batch.
+
+    Returns:
+        The task; its tensors have shape `[...]`.
+
+    Example:
+        >>> import torch
+        >>> from metaforge import one_task
+        >>> from metaforge.authoring import Examples, Task
+        >>> examples = Examples(torch.zeros(8, 5, 3), torch.zeros(8, 5, dtype=torch.int64))
+        >>> one_task(Task(examples, examples), index=2).support.x.shape
+        torch.Size([5, 3])
+    """
     return Task(*(Examples(part.x[index], part.y[index]) for part in tasks))
-
-
-# Losses and scores of one task.
-
-
-def one_hot(y: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return `[n, classes]`; by comparison, because `F.one_hot` fails under nested transforms."""
-    return (y.unsqueeze(-1) == torch.arange(classes, device=y.device)).to(dtype)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Return numbers that a product has rounded as float32, any others as they are: sums need the digits."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the mean cross-entropy of `logits` `[n, classes]` and labels `[n]`."""
-    logits = at_least_float32(logits)
-    return -(logits.log_softmax(-1) * one_hot(y, logits.shape[-1], logits.dtype)).sum(-1).mean()
-
-
-def mean_squared_error(prediction: Tensor, y: Tensor) -> Tensor:
-    """Return the mean squared error of `[n, outputs]`."""
-    return (at_least_float32(prediction) - y).square().mean()
-
-
-def criterion(kind: Kind) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the task loss of a kind of task: mean cross-entropy, or mean squared error."""
-    return cross_entropy if kind == "classification" else mean_squared_error
-
-
-def score(kind: Kind, prediction: Tensor, y: Tensor) -> Tensor:
-    """Return the figure that people read: accuracy in [0, 1], or the mean squared error."""
-    if kind == "classification":
-        return (prediction.argmax(-1) == y).to(at_least_float32(prediction).dtype).mean()
-    return mean_squared_error(prediction, y)
-
-
-# Adaptation by gradients.
 
 
 def gradient(
     function: Callable[[Params], tuple[Tensor, Any]], at: Params, *, differentiable: bool
 ) -> tuple[Params, Any]:
-    """Return the gradient of a function's first answer, and its second; no graph of it is kept unless asked for."""
+    """Return the gradient of a scalar function at a point, and the function's auxiliary output.
+
+    Args:
+        function: Maps parameters to a scalar and an auxiliary output, a pytree of tensors.
+        at: Parameters at which the gradient is taken.
+        differentiable: Whether the gradient can be differentiated again, as a second-order meta-gradient needs.
+            Otherwise the gradient is detached and its graph is freed, which saves memory.
+
+    Returns:
+        The gradient by name, each tensor of its parameter's shape; and the auxiliary output.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import gradient
+        >>> def loss(params):
+        ...     return params["w"].square().sum(), {"largest": params["w"].max()}
+        >>> gradient(loss, {"w": torch.tensor([1.0, 2.0])}, differentiable=False)
+        ({'w': tensor([2., 4.])}, {'largest': tensor(2.)})
+    """
     if differentiable:
-        kept: tuple[Params, Any] = grad(function, has_aux=True)(at)
-        return kept
+        result: tuple[Params, Any] = grad(function, has_aux=True)(at)
+        return result
     with torch.no_grad():
-        # torch's stub knows only the pair that `vjp` returns without `has_aux`.
-        value, pull, aux = vjp(function, at, has_aux=True)  # type: ignore[misc]
-        grads: Params = pull(torch.ones_like(value), retain_graph=False, create_graph=False)[0]
-        return detached(grads), aux
+        # torch's stub describes only the pair that `vjp` returns without `has_aux`.
+        value, pull_back, aux = vjp(function, at, has_aux=True)  # type: ignore[misc]
+        grads: Params = pull_back(torch.ones_like(value), retain_graph=False, create_graph=False)[0]
+        return detach_params(grads), aux

@@ -1,4 +1,8 @@
-"""The hook specs: what happens during a run that a plugin may watch. Host side only, never inside a transform."""
+"""The hook specifications: the points of a run at which plugins are called.
+
+Hooks run on the host, between outer steps, and never inside a `torch.func` transform. This module does not import
+torch, because the command line imports it.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,16 @@ if TYPE_CHECKING:
     from metaforge.authoring.protocols import Kind, Task
 
 Outcome = Literal["finished", "stopped", "failed"]
+"""How a run ended: after its last step, early (by a hook or Ctrl-C), or with an error."""
 
-hookspec, hookimpl = pluggy.HookspecMarker("metaforge"), pluggy.HookimplMarker("metaforge")
+hookspec = pluggy.HookspecMarker("metaforge")
+
+hookimpl = pluggy.HookimplMarker("metaforge")
+"""Marks a method as the implementation of the hook of its name: a decorator, from pluggy.
+
+`hookimpl(tryfirst=True)` and `hookimpl(trylast=True)` change the order of calls, and `hookimpl(wrapper=True)` marks a
+generator that wraps the other implementations.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,59 +61,81 @@ class RunInfo:
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A plugin with hooks that remembers something over a resume; both methods are optional, but only together."""
+    """A hook plugin with a state that is saved in checkpoints and restored when a run is resumed.
+
+    A plugin has both methods or neither.
+
+    Example:
+        >>> from metaforge.authoring import Stateful
+        >>> class Counter:
+        ...     "Counts, also over a resume."
+        ...     def __init__(self):
+        ...         self.count = 0
+        ...     def state(self):
+        ...         return {"count": self.count}
+        ...     def restore(self, state):
+        ...         self.count = state["count"]
+        >>> counter = Counter()
+        >>> counter.restore({"count": 3})
+        >>> counter.state(), isinstance(counter, Stateful)
+        ({'count': 3}, True)
+    """
 
     def state(self) -> Mapping[str, Any]:
-        """Return what to remember, as values that JSON can hold; called after every step, kept with a checkpoint."""
+        """Return the state, as values that JSON can represent (so no NaN). It is called after every outer step."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` returned, as JSON gives it back; called before a resumed run's `metaforge_run_start`."""
+        """Restore the state of a resumed run. It is called before `metaforge_run_start`.
+
+        Args:
+            state: What `state` returned, read back from JSON.
+        """
         ...
 
 
 class Specs:
-    """The eight hooks; an implementation may take fewer arguments than its spec."""
+    """The eight hooks. An implementation takes the arguments that it needs, by the names used here."""
 
     @hookspec
     def metaforge_run_start(self, run: RunInfo) -> None:
-        """A run begins: its folder exists and its configuration is written."""
+        """Called once, when the run's folder exists and its configuration is written."""
 
     @hookspec
     def metaforge_before_step(self, run: RunInfo, step: int, tasks: Task) -> None:
-        """Outer step `step` (from 1) is about to learn from a batch of tasks `[tasks, ...]`."""
+        """Called before outer step `step` (from 1), with the batch of tasks `[tasks, ...]` that it learns from."""
 
     @hookspec
     def metaforge_after_step(self, run: RunInfo, step: int, metrics: Mapping[str, float]) -> None:
-        """Outer step `step` is done; `metrics` has these, and the learner's own figures.
+        """Called after outer step `step`, with the metrics of the run.
 
-        `loss`, `score` and `score_ci` are of all tasks since the last record in `metrics.jsonl` (`train.log_every`
-        steps at most), so are the learner's own; a learner that gives no score has none. `tasks_per_second`, `elapsed`
-        and `eta` (seconds) are of the whole run.
+        `loss`, `score`, `score_ci` (95 % confidence interval) and the learner's other metrics are means over all tasks
+        since the last record in `metrics.jsonl`, at most `train.log_every` outer steps. A learner that logs no score
+        has no `score`. `tasks_per_second`, `elapsed` and `eta` (seconds) describe the whole run.
         """
 
     @hookspec
     def metaforge_after_eval(self, run: RunInfo, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """The learner was evaluated on a split after outer step `step`."""
+        """Called when the learner was evaluated on a split after outer step `step`."""
 
     @hookspec(firstresult=True)
     def metaforge_should_stop(self, run: RunInfo, step: int, metrics: Mapping[str, float]) -> bool | None:
-        """Return True to end the run after this step, None to leave the question to the next hook.
+        """Return True to end the run after this step, False to continue it, None to let the next plugin decide.
 
-        After a validation `metrics` has `val_score` and `val_score_ci` too.
+        After a validation, `metrics` also has `val_score` and `val_score_ci`.
         """
 
     @hookspec
     def metaforge_checkpoint(self, run: RunInfo, step: int, path: Path) -> None:
-        """A checkpoint of outer step `step` was written at `path`; a dry run's is soon removed."""
+        """Called when the checkpoint of outer step `step` is complete in the folder `path`; a dry run deletes it."""
 
     @hookspec
     def metaforge_run_end(self, run: RunInfo, outcome: Outcome, error: BaseException | None) -> None:
-        """The run has ended; this is called whatever happened before."""
+        """Called once when the run has ended, in every case; `error` is the exception that ended it, or None."""
 
     @hookspec
     def metaforge_run_facts(self, run: RunInfo) -> Mapping[str, str]:  # type: ignore[empty-body]
-        """Return facts to record with the run."""
+        """Return facts to store in the run's `status.json`, such as the address of an experiment tracker."""
 
 
 def names() -> tuple[str, ...]:

@@ -1,34 +1,23 @@
-"""What learners share that adapt a network's weights by gradients on the support set."""
+"""The inner loop: adapting the weights of a network by gradients of the support loss, and learners built on it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaforge.authoring.functional import (
-    added,
-    advanced,
-    criterion,
-    detached,
-    gradient,
-    prefixed,
-    score,
-    select,
-    sum_of,
-)
-from metaforge.authoring.keys import fold_in
-from metaforge.authoring.model import Model
+from metaforge.authoring.functional import add_params, advance_state, detach_params, gradient, prefixed, select, sum_of
+from metaforge.authoring.losses import criterion, score
+from metaforge.authoring.model import ModelLearner
 from metaforge.authoring.protocols import (
     Aux,
     Examples,
     GradientTransform,
     Key,
-    Learner,
     NormPolicy,
     Options,
     Params,
@@ -36,71 +25,122 @@ from metaforge.authoring.protocols import (
     Pass,
     Tags,
     Task,
-    TaskSpec,
 )
 from metaforge.kernels.recompute import recomputed
 
 
 class InnerLoopOptions(Options):
-    """Options of every learner with an inner loop."""
+    """Options of every learner with an inner loop.
+
+    Example:
+        >>> from metaforge.authoring import InnerLoopOptions
+        >>> InnerLoopOptions(steps=5).test_steps
+        3
+    """
 
     steps: int = Field(1, ge=0, le=1000, description="inner steps in training")
     test_steps: int = Field(3, ge=0, le=1000, description="inner steps in evaluation")
     norm: NormPolicy = Field("transductive", description="whose statistics batch norm uses for queries")
     adapt: Literal["weights", "all"] = Field(
-        "weights", description="what the inner loop moves: all but the norm layers' own parameters, or all"
+        "weights", description="parameters that the inner loop adapts: all but those of norm layers, or all"
     )
     recompute: bool = Field(
-        False, description="do inner steps again for the meta-gradient, not keep them: less memory for more time"
+        False, description="recompute inner steps for the meta-gradient instead of storing them: less memory, more time"
     )
 
 
-class InnerLoopLearner(Learner):
-    """A network whose weights an adapter moves on the support set; concrete learners say what their loss is."""
+class InnerLoopLearner(ModelLearner):
+    """Base class of learners that adapt a network's weights with an adapter on the support set.
+
+    The network is the backbone with a linear head. A subclass defines `loss`, and sets `first_order` to True if its
+    inner gradients are constants of the meta-gradient.
+
+    Args:
+        config: The learner's options.
+        parts: What the learner is built of, a backbone and an adapter among it.
+
+    Attributes:
+        adapter: The transform from gradients to updates.
+        criterion: The task loss of (prediction, target).
+        adapted: Names of the values that the inner loop adapts.
+
+    Example:
+        Differentiate through the inner loop; the gradient of `loss` is then the meta-gradient.
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from metaforge.authoring import (
+        ...     Examples, GradientTransform, InnerLoopLearner, InnerLoopOptions, Parts, Task, TaskShape, TaskSpec,
+        ...     make_key,
+        ... )
+        >>> class SecondOrder(InnerLoopLearner):
+        ...     Config = InnerLoopOptions
+        ...
+        ...     def loss(self, values, task, key):
+        ...         fast, state = self.descend(values, task.support, self.config.steps, key)
+        ...         return self.query_loss(values, fast, task, key, state)
+        >>> class Descent(GradientTransform):
+        ...     def update(self, meta, grads, state, params, step):
+        ...         return {name: 0.1 * g for name, g in grads.items()}, state
+        >>> spec = TaskSpec("regression", x_shape=(1,), outputs=1, shape=TaskShape(ways=1, shots=2, queries=2))
+        >>> parts = Parts(spec, backbone=lambda: nn.Linear(1, 4), adapter=Descent())
+        >>> learner = SecondOrder(InnerLoopOptions(steps=2), parts)
+        >>> values = learner.init(make_key(0))
+        >>> examples = Examples(torch.ones(2, 1), torch.ones(2, 1))
+        >>> fast = learner.adapt(values, examples)
+        >>> learner.predict(values, fast, torch.ones(3, 1)).shape
+        torch.Size([3, 1])
+        >>> loss, _ = learner.loss(values, Task(support=examples, query=examples), make_key(1))
+        >>> loss.shape
+        torch.Size([])
+    """
 
     tags: ClassVar[Tags] = Tags(
         kinds=frozenset({"classification", "regression"}), needs=frozenset({"backbone", "adapter"}), adapts=True
     )
     first_order: ClassVar[bool] = False
     config: InnerLoopOptions
-    spec: TaskSpec
     adapter: GradientTransform
-    model: Model
     criterion: Callable[[Tensor, Tensor], Tensor]
     adapted: tuple[str, ...]
 
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
-        assert parts.adapter is not None
-        self.config, self.spec, self.adapter = config, parts.spec, parts.adapter
-        self.model = Model.of(parts, norm=config.norm, steps=config.steps, outputs=parts.spec.outputs)
-        self.criterion = criterion(parts.spec.kind)
-        self.norm, self.transductive, self.steps = self.model.norm, self.model.transductive, config.test_steps
-        frozen = self.model.norm_names if config.adapt == "weights" else frozenset[str]()
-        self.adapted = tuple(n for n in (f"model.{name}" for name in self.model.names) if n not in frozen)
+        super().__init__(config, parts, norm=config.norm, steps=config.steps, outputs=parts.spec.outputs)
+        assert parts.adapter is not None, "the learner's tags do not name an adapter among its needs"
+        self.adapter, self.criterion, self.steps = parts.adapter, criterion(parts.spec.kind), config.test_steps
+        constant = self.model.norm_names if config.adapt == "weights" else frozenset[str]()
+        self.adapted = tuple(n for n in (f"model.{name}" for name in self.model.names) if n not in constant)
 
     def init(self, key: Key) -> Params:
-        """Return the network's values and the adapter's."""
-        values = self.model.init(fold_in(key, "model"))
+        """Return the values of the network and of the adapter; equal for equal keys."""
+        values = super().init(key)
         return values | prefixed("adapters", self.adapter.init({name: values[name] for name in self.adapted}))
 
-    def descend(
-        self, values: Params, support: Examples, steps: int, key: Key | None, *, first_order: bool = False
-    ) -> tuple[Params, Params]:
-        """Return (adapted entries, what to add to the state) after `steps` inner steps on the support loss."""
+    def descend(self, values: Params, support: Examples, steps: int, key: Key | None) -> tuple[Params, Params]:
+        """Adapt the network to a support set; the gradient flows through the steps unless `first_order` is set.
 
-        def objective(moved: Params, step: int, x: Tensor, y: Tensor, *drawn: Tensor) -> tuple[Tensor, Params]:
-            return self.support_loss(moved, Examples(x, y), step, *(drawn or (None,)))
+        Args:
+            values: The learner's values.
+            support: The support set.
+            steps: Number of inner steps.
+            key: The key of the task's noise, or None in evaluation.
 
-        fast = {name: values[name] for name in self.adapted}
-        given = support if key is None else (*support, key)
-        again = self.config.recompute
-        fast, state = descend(
-            objective, values, fast, self.adapter, steps, *given, first_order=first_order, recompute=again
-        )
+        Returns:
+            The adapted parameters, with the statistics that batch norm uses for queries; and what to add to the
+            `state.` entries.
+        """
+
+        def objective(values: Params, step: int, x: Tensor, y: Tensor, *keys: Tensor) -> tuple[Tensor, Params]:
+            return self.support_loss(values, Examples(x, y), step, *(keys or (None,)))
+
+        start = {name: values[name] for name in self.adapted}
+        inputs = support if key is None else (*support, key)
+        options = {"first_order": self.first_order, "recompute": self.config.recompute}
+        fast, state = descend(objective, values, start, self.adapter, steps, *inputs, **options)
         return fast | self.model.statistics(values | fast, support.x, Pass(key, steps, "support")), state
 
     def support_loss(self, values: Params, batch: Examples, step: int, key: Key | None) -> tuple[Tensor, Params]:
-        """Return the task loss on `batch`, averaged over a regularizer's draws, and what to add to the state."""
+        """Return the task loss on `batch`, averaged over the regularizers' draws, and the changes of the state."""
         losses, state = [], Params()
         for draw in range(self.model.draws(key)):
             prediction, state = self.model.observe(values, batch.x, Pass(key, step, "support", draw))
@@ -108,46 +148,72 @@ class InnerLoopLearner(Learner):
         return sum_of(losses) / len(losses), state
 
     def query_loss(self, values: Params, fast: Params, task: Task, key: Key, state: Params) -> tuple[Tensor, Aux]:
-        """Return the task loss on the query set under the adapted entries, with the score as a figure."""
+        """Return the task loss on the query set with the adapted parameters, and the score as a metric.
+
+        Args:
+            values: The learner's values.
+            fast: The adapted parameters.
+            task: The task.
+            key: The key of the task's noise.
+            state: What the inner loop adds to the `state.` entries; what the query pass adds is added to it.
+        """
         at = Pass(key, self.config.steps, "query")
-        prediction, more = self.model.observe(values | advanced(values, state) | fast, task.query.x, at)
-        figures = {"score": score(self.spec.kind, prediction, task.query.y).detach()}
-        return self.criterion(prediction, task.query.y), Aux(figures, added(state, more))
+        prediction, change = self.model.observe(values | advance_state(values, state) | fast, task.query.x, at)
+        metrics = {"score": score(self.spec.kind, prediction, task.query.y).detach()}
+        return self.criterion(prediction, task.query.y), Aux(metrics, add_params(state, change))
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
-        """Return the adapted weights."""
+        """Return the adapted parameters after `steps` inner steps; by default those of training or of evaluation."""
         if steps is None:
             steps = self.config.test_steps if key is None else self.config.steps
-        return self.descend(values, support, steps, key, first_order=self.first_order)[0]
+        return self.descend(values, support, steps, key)[0]
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
-        """Return the adapted network's output `[n, outputs]`."""
+        """Return the adapted network's output `[n, outputs]` for `x` `[n, *x_shape]`."""
         return self.model(values | fast, x, Pass(key, self.config.steps, "query"))
 
 
 class Chain:
-    """Adapters applied one after another, itself an adapter; each keeps its entries under its own name."""
+    """Gradient transforms applied one after another, which is again a gradient transform.
+
+    Args:
+        adapters: The transforms by name, in order; the entries of each have its name as prefix.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import Chain, GradientTransform
+        >>> class Scale(GradientTransform):
+        ...     def __init__(self, factor):
+        ...         self.factor = factor
+        ...
+        ...     def update(self, meta, grads, state, params, step):
+        ...         return {name: self.factor * g for name, g in grads.items()}, state
+        >>> chain = Chain({"double": Scale(2.0), "rate": Scale(0.1)})
+        >>> updates, _ = chain.update({}, {"w": torch.tensor(3.0)}, {}, {}, 0)
+        >>> round(float(updates["w"]), 3)
+        0.6
+    """
 
     def __init__(self, adapters: Mapping[str, GradientTransform]) -> None:
         self.adapters = dict(adapters)
 
     def init(self, params: Params) -> Params:
-        """Return every adapter's entries, prefixed by its name."""
+        """Return what all adapters meta-learn for `params`, each prefixed with its name."""
         return self._joined({name: adapter.init(params) for name, adapter in self.adapters.items()})
 
     def start(self, meta: Params, params: Params) -> Params:
-        """Return every adapter's first state, prefixed by its name."""
+        """Return the states with which all adapters start a task, each prefixed with its name."""
         return self._joined({name: a.start(select(meta, name), params) for name, a in self.adapters.items()})
 
     def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
-        """Return the last adapter's output, each adapter's output being the next one's gradient, and the new state."""
+        """Return the last adapter's updates and all new states; each adapter's output is the next one's gradient."""
         states = {}
         for name, adapter in self.adapters.items():
             grads, states[name] = adapter.update(select(meta, name), grads, select(state, name), params, step)
         return grads, self._joined(states)
 
     def carry(self, meta: Params, state: Params) -> Params:
-        """Return what each adapter adds to its `state.` entries."""
+        """Return what all adapters add to their `state.` entries when a task's adaptation ends."""
         return self._joined({n: a.carry(select(meta, n), select(state, n)) for n, a in self.adapters.items()})
 
     @staticmethod
@@ -155,8 +221,8 @@ class Chain:
         return {key: value for name, part in parts.items() for key, value in prefixed(name, part).items()}
 
 
-# `(values, step, *given)` to the support loss and what to add to the `state.` entries.
 Objective = Callable[..., tuple[Tensor, Params]]
+"""A function of `(values, step, *inputs)` that returns the support loss and what to add to the `state.` entries."""
 
 
 def descend(
@@ -165,40 +231,59 @@ def descend(
     fast: Params,
     adapter: GradientTransform,
     steps: int,
-    *given: Tensor,
+    *inputs: Tensor,
     first_order: bool = False,
     recompute: bool = False,
 ) -> tuple[Params, Params]:
-    """Adapt the entries `fast` of `values` for a number of steps; return (adapted entries, what to add to the state).
+    """Minimise an objective by `steps` steps of an adapter.
 
-    `objective(values, step, *given)` returns the support loss and what to add to the `state.` entries. With
-    `first_order` the inner gradients are constants: no second-order graph is built, the adapted weights keep the
-    identity as Jacobian. With `recompute` each step is done again for the meta-gradient, instead of being kept: memory
-    hardly grows with the steps; `given` must then hold every tensor that the objective uses beside the values.
+    Args:
+        objective: Returns the support loss, and what to add to the `state.` entries, for `(values, step, *inputs)`.
+        values: All values that the objective reads; those of the adapter are the entries `adapters.<name>`.
+        fast: The entries of `values` that are adapted.
+        adapter: Turns gradients into what is subtracted from the parameters.
+        steps: Number of inner steps.
+        *inputs: Tensors for the objective.
+        first_order: Treat the inner gradients as constants. The graph then holds no second derivatives, and the
+            Jacobian of the adapted parameters with respect to the initial ones is the identity.
+        recompute: Recompute each step in the backward pass instead of storing its activations (gradient checkpointing),
+            so that memory hardly grows with the number of steps. All tensors that the objective reads besides the
+            values must then be among `inputs`.
+
+    Returns:
+        The adapted entries, and what to add to the `state.` entries.
+
+    Example:
+        Three steps of gradient descent on w² from w = 1, each of which multiplies w by 0.8:
+
+        >>> import torch
+        >>> from metaforge.authoring import GradientTransform, descend
+        >>> class Descent(GradientTransform):
+        ...     def update(self, meta, grads, state, params, step):
+        ...         return {name: 0.1 * g for name, g in grads.items()}, state
+        >>> values = {"w": torch.tensor(1.0)}
+        >>> adapted, _ = descend(lambda values, step: (values["w"] ** 2, {}), values, values, Descent(), steps=3)
+        >>> round(float(adapted["w"]), 3)
+        0.512
     """
     meta = select(values, "adapters")
-    base = detached(values) if first_order else values
+    base = detach_params(values) if first_order else values
     differentiable = not first_order and torch.is_grad_enabled()
-    state, total = adapter.start(meta, fast), Params()
+    state, changes = adapter.start(meta, fast), Params()
 
-    def once(
-        base: Params, meta: Params, fast: Params, state: Params, total: Params, step: int, *given: Tensor
+    def inner_step(
+        step: int, base: Params, meta: Params, fast: Params, state: Params, changes: Params, *inputs: Tensor
     ) -> tuple[Params, Params, Params]:
-        seen = base | advanced(base, total)
-        at = detached(fast) if first_order else fast
-        grads, delta = gradient(lambda p: objective(seen | p, step, *given), at, differentiable=differentiable)
+        current = base | advance_state(base, changes)
+        at = detach_params(fast) if first_order else fast
+        grads, change = gradient(lambda p: objective(current | p, step, *inputs), at, differentiable=differentiable)
         updates, state = adapter.update(meta, grads, state, fast, step)
         fast = {name: value - updates[name] for name, value in fast.items()}
-        return fast, state, added(total, detached(delta))
+        return fast, state, add_params(changes, detach_params(change))
 
     for step in range(steps):
+        function = partial(inner_step, step)
         if recompute and differentiable:
-            now = partial(_at_step, once, step)
-            fast, state, total = recomputed(now, base, meta, fast, state, total, *given)
-        else:
-            fast, state, total = once(base, meta, fast, state, total, step, *given)
-    return fast, added(total, prefixed("adapters", adapter.carry(meta, state)))
-
-
-def _at_step(once: Callable[..., Any], step: int, *arguments: Any) -> Any:
-    return once(*arguments[:5], step, *arguments[5:])
+            function = partial(recomputed, function)
+        fast, state, changes = function(base, meta, fast, state, changes, *inputs)
+    return fast, add_params(changes, prefixed("adapters", adapter.carry(meta, state)))

@@ -1,10 +1,9 @@
-"""Any `nn.Module` as a pure function of a flat dictionary of values."""
+"""Any `nn.Module` as a pure function of a flat dictionary of values, and a base class for learners of one network."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,63 +12,51 @@ from torch.func import functional_call
 
 from metaforge.authoring.functional import prefixed, select
 from metaforge.authoring.keys import fold_in, make_key
+from metaforge.authoring.layers.context import ForwardContext
 from metaforge.authoring.layers.exchange import NORMS, exchange_layers
-from metaforge.authoring.layers.norms import BatchNorm, ForwardContext
-from metaforge.authoring.protocols import (
-    STATE,
-    Key,
-    Learner,
-    NormPolicy,
-    Params,
-    Parts,
-    Pass,
-    Regularizer,
-    TaskSpec,
-)
+from metaforge.authoring.layers.norms import BatchNorm
+from metaforge.authoring.network import seeded, with_head, zero_inputs
+from metaforge.authoring.protocols import Key, Learner, NormPolicy, Params, Parts, Pass, Regularizer, Task, TaskSpec
 
-
-@contextmanager
-def seeded(key: Key) -> Iterator[None]:
-    """Let modules draw their initial weights from torch's generator seeded by `key`, and put the generator back."""
-    generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(int(key))
-    try:
-        yield
-    finally:
-        generator.set_state(before)
-
-
-def with_head(backbone: Callable[[], nn.Module], outputs: int, x_shape: Sequence[int]) -> Callable[[], nn.Module]:
-    """Return a maker of `backbone`, flattened and followed by a linear head of `outputs`."""
-
-    def build() -> nn.Module:
-        body = backbone()
-        return nn.Sequential(body, nn.Flatten(), nn.Linear(feature_size(body, x_shape), outputs))
-
-    return build
-
-
-def feature_size(module: nn.Module, x_shape: Sequence[int]) -> int:
-    """Return how many features `module` makes of one input of shape `x_shape`, flattened."""
-    # A copy in evaluation mode: the module is its owner's, running statistics and all.
-    module = copy.deepcopy(module).eval()
-    first = next(module.parameters(), torch.empty(0))
-    with torch.no_grad():
-        size: int = module(first.new_zeros((2, *x_shape))).flatten(1).shape[1]
-    return size
-
-
+# The default pass: without a key, so nothing is drawn and no statistics are collected.
 EVALUATION = Pass()
 
 
 class Model:
-    """Any `nn.Module` as a pure function of a flat dictionary of values.
+    """An `nn.Module` as a pure function of a flat dictionary of values.
 
-    The values live under `model.`, running statistics under `state.model.`, regularizers' parameters under
-    `regularizers.<name>.`. Native batch, layer and instance norm are replaced by layers built of primitives, because
-    the native ones give wrong second-order meta-gradients under `torch.func.vmap`; batch norm follows the policy
-    `norm`.
+    Parameters are the entries `model.<name>`, statistics of batch norm `state.model.<name>`, and what regularizers
+    meta-learn `regularizers.<regularizer>.<name>`. The module is a copy in which `exchange_layers` has replaced the
+    norm layers, because the native ones give wrong second-order gradients under some orders of `torch.func`
+    transforms, the dropout layers, so that their noise depends on the key alone, and some layers on images.
+
+    Args:
+        build: Builds the module; its initial weights come from torch's default generator.
+        norm: Which statistics batch norm uses.
+        steps: Number of inner steps that have their own running statistics under `norm="per-step"`.
+        regularizers: Regularizers by name; each may change the outputs of modules of the network.
+        x_shape: Shape of one input, which `features` needs.
+
+    Attributes:
+        module: The network, with its layers replaced.
+        names: Names of its parameters, without `model.`.
+        context: What its layers share during a forward pass.
+
+    Example:
+        One step of gradient descent, as a pure function of the weights:
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from metaforge.authoring import Model, make_key
+        >>> model = Model(lambda: nn.Linear(3, 2))
+        >>> values = model.init(make_key(0))
+        >>> sorted(values)
+        ['model.bias', 'model.weight']
+        >>> x = torch.ones(4, 3)
+        >>> grads = torch.func.grad(lambda values: model(values, x).square().mean())(values)
+        >>> adapted = {name: value - 0.1 * grads[name] for name, value in values.items()}
+        >>> model(adapted, x).shape
+        torch.Size([4, 2])
     """
 
     def __init__(
@@ -79,99 +66,154 @@ class Model:
         norm: NormPolicy = "transductive",
         steps: int = 0,
         regularizers: Mapping[str, Regularizer] | None = None,
+        x_shape: Sequence[int] | None = None,
     ) -> None:
-        self._build, self._steps = build, steps
+        self._build, self._steps, self._x_shape = build, steps, x_shape
         self.regularizers = dict(regularizers or {})
-        self.frame = ForwardContext(norm)
+        self.context = ForwardContext(norm)
         with seeded(make_key(0, "structure")):
-            self.module = exchange_layers(build(), self.frame)
+            self.module = exchange_layers(build(), self.context)
         self.names = tuple(name for name, _ in self.module.named_parameters())
         self.buffers = {name: value.detach().clone() for name, value in self.module.named_buffers()}
-        self.norm_layers = {n: m for n, m in self.module.named_modules() if isinstance(m, BatchNorm)}
-        self._state_names = tuple(f"{STATE}model.{n}.{what}" for n in self.norm_layers for what in ("mean", "var"))
-        self._tap()
+        self._norm_layers = [module for module in self.module.modules() if isinstance(module, BatchNorm)]
+        self._state_names = tuple(name for layer in self._norm_layers for name in layer.state_names)
+        self._register_taps()
 
     @classmethod
     def of(
         cls, parts: Parts, *, norm: NormPolicy = "transductive", steps: int = 0, outputs: int | None = None
     ) -> Model:
-        """Return the model of the backbone that a learner was given.
+        """Return the model of the backbone in a learner's parts.
 
         Args:
-            parts: What the learner is built of; its tags name a backbone among its needs.
-            norm: Whose statistics batch norm uses.
-            steps: Number of inner steps that have statistics of their own under `norm="per-step"`.
-            outputs: If given, the features are flattened and followed by a linear head of so many outputs.
+            parts: The parts of a learner whose tags name a backbone among its needs.
+            norm: Which statistics batch norm uses.
+            steps: Number of inner steps that have their own running statistics under `norm="per-step"`.
+            outputs: Number of outputs of a linear head on the flattened features, or None for no head.
 
         Returns:
             A model with the regularizers of the parts.
         """
-        assert parts.backbone is not None, "the learner's tags do not say that it needs a backbone"
-        build = parts.backbone if outputs is None else with_head(parts.backbone, outputs, parts.spec.x_shape)
-        return cls(build, norm=norm, steps=steps, regularizers=parts.regularizers)
+        assert parts.backbone is not None, "the learner's tags do not name a backbone among its needs"
+        x_shape = parts.spec.x_shape
+        build = parts.backbone if outputs is None else with_head(parts.backbone, outputs, x_shape)
+        return cls(build, norm=norm, steps=steps, regularizers=parts.regularizers, x_shape=x_shape)
 
     @property
     def transductive(self) -> bool:
         """Whether a query's prediction depends on the other queries."""
-        return bool(self.norm_layers) and self.frame.policy == "transductive"
+        return self.norm == "transductive"
 
     @property
     def norm(self) -> str:
-        """The norm policy, or `none` where the network has no batch norm."""
-        return self.frame.policy if self.norm_layers else "none"
+        """The norm policy, or `none` if the network has no batch norm."""
+        return self.context.policy if self._norm_layers else "none"
 
     @property
     def norm_names(self) -> frozenset[str]:
-        """Names, under `model.`, of the parameters that belong to norm layers of any kind."""
+        """Names of the values that are parameters of norm layers of any kind."""
         norms = {n: m for n, m in self.module.named_modules() if isinstance(m, NORMS)}
         return frozenset(f"model.{layer}.{name}" for layer, m in norms.items() for name, _ in m.named_parameters())
 
+    @cached_property
+    def features(self) -> int:
+        """Number of features (with a head: of outputs) per input, flattened; it needs `x_shape`."""
+        assert self._x_shape is not None, "features needs the x_shape of the model"
+        values = self._values(self.module, make_key(0, "structure"))
+        # Support passes compute the statistics that the policy `support` needs.
+        return self(values, zero_inputs(self.module, self._x_shape), Pass(role="support")).flatten(1).shape[1]
+
     def init(self, key: Key) -> Params:
-        """Return fresh weights, running statistics and regularizers' parameters; equal for equal keys."""
+        """Return new values: weights, statistics of batch norm and what regularizers meta-learn; equal for equal keys.
+
+        Args:
+            key: An int64 scalar tensor.
+        """
         with seeded(key):
-            module = exchange_layers(self._build(), self.frame)
+            module = exchange_layers(self._build(), self.context)
+        return self._values(module, key)
+
+    def _values(self, module: nn.Module, key: Key) -> Params:
+        """Return the values of a module of this model's structure; regularizers draw theirs from the key."""
         values = {f"model.{name}": value.detach().clone() for name, value in module.named_parameters()}
-        if self.frame.policy in ("running", "per-step"):
-            lead = (self._steps + 1,) if self.frame.policy == "per-step" else ()
-            for name, layer in self.norm_layers.items():
-                values[f"{STATE}model.{name}.mean"] = layer.mean.expand(*lead, -1).clone()
-                values[f"{STATE}model.{name}.var"] = layer.var.expand(*lead, -1).clone()
+        if self.context.policy in ("running", "per-step"):
+            lead = (self._steps + 1,) if self.context.policy == "per-step" else ()
+            for layer in self._norm_layers:
+                for name, initial in zip(layer.state_names, (layer.initial_mean, layer.initial_var), strict=True):
+                    values[name] = initial.expand(*lead, -1).clone()
         modules = dict(self.module.named_modules())
         for name, regularizer in self.regularizers.items():
             values |= prefixed(f"regularizers.{name}", regularizer.init(modules, fold_in(key, name)))
         return values
 
     def __call__(self, values: Params, x: Tensor, at: Pass = EVALUATION) -> Tensor:
-        """Return the module's output for `x` `[n, ...]`."""
+        """Return the module's output `[n, ...]` for `x` `[n, *x_shape]`."""
         return self.observe(values, x, at)[0]
 
     def observe(self, values: Params, x: Tensor, at: Pass = EVALUATION) -> tuple[Tensor, Params]:
-        """Return (output, what to add to the `state.` entries); the latter is empty in evaluation."""
+        """Return the module's output, and what the pass changes in the running statistics.
+
+        Args:
+            values: The values of `init`, or those with adapted parameters.
+            x: Inputs `[n, *x_shape]`.
+            at: The key, inner step and role of the pass; without a key it is an evaluation.
+
+        Returns:
+            The output `[n, ...]`, and what to add to the `state.` entries (`{}` in evaluation).
+        """
         state = {name: values[name] for name in self._state_names if name in values}
-        with self.frame.running(at, state, values):
+        with self.context.forward_pass(at, state, values):
             output: Tensor = functional_call(self.module, self._tensors(values, x), (x,))
-            return output, self.frame.deltas
+            return output, self.context.state_changes
+
+    def observe_task(self, values: Params, task: Task, key: Key | None) -> tuple[Tensor, Tensor, Params]:
+        """Return the features of a task's support and query set, and what the pass changes in the running statistics.
+
+        Where queries are normalised by statistics of the query or the support set, the two sets are embedded one after
+        the other. Under the policy `running`, and without batch norm, they are embedded as one batch.
+
+        Args:
+            values: The values of `init`.
+            task: One task.
+            key: The key of the task's noise, or None in evaluation.
+
+        Returns:
+            Support features `[n, features]`, query features `[m, features]`, and what to add to the `state.` entries.
+        """
+        if self.norm in ("transductive", "support"):
+            at = Pass(key, 0, "support")
+            support = self(values, task.support.x, at)
+            values = values | self.statistics(values, task.support.x, at)
+            query, state = self.observe(values, task.query.x, Pass(key, 0, "query"))
+        else:
+            both = torch.cat([task.support.x, task.query.x])
+            output, state = self.observe(values, both, Pass(key, 0, "query"))
+            support, query = output.tensor_split([len(task.support.x)])
+        return support.flatten(1), query.flatten(1), state
 
     def statistics(self, values: Params, x: Tensor, at: Pass) -> Params:
-        """Return the statistics that predictions are to use, to be laid over the values.
+        """Return the statistics that normalise queries, as entries that replace those of `values`.
 
-        Under `support` those of `x`, under `per-step` in evaluation those of the step `at`; `{}` under any other.
+        Args:
+            values: The values of `init`, with the adapted parameters.
+            x: Inputs of the support set `[n, *x_shape]`.
+            at: The pass on the support set.
+
+        Returns:
+            Under `support` the statistics of `x`; under `per-step`, in evaluation, the running statistics of the step;
+            otherwise `{}`.
         """
-        if self.frame.policy == "per-step" and at.key is None:
-            return {name: self._reached(values[name], at.step) for name in self._state_names}
-        if self.frame.policy != "support" or not self.norm_layers:
+        if self.context.policy == "per-step" and at.key is None:
+            return {name: values[name][min(at.step, len(values[name]) - 1)].unsqueeze(0) for name in self._state_names}
+        if self.context.policy != "support" or not self._norm_layers:
             return {}
-        with self.frame.running(at, {}, values):
+        with self.context.forward_pass(at, {}, values):
             functional_call(self.module, self._tensors(values, x), (x,))
-            return dict(self.frame.seen)
+            return dict(self.context.support_statistics)
 
     def draws(self, key: Key | None) -> int:
-        """Return over how many draws of noise the support loss is averaged."""
-        return max((r.draws(key) for r in self.regularizers.values()), default=1)
-
-    @staticmethod
-    def _reached(slots: Tensor, step: int) -> Tensor:
-        return slots[min(step, len(slots) - 1)].unsqueeze(0)
+        """Return the number of noise draws over which the support loss is averaged."""
+        return max((regularizer.draws(key) for regularizer in self.regularizers.values()), default=1)
 
     def _tensors(self, values: Params, x: Tensor) -> Params:
         """Return the module's parameters, and its buffers on the device of `x`; floats get the type of `x`."""
@@ -182,30 +224,77 @@ class Model:
         }
         return {name: values[f"model.{name}"] for name in self.names} | buffers
 
-    def _tap(self) -> None:
-        for name, module in self.module.named_modules():
+    def _register_taps(self) -> None:
+        modules = dict(self.module.named_modules())
+        for regularizer in self.regularizers.values():
+            regularizer.attach(modules)
+        for name, module in modules.items():
             tapping = {key: r for key, r in self.regularizers.items() if r.taps(name, module)}
             if tapping:
                 module.register_forward_hook(self._hook(name, tapping))
 
     def _hook(self, name: str, tapping: Mapping[str, Regularizer]) -> Callable[..., Tensor]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            frame = self.frame
             for key, regularizer in tapping.items():
-                meta = select(frame.values, f"regularizers.{key}")
-                output = regularizer.tap(meta, name, module, inputs[0], output, frame.at)
+                meta = select(self.context.values, f"regularizers.{key}")
+                output = regularizer.tap(meta, name, module, inputs[0], output, self.context.at)
             return output
 
         return hook
 
 
 class ModelLearner(Learner):
-    """A learner of one network: keeps the options, builds the model, and takes its norm policy over."""
+    """Base class of learners of one network: it builds the model, and its values are the model's.
+
+    Args:
+        config: The learner's options.
+        parts: What the learner is built of, a backbone among it.
+        norm: Which statistics batch norm uses.
+        steps: Number of inner steps that have their own running statistics under `norm="per-step"`.
+        outputs: Number of outputs of a linear head on the flattened features, or None for no head.
+
+    Example:
+        A learner that scores a class by the similarity of the query to the support examples of the class:
+
+        >>> from torch import nn
+        >>> from metaforge.authoring import (
+        ...     Aux, ModelLearner, Options, Parts, Pass, TaskShape, TaskSpec, cross_entropy, make_key, one_hot
+        ... )
+        >>> class Similarity(ModelLearner):
+        ...     Config = Options
+        ...
+        ...     def adapt(self, values, support, *, steps=None, key=None):
+        ...         features = self.model(values, support.x, Pass(key, role="support"))
+        ...         return features.T @ one_hot(support.y, self.spec.outputs)
+        ...
+        ...     def predict(self, values, fast, x, *, key=None):
+        ...         return self.model(values, x, Pass(key, role="query")) @ fast
+        ...
+        ...     def loss(self, values, task, key):
+        ...         logits = self.predict(values, self.adapt(values, task.support, key=key), task.query.x, key=key)
+        ...         return cross_entropy(logits, task.query.y), Aux({})
+        >>> spec = TaskSpec("classification", x_shape=(3,), outputs=2, shape=TaskShape(ways=2, shots=1, queries=5))
+        >>> learner = Similarity(Options(), Parts(spec, backbone=lambda: nn.Linear(3, 8)))
+        >>> sorted(learner.init(make_key(0)))
+        ['model.bias', 'model.weight']
+    """
 
     spec: TaskSpec
     model: Model
 
-    def __init__(self, config: Any, parts: Parts, *, norm: NormPolicy = "transductive") -> None:
+    def __init__(
+        self,
+        config: Any,
+        parts: Parts,
+        *,
+        norm: NormPolicy = "transductive",
+        steps: int = 0,
+        outputs: int | None = None,
+    ) -> None:
         self.config, self.spec = config, parts.spec
-        self.model = Model.of(parts, norm=norm)
+        self.model = Model.of(parts, norm=norm, steps=steps, outputs=outputs)
         self.norm, self.transductive = self.model.norm, self.model.transductive
+
+    def init(self, key: Key) -> Params:
+        """Return the model's values; equal for equal keys."""
+        return self.model.init(fold_in(key, "model"))

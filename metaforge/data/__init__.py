@@ -1,4 +1,4 @@
-"""What data set authors share: class pools, episode sampling, safe image decoding, verified archives."""
+"""Tools for data set plugins: class pools, episode sampling, safe image decoding, verified downloads and archives."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _MODULES = ("root", "episodes", "images", "cache", "downloads", "trees")
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: the command line asks for the data folder and must not pay for torch and NumPy.
+    # Imported on first use, because the command line needs `data_root` but must not import torch and NumPy.
     if name in __all__:
         for module in (import_module(f"metaforge.data.{module}") for module in _MODULES):
             if hasattr(module, name):

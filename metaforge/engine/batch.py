@@ -22,8 +22,9 @@ from torch.func import grad, vmap
 from torch.nn.functional import pad
 from torch.utils._pytree import tree_map
 
-from metaforge.authoring.functional import added, detached, gradient, one_task, score, split_state, sum_of
+from metaforge.authoring.functional import add_params, detach_params, gradient, one_task, split_state, sum_of
 from metaforge.authoring.layers import images
+from metaforge.authoring.losses import score
 from metaforge.authoring.protocols import Aux, Examples, Kind, Learner, Params, Regularizer, Task
 from metaforge.engine.plans import Plan
 from metaforge.engine.precision import primitive_attention
@@ -80,7 +81,7 @@ class Share:
     total: int
     groups: tuple[int, ...]
     first: int = 0
-    join: Callable[[list[Params]], Params] = lambda groups: functools.reduce(added, groups)
+    join: Callable[[list[Params]], Params] = lambda groups: functools.reduce(add_params, groups)
 
     def joined(self, groups: list[Params], rows: Tensor) -> tuple[Params, Tensor]:
         """Return the sum over all groups and, of figures of the own tasks `[own, n]`, those of all `[total, n]`.
@@ -125,7 +126,7 @@ def meta_gradients(
             weight = torch.full((piece.stop - piece.start,), 1 / share.total, dtype=torch.float64, device=keys.device)
             part = run(*arguments) if combining else _Part(*call(whole, weight, *arguments))
             change = {n: len(part.losses) / share.total * moved for n, moved in part.state.items()}
-            groups[group] = added(groups[group], added(change, part.sums))
+            groups[group] = add_params(groups[group], add_params(change, part.sums))
             parts.append((group, part._replace(sums={})))
         losses = torch.cat([part.losses for _, part in parts])
         metrics = {n: torch.cat([part.metrics[n] for _, part in parts]) for n in parts[0][1].metrics}
@@ -135,13 +136,13 @@ def meta_gradients(
             weights = grad(lambda x: _combined(x, combining))(columns[:, 0])
             own = weights[share.first : share.first + len(losses)].split([len(part.losses) for _, part in parts])
             for (group, part), weight in zip(parts, own, strict=True):
-                groups[group] = added(groups[group], part.pulled(weight))
+                groups[group] = add_params(groups[group], part.pulled(weight))
             sums = share.join(groups)
         else:
             sums, columns = share.joined(groups, columns)
         grads, change = split_state(sums)
         for regularizer in regularizers:
-            grads = added(grads, _penalty_grads(regularizer, params, state))
+            grads = add_params(grads, _penalty_grads(regularizer, params, state))
         return MetaStep(grads, change, columns[:, 0], dict(zip(metrics, columns[:, 1:].unbind(1), strict=True)))
 
 
@@ -262,7 +263,7 @@ def _differentiated(
         grads = torch.autograd.grad(losses, list(leaves.values()), weight.to(losses.dtype), materialize_grads=True)
         return dict(zip(leaves, grads, strict=True))
 
-    return losses.detach(), detached(metrics), detached(change), pull
+    return losses.detach(), detach_params(metrics), detach_params(change), pull
 
 
 def _loss_of(learner: Learner, state: Params) -> Callable[[Params, Task, Tensor], tuple[Tensor, tuple[Tensor, Aux]]]:

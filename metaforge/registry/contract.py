@@ -89,7 +89,7 @@ def _members(protocol: type[Any]) -> list[str]:
     """Return the public members of a protocol, `Config` aside."""
     names: dict[str, None] = {}
     for base in protocol.__mro__:
-        if base.__module__ == protocols.__name__:
+        if base.__module__.startswith(protocols.__name__):
             names |= dict.fromkeys([*inspect.get_annotations(base), *vars(base)])
     return [name for name in names if not name.startswith("_") and name != "Config"]
 

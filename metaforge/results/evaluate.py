@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metaforge.authoring.functional import one_task, score
+from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
+from metaforge.authoring.losses import score
 from metaforge.authoring.protocols import Dataset, Kind, Learner, Params, Task, TaskShape, TaskSpec
 from metaforge.config.resolved import Resolved
 from metaforge.engine import plans

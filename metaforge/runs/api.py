@@ -43,9 +43,55 @@ def train(
 ) -> Run:
     """Train a learner and return the run.
 
-    A component is a name, or a table of its options with `name` among them; `backbone` may also be any `nn.Module`, or
-    `module:Class` of the caller's own. `settings` nests like a run file, e.g. `{"task": {"ways": 20}}`; where both
-    speak of a value, the keyword is right.
+    This is `metaforge train` as a function. An argument that is None leaves its setting to `settings`, `config` and
+    the defaults, in this order.
+
+    Args:
+        learner: Name of a learner plugin, or a mapping with its `name` and options.
+        dataset: Name of a data set plugin, or a mapping with its `name` and options.
+        backbone: Name of a backbone plugin, a mapping with its `name` and options, any `nn.Module`, or `module:Class`
+            of an importable class or function that takes no arguments and builds a module.
+        adapters: Names of adapter plugins in the order of the chain, or a mapping from names to options.
+        regularizers: Names of regularizer plugins, or a mapping from names to options.
+        hooks: Objects with methods that are marked with `hookimpl`, in addition to the hooks of the configuration.
+        config: Path of a run file (TOML).
+        out: The run folder to create; by default a new folder below `runs`.
+        steps: Number of outer steps.
+        tasks: Number of tasks per outer step.
+        budget: Time after which training stops, in seconds or as a string such as `"10m"`.
+        lr: Learning rate of the outer optimiser.
+        seed: Seed of the initial values, the training tasks and all noise.
+        device: Device to train on: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
+        settings: Settings nested as in a run file, such as `{"task": {"ways": 20}}`.
+        registry: The known plugins; by default those that are installed.
+
+    Returns:
+        The run: the trained values, with methods to evaluate and to apply the learner.
+
+    Raises:
+        ConfigError: A setting is unknown or invalid, or two components do not fit together.
+        PluginError: A plugin is missing or broken, or its code or a hook raised an exception.
+        DataError: The data set is missing, or too small for the tasks.
+        DivergedError: The loss, the meta-gradient or a parameter became non-finite.
+        StorageError: The run folder cannot be written.
+
+    Example:
+        `metaforge list-plugins` prints the names of the installed learners. This example registers a learner
+        and a data set under names of its own.
+
+        >>> import tempfile
+        >>> import metaforge
+        >>> from torch import nn
+        >>> from metaforge.registry.scan import scan
+        >>> from metaforge.testing.toy import ToyClasses, ToyLearner
+        >>> registry = scan().with_plugin("learner", "my-learner", ToyLearner)
+        >>> registry = registry.with_plugin("dataset", "my-data", ToyClasses)
+        >>> network = nn.Sequential(nn.Linear(6, 8), nn.Tanh())
+        >>> options = {"backbone": network, "adapters": ["sgd"], "steps": 1, "registry": registry}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = metaforge.train("my-learner", "my-data", out=f"{folder}/run", **options)
+        >>> run.summary["outcome"], run.summary["steps"]
+        ('finished', 1)
     """
     registry, name = _backbone(registry or scan(), backbone)
     components = {
@@ -74,9 +120,38 @@ def load(
     device: str | None = None,
     registry: Registry | None = None,
 ) -> Run:
-    """Return the run of a folder; a run with a backbone of the caller's own needs it again.
+    """Load a run from its folder, with the values of its latest valid checkpoint.
 
-    `device` is where to use it, whatever it was trained on; None means the device of its configuration.
+    Args:
+        folder: The run folder.
+        backbone: The `nn.Module` or `module:Class` that was passed to `train`, if one was: a run folder contains its
+            parameters but not its code.
+        device: Device to use the learner on; None means the device of the run's configuration.
+        registry: The known plugins; by default those that are installed.
+
+    Returns:
+        The run, with methods to evaluate and to apply the learner.
+
+    Raises:
+        CheckpointError: There is no valid checkpoint, or it does not fit the run's learner.
+        ConfigError: `folder` is not a run folder, or `backbone` cannot be built.
+        PluginError: A plugin of the run is missing or broken.
+
+    Example:
+        >>> import tempfile
+        >>> import metaforge
+        >>> from torch import nn
+        >>> from metaforge.registry.scan import scan
+        >>> from metaforge.testing.toy import ToyClasses, ToyLearner
+        >>> registry = scan().with_plugin("learner", "my-learner", ToyLearner)
+        >>> registry = registry.with_plugin("dataset", "my-data", ToyClasses)
+        >>> network = nn.Sequential(nn.Linear(6, 8), nn.Tanh())
+        >>> options = {"backbone": network, "adapters": ["sgd"], "steps": 1, "registry": registry}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = metaforge.train("my-learner", "my-data", out=f"{folder}/run", **options)
+        ...     loaded = metaforge.load(run.folder, backbone=network, registry=registry)
+        >>> loaded.values.keys() == run.values.keys()
+        True
     """
     wider, _ = _backbone(registry or scan(), backbone)
     return load_run(folder, wider, device=device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from metaforge.authoring.functional import added, one_task, split_state
+from metaforge.authoring.functional import add_params, one_task, split_state
 from metaforge.authoring.inner_loop import Chain
 from metaforge.authoring.keys import fold_in, make_key, normal
 from metaforge.authoring.protocols import (
@@ -77,7 +77,7 @@ class Bench(NamedTuple):
 
     def advanced(self, values: Params) -> Params:
         """Return the values with their state after one meta-step: running statistics that have moved."""
-        return added(values, self.step(values, self.tasks(2)).state)
+        return add_params(values, self.step(values, self.tasks(2)).state)
 
 
 def keys(count: int) -> Tensor:

@@ -89,9 +89,8 @@ def test_light_modules_do_not_import_torch_when_they_are_imported(name: str) -> 
         for node in module_level(ast.parse(path.read_text("utf-8"))):
             for module in modules_imported(node):
                 assert module.split(".")[0] not in ("torch", "numpy"), f"{name_of(path)} imports {module}"
-                assert module not in ("metaforge.authoring.protocols", "metaforge.registry.contract"), (
-                    f"{name_of(path)} imports {module}"
-                )
+                heavy = ("metaforge.authoring.protocols", "metaforge.registry.contract")
+                assert not module.startswith(heavy), f"{name_of(path)} imports {module}"
 
 
 # The only modules that may import code by its name.
@@ -110,7 +109,7 @@ GLOBAL_GENERATORS += ("torch.manual_seed", "torch.seed", "torch.cuda.manual_seed
 GLOBAL_GENERATORS += ("torch.rand", "torch.randn", "torch.randint", "torch.randperm", "torch.normal")
 GLOBAL_GENERATORS += ("torch.bernoulli", "torch.multinomial", "torch.set_rng_state", "torch.get_rng_state")
 # The only functions that may use global generators: both restore their states. In one, backbones draw initial weights.
-SEEDED = {"metaforge/authoring/model.py": "seeded", "metaforge/testing/global_state.py": "generator_states"}
+SEEDED = {"metaforge/authoring/network.py": "seeded", "metaforge/testing/global_state.py": "generator_states"}
 
 # The only modules that may use files, the clock, the environment, the network and other processes.
 FILES = {
@@ -325,5 +324,13 @@ def test_files_and_functions_stay_short(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 300
     for node in nodes(path):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno is not None:
-            lines = node.end_lineno - node.lineno + 1
+            lines = node.end_lineno - node.lineno + 1 - docstring_lines(node)
             assert lines <= 50, f"{node.name} has {lines} lines"
+
+
+def docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return how many lines a function's docstring has: one that describes every argument is no reason to cut it."""
+    first = node.body[0]
+    if ast.get_docstring(node) is None or first.end_lineno is None:
+        return 0
+    return first.end_lineno - first.lineno + 1

@@ -1,4 +1,4 @@
-"""Every code block of the README and the documentation is tried: a block that cannot be tried must not exist."""
+"""Every code block of the README and the documentation is tested; a block of an unknown language fails."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from blocks import (
     shortened,
 )
 
-# Its plugins exist only once it has been followed: `test_write_a_plugin.py` does that.
-WALKED = ROOT / "docs" / "write-a-plugin.md"
-# Pages whose Python runs in a test of their own, which looks at what it shows.
-RUN_ELSEWHERE = (ROOT / "README.md", WALKED)
+# The plugins of this page are not installed here. `test_write_a_plugin.py` writes and installs them.
+TUTORIAL = ROOT / "docs" / "write-a-plugin.md"
+# Pages whose Python runs in another test, which also checks its output.
+RUN_ELSEWHERE = (ROOT / "README.md", TUTORIAL)
 PYTHON = [page for page in PAGES if page not in RUN_ELSEWHERE and blocks(page, "python")]
 
 
@@ -33,15 +33,17 @@ def name_of(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_blocks_of_a_page_are_of_known_languages_and_mean_something(page: Path) -> None:
+def test_every_block_of_a_page_is_valid(page: Path) -> None:
     for block in blocks(page):
-        assert block.language in LANGUAGES, f"{block.place}: {block.language or 'no language'} cannot be tried"
+        assert block.language in LANGUAGES, (
+            f"{block.place}: {block.language or 'no language'} is not a language that the tests can check"
+        )
         if block.language == "toml":
-            check_toml(block, resolve=page != WALKED)
+            check_toml(block, resolve=page != TUTORIAL)
         if block.language == "json":
             json.loads(block.text)
         for line in lines(block) if block.language == "sh" else ():
-            check_command(line, resolve=page != WALKED)
+            check_command(line, resolve=page != TUTORIAL)
 
 
 @pytest.mark.parametrize("page", PYTHON, ids=name_of)
@@ -50,8 +52,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path
     run_python(shortened(code, SHORTER_PYTHON), tmp_path, "page.py")
 
 
-def test_links_between_pages_lead_somewhere() -> None:
-
+def test_links_between_pages_lead_to_existing_files() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
             if "://" not in target:

@@ -1,4 +1,4 @@
-"""`docs/write-a-plugin.md` is followed to the letter: its files are written, installed, listed, checked and trained."""
+"""The plugins of `docs/write-a-plugin.md` work: their files are written and installed, and the commands are run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 from blocks import ROOT, SHORTER_WORDS, Block, blocks, lines, shortened
 
 PAGE = ROOT / "docs" / "write-a-plugin.md"
-# The quick way is followed by the tests of the scaffold; downloads need a network.
-NOT_HERE = ("my-idea", "data fetch")
-# One interpreter for all commands between two installations: most of their time is spent importing torch.
+# `tests/metaforge/cli/test_new.py` tests the quick way; downloads need a network.
+NOT_RUN = ("my-idea", "data fetch")
+# One interpreter runs all commands between two installations, because most of their time is spent importing torch.
 DRIVER = """
 import json, sys
 import pytest
@@ -25,33 +25,33 @@ from metaforge.cli.app import app
 
 for words in json.load(sys.stdin):
     if words[0] == "metaforge":
-        done = CliRunner().invoke(app, words[1:])
-        print("DONE", json.dumps([done.exit_code, done.stdout, done.stderr]))
+        result = CliRunner().invoke(app, words[1:])
+        print("DONE", json.dumps([result.exit_code, result.stdout, result.stderr]))
     else:
-        # The whole kit runs by `metaforge check`.
+        # `metaforge check` runs all checks; here one is enough to show that the file collects them.
         code = pytest.main([*words[3:], "-q", "-p", "no:cacheprovider", "-k", "config"])
         print("\\nDONE", json.dumps([int(code), "", ""]))
 """
 
 
-def walk(folder: Path, data: str) -> dict[str, str]:
-    """Follow the page in a folder; return what each command said, by the command as the page has it."""
-    prefix, said, pending = folder / "prefix", dict[str, str](), list[str]()
+def follow(folder: Path, data: str) -> dict[str, str]:
+    """Follow the page in a folder, and return the output of each command, by the command as the page has it."""
+    prefix, outputs, pending = folder / "prefix", dict[str, str](), list[str]()
     prefix.mkdir()
     for block in blocks(PAGE):
         if block.file:
             write(folder, block, data)
         for line in lines(block) if block.language == "sh" else ():
-            if any(words in line for words in NOT_HERE):
+            if any(words in line for words in NOT_RUN):
                 continue
             if line.startswith("pip "):
-                said |= run(folder, pending, data)
+                outputs |= run(folder, pending, data)
                 pending = []
                 install = shlex.split(shortened(line, SHORTER_WORDS, prefix=str(prefix)))
                 subprocess.run([sys.executable, "-m", *install, "-q"], cwd=folder, check=True, timeout=120)
             else:
                 pending.append(line)
-    return said | run(folder, pending, data)
+    return outputs | run(folder, pending, data)
 
 
 def write(folder: Path, block: Block, data: str) -> None:
@@ -63,11 +63,11 @@ def write(folder: Path, block: Block, data: str) -> None:
 
 
 def run(folder: Path, commands: list[str], data: str) -> dict[str, str]:
-    """Run commands in one fresh interpreter that finds the prefix; fail where one does not end well."""
+    """Run commands in one new interpreter that can import the installed packages; fail if a command fails."""
     if not commands:
         return {}
     words = [shlex.split(shortened(line, SHORTER_WORDS).replace("omniglot", data)) for line in commands]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", DRIVER],
         input=json.dumps(words),
         cwd=folder,
@@ -77,20 +77,20 @@ def run(folder: Path, commands: list[str], data: str) -> dict[str, str]:
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    results: list[Any] = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("DONE ")]
+    assert process.returncode == 0, process.stderr
+    results: list[Any] = [json.loads(line[5:]) for line in process.stdout.splitlines() if line.startswith("DONE ")]
     for line, (code, out, err) in zip(commands, results, strict=True):
-        assert code == 0, f"{line}\n{out}\n{err}\n{done.stdout}"
+        assert code == 0, f"{line}\n{out}\n{err}\n{process.stdout}"
     return {line: out for line, (_, out, _) in zip(commands, results, strict=True)}
 
 
-def test_the_page_leads_from_nothing_to_a_learner_that_trains(tmp_path: Path) -> None:
-    real = (Path(os.environ.get("METAFORGE_DATA", "/nowhere")) / "omniglot").is_dir()
-    said = walk(tmp_path, "omniglot" if real else "glyphs")
-    (row,) = [line for line in said["metaforge list-plugins --kind learner"].splitlines() if " my-ridge " in line]
+def test_following_the_page_gives_plugins_that_pass_their_checks_and_train(tmp_path: Path) -> None:
+    has_omniglot = (Path(os.environ.get("METAFORGE_DATA", "/nowhere")) / "omniglot").is_dir()
+    outputs = follow(tmp_path, "omniglot" if has_omniglot else "glyphs")
+    (row,) = [line for line in outputs["metaforge list-plugins --kind learner"].splitlines() if " my-ridge " in line]
     assert row.split()[:5] == ["learner", "my-ridge", "ready", "metaforge-my-ridge", "0.1.0"]
-    assert "shrinkage" in said["metaforge describe my-ridge"]
-    checks = [text for line, text in said.items() if line.startswith("metaforge check")]
+    assert "shrinkage" in outputs["metaforge describe my-ridge"]
+    checks = [text for line, text in outputs.items() if line.startswith("metaforge check")]
     assert len(checks) == 3
     for text in checks:
         assert int(re.findall(r"(\d+) run", text)[-1]) >= 4
@@ -100,7 +100,7 @@ def test_the_page_leads_from_nothing_to_a_learner_that_trains(tmp_path: Path) ->
     assert (tmp_path / "gratings.png").is_file()
 
 
-def test_two_files_are_enough() -> None:
-    beside = ("metaforge-my-ridge/tests/test_my_ridge.py", "run.toml")
-    files = {block.file for block in blocks(PAGE) if block.file and block.file not in beside}
+def test_the_plugins_of_the_page_need_two_files() -> None:
+    optional = ("metaforge-my-ridge/tests/test_my_ridge.py", "run.toml")
+    files = {block.file for block in blocks(PAGE) if block.file and block.file not in optional}
     assert files == {"metaforge-my-ridge/pyproject.toml", "metaforge-my-ridge/metaforge_my_ridge.py"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from metaforge.authoring.functional import added
+from metaforge.authoring.functional import add_params
 from metaforge.authoring.protocols import Examples, Kind, Params, Parts, Task, TaskShape, TaskSpec
 from metaforge.engine.batch import MetaStep
 from metaforge.engine.precision import rounding
@@ -98,7 +98,7 @@ def rounded(name: str, kind: Kind, plan: str) -> list[MetaStep]:
     for _ in range(2):
         with rounding(CPU, "bfloat16", tf32=False):
             taken.append(step(built, values, batch, plan, chunk=2))
-        values = added(values, taken[-1].state | {n: -0.01 * grad for n, grad in taken[-1].grads.items()})
+        values = add_params(values, taken[-1].state | {n: -0.01 * grad for n, grad in taken[-1].grads.items()})
     return taken
 
 

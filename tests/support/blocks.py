@@ -1,4 +1,4 @@
-"""The code blocks of the documentation: what they are, and how each is tried; one that cannot be tried is a mistake."""
+"""The code blocks of the documentation, and how a block of each language is tested."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = ("python", "sh", "toml", "json")
 
-# Fewer steps, tasks, classes and characters: what is to be seen is that every line works, not how well it learns.
+# Fewer steps, tasks and characters: the tests check that every line runs, not how well the learner learns.
 SHORTER_PYTHON: Mapping[str, str] = {
     r"\bsteps=\d+": "steps=2",
     r"\btasks=\d+": "tasks=4",
@@ -36,7 +36,10 @@ SHORTER_WORDS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Block:
-    """One block of a page; `file` is the name that the line before it gives it, `adds` whether it is added to it."""
+    """One code block of a page.
+
+    `file` is the file name in the line before the block, if there is one; `adds` is whether that line says "Add to".
+    """
 
     page: Path
     line: int
@@ -47,28 +50,28 @@ class Block:
 
     @property
     def place(self) -> str:
-        """Where the block is, for messages and names of tests."""
+        """The page and line of the block, for messages."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
 def blocks(page: Path, language: str = "") -> list[Block]:
-    """Return the blocks of a page in order, of one language or of all."""
+    """Return the blocks of a page in order: those of one language, or all."""
     text = page.read_text("utf-8")
-    found = []
+    result = []
     for match in re.finditer(r"^```(.*)\n((?:.*\n)*?)^```$", text, re.MULTILINE):
         before = text[: match.start()].rstrip().rpartition("\n")[2]
         file = re.search(r"(Add to )?`([^`]+)`:$", before)
         block = Block(page, text[: match.start()].count("\n") + 1, match[1].strip(), match[2])
         if file:
             block = Block(page, block.line, block.language, block.text, file[2], file[1] is not None)
-        found.append(block)
+        result.append(block)
     fences = len(re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE))
-    assert fences == 2 * len(found), f"{page.name} has a block that is indented or never closed"
-    return [block for block in found if language in ("", block.language)]
+    assert fences == 2 * len(result), f"{page.name} has a block that is indented or never closed"
+    return [block for block in result if language in ("", block.language)]
 
 
 def shortened(text: str, table: Mapping[str, str], **names: str) -> str:
-    """Return a text with the substitutions of a table."""
+    """Return a text after regular expressions are replaced; `names` fills the placeholders of the replacements."""
     for pattern, replacement in table.items():
         text = re.sub(pattern, replacement.format(**names) if names else replacement, text)
     return text
@@ -80,13 +83,13 @@ def lines(block: Block) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Return the words after `metaforge` of every such command of a page."""
-    found = [line for block in blocks(page, "sh") for line in lines(block)]
-    return [shlex.split(line, comments=True)[1:] for line in found if line.startswith("metaforge ")]
+    """Return the words after `metaforge` of every `metaforge` command of a page."""
+    shell = [line for block in blocks(page, "sh") for line in lines(block)]
+    return [shlex.split(line, comments=True)[1:] for line in shell if line.startswith("metaforge ")]
 
 
 def parsed(words: list[str]) -> typer.Context:
-    """Return the context of a command: an option or argument that does not exist fails here; nothing is run."""
+    """Parse a command without running it, and return its context; an unknown option or argument raises."""
     group: Any = typer.main.get_command(app)
     names = []
     while hasattr(group, "commands"):
@@ -98,7 +101,10 @@ def parsed(words: list[str]) -> typer.Context:
 
 
 def check_command(line: str, *, resolve: bool) -> None:
-    """Fail unless a line of a shell block means something; a run is resolved too, where its plugins are installed."""
+    """Fail unless a line of a shell block is a valid command.
+
+    With `resolve`, the configuration of a run is resolved too, for which its plugins must be installed.
+    """
     words = shlex.split(line, comments=True)
     if words[0] == "metaforge":
         context = parsed(words[1:])
@@ -108,19 +114,19 @@ def check_command(line: str, *, resolve: bool) -> None:
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         assert set(words[1:]) <= set(targets), f"the Makefile has no target {words[1:]}"
     elif words[:2] == ["pip", "install"]:
-        known = {"-e", "-c", ".", "constraints.txt", ".[dev]"}
-        assert all(word in known or word.startswith("metaforge") for word in words[2:]), line
+        allowed = {"-e", "-c", ".", "constraints.txt", ".[dev]"}
+        assert all(word in allowed or word.startswith("metaforge") for word in words[2:]), line
     elif words[0] == "python":
         assert words[1] == "-m", line
-        place = ROOT / Path(*words[2].split("."))
-        known = place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
-        assert known or words[2] in ("pytest", "pip"), line
+        path = ROOT / Path(*words[2].split("."))
+        exists = path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+        assert exists or words[2] in ("pytest", "pip"), line
     else:
-        raise AssertionError(f"{words[0]!r} is no command that the tests know how to try: {line}")
+        raise AssertionError(f"{words[0]!r} is not a command that the tests can check: {line}")
 
 
 def check_run(context: typer.Context) -> None:
-    """Fail unless the parameters of `train` or `config` make a configuration."""
+    """Fail unless the parameters of `train` or `config` resolve to a configuration."""
     from metaforge.cli.options import RunFlags
 
     flags = RunFlags(**{name: context.params[name] for name in RunFlags._fields})
@@ -128,7 +134,7 @@ def check_run(context: typer.Context) -> None:
 
 
 def check_toml(block: Block, *, resolve: bool) -> None:
-    """Fail unless a block is TOML: entry points that name known kinds, or a run file whose every setting is known."""
+    """Fail unless a block is a pyproject with known entry point groups, or a run file with known settings."""
     from metaforge.config.resolve import resolve as resolved
     from metaforge.config.sources import Layer
     from metaforge.registry.scan import GROUPS, scan
@@ -141,9 +147,9 @@ def check_toml(block: Block, *, resolve: bool) -> None:
 
 
 def run_python(code: str, folder: Path, name: str) -> str:
-    """Run code in an interpreter of its own, in a folder; return what it prints."""
+    """Run code in a new interpreter in a folder, and return its output."""
     (folder / name).write_text(code, "utf-8")
     command = [sys.executable, "-W", "error::UserWarning", name]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout

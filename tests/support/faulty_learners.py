@@ -9,9 +9,9 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from metaforge.authoring.functional import cross_entropy, one_hot
 from metaforge.authoring.inner_loop import InnerLoopOptions
 from metaforge.authoring.keys import fold_in, normal
+from metaforge.authoring.losses import cross_entropy, one_hot
 from metaforge.authoring.model import Model
 from metaforge.authoring.protocols import Aux, Examples, Key, Learner, Options, Params, Parts, Tags, Task
 from metaforge.testing.toy import ToyLearner
@@ -325,9 +325,7 @@ class Branching(Centres):
 class FirstOrder(Right):
     """Uses first-order gradients, but declares an exact meta-gradient."""
 
-    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
-        fast, state = self.descend(values, task.support, self.config.steps, key, first_order=True)
-        return self.query_loss(values, fast, task, key, state)
+    first_order = True
 
 
 class Detached(Centres):

@@ -1,1 +1,1 @@
-"""Layers that every order of transforms differentiates exactly."""
+"""Layers that replace torch's own inside a `Model`: exact under every order of `torch.func` transforms."""

@@ -1,23 +1,32 @@
-"""Dropout whose noise comes from the key of the forward pass."""
+"""Dropout whose masks are derived from the key of the forward pass."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from metaforge.authoring.keys import fold_in, uniform
-from metaforge.authoring.layers.norms import ForwardContext
+from metaforge.authoring.layers.context import ForwardContext
 
 
 class Dropout(nn.Module):
-    """Dropout by the pass's key: one draw per inner step in training, the identity in evaluation."""
+    """Dropout with a mask derived from the key of the pass, the layer's name, the role and the inner step.
 
-    def __init__(self, rate: float, name: str, frame: ForwardContext, *, channels: bool = False) -> None:
+    A pass without a key is an evaluation: the layer then returns its input.
+
+    Args:
+        rate: Probability that an entry is zeroed.
+        name: The layer's name in its network.
+        context: The context of the network's forward pass.
+        channels: Whether whole channels of each example are zeroed, instead of single entries.
+    """
+
+    def __init__(self, rate: float, name: str, context: ForwardContext, *, channels: bool = False) -> None:
         super().__init__()
-        self.rate, self.name, self.frame, self.channels = rate, name, frame, channels
+        self.rate, self.name, self.context, self.channels = rate, name, context, channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` with a share `rate` of its entries zeroed and the rest scaled to keep the mean."""
-        at = self.frame.at
+        """Return `x` `[n, ...]` with entries or channels zeroed at random and the others scaled by `1 / (1 - rate)`."""
+        at = self.context.at
         if at.key is None or self.rate == 0.0:
             return x
         key = fold_in(fold_in(fold_in(at.key, self.name), at.role), at.step)

@@ -1,4 +1,8 @@
-"""Replace the layers of a network by equivalents that every transform differentiates exactly."""
+"""Replace the layers of a network by equivalents that are exact under every order of `torch.func` transforms.
+
+Norm and dropout layers are always replaced. `Conv2d`, `MaxPool2d` and `ReLU` are replaced by layers that compute what
+torch's own do, and that the engine can switch to channels-last kernels.
+"""
 
 from __future__ import annotations
 
@@ -6,81 +10,92 @@ import copy
 
 from torch import nn
 
+from metaforge.authoring.layers.context import ForwardContext
 from metaforge.authoring.layers.dropout import Dropout
 from metaforge.authoring.layers.images import Conv2d, MaxPool2d, ReLU
-from metaforge.authoring.layers.norms import BatchNorm, ForwardContext, GroupNorm, LayerNorm
+from metaforge.authoring.layers.norms import BatchNorm, GroupNorm, LayerNorm
 from metaforge.errors import ConfigError
-
-_BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
-_CHANNEL_DROPOUT = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-
-
-_NOISY = (nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
-
 
 NORMS = (BatchNorm, LayerNorm, GroupNorm)
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_OTHER_NOISE = (nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
 
-_INSTANCE = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
+def exchange_layers(module: nn.Module, context: ForwardContext) -> nn.Module:
+    """Return a copy of a network in which norm, dropout, convolution, pooling and ReLU layers are replaced.
 
-def exchange_layers(module: nn.Module, frame: ForwardContext) -> nn.Module:
-    """Return a copy of `module` with every native norm and dropout replaced; parameter names stay as they were.
+    The copy is in evaluation mode: what other layers do in training (draw noise, update buffers) depends on more than
+    the values and the key.
 
-    The copy is in evaluation mode: whatever else a layer would do in training (draw noise, move buffers) has no key.
+    Args:
+        module: The network, which is not changed.
+        context: What the new layers share during a forward pass.
+
+    Returns:
+        The copy, with the same parameters under the same names.
+
+    Raises:
+        ConfigError: If a layer draws noise for which there is no replacement.
     """
     module = copy.deepcopy(module)
     pooled = pools(module)
-    whole = _replacement(module, "", frame, pooled)
+    whole = _replacement(module, "", context, pooled)
     if whole is not None:
         return whole.eval()
     new: dict[nn.Module, nn.Module | None] = {}
-    # A layer may stand under several names: it is replaced under each, by one layer.
+    # One layer may have several names: all of them get the same new layer.
     for name, child in list(module.named_modules(remove_duplicate=False)):
         if child not in new:
-            new[child] = _replacement(child, name, frame, pooled)
+            new[child] = _replacement(child, name, context, pooled)
         if (layer := new[child]) is not None:
             parent, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(parent), leaf, layer)
     return module.eval()
 
 
-def _replacement(module: nn.Module, name: str, frame: ForwardContext, pooled: bool) -> nn.Module | None:
-    if isinstance(module, _BATCH):
-        return BatchNorm(module, name, frame)
+def _replacement(module: nn.Module, name: str, context: ForwardContext, pooled: bool) -> nn.Module | None:
+    if isinstance(module, _BATCH_NORMS):
+        return BatchNorm(module, name, context)
     if isinstance(module, nn.LayerNorm):
         return LayerNorm(module)
-    if isinstance(module, _INSTANCE):
+    if isinstance(module, _INSTANCE_NORMS):
         return GroupNorm(module, int(module.num_features))
     if isinstance(module, nn.GroupNorm):
         return GroupNorm(module, module.num_groups)
-    if isinstance(module, (nn.Dropout, *_CHANNEL_DROPOUT)):
-        return Dropout(module.p, name, frame, channels=not isinstance(module, nn.Dropout))
-    if isinstance(module, _NOISY):
+    if isinstance(module, (nn.Dropout, *_CHANNEL_DROPOUTS)):
+        return Dropout(module.p, name, context, channels=not isinstance(module, nn.Dropout))
+    if isinstance(module, _OTHER_NOISE):
         raise ConfigError(
             f"A layer of type {type(module).__name__} draws noise that no key governs.",
             where=f"backbone, layer {name!r}",
-            remedy="use nn.Dropout, or noise of a regularizer",
+            remedy="use nn.Dropout, or a regularizer that adds noise",
         )
     return replacement(module, pooled=pooled)
 
 
 def pools(network: nn.Module) -> bool:
-    """Return whether a network has max pooling whose windows lie side by side."""
-    return any(_side_by_side(module) for module in network.modules())
+    """Return whether a network has a max pooling layer whose windows do not overlap."""
+    return any(_has_disjoint_windows(module) for module in network.modules())
 
 
 def replacement(module: nn.Module, *, pooled: bool = False) -> nn.Module | None:
-    """Return a layer with the same parameters in place of torch's own, or None where this kind is left to torch.
+    """Return the replacement of an image layer, which shares its parameters, or None for other layers.
 
-    `pooled` says whether its network pools.
+    Args:
+        module: A layer of torch.
+        pooled: Whether the network of the layer pools.
+
+    Returns:
+        A `Conv2d`, `MaxPool2d` or `ReLU` of `metaforge.authoring.layers.images`. None for subclasses of torch's layers
+        and for options that the kernels do not implement: torch computes those.
     """
     kind: type[nn.Module] | None = None
     if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         kind = Conv2d
-    elif _side_by_side(module):
+    elif _has_disjoint_windows(module):
         kind = MaxPool2d
     elif type(module) is nn.ReLU:
         kind = ReLU
@@ -91,8 +106,9 @@ def replacement(module: nn.Module, *, pooled: bool = False) -> nn.Module | None:
     return layer
 
 
-def _side_by_side(module: nn.Module) -> bool:
+def _has_disjoint_windows(module: nn.Module) -> bool:
+    """Return whether a module is max pooling whose square windows tile the image, without padding or dilation."""
     if type(module) is not nn.MaxPool2d:
         return False
-    plain = module.padding == 0 and module.dilation == 1 and not module.ceil_mode and not module.return_indices
-    return plain and isinstance(module.kernel_size, int) and module.stride == module.kernel_size
+    default = module.padding == 0 and module.dilation == 1 and not module.ceil_mode and not module.return_indices
+    return default and isinstance(module.kernel_size, int) and module.stride == module.kernel_size

@@ -1,7 +1,9 @@
-"""Layers on images whose tasks are computed side by side, channels innermost in memory.
+"""Convolution, max pooling and ReLU that the engine can switch to kernels on channels-last images of all tasks.
 
-A compiled step gains from them everywhere. At once they cost more Python than torch's, which pays in networks that
-pool: torch's pooling is several times slower where channels are not innermost.
+Outside of `together` each layer is torch's own. Inside, it calls a kernel that folds the task dimension of `vmap` into
+one channels-last batch. Compiled steps are faster with these kernels in every network. In eager mode the kernels cost
+more Python time than torch's, which pays only in networks that pool: torch's max pooling is several times slower on
+images that are not channels-last.
 """
 
 from __future__ import annotations
@@ -19,39 +21,47 @@ from metaforge.kernels.convolution import Geometry, convolution
 from metaforge.kernels.pooling import max_pool, positive
 
 _Where = Literal["nowhere", "pooled", "everywhere"]
-_together: ContextVar[_Where] = ContextVar("together", default="nowhere")
+_kernels_used: ContextVar[_Where] = ContextVar("kernels_used", default="nowhere")
 
 
 @contextmanager
 def together(where: _Where = "everywhere") -> Iterator[None]:
-    """Use the functions of this module inside, in all networks or in those that pool; outside, torch's own."""
-    token = _together.set(where)
+    """Let the layers of this module use the channels-last kernels while the context is active.
+
+    Args:
+        where: `everywhere` for all networks, `pooled` for networks that pool, `nowhere` for none.
+    """
+    token = _kernels_used.set(where)
     try:
-        with _Reshaping():
+        with _ViewAsReshape():
             yield
     finally:
-        _together.reset(token)
+        _kernels_used.reset(token)
 
 
-class _Reshaping(TorchFunctionMode):
-    """Lets `x.view(shape)` of a network take images whose channels are innermost in memory, as `reshape` does."""
+class _ViewAsReshape(TorchFunctionMode):
+    """Runs `x.view(shape)` as `x.reshape(shape)`, because `view` raises an error for channels-last images."""
 
     def __torch_function__(
-        self, function: Any, types: Any, arguments: Sequence[Any] = (), named: Mapping[str, Any] | None = None
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if function is Tensor.view and not named and not isinstance(arguments[1], torch.dtype):
+        if function is Tensor.view and not kwargs and not isinstance(args[1], torch.dtype):
             function = Tensor.reshape
-        return function(*arguments, **(named or {}))
+        return function(*args, **(kwargs or {}))
 
 
 class Conv2d(nn.Conv2d):
-    """Torch's layer, padded by zeros; `pooled` if its network pools."""
+    """Convolution with zero padding.
+
+    Attributes:
+        pooled: Whether the network of the layer pools.
+    """
 
     pooled: bool = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `[n, out, h', w']` of `[n, in, h, w]`."""
-        where = _together.get()
+        """Return `[n, out, h', w']` for `x` `[n, in, h, w]`."""
+        where = _kernels_used.get()
         if x.dim() != 4 or where == "nowhere" or (where == "pooled" and not self.pooled):
             return super().forward(x)
         geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
@@ -59,21 +69,21 @@ class Conv2d(nn.Conv2d):
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """Torch's layer, its windows side by side."""
+    """Max pooling over square windows that do not overlap."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `[n, c, h // size, w // size]` of `[n, c, h, w]`."""
-        if x.dim() != 4 or _together.get() == "nowhere":
-            own: Tensor = super().forward(x)
-            return own
+        """Return `[n, c, h // size, w // size]` for `x` `[n, c, h, w]`."""
+        if x.dim() != 4 or _kernels_used.get() == "nowhere":
+            native: Tensor = super().forward(x)
+            return native
         return max_pool(x, int(self.kernel_size))  # type: ignore[arg-type]
 
 
 class ReLU(nn.ReLU):
-    """Torch's layer."""
+    """The rectified linear unit."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the positive part of `x`."""
-        if x.dim() != 4 or _together.get() != "everywhere":
+        if x.dim() != 4 or _kernels_used.get() != "everywhere":
             return nn.functional.relu(x)
         return positive(x)

@@ -1,128 +1,119 @@
-"""Norm and dropout layers for pure models.
+"""Batch, layer, group and instance norm that are exact under every order of `torch.func` transforms.
 
-Norm layers are built of primitives, exact under every order of `torch.func` transforms; batch norm follows a policy:
+Torch's native norm layers give wrong second-order gradients under some orders of `vmap` and `grad`. The layers here
+are built of primitive operations, or of a kernel with its own derivatives.
 
-- `transductive`: the statistics of the batch at hand, the query batch's own for queries.
-- `support`: queries are normalised by the statistics of the support set under the adapted weights.
+Batch norm follows one of four policies, which name the statistics that normalise the query set:
+
+- `transductive`: the statistics of the query batch itself.
+- `support`: the statistics of the support set, computed with the adapted weights.
 - `running`: batch statistics in training, their running average in evaluation.
-- `per-step`: as `running`, with one average for each inner step.
+- `per-step`: as `running`, with one running average for each inner step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
-from metaforge.authoring.functional import at_least_float32
-from metaforge.authoring.protocols import STATE, NormPolicy, Params, Pass
+from metaforge.authoring.layers.context import ForwardContext
+from metaforge.authoring.losses import at_least_float32
+from metaforge.authoring.protocols import STATE
 from metaforge.errors import ConfigError
 from metaforge.kernels.batch_norm import standardised
 
 
-class ForwardContext:
-    """What the norm layers and taps of one model share during a forward pass: where it stands, and what they saw."""
-
-    def __init__(self, policy: NormPolicy) -> None:
-        self.policy = policy
-        self.at = Pass()
-        self.state: Params = {}
-        self.values: Params = {}
-        self.seen: Params = {}
-        self.deltas: Params = {}
-
-    @contextmanager
-    def running(self, at: Pass, state: Params, values: Params) -> Iterator[None]:
-        """Hold a pass's context while the module runs; nothing outlives it."""
-        self.at, self.state, self.values, self.seen, self.deltas = at, state, values, {}, {}
-        try:
-            yield
-        finally:
-            self.at, self.state, self.values, self.seen, self.deltas = Pass(), {}, {}, {}, {}
-
-    def normalised(self, layer: BatchNorm, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return `x` normalised by the statistics of this pass, scaled and shifted; note what must outlive it."""
-        mean_name, var_name = f"{STATE}model.{layer.name}.mean", f"{STATE}model.{layer.name}.var"
-        training = self.at.key is not None
-        if self.policy == "support":
-            return self._by_support(layer, x, weight, bias)
-        if self.policy in ("running", "per-step") and not training:
-            mean, var = self._slot(self.state[mean_name]), self._slot(self.state[var_name])
-            return layer.scaled(x, mean, var, weight, bias)
-        y, mean, var = standardised(x, weight, bias, layer.eps)
-        if self.policy != "transductive":
-            count = x.numel() // x.shape[1]
-            unbiased = var.detach() * (count / max(count - 1, 1))
-            self.deltas[mean_name] = self._delta(self.state[mean_name], mean.detach(), layer.momentum)
-            self.deltas[var_name] = self._delta(self.state[var_name], unbiased, layer.momentum)
-        return y
-
-    def _by_support(self, layer: BatchNorm, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return `x` normalised by the support set's statistics, which depend on the weights."""
-        names = [f"{STATE}model.{layer.name}.{what}" for what in ("mean", "var")]
-        if self.at.role != "query":
-            dims = (0, *range(2, x.dim()))
-            mean = x.mean(dims)
-            var = (x - layer.broadcast(mean, x)).square().mean(dims)
-            self.seen.update(zip(names, (mean, var), strict=True))
-            return layer.scaled(x, mean, var, weight, bias)
-        return layer.scaled(x, self.state[names[0]], self.state[names[1]], weight, bias)
-
-    def _slot(self, statistic: Tensor) -> Tensor:
-        if self.policy == "running":
-            return statistic
-        return statistic[min(self.at.step, statistic.shape[0] - 1)]
-
-    def _delta(self, old: Tensor, new: Tensor, momentum: float) -> Tensor:
-        if self.policy == "running":
-            return momentum * (new - old)
-        steps = torch.arange(old.shape[0], device=old.device)
-        chosen = (steps == min(self.at.step, old.shape[0] - 1)).to(old.dtype)
-        return chosen.unsqueeze(-1) * momentum * (new - old)
-
-
 class BatchNorm(nn.Module):
-    """Normalises each feature (axis 1) over the batch and all positions, by the frame's policy."""
+    """Batch norm over the batch and all positions, with the statistics that the context's policy selects.
 
-    def __init__(self, native: nn.Module, name: str, frame: ForwardContext) -> None:
+    Args:
+        native: A batch norm layer of torch, whose parameters and running statistics are taken over.
+        name: The layer's name in its network; its statistics are the entries `state.model.<name>.mean` and `.var`.
+        context: The context of the network's forward pass.
+
+    Raises:
+        ConfigError: If the native layer keeps a cumulative average (`momentum=None`).
+    """
+
+    def __init__(self, native: nn.Module, name: str, context: ForwardContext) -> None:
         super().__init__()
-        self.name, self.frame = name, frame
+        self.context = context
+        self.state_names = (f"{STATE}model.{name}.mean", f"{STATE}model.{name}.var")
         self.features = int(native.num_features)  # type: ignore[arg-type]
         self.eps, momentum = float(native.eps), native.momentum  # type: ignore[arg-type]
         if momentum is None:
             raise ConfigError(
-                "A batch norm with momentum=None keeps a cumulative average, which has no place in a pure model.",
+                "Batch norm with momentum=None keeps a cumulative average, which a pure function of its values cannot.",
                 where=f"backbone, layer {name!r}",
-                remedy="give its momentum a number, such as 0.1",
+                remedy="set its momentum to a number, such as 0.1",
             )
         self.momentum = float(momentum)  # type: ignore[arg-type]
-        # Where running statistics start: those of a network that was trained before, or 0 and 1.
-        self.mean, self.var = _statistics(native, self.features)
+        # The running statistics of a network that was trained before, or zeros and ones.
+        self.initial_mean, self.initial_var = _running_statistics(native, self.features)
         self.weight: nn.Parameter | None = native.weight  # type: ignore[assignment]
         self.bias: nn.Parameter | None = native.bias  # type: ignore[assignment]
 
     @staticmethod
     def broadcast(vector: Tensor, x: Tensor) -> Tensor:
-        """Return `[features]` shaped to multiply `x` `[n, features, ...]`."""
+        """Return `vector` `[features]` reshaped to multiply `x` `[n, features, ...]`."""
         return vector.reshape(1, -1, *(1,) * (x.dim() - 2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
-        given, x = x.dtype, at_least_float32(x)
+        dtype, x = x.dtype, at_least_float32(x)
         weight = x.new_ones(self.features) if self.weight is None else self.weight
         bias = x.new_zeros(self.features) if self.bias is None else self.bias
-        return self.frame.normalised(self, x, weight, bias).to(given)
-
-    def scaled(self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return `x` normalised by the given statistics, scaled and shifted."""
+        policy, training = self.context.policy, self.context.at.key is not None
+        if policy == "support":
+            mean, var = self._support_statistics(x)
+        elif policy != "transductive" and not training:
+            mean, var = (self._of_step(self.context.state[name]) for name in self.state_names)
+        else:
+            return self._by_batch(x, weight, bias).to(dtype)
         scale = (var + self.eps).rsqrt() * weight
-        return x * self.broadcast(scale, x) + self.broadcast(bias - mean * scale, x)
+        return (x * self.broadcast(scale, x) + self.broadcast(bias - mean * scale, x)).to(dtype)
+
+    def _by_batch(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return `x` normalised by its own statistics, and store the changes of the running ones, if there are any."""
+        y, mean, var = standardised(x, weight, bias, self.eps)
+        if self.context.policy != "transductive":
+            count = x.numel() // x.shape[1]
+            unbiased = var.detach() * (count / max(count - 1, 1))
+            for name, statistic in zip(self.state_names, (mean.detach(), unbiased), strict=True):
+                self.context.state_changes[name] = self._change(self.context.state[name], statistic)
+        return y
+
+    def _support_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the support set: those of `x` if it is the support set, else the stored ones.
+
+        Gradients flow through them, because they depend on the adapted weights.
+        """
+        mean_name, var_name = self.state_names
+        if self.context.at.role == "query":
+            return self.context.state[mean_name], self.context.state[var_name]
+        dims = (0, *range(2, x.dim()))
+        mean = x.mean(dims)
+        var = (x - self.broadcast(mean, x)).square().mean(dims)
+        self.context.support_statistics.update({mean_name: mean, var_name: var})
+        return mean, var
+
+    def _of_step(self, statistic: Tensor) -> Tensor:
+        """Return the entry of the current inner step `[features]`; steps beyond the last entry use the last."""
+        if self.context.policy == "running":
+            return statistic
+        return statistic[min(self.context.at.step, statistic.shape[0] - 1)]
+
+    def _change(self, old: Tensor, new: Tensor) -> Tensor:
+        """Return what to add to a running average; per step, it is zero for all entries but the current step's."""
+        if self.context.policy == "running":
+            return self.momentum * (new - old)
+        steps = torch.arange(old.shape[0], device=old.device)
+        chosen = (steps == min(self.context.at.step, old.shape[0] - 1)).to(old.dtype)
+        return chosen.unsqueeze(-1) * self.momentum * (new - old)
 
 
 class LayerNorm(nn.Module):
-    """Layer norm of primitives over the last dimensions."""
+    """Layer norm over the last dimensions, built of primitive operations."""
 
     def __init__(self, native: nn.LayerNorm) -> None:
         super().__init__()
@@ -131,16 +122,21 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[..., *normalized_shape]` normalised, scaled and shifted."""
-        given, x = x.dtype, at_least_float32(x)
+        dtype, x = x.dtype, at_least_float32(x)
         centred = x - x.mean(self.dims, keepdim=True)
         out = centred * (centred.square().mean(self.dims, keepdim=True) + self.eps).rsqrt()
         if self.weight is not None:
             out = out * self.weight
-        return (out if self.bias is None else out + self.bias).to(given)
+        return (out if self.bias is None else out + self.bias).to(dtype)
 
 
 class GroupNorm(nn.Module):
-    """Group norm of primitives: each group of features of each example; a group for each feature is instance norm."""
+    """Group norm built of primitive operations; with one group per channel it is instance norm.
+
+    Args:
+        native: A group norm or instance norm layer of torch, whose parameters are taken over.
+        groups: Number of groups into which the channels are divided.
+    """
 
     def __init__(
         self, native: nn.GroupNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d, groups: int
@@ -152,16 +148,16 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `[n, features, ...]` normalised, scaled and shifted."""
-        given, x = x.dtype, at_least_float32(x)
-        apart = x.reshape(x.shape[0], self.groups, -1)
-        centred = apart - apart.mean(-1, keepdim=True)
+        dtype, x = x.dtype, at_least_float32(x)
+        groups = x.reshape(x.shape[0], self.groups, -1)
+        centred = groups - groups.mean(-1, keepdim=True)
         out = (centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()).reshape(x.shape)
         if self.weight is not None:
             out = out * BatchNorm.broadcast(self.weight, x)
-        return (out if self.bias is None else out + BatchNorm.broadcast(self.bias, x)).to(given)
+        return (out if self.bias is None else out + BatchNorm.broadcast(self.bias, x)).to(dtype)
 
 
-def _statistics(native: nn.Module, features: int) -> tuple[Tensor, Tensor]:
+def _running_statistics(native: nn.Module, features: int) -> tuple[Tensor, Tensor]:
     mean, var = native.running_mean, native.running_var
     if isinstance(mean, Tensor) and isinstance(var, Tensor):
         return mean.detach().clone(), var.detach().clone()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.model import seeded
+from metaforge.authoring.network import seeded
 from metaforge.authoring.protocols import STATE, Adapter, Backbone, Params, TaskSpec
 from metaforge.testing.bench import Bench, bench, difference
 from metaforge.testing.check import check

@@ -73,7 +73,7 @@ def assert_quiet(modules: Sequence[str]) -> None:
 def contract(subject: Subject) -> None:
     """Its class has the members and argument names of its kind's protocol."""
     found = contract_errors(subject.kind, subject.cls)
-    assert not found, f"{'; '.join(found)} (metaforge/authoring/protocols.py has the contract)"
+    assert not found, f"{'; '.join(found)} (docs/protocols.md has the contract)"
 
 
 @check(*KINDS)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metaforge.authoring.functional import criterion, one_task, split_state
+from metaforge.authoring.functional import one_task, split_state
 from metaforge.authoring.keys import fold_in, make_key, normal
+from metaforge.authoring.losses import criterion
 from metaforge.authoring.protocols import Params, Task
 from metaforge.engine.batch import score_tasks
 from metaforge.engine.plans import choose_plan, fused_norms

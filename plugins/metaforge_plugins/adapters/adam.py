@@ -1,4 +1,4 @@
-"""Adam as inner optimiser, with the second moment carried from task to task as Reptile's authors do.
+"""Adam as inner optimiser, whose second moment can be carried from task to task, as in Reptile.
 
 Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015 (arXiv 1412.6980); with β1 = 0 in Reptile
 (Nichol, Achiam, Schulman 2018, arXiv 1803.02999, section 6).
@@ -21,12 +21,12 @@ class AdamOptions(Options):
     lr: float = Field(1e-3, ge=0, description="inner learning rate")
     beta1: float = Field(0.0, ge=0, lt=1, description="decay of the first moment, which starts at zero in each task")
     beta2: float = Field(0.999, ge=0, lt=1, description="decay of the second moment")
-    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
-    carry: bool = Field(True, description="keep the second moment from task to task (averaged over a batch of tasks)")
+    eps: float = Field(1e-8, gt=0, description="added to the square root of the second moment")
+    carry: bool = Field(True, description="carry the second moment from task to task, averaged over a batch")
 
 
 class Adam(Adapter):
-    """Adam; its second moment can outlive the task."""
+    """Adam, whose second moment can be carried from task to task."""
 
     Config = AdamOptions
     reference: ClassVar[str] = "Kingma, Ba 2015, arXiv 1412.6980, algorithm 1"
@@ -35,23 +35,23 @@ class Adam(Adapter):
         self.config = config
 
     def init(self, params: Params) -> Params:
-        """Return the second moments `state.second.*` and the number of steps taken, all zero, if they are carried."""
+        """Return zero second moments `state.second.<name>` and a zero step count if they are carried, else `{}`."""
         if not self.config.carry:
             return {}
-        some = next(iter(params.values()))
+        zero = next(iter(params.values())).new_zeros(())
         moments = {f"state.second.{name}": torch.zeros_like(value) for name, value in params.items()}
-        return moments | {"state.count": some.new_zeros(())}
+        return moments | {"state.count": zero}
 
     def start(self, meta: Params, params: Params) -> Params:
-        """Return zero first moments, and the second moments as the last task left them."""
+        """Return zero first moments, and the second moments and step count of the last task, or zeros."""
         first = {f"first.{name}": torch.zeros_like(value) for name, value in params.items()}
         if self.config.carry:
             return first | {name.removeprefix("state."): value for name, value in meta.items()}
-        some = next(iter(params.values()))
-        return first | {f"second.{n}": torch.zeros_like(v) for n, v in params.items()} | {"count": some.new_zeros(())}
+        zero = next(iter(params.values())).new_zeros(())
+        return first | {f"second.{n}": torch.zeros_like(v) for n, v in params.items()} | {"count": zero}
 
     def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
-        """Return α m̂ / (√v̂ + ε)."""
+        """Return the updates α m̂ / (√v̂ + ε), and the new moments and step count."""
         beta1, beta2 = self.config.beta1, self.config.beta2
         new, updates = {"count": state["count"] + 1}, {}
         unbias = (1 - beta2 ** new["count"]).sqrt()
@@ -63,11 +63,14 @@ class Adam(Adapter):
         return updates, new
 
     def carry(self, meta: Params, state: Params) -> Params:
-        """Return the change of the second moments and of the count."""
+        """Return the changes of the second moments and of the step count."""
         return {name: state[name.removeprefix("state.")].detach() - value for name, value in meta.items()}
 
 
 def root(x: Tensor) -> Tensor:
-    """Return √x with derivative 0 at 0, where the true one is infinite: a dead unit has a gradient of exactly zero."""
+    """Return √x with the derivative 0 at x = 0, where the true derivative is infinite.
+
+    The gradient of a dead unit is exactly zero, and so is its second moment.
+    """
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)

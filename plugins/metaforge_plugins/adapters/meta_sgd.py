@@ -1,4 +1,4 @@
-"""Meta-SGD: a learned rate for every weight.
+"""Meta-SGD: a meta-learned learning rate for every weight.
 
 Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", 2017 (arXiv 1707.09835).
 """
@@ -17,12 +17,12 @@ class MetaSGDOptions(Options):
     """Options of Meta-SGD."""
 
     lr: float = Field(
-        0.4, ge=-10, le=10, description="rate from which every weight's own rate starts; rates may become negative"
+        0.4, ge=-10, le=10, description="initial learning rate of every weight; rates may become negative"
     )
 
 
 class MetaSGD(Adapter):
-    """Gradient descent with a meta-learned rate for every weight."""
+    """Gradient descent with a meta-learned learning rate for every weight."""
 
     Config = MetaSGDOptions
     reference: ClassVar[str] = "Li, Zhou, Chen, Li 2017, arXiv 1707.09835, equation 2"
@@ -31,9 +31,9 @@ class MetaSGD(Adapter):
         self.lr = config.lr
 
     def init(self, params: Params) -> Params:
-        """Return one rate per weight, each of the weight's shape."""
+        """Return the learning rates `rate.<name>`, each of the shape of its parameter."""
         return {f"rate.{name}": torch.full_like(value, self.lr) for name, value in params.items()}
 
     def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
-        """Return α ∘ g."""
+        """Return the updates α ∘ g, and the state unchanged."""
         return {name: meta[f"rate.{name}"] * g for name, g in grads.items()}, state

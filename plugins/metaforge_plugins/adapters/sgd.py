@@ -1,4 +1,4 @@
-"""SGD: one fixed rate for all weights and steps; MAML's inner update."""
+"""SGD: gradient descent with one fixed learning rate, the inner update of MAML."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from metaforge.authoring import Adapter, Options, Params
 class SGDOptions(Options):
     """Options of plain gradient descent."""
 
-    lr: float = Field(0.4, ge=0, description="inner learning rate, for a mean loss")
+    lr: float = Field(0.4, ge=0, description="inner learning rate")
 
 
 class SGD(Adapter):
-    """Gradient descent with one fixed rate."""
+    """Gradient descent with one fixed learning rate."""
 
     Config = SGDOptions
     reference: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, equation 1"
@@ -25,5 +25,5 @@ class SGD(Adapter):
         self.lr = config.lr
 
     def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
-        """Return α g."""
+        """Return the updates α g, and the state unchanged."""
         return {name: self.lr * g for name, g in grads.items()}, state

@@ -1,7 +1,7 @@
 """Conv-4: four blocks of 3×3 convolution, batch norm and ReLU, in the variants that few-shot papers use.
 
-The default is MAML's network for Omniglot (stride-2 convolutions, no pooling, spatial mean); the others are those of
-Prototypical Networks, Reptile, Relation Networks and the 84-pixel miniImageNet networks.
+The default is the network of MAML for Omniglot: stride-2 convolutions, no pooling, and the mean over positions. The
+other variants are the networks of Prototypical Networks, Reptile and Relation Networks, and those for 84-pixel images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from metaforge.authoring import Backbone, Options, TaskSpec
 
 
 class Variant(NamedTuple):
-    """What tells the published networks apart."""
+    """The properties in which the published networks differ."""
 
     filters: int
     downsample: Literal["stride", "pool", "pool-first-two"]
@@ -39,14 +39,17 @@ class Conv4Options(Options):
         description="stride: MAML on Omniglot (spatial mean, 64 features); stride-flat: Reptile, iMAML; pool:"
         " ProtoNets, 84-pixel networks with 64 filters; pool-32: 84-pixel networks with 32; relation: a 64-channel map",
     )
-    filters: int | None = Field(None, ge=1, le=4096, description="filters per block, if not the variant's own number")
+    filters: int | None = Field(None, ge=1, le=4096, description="filters per block, by default those of the variant")
     affine: Literal["both", "shift", "none"] = Field(
-        "both", description="which norm parameters exist: γ and β, β only, none"
+        "both", description="parameters of batch norm: both γ and β, the shift β alone, or none"
     )
 
 
 class Block(nn.Module):
-    """Convolution, batch norm, pooling, ReLU: pooling first is equal and spares most of the ReLU."""
+    """Convolution, batch norm, max pooling and ReLU.
+
+    ReLU is monotonic, so it can follow the pooling with the same result, and then processes a quarter of the entries.
+    """
 
     def __init__(self, before: int, filters: int, *, stride: int, pool: bool, padding: int, affine: str) -> None:
         super().__init__()
@@ -60,21 +63,21 @@ class Block(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `[n, filters, h, w]`."""
+        """Return `[n, filters, h', w']` for `x` `[n, before, h, w]`."""
         out: Tensor = self.act(self.pool(self.norm(self.conv(x))))
         return out
 
 
 class SpatialMean(nn.Module):
-    """Mean over all positions."""
+    """The mean over all positions."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `[n, filters]` of `[n, filters, h, w]`."""
+        """Return the mean `[n, filters]` of `x` `[n, filters, h, w]`."""
         return x.mean((2, 3))
 
 
 class Conv4(Backbone):
-    """Four convolution blocks; 28-pixel images become 64 features by default."""
+    """Four convolution blocks; by default 64 features of a 28-pixel image."""
 
     Config = Conv4Options
     reference: ClassVar[str] = (
@@ -85,7 +88,7 @@ class Conv4(Backbone):
         self.config = config
 
     def build(self, spec: TaskSpec) -> nn.Module:
-        """Return a module from `[n, channels, h, w]` to `[n, features]`, or to a map in the relation variant."""
+        """Return a module from `[n, channels, h, w]` to `[n, features]`; in the variant `relation` to a map."""
         variant = VARIANTS[self.config.variant]
         filters = self.config.filters or variant.filters
         strided = variant.downsample == "stride"

@@ -1,4 +1,4 @@
-"""MLP: fully connected layers with ReLU, the sinusoid network of MAML by default (1-40-40-1 with a linear head)."""
+"""MLP: fully connected layers; by default those of MAML for sinusoids (1-40-40-1 with a linear head)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class MLPOptions(Options):
     """Options of the multi-layer perceptron."""
 
     widths: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
-        (40, 40), min_length=1, description="units of each hidden layer"
+        (40, 40), min_length=1, description="units of each layer"
     )
-    activation: Literal["relu", "tanh"] = Field("relu", description="nonlinearity after each hidden layer")
+    activation: Literal["relu", "tanh"] = Field("relu", description="activation function after each layer")
 
 
 class MLP(Backbone):
-    """Fully connected hidden layers, from the flattened input to the last layer's units."""
+    """Fully connected layers with an activation after each, on the flattened input."""
 
     Config = MLPOptions
     reference: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.1"

@@ -1,4 +1,4 @@
-"""The hook specs and the manager: order, validation, isolation, tracing, and what plugins remember."""
+"""The hook specs and their calls: order, validation, errors, tracing, and the states of plugins."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_eight_hooks() -> None:
     )
 
 
-def test_plugins_are_called_in_the_order_given() -> None:
+def test_plugins_are_called_in_the_order_of_the_list() -> None:
     heard: list[str] = []
     manager = hook_manager([Listener(name, heard) for name in "abc"])
     manager.hook.metaforge_after_step(run=run_info(), step=1, metrics={})
@@ -67,14 +67,14 @@ def test_plugins_are_called_in_the_order_given() -> None:
     assert manager.hook.metaforge_run_facts(run=run_info()) == [{"name": "a"}, {"name": "b"}, {"name": "c"}]
 
 
-def test_the_first_answer_decides_whether_to_stop() -> None:
+def test_the_first_plugin_that_does_not_return_none_decides_whether_to_stop() -> None:
     heard: list[str] = []
     manager = hook_manager([Listener("a", heard), Listener("b", heard, answer=True), Listener("c", heard)])
     assert manager.hook.metaforge_should_stop(run=run_info(), step=1, metrics={}) is True
     assert heard == ["a?", "b?"]
 
 
-def test_managers_share_nothing() -> None:
+def test_a_manager_does_not_see_the_plugins_of_another() -> None:
     first, second = hook_manager([Listener("a", [])]), hook_manager([])
     assert len(first.get_plugins()) == 1
     assert not second.get_plugins()
@@ -110,7 +110,7 @@ def test_marked_static_and_class_methods_are_hooks_too() -> None:
 
 
 class Broken:
-    """Raises what it is given, at the steps and at the end."""
+    """Raises an error after a step and at the end of the run."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -125,7 +125,7 @@ class Broken:
 
 
 class Before:
-    """A wrapper that raises before what it wraps."""
+    """A wrapper that raises before it yields."""
 
     @hookimpl(wrapper=True)
     def metaforge_after_step(self) -> Iterator[None]:
@@ -139,7 +139,7 @@ class Before:
 
 
 class After:
-    """A wrapper that raises after what it wraps."""
+    """A wrapper that raises after it yields."""
 
     @hookimpl(wrapper=True)
     def metaforge_after_step(self) -> Iterator[None]:
@@ -183,8 +183,8 @@ class Ending:
 BREAKING = [Broken(ValueError("x")), Broken(SystemExit(3)), Before(), After(), Never(), Twice()]
 
 
-@pytest.mark.parametrize("plugin", BREAKING, ids=lambda one: type(one).__name__)
-def test_what_a_hook_raises_names_the_plugin_and_the_hook(plugin: object) -> None:
+@pytest.mark.parametrize("plugin", BREAKING, ids=lambda plugin: type(plugin).__name__)
+def test_the_error_of_a_hook_names_the_plugin_and_the_hook(plugin: object) -> None:
     said = rf"The hook metaforge_after_step of {type(plugin).__name__} raised (ValueError|SystemExit|TypeError): "
     with pytest.raises(PluginError, match=said) as caught:
         step(hook_manager([Listener("a", []), plugin]))
@@ -192,8 +192,8 @@ def test_what_a_hook_raises_names_the_plugin_and_the_hook(plugin: object) -> Non
     assert caught.value.where == f"{type(plugin).__module__}:{type(plugin).__name__}"
 
 
-@pytest.mark.parametrize("plugin", BREAKING, ids=lambda one: type(one).__name__)
-def test_the_end_is_told_to_all_others(plugin: object) -> None:
+@pytest.mark.parametrize("plugin", BREAKING, ids=lambda plugin: type(plugin).__name__)
+def test_the_end_hooks_of_all_other_plugins_are_called(plugin: object) -> None:
     ends: list[str] = []
     manager = hook_manager([Ending(ends), plugin, Ending(ends)])
     with pytest.raises(PluginError, match=f"metaforge_run_end of {type(plugin).__name__}"):
@@ -201,7 +201,7 @@ def test_the_end_is_told_to_all_others(plugin: object) -> None:
     assert ends == ["finished", "finished"]
 
 
-def test_a_plugin_that_hears_the_end_twice_is_not_told_four_times() -> None:
+def test_each_of_two_end_hooks_of_one_plugin_is_called_once() -> None:
     ends: list[str] = []
 
     class Both(Ending):
@@ -213,14 +213,14 @@ def test_a_plugin_that_hears_the_end_twice_is_not_told_four_times() -> None:
     assert sorted(ends) == ["also", "finished"]
 
 
-def test_errors_of_metaforge_s_own_and_ctrl_c_pass_as_they_are() -> None:
+def test_errors_of_metaforge_and_ctrl_c_are_not_wrapped() -> None:
     for error in (ConfigError("no such thing"), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught:
             step(hook_manager([Broken(error)]))
         assert caught.value is error
 
 
-def test_a_wrapper_sees_the_answers_and_the_failures_of_what_it_wraps() -> None:
+def test_a_wrapper_gets_the_results_and_the_errors_of_the_hooks_that_it_wraps() -> None:
     seen: list[Any] = []
 
     class Around:
@@ -245,7 +245,7 @@ def test_a_wrapper_sees_the_answers_and_the_failures_of_what_it_wraps() -> None:
     assert seen == [[{"name": "a"}], caught.value]
 
 
-def test_facts_that_are_no_mapping_name_their_plugin() -> None:
+def test_the_error_about_facts_that_are_no_mapping_names_the_plugin() -> None:
     class Talker:
         @hookimpl
         def metaforge_run_facts(self) -> Any:
@@ -256,18 +256,20 @@ def test_facts_that_are_no_mapping_name_their_plugin() -> None:
 
 
 class Plain:
-    """A component without hooks, with something that must not be touched to find that out."""
+    """A component without hooks, with properties that the search for hooks must not evaluate."""
 
     @property
-    def dear(self) -> Any:
-        raise AssertionError("asked")
+    def expensive(self) -> Any:
+        raise AssertionError("evaluated")
 
-    cached = functools.cached_property(lambda self: self.dear)
+    cached = functools.cached_property(lambda self: self.expensive)
 
     def predict(self) -> None: ...
 
 
-def test_calls_are_traced_when_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calls_are_traced_if_the_environment_variable_is_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Around(Plain):
         @hookimpl(wrapper=True)
         def metaforge_after_step(self) -> Any:
@@ -282,20 +284,20 @@ def test_calls_are_traced_when_asked(monkeypatch: pytest.MonkeyPatch, capsys: py
     manager.hook.metaforge_should_stop(run=run_info(), step=7, metrics={})
     manager.hook.metaforge_run_start(run=run_info())
     end_run(manager, run_info(), "finished", None)
-    told = capsys.readouterr()
-    lines = re.sub(r"\d+\.\d\d ms", "T", told.err).splitlines()
+    captured = capsys.readouterr()
+    lines = re.sub(r"\d+\.\d\d ms", "T", captured.err).splitlines()
     assert lines == [
         "metaforge_after_step at step 1: Listener (2) T, Listener (3) T, Around (1) T",
-        # The first answer decides: nobody else was asked.
+        # The first result decides, so the other plugins are not called.
         "metaforge_should_stop at step 7: Listener (2) T",
         "metaforge_run_start: no plugin",
         "metaforge_run_end: Ending (4) T",
     ]
-    assert told.out == ""
+    assert captured.out == ""
 
 
 class Counter(Component):
-    """Counts steps, over a resume too."""
+    """Counts steps, also over a resume."""
 
     class Config(Options): ...
 
@@ -316,12 +318,12 @@ class Counter(Component):
         self.count = state["count"]
 
 
-def test_plugins_remember_over_a_resume() -> None:
+def test_the_states_of_plugins_are_restored_by_name() -> None:
     first, second = Counter(None), Counter(None)
     first.count = 5
-    remembered = states({"counter": first, "other": Listener("a", [])})
-    assert remembered == {"counter": {"count": 5}}
-    restore_states({"new": Counter(None), "other": Listener("a", []), "counter": second}, remembered)
+    saved = states({"counter": first, "other": Listener("a", [])})
+    assert saved == {"counter": {"count": 5}}
+    restore_states({"new": Counter(None), "other": Listener("a", []), "counter": second}, saved)
     assert second.count == 5
 
 

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from metaforge.authoring.keys import make_key
-from metaforge.authoring.model import Model, feature_size, seeded, with_head
-from metaforge.authoring.protocols import Key, Options, Params, Pass, Regularizer
+from metaforge.authoring.keys import fold_in, make_key
+from metaforge.authoring.model import Model, ModelLearner
+from metaforge.authoring.network import seeded, with_head
+from metaforge.authoring.protocols import (
+    Examples,
+    Key,
+    NormPolicy,
+    Options,
+    Params,
+    Parts,
+    Pass,
+    Regularizer,
+    Task,
+    TaskShape,
+    TaskSpec,
+)
 from metaforge.errors import ConfigError
 from toys import POLICIES, double
 
@@ -227,14 +240,6 @@ def test_regularizers_tap_the_modules_that_they_ask_for() -> None:
     assert plain.draws(None) == 1
 
 
-@pytest.mark.parametrize("outputs", [1, 5])
-def test_with_head_adds_a_linear_layer_to_flattened_features(outputs: int) -> None:
-    body: Callable[[], nn.Module] = lambda: nn.Conv2d(2, 3, 3)  # noqa: E731
-    assert feature_size(body(), (2, 5, 6)) == 3 * 3 * 4
-    module = with_head(body, outputs, (2, 5, 6))()
-    assert module(torch.zeros(7, 2, 5, 6)).shape == (7, outputs)
-
-
 def test_a_trained_network_keeps_its_running_statistics() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     module[1].running_mean += 2.0  # type: ignore[operator, union-attr]
@@ -256,3 +261,85 @@ def test_channel_dropout_follows_the_key_and_noise_without_one_is_refused() -> N
         Model(lambda: nn.AlphaDropout(0.1))
     with pytest.raises(ConfigError, match="momentum=None"):
         Model(lambda: nn.BatchNorm1d(3, momentum=None))
+
+
+SPEC = TaskSpec("classification", (3,), 2, TaskShape(2, 3, 3))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_number_of_features_is_known_without_another_build(policy: NormPolicy) -> None:
+    builds: list[int] = []
+
+    def build() -> nn.Module:
+        builds.append(1)
+        return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Unflatten(1, (4, 2)))
+
+    model = Model.of(Parts(SPEC, build, regularizers={"one": Doubling(Options())}), norm=policy, steps=1)
+    before = torch.random.get_rng_state()
+    assert model.features == 8
+    assert len(builds) == 1
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert Model.of(Parts(SPEC, build), norm=policy, outputs=5).features == 5
+    with pytest.raises(AssertionError, match="x_shape"):
+        _ = Model(build).features
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "none"])
+def test_a_task_is_embedded_as_one_batch_unless_statistics_are_of_one_set(policy: str) -> None:
+    norm = nn.LayerNorm(4) if policy == "none" else nn.BatchNorm1d(4)
+    model, values = pure(made(0, nn.Linear(3, 4), norm), norm="running" if policy == "none" else policy, steps=1)
+    x, y = inputs(7), torch.zeros(7, dtype=torch.int64)
+    task = Task(Examples(x[:3], y[:3]), Examples(x[3:], y[3:]))
+    support, query, state = model.observe_task(values, task, KEY)
+    if policy in ("transductive", "support"):
+        at = Pass(KEY, 0, "support")
+        expected = model(values, x[:3], at)
+        fixed = values | model.statistics(values, x[:3], at)
+        after, change = model(fixed, x[3:], Pass(KEY, 0, "query")), {}
+    else:
+        output, change = model.observe(values, x, Pass(KEY, 0, "query"))
+        expected, after = output[:3], output[3:]
+    assert torch.equal(support, expected)
+    assert torch.equal(query, after)
+    assert state.keys() == change.keys()
+    assert all(torch.equal(state[name], change[name]) for name in change)
+
+
+def test_embedding_a_task_in_evaluation_changes_no_state() -> None:
+    model, values = pure(made(0, nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Unflatten(1, (2, 2))), norm="running")
+    x, y = inputs(7), torch.zeros(7, dtype=torch.int64)
+    support, query, state = model.observe_task(values, Task(Examples(x[:3], y[:3]), Examples(x[3:], y[3:])), None)
+    assert (support.shape, query.shape, state) == ((3, 4), (4, 4), {})
+    torch.testing.assert_close(torch.cat([support, query]), model(values, x).flatten(1))
+
+
+def test_a_learner_of_a_model_has_its_values_and_its_norm_policy() -> None:
+    class Small(ModelLearner):
+        """Does nothing but hold a model."""
+
+        Config = Options
+
+    parts = Parts(SPEC, lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+    options = Options()
+    one = Small(options, parts, norm="per-step", steps=2, outputs=5)  # type: ignore[abstract]
+    assert (one.config, one.spec, one.norm, one.transductive) == (options, SPEC, "per-step", False)
+    values = one.init(KEY)
+    expected = one.model.init(fold_in(KEY, "model"))
+    assert values["state.model.0.1.mean"].shape == (3, 4)
+    assert values.keys() == expected.keys()
+    assert all(torch.equal(values[name], expected[name]) for name in values)
+    assert one.model(values, torch.zeros(2, 3)).shape == (2, 5)
+    assert Small(options, parts).transductive  # type: ignore[abstract]
+
+
+class Attached(Doubling):
+    """Stores the names of the modules of the network."""
+
+    def attach(self, modules: Mapping[str, nn.Module]) -> None:
+        self.names = list(modules)
+
+
+def test_a_regularizer_is_attached_when_the_model_is_built() -> None:
+    regularizer = Attached(Options())
+    model = Model(lambda: made(0), regularizers={"one": regularizer})
+    assert regularizer.names == [name for name, _ in model.module.named_modules()]

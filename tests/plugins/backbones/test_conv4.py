@@ -8,7 +8,7 @@ from torch import nn
 
 from metaforge.authoring.inner_loop import Chain
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.model import with_head
+from metaforge.authoring.network import with_head
 from metaforge.authoring.protocols import Examples, Parts, Task, TaskShape, TaskSpec
 from metaforge.engine.batch import meta_gradients
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from metaforge.authoring.model import with_head
+from metaforge.authoring.network import with_head
 from metaforge.authoring.protocols import TaskShape, TaskSpec
 from metaforge_plugins.backbones.mlp import MLP, MLPOptions
 

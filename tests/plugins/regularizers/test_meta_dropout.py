@@ -1,4 +1,4 @@
-"""Meta Dropout: one mask for a task, and noise that is learned."""
+"""Meta Dropout: noise whose strength is meta-learned."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.func import grad, vmap
+from torch.func import grad
 from torch.nn import functional as F
 
 from metaforge.authoring.functional import select
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.model import Model, with_head
+from metaforge.authoring.model import Model
+from metaforge.authoring.network import with_head
 from metaforge.authoring.protocols import Params, Pass
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
@@ -24,7 +25,6 @@ from metaforge.runs.assembly import Components
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.learners.gradient.fomaml import FOMAML
 from metaforge_plugins.learners.gradient.maml import MAML
-from metaforge_plugins.learners.metric.protonet import ProtoNet
 from metaforge_plugins.regularizers import meta_dropout
 from metaforge_plugins.regularizers.meta_dropout import MetaDropout
 from toys import (
@@ -63,107 +63,8 @@ def pure(regularizers: dict[str, MetaDropout] | None = None, **options: Any) -> 
     return model, double(model.init(KEY)), x
 
 
-class Spy(MetaDropout):
-    """Keeps what each tapped module was turned into."""
-
-    def tap(self, meta: Params, name: str, module: nn.Module, inputs: Tensor, output: Tensor, at: Pass) -> Tensor:
-        new = super().tap(meta, name, module, inputs, output, at)
-        self.ratios[name] = new / output
-        return new
-
-    ratios: dict[str, Tensor]
-
-
-def masks(at: Pass, **options: Any) -> dict[str, Tensor]:
-    """Return the masks of the two activation layers in a pass."""
-    spy = Spy(Spy.Config(**options))
-    spy.ratios = {}
-    model, values, x = pure({"meta-dropout": spy})
-    model(values, x, at)
-    return spy.ratios
-
-
-# One mask per task.
-
-
-@pytest.mark.parametrize("cls", [MAML, FOMAML, ProtoNet])
-def test_no_rate_is_the_base_algorithm_to_the_bit(cls: type[Any]) -> None:
-    plain, masked = (learner(cls, backbone=smooth("batch"), regularizers=r) for r in ({}, dropout(rates=(0.0,))))
-    values = fresh(plain)
-    assert fresh(masked).keys() == values.keys()
-    ours, theirs = step(masked, values, tasks(2)), step(plain, values, tasks(2))
-    assert torch.equal(ours.losses, theirs.losses)
-    assert all(torch.equal(ours.grads[name], theirs.grads[name]) for name in theirs.grads)
-
-
-@pytest.mark.parametrize("shape", ["channel", "element"])
-def test_a_task_has_one_mask_for_all_its_passes_and_another_task_another(shape: str) -> None:
-    options = {"rates": (0.5,), "shape": shape}
-    first = masks(Pass(KEY, 0, "support"), **options)
-    assert set(first) == {"0.2", "0.5"}
-    for at in (Pass(KEY, 0, "query"), Pass(KEY, 3, "support"), Pass(KEY, 3, "support", 2)):
-        again = masks(at, **options)
-        assert all(torch.equal(first[name] == 0, again[name] == 0) for name in first)
-    other = masks(Pass(make_key(1), 0, "support"), **options)
-    assert any(not torch.equal(first[name], other[name]) for name in first)
-    for mask in first.values():
-        torch.testing.assert_close(mask[0], mask[-1])
-        torch.testing.assert_close(mask, 2 * (mask != 0).double())
-        whole = (mask == mask[..., :1, :1]).all()
-        assert bool(whole) is (shape == "channel")
-
-
-def test_no_mask_in_evaluation_and_none_on_queries_on_request() -> None:
-    assert all((mask == 1).all() for mask in masks(Pass(None, 0, "support"), rates=(0.9,)).values())
-    assert all((mask == 1).all() for mask in masks(Pass(KEY, 0, "query"), rates=(0.5,), query=False).values())
-    assert all((mask == 0).any() for mask in masks(Pass(KEY, 0, "support"), rates=(0.5,), query=False).values())
-
-
-def test_rates_go_by_layer_and_the_last_repeats() -> None:
-    layers = [nn.Sequential(nn.Linear(400, 400), nn.ReLU()) for _ in range(4)]
-    model = Model(lambda: nn.Sequential(*layers), regularizers=dropout(rates=(0.0, 0.5, 0.25)))
-    regularizer = model.regularizers["meta-dropout"]
-    assert isinstance(regularizer, MetaDropout)
-    ones = torch.ones(1, 400)
-    found = [float((regularizer.masked(f"{i}.1", ones, Pass(KEY)) == 0).float().mean()) for i in range(4)]
-    for share, rate in zip(found, (0.0, 0.5, 0.25, 0.25), strict=True):
-        assert abs(share - rate) < 0.08
-    assert regularizer.draws(None) == regularizer.draws(KEY) == 1
-
-
-def test_the_mask_keeps_the_mean() -> None:
-    regularizer = dropout(rates=(0.3,))["meta-dropout"]
-    assert regularizer.taps("layer", nn.ReLU())
-    x = torch.ones(1, 5, dtype=torch.float64)
-    keys = torch.stack([make_key(i) for i in range(4000)])
-    drawn = vmap(lambda key: regularizer.masked("layer", x, Pass(key))[0])(keys)
-    assert (drawn.mean(0) - 1).abs().max() < 0.06
-
-
-@pytest.mark.parametrize("norm", POLICIES)
-@pytest.mark.parametrize("options", [{"rates": (0.3,)}, {"mode": "learned"}], ids=["mask", "learned"])
-def test_vectorised_equals_loop(options: dict[str, Any], norm: str) -> None:
-    built = learner(MAML, backbone=smooth("batch"), regularizers=dropout(**options), steps=2, norm=norm)
-    values, batch = fresh(built), tasks(4)
-    looped = step(built, values, batch)
-    assert_equal_steps(step(built, values, batch, "vmap"), looped)
-    assert_equal_steps(step(built, values, batch, "vmap", chunk=3), looped)
-
-
-@pytest.mark.parametrize("norm", POLICIES)
-@pytest.mark.parametrize(
-    "options", [{"rates": (0.3,), "shape": "element"}, {"mode": "learned"}], ids=["mask", "learned"]
-)
-def test_finite_differences(options: dict[str, Any], norm: str) -> None:
-    built = learner(MAML, backbone=smooth("batch"), regularizers=dropout(**options), steps=2, norm=norm)
-    assert_loss_has_its_gradient(built)
-
-
-# Learned noise.
-
-
 def test_every_layer_has_a_twin_and_the_head_one_column() -> None:
-    model, values, _ = pure(mode="learned")
+    model, values, _ = pure()
     phi = {name: tuple(value.shape) for name, value in select(values, PHI).items()}
     assert phi == {
         "gate.0.0.weight": (8, 1, 3, 3),
@@ -191,7 +92,7 @@ def forward(values: Params, x: Tensor, noise: dict[str, Tensor]) -> Tensor:
 
 
 def test_the_noise_stands_where_the_paper_puts_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, values, x = pure(mode="learned")
+    model, values, x = pure()
     torch.testing.assert_close(model(values, x, Pass(KEY, 0, "query")), forward(values, x, {}))
     torch.testing.assert_close(model(values, x, Pass(None, 0, "query")), forward(values, x, {}))
     drawn: list[Tensor] = []
@@ -208,19 +109,19 @@ def test_the_noise_stands_where_the_paper_puts_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_noise_is_new_at_every_step_draw_and_task_and_fixed_in_evaluation() -> None:
-    model, values, x = pure(mode="learned")
+    model, values, x = pure()
     places = [Pass(key, n, "support", draw) for key in (KEY, make_key(1), None) for n in (0, 1) for draw in (0, 1)]
     outputs = [model(values, x, at) for at in places]
     for i, one in enumerate(outputs):
         assert torch.equal(one, model(values, x, places[i]))
         assert not any(torch.allclose(one, other) for other in outputs[:i])
-    regularizer = dropout(mode="learned", test_draws=7)["meta-dropout"]
+    regularizer = dropout(test_draws=7)["meta-dropout"]
     assert (regularizer.draws(KEY), regularizer.draws(None)) == (1, 7)
 
 
 def test_a_unit_gate_without_noise_is_the_base_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = learner(MAML, steps=2)
-    noisy = learner(MAML, steps=2, regularizers=dropout(mode="learned"))
+    noisy = learner(MAML, steps=2, regularizers=dropout())
     values = fresh(plain)
     phi = {name: torch.zeros_like(value) for name, value in double(noisy.init(KEY)).items() if name.startswith(PHI)}
     phi |= {name: value + math.log(math.e - 1) for name, value in phi.items() if name.endswith("bias")}
@@ -232,7 +133,7 @@ def test_a_unit_gate_without_noise_is_the_base_algorithm(monkeypatch: pytest.Mon
 
 
 def test_phi_learns_through_the_adapted_weights_and_the_query_gate_alone() -> None:
-    built = learner(MAML, steps=2, regularizers=dropout(mode="learned"))
+    built = learner(MAML, steps=2, regularizers=dropout())
     values, example = fresh(built), task()
     assert not any(name.startswith("regularizers") for name in built.adapted)
     gradient = grad(lambda v: built.loss(v, example, KEY)[0])(values)
@@ -242,22 +143,22 @@ def test_phi_learns_through_the_adapted_weights_and_the_query_gate_alone() -> No
     query = grad(lambda v: built.query_loss(v, fast, example, KEY, {})[0])(values)
     assert query[f"{PHI}.gate.0.0.weight"].any()
     assert not query[f"{PHI}.head.2.weight"].any()
-    first = learner(FOMAML, steps=2, regularizers=dropout(mode="learned"))
+    first = learner(FOMAML, steps=2, regularizers=dropout())
     assert not grad(lambda v: first.loss(v, example, KEY)[0])(values)[f"{PHI}.head.2.weight"].any()
 
 
 def test_without_an_inner_rate_the_noise_has_no_effect() -> None:
     still = {"sgd": SGD(SGDOptions(lr=0.0))}
-    built = learner(MAML, steps=2, adapters=still, regularizers=dropout(mode="learned"))
+    built = learner(MAML, steps=2, adapters=still, regularizers=dropout())
     values, example = fresh(built), task()
     assert torch.equal(built.loss(values, example, KEY)[0], built.loss(values, example, make_key(1))[0])
-    moving = learner(MAML, steps=2, regularizers=dropout(mode="learned"))
+    moving = learner(MAML, steps=2, regularizers=dropout())
     assert not torch.equal(moving.loss(values, example, KEY)[0], moving.loss(values, example, make_key(1))[0])
 
 
 def test_evaluation_is_repeatable_and_settles_with_more_draws() -> None:
     def reached(draws: int) -> Tensor:
-        built = learner(MAML, test_steps=1, regularizers=dropout(mode="learned", test_draws=draws))
+        built = learner(MAML, test_steps=1, regularizers=dropout(test_draws=draws))
         values = fresh(built)
         first, again = (built.adapt(values, task().support)["model.2.weight"] for _ in range(2))
         assert torch.equal(first, again)
@@ -267,23 +168,34 @@ def test_evaluation_is_repeatable_and_settles_with_more_draws() -> None:
     assert (reached(20) - limit).norm() < (reached(1) - limit).norm()
 
 
-# Both.
+@pytest.mark.parametrize("norm", POLICIES)
+def test_vectorised_equals_loop(norm: str) -> None:
+    built = learner(MAML, backbone=smooth("batch"), regularizers=dropout(), steps=2, norm=norm)
+    values, batch = fresh(built), tasks(4)
+    looped = step(built, values, batch)
+    assert_equal_steps(step(built, values, batch, "vmap"), looped)
+    assert_equal_steps(step(built, values, batch, "vmap", chunk=3), looped)
 
 
-@pytest.mark.parametrize("mode", ["mask", "learned"])
-def test_a_network_without_a_layer_to_act_on_is_refused(mode: str) -> None:
-    model = Model(lambda: nn.Sequential(nn.Flatten()), regularizers=dropout(mode=mode))
+@pytest.mark.parametrize("norm", POLICIES)
+def test_finite_differences(norm: str) -> None:
+    built = learner(MAML, backbone=smooth("batch"), regularizers=dropout(), steps=2, norm=norm)
+    assert_loss_has_its_gradient(built)
+
+
+def test_a_network_without_a_layer_to_act_on_is_refused() -> None:
+    model = Model(lambda: nn.Sequential(nn.Flatten()), regularizers=dropout())
     with pytest.raises(ConfigError, match="meta-dropout"):
         model.init(KEY)
 
 
 def test_options_are_checked() -> None:
-    for wrong in ({"rates": ()}, {"rates": (1.0,)}, {"rates": (-0.1,)}, {"test_draws": 0}, {"mode": "learnt"}):
+    for wrong in ({"test_draws": 0}, {"mode": "learnt"}):
         with pytest.raises(ValidationError):
             MetaDropout.Config(**wrong)  # type: ignore[arg-type]
 
 
-# Beside learners without an inner loop.
+# With learners that have no inner loop.
 
 
 def components(learner: str, **options: Any) -> Components:
@@ -292,16 +204,12 @@ def components(learner: str, **options: Any) -> Components:
 
 
 @pytest.mark.parametrize("name", ["protonet", "leo", "mann"])
-@pytest.mark.parametrize("options", [{"mode": "learned"}, {"query": False}], ids=["learned", "mask"])
-def test_what_acts_on_an_inner_loop_alone_is_refused_without_one(name: str, options: dict[str, Any]) -> None:
+def test_what_acts_on_an_inner_loop_alone_is_refused_without_one(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"'meta-dropout', .*; the learner '{name}' uses none") as caught:
-        components(name, **options)
+        components(name)
     assert caught.value.where == "regularizers.meta-dropout"
     assert "leave it out" in caught.value.remedy
 
 
-def test_it_is_accepted_with_an_inner_loop_and_masks_everywhere() -> None:
-    for options in ({"mode": "learned"}, {"query": False}, {}):
-        assert components("maml", **options).regularizers
-    for name in ("protonet", "leo", "mann"):
-        assert components(name).regularizers
+def test_it_is_accepted_with_an_inner_loop() -> None:
+    assert components("maml").regularizers

@@ -1,4 +1,4 @@
-"""Conditional neural process: one forward pass turns the support set into a predictive distribution.
+"""Conditional neural process: one forward pass computes a predictive distribution from the support set.
 
 Garnelo et al., "Conditional Neural Processes", ICML 2018 (arXiv 1807.01613).
 """
@@ -39,14 +39,14 @@ class CNPOptions(Options):
     """Options of conditional neural processes."""
 
     encoder: tuple[Units, ...] = Field((128, 128, 128, 128), min_length=1, description="units of each encoder layer")
-    decoder: tuple[Units, ...] = Field((128, 128), description="units of each hidden decoder layer")
+    decoder: tuple[Units, ...] = Field((128, 128), description="units of each hidden layer of the decoder")
     vary_context: bool = Field(
-        True, description="draw for each training task how many of the support examples are seen, from one to all"
+        True, description="in training, use a random number of the support examples, from one to all"
     )
 
 
 class CNP(Learner):
-    """Encodes every support example, averages the codes, and decodes a normal distribution at each query."""
+    """Encodes every support example, averages the codes, and decodes a normal distribution for each query."""
 
     Config = CNPOptions
     reference: ClassVar[str] = "Garnelo et al. 2018, arXiv 1807.01613, equations 1 to 4"
@@ -62,7 +62,7 @@ class CNP(Learner):
         }
 
     def init(self, key: Key) -> Params:
-        """Return the encoder's and the decoder's weights, uniform in ±1/√inputs as `nn.Linear` draws them."""
+        """Return the weights of encoder and decoder, uniform in ±1/√inputs as in `nn.Linear`."""
         values: Params = {}
         for part, widths in self.widths.items():
             for i, (before, after) in enumerate(pairwise(widths)):
@@ -72,35 +72,35 @@ class CNP(Learner):
         return prefixed("cnp", values)
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
-        """Return the representation r `[units]`: the mean code of the support examples (of those seen, under a key)."""
+        """Return the representation r `[units]`: the mean code of the support examples, of some in training."""
         codes = mlp(select(values, "cnp.encoder"), torch.cat([support.x.flatten(1), support.y], -1))
-        seen = self.seen(len(codes), key, codes)
-        return {"representation": seen @ codes / seen.sum().clamp_min(1)}
+        weights = self.context_weights(len(codes), key, codes)
+        return {"representation": weights @ codes / weights.sum().clamp_min(1)}
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """Return the means `[n, outputs]`."""
         return self.distribution(values, fast, x)[0]
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
-        """Return −mean log N(y; μ, σ) over all targets, support and query together."""
+        """Return the mean of −log N(y; μ, σ) over the targets of support and query set."""
         x, y = (torch.cat(pair) for pair in zip(task.support, task.query, strict=True))
         mean, deviation = self.distribution(values, self.adapt(values, task.support, key=key), x)
-        figures = {"score": score("regression", mean[len(task.support.x) :], task.query.y).detach()}
-        return -log_normal(y, mean, deviation).mean(), Aux(figures)
+        metrics = {"score": score("regression", mean[len(task.support.x) :], task.query.y).detach()}
+        return -log_normal(y, mean, deviation).mean(), Aux(metrics)
 
     def measure(self, values: Params, task: Task, key: Key) -> Params:
-        """Return the mean log-likelihood of a query target; it can be positive, at most 1.3836 per output."""
+        """Return the mean log-likelihood of a query target; a density, it can be positive, up to 1.3836 per output."""
         mean, deviation = self.distribution(values, self.adapt(values, task.support), task.query.x)
         return {"log_likelihood": log_normal(task.query.y, mean, deviation).sum(-1).mean()}
 
     def distribution(self, values: Params, fast: Params, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (μ, σ), both `[n, outputs]`, of the decoder at `x`; σ = 0.1 + 0.9 softplus(s)."""
+        """Return the decoder's μ and σ at `x`, each `[n, outputs]`; σ = 0.1 + 0.9 softplus(s)."""
         r = fast["representation"].expand(len(x), -1)
         mean, s = mlp(select(values, "cnp.decoder"), torch.cat([x.flatten(1), r], -1)).chunk(2, -1)
         return mean, 0.1 + 0.9 * F.softplus(s)
 
-    def seen(self, n: int, key: Key | None, like: Tensor) -> Tensor:
-        """Return a weight of 0 or 1 for each of `n` support examples, at least one of them 1; all 1 without a key."""
+    def context_weights(self, n: int, key: Key | None, like: Tensor) -> Tensor:
+        """Return a weight of 0 or 1 for each of `n` support examples, at least one of them 1; all 1 in evaluation."""
         if key is None or not self.config.vary_context or n == 0:
             return like.new_ones(n)
         count = 1 + (uniform(fold_in(key, "count"), ()) * n).floor()

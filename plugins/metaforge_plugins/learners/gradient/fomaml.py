@@ -1,4 +1,4 @@
-"""FOMAML: MAML whose inner gradients are constants.
+"""FOMAML: first-order MAML, which treats the inner gradients as constants.
 
 Finn, Abbeel, Levine 2017 (arXiv 1703.03400, section 5.2); analysed by Nichol, Achiam, Schulman 2018 (arXiv 1803.02999).
 """
@@ -14,7 +14,7 @@ from metaforge.authoring import Aux, InnerLoopLearner, InnerLoopOptions, Key, Pa
 
 
 class FOMAML(InnerLoopLearner):
-    """Learns an initialisation by the query gradient at the adapted weights (first order)."""
+    """Learns an initialisation by the gradient of the query loss at the adapted weights (first order)."""
 
     Config = InnerLoopOptions
     reference: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.2"
@@ -34,6 +34,6 @@ class FOMAML(InnerLoopLearner):
     }
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
-        """Return the query loss at θ', where θ' = θ minus a constant: its gradient is ∇L_Q(θ')."""
-        fast, state = self.descend(values, task.support, self.config.steps, key, first_order=True)
+        """Return the query loss at θ' = θ − c, where the inner updates c are constants: its gradient is ∇L_Q(θ')."""
+        fast, state = self.descend(values, task.support, self.config.steps, key)
         return self.query_loss(values, fast, task, key, state)

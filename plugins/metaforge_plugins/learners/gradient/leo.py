@@ -1,10 +1,11 @@
 """LEO: adapt in a low-dimensional latent space from which the classifier's weights are decoded.
 
 Rusu, Rao, Sygnowski, Vinyals, Pascanu, Osindero, Hadsell, "Meta-Learning with Latent Embedding Optimization", ICLR 2019
-(arXiv 1807.05960). Departures, for which its figures do not stand beside the paper's: the backbone is trained jointly
-unless `train_backbone` is off (the paper: fixed features of a network trained beforehand); features are scaled to the
-length `scale`; `latent_rate` and `code_std` start small; deviations are bounded (`LARGEST`); the support loss is summed
-over classes and averaged over shots; training tasks have 20 ways; the meta-gradient is clipped as a whole.
+(arXiv 1807.05960). Results are not comparable with the paper's, because of these differences: the backbone is trained
+jointly unless `train_backbone` is false (the paper uses fixed features of a network trained beforehand); features are
+scaled to the norm `scale`; `latent_rate` and `code_std` start small; standard deviations are bounded (`LARGEST`); the
+support loss is summed over classes and averaged over shots; training tasks have 20 ways; the meta-gradient is clipped
+by its norm over all parameters.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ from metaforge.authoring import (
     BatchNormPolicy,
     Examples,
     Key,
-    Learner,
-    Model,
+    ModelLearner,
     Options,
     Params,
     Parts,
@@ -32,50 +32,48 @@ from metaforge.authoring import (
     Tags,
     Task,
     cross_entropy,
-    feature_size,
     fold_in,
-    make_key,
     normal,
     one_hot,
     score,
-    seeded,
     sum_of,
     uniform,
 )
 
 MATRICES = ("leo.encoder", "leo.relation.0", "leo.relation.1", "leo.relation.2", "leo.decoder")
-# Bound on the log of a deviation (of codes: of its ratio to the starting one; of weights: before the offset is added):
-# an unbounded one overflows early in training, when backbone and codes move together.
+# Upper bound on the log of a standard deviation: for codes, relative to `code_std`; for weights, before the offset is
+# added. Without it the exponential overflows early in training, when backbone and codes are trained jointly.
 LARGEST = 1.0
 
 
 class LEOOptions(Options):
     """Options of latent embedding optimisation."""
 
-    steps: int = Field(5, ge=0, le=1000, description="steps on the latent codes")
-    finetune: int = Field(5, ge=0, le=1000, description="steps on the decoded weights, after those on the codes")
-    latent: int = Field(64, ge=1, le=4096, description="size of a class's latent code")
-    code_std: float = Field(0.03, gt=0.0, description="deviation with which a code's noise starts; 1.0 in the paper")
-    latent_rate: float = Field(0.05, ge=0.0, description="start of each latent dimension's own rate; 1.0 in the paper")
-    weight_rate: float = Field(1e-3, ge=0.0, description="start of each weight dimension's own rate; as in the paper")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of the features hidden from the encoder in training")
-    kl: float = Field(1e-3, ge=0.0, description="weight β of the codes' divergence from a standard normal")
+    steps: int = Field(5, ge=0, le=1000, description="gradient steps on the latent codes")
+    finetune: int = Field(5, ge=0, le=1000, description="gradient steps on the decoded weights, afterwards")
+    latent: int = Field(64, ge=1, le=4096, description="size of the latent code of a class")
+    code_std: float = Field(0.03, gt=0.0, description="initial standard deviation of a code's noise; 1.0 in the paper")
+    latent_rate: float = Field(0.05, ge=0.0, description="initial rate of each latent dimension; 1.0 in the paper")
+    weight_rate: float = Field(1e-3, ge=0.0, description="initial rate of each weight dimension; as in the paper")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout rate of the encoder's input in training")
+    kl: float = Field(1e-3, ge=0.0, description="weight β of the KL divergence of the codes from a standard normal")
     encoder_penalty: float = Field(
         1e-5, ge=0.0, description="weight γ of the squared distance from code to adapted code"
     )
     l2: float = Field(1e-8, ge=0.0, description="weight of the squared weights of encoder, relation net and decoder")
     orthogonality: float = Field(1e-3, ge=0.0, description="weight of the correlation among the decoder's latent rows")
-    scale: float = Field(8.0, gt=0.0, description="length to which every image's features are scaled")
+    scale: float = Field(8.0, gt=0.0, description="norm to which the features of each image are scaled")
     train_backbone: bool = Field(True, description="train the backbone jointly; the paper keeps it fixed")
     norm: BatchNormPolicy = Field("running", description="whose statistics batch norm uses in evaluation")
 
 
-class LEO(Learner):
-    """Encodes the support set into one code per class, descends on the codes, and decodes a linear classifier."""
+class LEO(ModelLearner):
+    """Encodes the support set as one code per class, adapts the codes by gradients, and decodes a linear classifier."""
 
     Config = LEOOptions
     reference: ClassVar[str] = "Rusu et al. 2019, arXiv 1807.05960, algorithm 1"
     tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), adapts=True, fixed_ways=False, stochastic=True)
+    config: LEOOptions
     defaults: ClassVar = {
         "classification": {
             "train": {
@@ -92,15 +90,11 @@ class LEO(Learner):
     }
 
     def __init__(self, config: LEOOptions, parts: Parts) -> None:
-        assert parts.backbone is not None
-        self.config, self.ways, self.steps = config, parts.spec.outputs, config.steps
-        self.model = Model.of(parts, norm=config.norm)
-        with seeded(make_key(0, "structure")):
-            self.features = feature_size(parts.backbone(), parts.spec.x_shape)
-        self.norm, self.transductive = self.model.norm, self.model.transductive
+        super().__init__(config, parts, norm=config.norm)
+        self.ways, self.steps, self.features = parts.spec.outputs, config.steps, self.model.features
 
     def init(self, key: Key) -> Params:
-        """Return the backbone's values, the three networks' matrices `[inputs, outputs]` and the learned rates."""
+        """Return the backbone's values, the matrices `[inputs, outputs]` of the networks, and the learned rates."""
         latent, features = self.config.latent, self.features
         shapes = ((features, latent), *((2 * latent, 2 * latent),) * 3, (latent, 2 * features))
         matrices = {n: glorot(fold_in(key, n), shape) for n, shape in zip(MATRICES, shapes, strict=True)}
@@ -108,10 +102,10 @@ class LEO(Learner):
             "leo.latent_rate": torch.full((latent,), self.config.latent_rate),
             "leo.weight_rate": torch.full((features,), self.config.weight_rate),
         }
-        return self.model.init(fold_in(key, "model")) | matrices | rates
+        return super().init(key) | matrices | rates
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
-        """Return the class weights `[ways, features]` after `steps` latent steps; of 0 steps, as first decoded."""
+        """Return the class weights `[ways, features]` after `steps` latent steps; for 0 steps, those first decoded."""
         at = Pass(key, 0, "support")
         features = self.embed(values, support.x, at)
         mean, log_std = self.encode(values, features, support.y, key)
@@ -124,7 +118,8 @@ class LEO(Learner):
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return L_Q + β KL(q(z) ‖ N(0, I)) + γ ‖sg(z') − z‖² + R (equations 6 and 7)."""
-        support, query, state = self.features_of(values, task, key)
+        support, query, state = self.model.observe_task(values, task, key)
+        support, query = self.scaled(support), self.scaled(query)
         mean, log_std = self.encode(values, support, task.support.y, key)
         codes = sample(mean, log_std.exp(), key)
         weights, adapted = self.descend(values, codes, Examples(support, task.support.y), None, key)
@@ -138,32 +133,23 @@ class LEO(Learner):
         )
         return sum_of(terms), Aux({"score": score("classification", logits, task.query.y).detach()}, state)
 
-    def features_of(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Tensor, Params]:
-        """Return the features of support and query, and the state's change; under running statistics as one batch."""
-        if self.norm in ("transductive", "support"):
-            at, given = Pass(key, 0, "support"), task.support.x
-            fixed = values | self.model.statistics(values, given, at)
-            return self.embed(values, given, at), self.embed(fixed, task.query.x, Pass(key, 0, "query")), {}
-        both = torch.cat([task.support.x, task.query.x])
-        outputs, state = self.model.observe(values, both, Pass(key, 0, "query"))
-        support, query = self.normalised(outputs).tensor_split([len(task.support.x)])
-        return support, query, state
-
     def embed(self, values: Params, x: Tensor, at: Pass) -> Tensor:
-        """Return the backbone's features `[n, features]`, each row of length `scale`."""
-        return self.normalised(self.model(values, x, at))
+        """Return the backbone's features `[n, features]`, each row scaled to the norm `scale`."""
+        return self.scaled(self.model(values, x, at).flatten(1))
 
-    def normalised(self, outputs: Tensor) -> Tensor:
-        """Return `[n, features]`, each row of length `scale`; no gradient passes if the backbone is fixed."""
-        features = outputs if self.config.train_backbone else outputs.detach()
-        return self.config.scale * F.normalize(features.flatten(1), dim=-1)
+    def scaled(self, features: Tensor) -> Tensor:
+        """Return `features` `[n, features]`, each row scaled to the norm `scale`; detached if the backbone is fixed."""
+        if not self.config.train_backbone:
+            features = features.detach()
+        return self.config.scale * F.normalize(features, dim=-1)
 
     def encode(self, values: Params, features: Tensor, y: Tensor, key: Key | None) -> tuple[Tensor, Tensor]:
-        """Return mean and log standard deviation `[ways, latent]` of each class's code (equations 4 and 5).
+        """Return mean and log standard deviation `[ways, latent]` of the code of each class (equations 4 and 5).
 
-        The relation net sees every ordered pair of supports, pairs of an example with itself among them.
+        The input of the relation network is every ordered pair of support examples, including pairs of an example with
+        itself.
         """
-        codes = dropped(features, self.config.dropout, key) @ values["leo.encoder"]
+        codes = dropout(features, self.config.dropout, key) @ values["leo.encoder"]
         left, right = (codes @ half for half in values["leo.relation.0"].chunk(2))
         hidden = (left.unsqueeze(1) + right.unsqueeze(0)).relu() @ values["leo.relation.1"]
         related = (hidden.relu() @ values["leo.relation.2"]).mean(1)
@@ -172,9 +158,9 @@ class LEO(Learner):
         return mean, log_std.clamp_max(LARGEST) + math.log(self.config.code_std)
 
     def decode(self, values: Params, codes: Tensor, key: Key | None) -> Tensor:
-        """Return class weights `[ways, features]`: w ~ N(μ, σ²), (μ, σ) linear in z; μ itself in evaluation.
+        """Return class weights `[ways, features]`: w ~ N(μ, σ²) with (μ, σ) linear in z; in evaluation w = μ.
 
-        The deviation is shifted so that it starts as √(2 / (features + ways)), the authors' choice.
+        As in the authors' code, σ is shifted so that it starts at √(2 / (features + ways)).
         """
         mean, log_std = (codes @ values["leo.decoder"]).chunk(2, -1)
         offset = (2.0 / (self.features + self.ways)) ** 0.5
@@ -183,7 +169,7 @@ class LEO(Learner):
     def descend(
         self, values: Params, codes: Tensor, support: Examples, steps: int | None, key: Key | None
     ) -> tuple[Tensor, Tensor]:
-        """Return adapted (class weights, codes): z ← z − a ∘ ∇_z L_S, then w ← w − b ∘ ∇_w L_S.
+        """Return the adapted class weights and codes: z ← z − a ∘ ∇_z L_S, then w ← w − b ∘ ∇_w L_S.
 
         L_S is summed over classes and averaged over shots, so that the learned rates suit any number of ways.
         """
@@ -204,19 +190,19 @@ class LEO(Learner):
 
 
 def sample(mean: Tensor, std: Tensor, key: Key | None) -> Tensor:
-    """Return mean + std · ε with ε ~ N(0, I) drawn from the key; the mean itself in evaluation."""
+    """Return mean + std · ε, where ε ~ N(0, I) is drawn from the key; in evaluation the mean."""
     return mean if key is None else mean + std * normal(fold_in(key, "sample"), mean.shape, mean.dtype)
 
 
-def dropped(x: Tensor, rate: float, key: Key | None) -> Tensor:
-    """Return `x` with a share `rate` of its entries zeroed and the rest scaled up; `x` itself in evaluation."""
+def dropout(x: Tensor, rate: float, key: Key | None) -> Tensor:
+    """Return `x` with entries zeroed with probability `rate` and the others scaled up; in evaluation `x`."""
     if key is None or rate == 0.0:
         return x
     return x * (uniform(fold_in(key, "dropout"), x.shape, x.dtype) >= rate) / (1.0 - rate)
 
 
 def divergence(mean: Tensor, log_std: Tensor) -> Tensor:
-    """Return KL(N(μ, σ²) ‖ N(0, 1)), averaged over all dimensions."""
+    """Return KL(N(μ, σ²) ‖ N(0, 1)), averaged over classes and dimensions."""
     return 0.5 * (mean.square() + (2.0 * log_std).exp() - 1.0 - 2.0 * log_std).mean()
 
 

@@ -31,6 +31,6 @@ class MAML(InnerLoopLearner):
     }
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
-        """Return the query loss at θ' = θ − α ∇L_S(θ), repeated for each inner step (equation 1)."""
+        """Return the query loss at θ' = θ − α ∇L_S(θ), with one such update per inner step (equation 1)."""
         fast, state = self.descend(values, task.support, self.config.steps, key)
         return self.query_loss(values, fast, task, key, state)

@@ -1,4 +1,4 @@
-"""Reptile: move the initialisation towards the weights that a few optimiser steps on each task reach.
+"""Reptile: move the initialisation towards the weights that each task reaches after a few optimiser steps.
 
 Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018 (arXiv 1803.02999).
 """
@@ -33,16 +33,16 @@ from metaforge.authoring import (
 class ReptileOptions(InnerLoopOptions):
     """Options of Reptile."""
 
-    steps: int = Field(5, ge=1, le=1000, description="inner steps in training (k)")
+    steps: int = Field(5, ge=1, le=1000, description="inner steps in training (k in the paper)")
     test_steps: int = Field(50, ge=0, le=1000, description="inner steps in evaluation")
     adapt: Literal["weights", "all"] = Field(
-        "all", description="what is meta-learned and moves: all, or all but the norm layers' own parameters"
+        "all", description="parameters that are adapted and meta-learned: all, or all but those of norm layers"
     )
-    batch: int = Field(10, ge=1, description="examples in one inner step of training")
+    batch: int = Field(10, ge=1, description="examples in the mini-batch of an inner step of training")
 
 
 class Reptile(InnerLoopLearner):
-    """Learns an initialisation close to each task's solution; no split into support and query, no second derivative."""
+    """Learns an initialisation close to the solution of each task, without second derivatives or a query set."""
 
     Config = ReptileOptions
     reference: ClassVar[str] = "Nichol, Achiam, Schulman 2018, arXiv 1803.02999, algorithm 1"
@@ -70,37 +70,43 @@ class Reptile(InnerLoopLearner):
     }
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
-        """Return ½‖θ − φ‖² with φ = U_k(θ) a constant: its gradient is Reptile's direction θ − φ."""
+        """Return ½‖θ − φ‖², where φ = U_k(θ) is a constant: its gradient is Reptile's direction θ − φ (algorithm 1)."""
         data = Examples(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
-        batches = self.minibatches(data, key)
+        batches = Minibatches(data, self.config.batch, key)
 
-        def objective(moved: Params, step: int) -> tuple[Tensor, Params]:
-            return self.support_loss(moved, batches(step), step, key)
+        def objective(values: Params, step: int) -> tuple[Tensor, Params]:
+            return self.support_loss(values, batches(step), step, key)
 
         start = {name: values[name] for name in self.adapted}
-        fast, state = descend(objective, values, start, self.adapter, self.config.steps, first_order=True)
+        fast, state = descend(objective, values, start, self.adapter, self.config.steps, first_order=self.first_order)
         distance = sum_of((start[name] - fast[name].detach()).square().sum() for name in self.adapted)
-        with torch.no_grad():
-            shown = batches(self.config.steps)
-            statistics = self.model.statistics(values | fast, shown.x, Pass(key, self.config.steps, "support"))
-            prediction = self.model(values | fast | statistics, shown.x, Pass(key, self.config.steps, "query"))
-        figures = {"score": score(self.spec.kind, prediction, shown.y), "fit": self.criterion(prediction, shown.y)}
-        return 0.5 * distance, Aux({n: v.detach() for n, v in figures.items()}, state)
+        metrics = self.metrics(values | fast, batches(self.config.steps), key)
+        return 0.5 * distance, Aux(metrics, state)
 
-    def minibatches(self, data: Examples, key: Key) -> Minibatches:
-        """Return the inner steps' mini-batches: the task's examples in a random order, again and again."""
-        return Minibatches(data, min(self.config.batch, data.x.shape[0]), key)
+    def metrics(self, values: Params, batch: Examples, key: Key) -> Params:
+        """Return score and loss (`fit`) of the adapted network on the mini-batch that follows the last inner step."""
+        with torch.no_grad():
+            statistics = self.model.statistics(values, batch.x, Pass(key, self.config.steps, "support"))
+            prediction = self.model(values | statistics, batch.x, Pass(key, self.config.steps, "query"))
+        metrics = {"score": score(self.spec.kind, prediction, batch.y), "fit": self.criterion(prediction, batch.y)}
+        return {name: value.detach() for name, value in metrics.items()}
 
 
 class Minibatches:
-    """Mini-batch of each inner step, drawn without replacement within an epoch."""
+    """The mini-batches of a task's inner steps, drawn without replacement within an epoch.
+
+    Args:
+        data: All examples of the task.
+        size: Largest number of examples in a mini-batch.
+        key: The key from which the order of the examples in each epoch is derived.
+    """
 
     def __init__(self, data: Examples, size: int, key: Key) -> None:
-        self.data, self.size, self.key = data, size, key
-        self.per_epoch = max(data.x.shape[0] // size, 1)
+        self.data, self.size, self.key = data, min(size, data.x.shape[0]), key
+        self.per_epoch = max(data.x.shape[0] // self.size, 1)
 
     def __call__(self, step: int) -> Examples:
-        """Return the examples of an inner step."""
+        """Return the examples of an inner step `[size, ...]`."""
         epoch, place = divmod(step, self.per_epoch)
         order = permutation(fold_in(fold_in(self.key, "epoch"), epoch), self.data.x.shape[0])
         chosen = order[place * self.size : (place + 1) * self.size]

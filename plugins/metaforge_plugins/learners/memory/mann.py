@@ -1,9 +1,9 @@
-"""MANN: a recurrent network that writes what it sees and its late label into a memory, and reads it back by similarity.
+"""MANN: a recurrent network with an external memory, from which it reads labels back by similarity.
 
 Santoro, Bartunov, Botvinick, Wierstra, Lillicrap, "One-shot Learning with Memory-Augmented Neural Networks", ICML 2016
-(arXiv 1605.06065). A task is one stream: each example's label arrives with the next one, and every example is scored.
-Departures from the paper, which let it learn in minutes: a backbone in place of flat pixels, a factor on the cosines, a
-write vector of its own beside the key (both through tanh, as in a public port), a forget-gate bias of +1, and Adam.
+(arXiv 1605.06065). A task is one stream: the label of an example is an input together with the next example, and every
+example is scored. Differences from the paper, with which it trains in minutes: a backbone instead of flat pixels, a
+factor on the cosines, a write vector separate from the key (both through tanh), a forget-gate bias of +1, and Adam.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from metaforge.authoring import (
     Aux,
     Examples,
     Key,
-    Learner,
-    Model,
+    ModelLearner,
     Options,
     Params,
     Parts,
@@ -28,12 +27,9 @@ from metaforge.authoring import (
     Tags,
     Task,
     cross_entropy,
-    feature_size,
     fold_in,
-    make_key,
     one_hot,
     permutation,
-    seeded,
     uniform,
 )
 
@@ -44,20 +40,30 @@ class MANNOptions(Options):
     hidden: int = Field(200, ge=1, le=8192, description="width of the LSTM controller")
     rows: int = Field(128, ge=1, le=65536, description="rows of the memory")
     width: int = Field(40, ge=1, le=8192, description="width of a memory row")
-    heads: int = Field(4, ge=1, le=64, description="read heads, each with a write of its own")
-    decay: float = Field(0.95, ge=0.0, le=1.0, description="factor γ of usage at each step; 0.99 in the paper")
+    heads: int = Field(4, ge=1, le=64, description="read heads, each of which also writes one row per step")
+    decay: float = Field(0.95, ge=0.0, le=1.0, description="decay γ of the usage at each step; 0.99 in the paper")
     sharpness: float = Field(10.0, gt=0.0, description="factor on the cosines before the softmax; 1 in the paper")
 
     @model_validator(mode="after")
     def enough_rows(self) -> Self:
-        """Refuse fewer rows than heads: each head writes to a least-used row of its own."""
+        """Raise `ValueError` for fewer rows than heads, because each head writes to a different row."""
         if self.rows < self.heads:
-            raise ValueError(f"rows is {self.rows}, but each of the {self.heads} heads writes to a row of its own")
+            raise ValueError(f"rows is {self.rows}, but each of the {self.heads} heads writes to a different row")
         return self
 
 
 class Memory(NamedTuple):
-    """What is carried along a stream: LSTM state, memory, weights of the last read, what it read, usage, last label."""
+    """The state of a stream after an example.
+
+    Attributes:
+        hidden: Hidden state of the LSTM `[hidden]`.
+        cell: Cell state of the LSTM `[hidden]`.
+        rows: The memory `[rows, width]`.
+        read_weights: Weights of the last read `[heads, rows]`.
+        read: What was read last, of all heads `[heads * width]`.
+        usage: How much each row was used recently `[rows]`.
+        label: The label of the last example, one-hot `[ways]`.
+    """
 
     hidden: Tensor
     cell: Tensor
@@ -68,12 +74,13 @@ class Memory(NamedTuple):
     label: Tensor
 
 
-class MANN(Learner):
-    """Learns to bind examples to labels in an external memory; nothing but the memory changes at test time."""
+class MANN(ModelLearner):
+    """Learns to bind examples to labels in an external memory; only the memory changes at test time."""
 
     Config = MANNOptions
     reference: ClassVar[str] = "Santoro et al. 2016, arXiv 1605.06065, section 3"
     tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), stochastic=True)
+    config: MANNOptions
     defaults: ClassVar = {
         "classification": {
             "train": {
@@ -91,15 +98,11 @@ class MANN(Learner):
     }
 
     def __init__(self, config: MANNOptions, parts: Parts) -> None:
-        assert parts.backbone is not None
-        self.config, self.ways = config, parts.spec.outputs
-        self.model = Model.of(parts, norm="running")
-        with seeded(make_key(0, "structure")):
-            self.features = feature_size(parts.backbone(), parts.spec.x_shape)
-        self.norm, self.transductive = self.model.norm, self.model.transductive
+        super().__init__(config, parts, norm="running")
+        self.ways, self.features = parts.spec.outputs, self.model.features
 
     def init(self, key: Key) -> Params:
-        """Return the embedding's values and the controller's matrices `[inputs, outputs]`."""
+        """Return the values of the backbone, and the matrices `[inputs, outputs]` and biases of the controller."""
         c = self.config
         read = c.heads * c.width
         shapes = {
@@ -108,7 +111,7 @@ class MANN(Learner):
             "mann.interface": (c.hidden, 2 * read + c.heads),
             "mann.output": (c.hidden + read, self.ways),
         }
-        values = self.model.init(fold_in(key, "model"))
+        values = super().init(key)
         for name, shape in shapes.items():
             values[name] = (2.0 * uniform(fold_in(key, name), shape) - 1.0) * (6.0 / sum(shape)) ** 0.5
         for name in ("mann.input", "mann.interface", "mann.output"):
@@ -116,36 +119,46 @@ class MANN(Learner):
         return values
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Memory:
-        """Return the memory after the supports, in the order given."""
+        """Return the memory after the support set, in the order of its examples."""
         features = self.model(values, support.x, Pass(key, 0, "support")).flatten(1)
-        return self.run(values, self.wiped(features), features, support.y)[0]
+        return self.run(values, self.empty_memory(features), features, support.y)[0]
 
     def predict(self, values: Params, fast: Memory, x: Tensor, *, key: Key | None = None) -> Tensor:
-        """Return logits `[n, ways]`, each query as the one example that follows the supports."""
+        """Return logits `[n, ways]`; each query is scored as if it were the first example after the support set."""
         features = self.model(values, x, Pass(key, 0, "query")).flatten(1)
-        return vmap(lambda one: self.step(values, fast, one)[1])(self.projected(values, features))
+        return vmap(lambda inputs: self.step(values, fast, inputs)[1])(self.projected(values, features))
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
-        """Return the mean cross-entropy over the stream of all examples in a random order."""
+        """Return the mean cross-entropy over the stream of all examples, in random order."""
         logits, y, state = self.stream(values, task, key, key)
-        figures = {"score": accurate(logits, y).mean()} | by_instance(accurate(logits, y), y, self.ways)
-        return cross_entropy(logits, y), Aux(figures, state)
+        correct = is_correct(logits, y)
+        return cross_entropy(logits, y), Aux({"score": correct.mean()} | by_instance(correct, y, self.ways), state)
 
     def measure(self, values: Params, task: Task, key: Key) -> Params:
-        """Return the accuracy at each presentation of a class, over the stream of all examples in a random order."""
+        """Return the accuracy at the first, second, … example of a class, over the stream in random order."""
         logits, y, _ = self.stream(values, task, key, None)
-        return by_instance(accurate(logits, y), y, self.ways)
+        return by_instance(is_correct(logits, y), y, self.ways)
 
     def stream(self, values: Params, task: Task, order: Key, key: Key | None) -> tuple[Tensor, Tensor, Params]:
-        """Return (logits `[n, ways]`, labels `[n]`, state change) of all examples as one stream in random order."""
-        x, y = (torch.cat(pair) for pair in zip(task.support, task.query, strict=True))
-        features, state = self.model.observe(values, x, Pass(key, 0, "query"))
-        places = permutation(fold_in(order, "order"), len(y))
-        features, y = features.flatten(1)[places], y[places]
-        return self.run(values, self.wiped(features), features, y)[1], y, state
+        """Return the logits and labels of all examples as one stream in random order, and the changes of the state.
 
-    def wiped(self, features: Tensor) -> Memory:
-        """Return the empty memory with which every stream starts."""
+        Args:
+            values: The learner's values.
+            task: The task, of which support and query set become one stream.
+            order: The key of the random order.
+            key: The key of the network's noise, or None in evaluation.
+
+        Returns:
+            Logits `[n, ways]`, labels `[n]`, and what to add to the `state.` entries.
+        """
+        support, query, state = self.model.observe_task(values, task, key)
+        features, y = torch.cat([support, query]), torch.cat([task.support.y, task.query.y])
+        places = permutation(fold_in(order, "order"), len(y))
+        features, y = features[places], y[places]
+        return self.run(values, self.empty_memory(features), features, y)[1], y, state
+
+    def empty_memory(self, features: Tensor) -> Memory:
+        """Return the memory with which every stream starts: all zeros, with the type and device of `features`."""
         c, zeros = self.config, features.new_zeros
         return Memory(
             zeros(c.hidden), zeros(c.hidden), zeros(c.rows, c.width), zeros(c.heads, c.rows),
@@ -153,7 +166,7 @@ class MANN(Learner):
         )  # fmt: skip
 
     def run(self, values: Params, memory: Memory, features: Tensor, y: Tensor) -> tuple[Memory, Tensor]:
-        """Return the memory after the examples `[n, features]`, and the logits `[n, ways]` made before labels came."""
+        """Return the memory after the examples `[n, features]`, and logits `[n, ways]` computed before the labels."""
         labels = one_hot(y, self.ways, features.dtype)
         logits = []
         for projected, label in zip(self.projected(values, features).unbind(), labels.unbind(), strict=True):
@@ -163,11 +176,11 @@ class MANN(Learner):
         return memory, torch.stack(logits)
 
     def projected(self, values: Params, features: Tensor) -> Tensor:
-        """Return the examples' share of the LSTM's gates `[n, 4 * hidden]`."""
+        """Return what the features contribute to the gates of the LSTM `[n, 4 * hidden]`."""
         return features @ values["mann.input"][: self.features] + values["mann.input.bias"]
 
     def step(self, values: Params, memory: Memory, projected: Tensor) -> tuple[Memory, Tensor]:
-        """Return the memory after one example and its logits `[ways]`; its own label comes with the next example."""
+        """Return the memory after one example, and its logits `[ways]`; the label is stored by the caller."""
         hidden, cell = self.controller(values, memory, projected)
         interface = hidden @ values["mann.interface"] + values["mann.interface.bias"]
         c = self.config
@@ -182,7 +195,7 @@ class MANN(Learner):
         return Memory(hidden, cell, rows, reads, read, usage, memory.label), logits
 
     def controller(self, values: Params, memory: Memory, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the LSTM's (hidden, cell) `[hidden]` for the example, the last label and what was last read."""
+        """Return hidden and cell state of the LSTM `[hidden]`, from the example, the last label and the last read."""
         gates = projected + memory.label @ values["mann.input"][self.features :]
         gates = gates + torch.cat([memory.hidden, memory.read]) @ values["mann.recurrent"]
         admit, keep, emit, content = gates.chunk(4)
@@ -191,12 +204,12 @@ class MANN(Learner):
 
 
 def least_used(usage: Tensor, heads: int) -> Tensor:
-    """Return w^lu `[heads, rows]`, one-hot on the least-used rows, ties by index; no gradient passes."""
+    """Return w^lu `[heads, rows]`: one-hot on the least-used rows, ties broken by index; without a gradient."""
     return one_hot(usage.detach().argsort(stable=True)[:heads], usage.shape[0], usage.dtype)
 
 
 def write_weights(gate: Tensor, read_weights: Tensor, least: Tensor) -> Tensor:
-    """Return w^w = σ(a) w^r + (1 − σ(a)) w^lu `[heads, rows]` of the step before (equation 7)."""
+    """Return w^w = σ(a) w^r + (1 − σ(a)) w^lu `[heads, rows]`, with w^r and w^lu of the last step (equation 7)."""
     return gate.unsqueeze(-1) * read_weights + (1.0 - gate.unsqueeze(-1)) * least
 
 
@@ -206,22 +219,22 @@ def next_usage(usage: Tensor, reads: Tensor, writes: Tensor, decay: float) -> Te
 
 
 def cosines(keys: Tensor, rows: Tensor) -> Tensor:
-    """Return the cosine of each key with each memory row `[heads, rows]` (equation 2)."""
+    """Return the cosine similarity of each key and each memory row `[heads, rows]` (equation 2)."""
     lengths = (keys.square().sum(-1, keepdim=True) + 1e-8).sqrt() * (rows.square().sum(-1) + 1e-8).sqrt()
     return keys @ rows.T / lengths
 
 
-def accurate(logits: Tensor, y: Tensor) -> Tensor:
-    """Return 1 where the prediction is right, else 0, `[n]`."""
+def is_correct(logits: Tensor, y: Tensor) -> Tensor:
+    """Return 1 where the prediction is correct and 0 elsewhere `[n]`."""
     return (logits.detach().argmax(-1) == y).to(logits.dtype)
 
 
 def by_instance(correct: Tensor, y: Tensor, ways: int) -> Params:
-    """Return the accuracy at the first, second, … presentation of a class in the stream."""
+    """Return the accuracy at the first, second, … example of a class in the stream, as `instance_1`, `instance_2`, …"""
     same = (y.unsqueeze(0) == y.unsqueeze(1)).to(correct.dtype)
     instance = same.tril().sum(1)
-    figures = {}
+    metrics = {}
     for k in range(1, len(y) // ways + 1):
         chosen = (instance == k).to(correct.dtype)
-        figures[f"instance_{k}"] = (chosen * correct).sum() / chosen.sum().clamp_min(1.0)
-    return figures
+        metrics[f"instance_{k}"] = (chosen * correct).sum() / chosen.sum().clamp_min(1.0)
+    return metrics

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from metaforge.authoring.layers import images
+from metaforge.authoring.layers.context import ForwardContext
 from metaforge.authoring.layers.exchange import exchange_layers, replacement
-from metaforge.authoring.layers.norms import ForwardContext
 from metaforge.authoring.protocols import Params
 from metaforge.engine.compiler import Compiler
 from metaforge.system import machine
@@ -122,23 +122,6 @@ def test_one_channel_and_what_is_not_a_number_come_through() -> None:
         found = vmap(module)(x)
     torch.testing.assert_close(found, torch.stack([pool(conv(one)) for one in x]), equal_nan=True)
     assert found[0, 0].isnan().any()
-
-
-def test_layers_that_differ_from_these_are_left_to_torch() -> None:
-    class Own(nn.Conv2d):
-        """A user's own layer."""
-
-    left = [
-        Own(1, 1, 3),
-        nn.Conv2d(1, 1, 3, padding="same"),
-        nn.Conv2d(1, 1, 3, padding_mode="reflect", padding=1),
-        nn.MaxPool2d(3, 2),
-        nn.MaxPool2d(2, ceil_mode=True),
-        nn.MaxPool2d((2, 2)),
-        nn.Conv1d(1, 1, 3),
-        nn.LeakyReLU(),
-    ]
-    assert [replacement(layer) for layer in left] == [None] * len(left)
 
 
 def test_outside_the_layers_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:

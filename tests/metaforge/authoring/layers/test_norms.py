@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from metaforge.authoring.functional import cross_entropy
-from metaforge.authoring.keys import make_key
-from metaforge.authoring.layers.dropout import Dropout
+from metaforge.authoring.layers.context import ForwardContext
 from metaforge.authoring.layers.exchange import exchange_layers
-from metaforge.authoring.layers.norms import BatchNorm, ForwardContext, GroupNorm, LayerNorm
-from metaforge.authoring.protocols import Params, Pass
+from metaforge.authoring.layers.norms import BatchNorm, GroupNorm, LayerNorm
+from metaforge.authoring.losses import cross_entropy
+from metaforge.authoring.protocols import Params
 from toys import assert_true_gradient
 
 NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -120,64 +117,6 @@ def test_second_order_is_exact_in_every_order_of_transforms(norm: Callable[[], n
     for name in params:
         torch.testing.assert_close(outside[name], looped[name], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(inside[name].sum(0), looped[name], rtol=1e-9, atol=1e-9)
-
-
-def test_composed_replaces_every_layer_of_a_copy_and_keeps_names() -> None:
-    native = nn.ModuleDict(
-        {"a": nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)), "b": nn.LayerNorm(2), "c": nn.Dropout(0.5)}
-    )
-    ours = exchange_layers(native, ForwardContext("running"))
-    assert list(dict(ours.named_parameters())) == list(dict(native.named_parameters()))
-    kinds = {type(m) for m in ours.modules()}
-    assert {BatchNorm, LayerNorm, Dropout} <= kinds
-    assert not kinds & {nn.BatchNorm2d, nn.LayerNorm, nn.Dropout}
-    assert native.training
-    assert not any(m.training for m in ours.modules())
-    assert isinstance(native["b"], nn.LayerNorm)
-
-
-class Shared(nn.Module):
-    """One norm layer under two names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = self.second = nn.BatchNorm1d(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x) * 2)  # type: ignore[no-any-return]
-
-
-def test_a_layer_under_two_names_is_replaced_under_both() -> None:
-    ours = exchange_layers(Shared(), ForwardContext("transductive"))
-    assert ours.first is ours.second
-    assert isinstance(ours.second, BatchNorm)
-
-
-def test_a_frame_forgets_when_the_pass_ends_even_by_an_error() -> None:
-    frame = ForwardContext("running")
-    with suppress(RuntimeError), frame.running(Pass(make_key(0)), {"a": torch.ones(1)}, {}):
-        frame.deltas["x"] = torch.ones(1)
-        raise RuntimeError
-    assert (frame.at, frame.state, frame.values, frame.seen, frame.deltas) == (Pass(), {}, {}, {}, {})
-
-
-def dropped(at: Pass, x: Tensor, name: str = "layer") -> Any:
-    """Return what a dropout layer of rate 0.4 makes of `x`."""
-    frame = ForwardContext("transductive")
-    with frame.running(at, {}, {}):
-        return Dropout(0.4, name, frame)(x)
-
-
-def test_dropout_follows_its_key() -> None:
-    x, at = torch.ones(50, 40, dtype=torch.float64), Pass(make_key(0), 1, "support")
-    out = dropped(at, x)
-    assert set(out.unique().tolist()) == {0.0, 1 / 0.6}
-    assert abs(float((out == 0).double().mean()) - 0.4) < 0.05
-    assert torch.equal(out, dropped(at, x))
-    others = [at._replace(step=2), at._replace(role="query"), at._replace(key=make_key(1))]
-    assert not any(torch.equal(out, dropped(other, x)) for other in others)
-    assert not torch.equal(out, dropped(at, x, "other"))
-    assert torch.equal(dropped(at._replace(key=None), x), x)
 
 
 @pytest.mark.parametrize("norm", [lambda: nn.BatchNorm1d(4), lambda: nn.LayerNorm(4), lambda: nn.GroupNorm(2, 4)])

@@ -99,15 +99,16 @@ def test_an_empty_context_is_the_zero_code() -> None:
 
 def test_the_context_varies_from_one_to_all_examples_under_a_key() -> None:
     one, like = built(), torch.ones((), dtype=torch.float64)
-    weights = torch.stack([one.seen(5, make_key(i), like) for i in range(1000)])
+    weights = torch.stack([one.context_weights(5, make_key(i), like) for i in range(1000)])
     assert set(weights.unique().tolist()) == {0.0, 1.0}
     sizes = weights.sum(1)
     assert [abs(float((sizes == n).double().mean()) - 0.2) < 0.06 for n in range(1, 6)] == [True] * 5
     assert (weights.mean(0) - 0.6).abs().max() < 0.06
-    assert torch.equal(one.seen(5, None, like), torch.ones(5, dtype=torch.float64))
-    assert torch.equal(built(vary_context=False).seen(5, KEY, like), torch.ones(5, dtype=torch.float64))
+    assert torch.equal(one.context_weights(5, None, like), torch.ones(5, dtype=torch.float64))
+    assert torch.equal(built(vary_context=False).context_weights(5, KEY, like), torch.ones(5, dtype=torch.float64))
     assert torch.equal(
-        vmap(lambda key: one.seen(5, key, like))(keys(6)), torch.stack([one.seen(5, k, like) for k in keys(6)])
+        vmap(lambda key: one.context_weights(5, key, like))(keys(6)),
+        torch.stack([one.context_weights(5, k, like) for k in keys(6)]),
     )
 
 
@@ -115,9 +116,11 @@ def test_context_that_is_not_seen_has_no_influence() -> None:
     one = built()
     values, support = fresh(one), wave().support
     unseen = next(
-        key for i in range(100) if (key := make_key(i)) is not None and one.seen(5, key, support.x).sum() == 2
+        key
+        for i in range(100)
+        if (key := make_key(i)) is not None and one.context_weights(5, key, support.x).sum() == 2
     )
-    weights = one.seen(5, unseen, support.x)
+    weights = one.context_weights(5, unseen, support.x)
     changed = Examples(torch.where(weights.bool().unsqueeze(-1), support.x, 9.0), support.y)
     first, second = (one.adapt(values, of, key=unseen)["representation"] for of in (support, changed))
     torch.testing.assert_close(first, second, rtol=0, atol=0)

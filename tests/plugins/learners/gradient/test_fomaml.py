@@ -10,7 +10,7 @@ from torch.func import grad
 from torch.nn import functional as F
 
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.model import seeded, with_head
+from metaforge.authoring.network import seeded, with_head
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.learners.gradient.fomaml import FOMAML
 from metaforge_plugins.learners.gradient.maml import MAML

@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import grad
 from torch.nn import functional as F
 
-from metaforge.authoring.functional import detached, split_state
+from metaforge.authoring.functional import detach_params, split_state
 from metaforge.authoring.keys import make_key
 from metaforge_plugins.adapters.meta_sgd import MetaSGD, MetaSGDOptions
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
@@ -157,7 +157,7 @@ def test_the_loss_backpropagates_by_autograd_too() -> None:
     built = learner(MAML, backbone=smooth("batch"), steps=2)
     values = {name: value.requires_grad_() for name, value in fresh(built).items()}
     built.loss(values, task(), KEY)[0].backward()
-    expected = grad(lambda v: built.loss(v, task(), KEY)[0])(detached(values))
+    expected = grad(lambda v: built.loss(v, task(), KEY)[0])(detach_params(values))
     for name, value in values.items():
         assert value.grad is not None
         torch.testing.assert_close(value.grad, expected[name])

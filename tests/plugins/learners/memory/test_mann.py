@@ -10,15 +10,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.func import vmap
 
-from metaforge.authoring.functional import one_hot
 from metaforge.authoring.keys import fold_in, make_key, permutation
+from metaforge.authoring.losses import one_hot
 from metaforge.authoring.protocols import Examples, Params, Parts, Task, TaskShape, TaskSpec
 from metaforge.engine.batch import meta_gradients, score_tasks
 from metaforge_plugins.learners.memory.mann import (
     MANN,
-    accurate,
     by_instance,
     cosines,
+    is_correct,
     least_used,
     next_usage,
     write_weights,
@@ -37,7 +37,7 @@ def built(backbone: Any = None, **options: Any) -> Any:
 def outputs(one: Any, values: Params, x: Tensor, y: Tensor) -> Tensor:
     """Return the logits of a stream of examples in the order given."""
     embedded = one.model(values, x)
-    return one.run(values, one.wiped(embedded), embedded, y)[1]  # type: ignore[no-any-return]
+    return one.run(values, one.empty_memory(embedded), embedded, y)[1]  # type: ignore[no-any-return]
 
 
 def test_f6b() -> None:
@@ -113,7 +113,7 @@ def test_every_stream_starts_with_a_wiped_memory() -> None:
     first = outputs(one, values, *example.support)
     one.loss(values, task(1), KEY)
     assert torch.equal(outputs(one, values, *example.support), first)
-    assert not any(part.any() for part in one.wiped(example.support.x))
+    assert not any(part.any() for part in one.empty_memory(example.support.x))
 
 
 def test_a_query_is_the_next_example_of_the_stream() -> None:
@@ -137,7 +137,7 @@ def test_queries_do_not_write() -> None:
 def test_the_memory_after_one_write_holds_what_was_added() -> None:
     one = built()
     values, (x, y) = fresh(one), task().support
-    memory, _ = one.run(values, one.wiped(x), one.model(values, x[:1]), y[:1])
+    memory, _ = one.run(values, one.empty_memory(x), one.model(values, x[:1]), y[:1])
     assert memory.rows[:2].any(-1).all()
     assert not memory.rows[2:].any()
     torch.testing.assert_close(memory.read_weights.sum(-1), torch.ones(2, dtype=torch.float64))
@@ -194,7 +194,7 @@ def test_perfect_memory_reaches_the_ceiling_by_elimination_at_first_sight_and_al
             left = [c for c in range(5) if c not in seen]
             guesses.append(label if label in seen else left[int(torch.randint(len(left), (), generator=draw))])
             seen.add(label)
-        figures.append(by_instance(accurate(one_hot(torch.tensor(guesses), 5), y), y, 5))
+        figures.append(by_instance(is_correct(one_hot(torch.tensor(guesses), 5), y), y, 5))
     means = [torch.stack([f[f"instance_{k}"] for f in figures]).mean() for k in range(1, 11)]
     assert abs(float(means[0]) - 0.457) < 0.02
     assert all(float(mean) == 1.0 for mean in means[1:])
@@ -211,7 +211,7 @@ def test_an_untrained_network_does_not_beat_the_first_instance_ceiling() -> None
 
 def test_fewer_rows_than_heads_are_refused() -> None:
     assert MANN.Config(rows=2, heads=2).rows == 2
-    with pytest.raises(ValidationError, match="rows is 1, but each of the 2 heads writes to a row of its own"):
+    with pytest.raises(ValidationError, match="rows is 1, but each of the 2 heads writes to a different row"):
         MANN.Config(rows=1, heads=2)
 
 

@@ -1,0 +1,42 @@
+"""The context that the layers of one model share during a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from metaforge.authoring.protocols import NormPolicy, Params, Pass
+
+
+class ForwardContext:
+    """What the norm layers, dropout layers and regularizer taps of one model share during a forward pass.
+
+    The `forward` of an `nn.Module` receives its inputs alone. Its layers read everything else from this object, and
+    batch norm stores here what the caller of the model needs after the pass.
+
+    Attributes:
+        policy: Which statistics batch norm uses.
+        at: The pass that is running: its key, inner step, role (support or query) and draw.
+        values: The learner's values, which the taps of regularizers read.
+        state: The batch statistics among the values, by the name of their `state.` entry.
+        support_statistics: Under the policy `support`, mean and variance of the inputs of each batch norm layer.
+        state_changes: Under `running` and `per-step`, what to add to each entry of `state` after a training pass.
+    """
+
+    def __init__(self, policy: NormPolicy) -> None:
+        self.policy = policy
+        self.at = Pass()
+        self.values: Params = {}
+        self.state: Params = {}
+        self.support_statistics: Params = {}
+        self.state_changes: Params = {}
+
+    @contextmanager
+    def forward_pass(self, at: Pass, state: Params, values: Params) -> Iterator[None]:
+        """Hold the context of one forward pass; it is cleared when the pass ends, also by an error."""
+        self.at, self.state, self.values = at, state, values
+        try:
+            yield
+        finally:
+            self.at, self.state, self.values = Pass(), {}, {}
+            self.support_statistics, self.state_changes = {}, {}

@@ -1,0 +1,100 @@
+"""The protocol of data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from metaforge.authoring.protocols.component import Component
+from metaforge.authoring.protocols.types import Kind, Task, TaskShape, TaskSpec
+
+
+class Dataset(Component, Protocol):
+    """Returns few-shot tasks by their number.
+
+    An episode is a pure function of (seed, split, number): it is the same for every learner, batch size and process.
+
+    Args:
+        config: The data set's validated options, an instance of its `Config`.
+        root: The folder that contains the data sets' folders. Read files at the first use and not in `__init__`.
+
+    Attributes:
+        kind: The kind of the tasks.
+        note: A remark that is printed beside every result, for example that the data are synthetic.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import (
+        ...     Dataset, Examples, Options, Task, TaskShape, TaskSpec, fold_in, make_key, normal, uniform
+        ... )
+        >>> class Lines(Dataset):
+        ...     "Lines through the origin; each task has its own slope."
+        ...     Config, kind = Options, "regression"
+        ...     def __init__(self, config, *, root):
+        ...         self.config = config
+        ...     def spec(self, split, shape):
+        ...         return TaskSpec("regression", x_shape=(1,), outputs=1, shape=shape)
+        ...     def sample(self, split, shape, first, count, *, seed):
+        ...         def task(key):
+        ...             slope = normal(fold_in(key, "slope"), (1,))
+        ...             def examples(role, n):
+        ...                 x = uniform(fold_in(key, role), (n, 1))
+        ...                 return Examples(x, slope * x)
+        ...             return Task(examples("support", shape.shots), examples("query", shape.queries))
+        ...         return torch.func.vmap(task)(torch.stack([make_key(seed, split, first + i) for i in range(count)]))
+        ...     def facts(self, split):
+        ...         return {"slopes": "standard normal"}
+        >>> tasks = Lines(Options(), root=None).sample("train", TaskShape(1, 5, 10), first=0, count=4, seed=0)
+        >>> tasks.support.x.shape, tasks.query.y.shape
+        (torch.Size([4, 5, 1]), torch.Size([4, 10, 1]))
+    """
+
+    kind: ClassVar[Kind]
+    note: ClassVar[str] = ""
+
+    def __init__(self, config: Any, *, root: Path) -> None: ...
+
+    def spec(self, split: str, shape: TaskShape) -> TaskSpec:
+        """Return the specification of tasks of a shape.
+
+        Args:
+            split: `"train"`, `"val"` or `"test"`.
+            shape: Numbers of classes and examples.
+
+        Returns:
+            The kind, input shape and number of outputs of these tasks.
+
+        Raises:
+            DataError: The split has too few classes or examples; the message has the largest feasible shape.
+            ConfigError: There is no such split.
+        """
+        ...
+
+    def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
+        """Return the episodes `first` … `first + count - 1` as one batch of tasks.
+
+        Args:
+            split: `"train"`, `"val"` or `"test"`.
+            shape: Numbers of classes and examples.
+            first: Number of the first episode, from 0.
+            count: Number of episodes.
+            seed: Seed of the episodes.
+
+        Returns:
+            A batch of tasks: support inputs `[count, ways * shots, *x_shape]` and query inputs
+            `[count, ways * queries, *x_shape]`, with targets `[count, n]` or `[count, n, outputs]`. Images can be
+            uint8: the engine converts them to floating point in [0, 1].
+        """
+        ...
+
+    def facts(self, split: str) -> Mapping[str, str | int | float]:
+        """Return facts about a split for the user, such as the numbers of classes and images.
+
+        Args:
+            split: `"train"`, `"val"` or `"test"`.
+
+        Returns:
+            Numbers and strings by name.
+        """
+        ...

@@ -1,0 +1,182 @@
+"""The protocol of learners, what they are built from, and the tags that describe them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from metaforge.authoring.protocols.adapter import GradientTransform
+from metaforge.authoring.protocols.component import Component
+from metaforge.authoring.protocols.regularizer import Regularizer
+from metaforge.authoring.protocols.types import Aux, Examples, Fast, Key, Kind, Params, Task, TaskSpec
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Static facts about a learner class, which commands and conformance checks read.
+
+    Attributes:
+        kinds: The kinds of tasks that the learner solves.
+        needs: The components that it is built from: `"backbone"`, `"adapter"`, both or none.
+        adapts: Whether adaptation takes steps that can be counted.
+        fixed_ways: Whether the number of outputs is fixed when the learner is built.
+        stochastic: Whether the loss draws noise from its key.
+        exact_meta_gradient: Whether the meta-gradient is the derivative of the value that `loss` returns. It is not
+            where a method leaves terms out, as first-order methods do.
+
+    Example:
+        >>> from metaforge.authoring import Tags
+        >>> Tags(needs=frozenset({"backbone"}), fixed_ways=False).adapts
+        False
+    """
+
+    kinds: frozenset[Kind] = frozenset({"classification"})
+    needs: frozenset[Literal["backbone", "adapter"]] = frozenset()
+    adapts: bool = False
+    fixed_ways: bool = True
+    stochastic: bool = False
+    exact_meta_gradient: bool = True
+
+
+class Parts(NamedTuple):
+    """What a learner is built from.
+
+    Attributes:
+        spec: Specification of the tasks.
+        backbone: A function that returns a new backbone module; None unless the learner's tags need a backbone.
+        adapter: The chain of the run's adapters; None unless the learner's tags need an adapter.
+        regularizers: The run's regularizers, by name.
+
+    Example:
+        >>> from torch import nn
+        >>> from metaforge.authoring import Parts, TaskShape, TaskSpec
+        >>> spec = TaskSpec("classification", x_shape=(6,), outputs=5, shape=TaskShape(5, 1, 15))
+        >>> Parts(spec, backbone=lambda: nn.Linear(6, 8)).backbone()
+        Linear(in_features=6, out_features=8, bias=True)
+    """
+
+    spec: TaskSpec
+    backbone: Callable[[], nn.Module] | None = None
+    adapter: GradientTransform | None = None
+    regularizers: Mapping[str, Regularizer] = {}
+
+
+class Learner(Component, Protocol):
+    """Learns from the support set of a task how to predict its queries.
+
+    All methods are pure functions of their arguments for one task: the engine calls them under `torch.func.vmap` and
+    `torch.func.grad`, in any order of nesting.
+
+    Args:
+        config: The learner's validated options, an instance of its `Config`.
+        parts: What the learner is built from. `__init__` draws no random numbers. The learners of one run are built
+            for tasks of several shapes and share their values.
+
+    Attributes:
+        tags: Static facts about the learner.
+        norm: The batch norm policy; `"none"` without batch norm.
+        transductive: Whether the prediction for a query depends on the other queries.
+        steps: Number of adaptation steps in evaluation; 0 if the learner takes none.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import Aux, Examples, Learner, Options, Parts, Task, TaskShape, TaskSpec
+        >>> from metaforge.authoring import cross_entropy, make_key, one_hot, score
+        >>> class ClassMeans(Learner):
+        ...     "Classifies a query by the distances of its input to the mean input of each class."
+        ...     Config = Options
+        ...     def __init__(self, config, parts):
+        ...         self.ways = parts.spec.outputs
+        ...     def init(self, key):
+        ...         return {"scale": torch.tensor(1.0)}
+        ...     def adapt(self, values, support, *, steps=None, key=None):
+        ...         members = one_hot(support.y, self.ways)
+        ...         return members.T @ support.x / members.sum(0).unsqueeze(-1)
+        ...     def predict(self, values, fast, x, *, key=None):
+        ...         return -values["scale"] * (x.unsqueeze(1) - fast).square().sum(-1)
+        ...     def loss(self, values, task, key):
+        ...         logits = self.predict(values, self.adapt(values, task.support), task.query.x)
+        ...         accuracy = score("classification", logits, task.query.y)
+        ...         return cross_entropy(logits, task.query.y), Aux({"score": accuracy.detach()})
+        >>> learner = ClassMeans(Options(), Parts(TaskSpec("classification", (1,), 2, TaskShape(2, 1, 1))))
+        >>> examples = Examples(torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1]))
+        >>> learner.loss(learner.init(make_key(0)), Task(examples, examples), make_key(1))
+        (tensor(0.3133), Aux(metrics={'score': tensor(1.)}, state={}))
+    """
+
+    tags: ClassVar[Tags] = Tags()
+    norm: str = "none"
+    transductive: bool = False
+    steps: int = 0
+
+    def __init__(self, config: Any, parts: Parts) -> None: ...
+
+    def init(self, key: Key) -> Params:
+        """Return initial values.
+
+        Args:
+            key: The key of the initial values; equal keys give equal values.
+
+        Returns:
+            Parameters to meta-learn and `state.` entries, all of floating-point type.
+        """
+        ...
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Fast:
+        """Return what the learner has learned from a support set.
+
+        Args:
+            values: The learner's values.
+            support: The support set.
+            steps: Number of adaptation steps; None means the learner's own number. Every learner must accept 0.
+            key: The key of the task's noise; None in evaluation.
+
+        Returns:
+            Tensors in any pytree, such as a dictionary of adapted weights.
+        """
+        ...
+
+    def predict(self, values: Params, fast: Fast, x: Tensor, *, key: Key | None = None) -> Tensor:
+        """Return predictions for queries.
+
+        Args:
+            values: The learner's values.
+            fast: What `adapt` returned.
+            x: Query inputs `[n, *x_shape]`. Their order must not affect the predictions.
+            key: The key of the task's noise; None in evaluation.
+
+        Returns:
+            Logits or predicted means `[n, outputs]`.
+        """
+        ...
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        """Return the loss of a task in training. Its gradient is the meta-gradient.
+
+        A learner either differentiates through `adapt`, or returns a surrogate whose gradient is the right one.
+
+        Args:
+            values: The learner's values.
+            task: The task.
+            key: The key of the task's noise.
+
+        Returns:
+            A scalar; and metrics to log with the changes of the `state.` entries.
+        """
+        ...
+
+    def measure(self, values: Params, task: Task, key: Key) -> Params:
+        """Return additional metrics of a test task, such as a log-likelihood.
+
+        Args:
+            values: The learner's values.
+            task: The task.
+            key: The key of the task's noise.
+
+        Returns:
+            Scalars by name; `{}` by default.
+        """
+        return {}
