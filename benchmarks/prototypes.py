@@ -1,4 +1,4 @@
-"""The same episodes of prototypical networks by MetaForge and by a plain loop."""
+"""The gradient of a prototypical network on the same episodes, computed by MetaForge and by a plain loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from metaforge_plugins.learners.metric.protonet import ProtoNet
 
 @dataclass(frozen=True)
 class ProtoWork:
-    """Training episodes of a pooled Conv-4/64, support and query in one batch."""
+    """Training episodes of a pooled Conv-4/64; support and query set pass through the network in one batch."""
 
     ways: int = 20
     tasks: int = 4
@@ -30,24 +30,24 @@ class ProtoWork:
 
     @property
     def episodes(self) -> Work:
-        """The tasks and the network."""
+        """The tasks and the network, as a `Work`."""
         shape = TaskShape(self.ways, 1, self.queries)
         return Work("classification", (1, 28, 28), shape, "conv4", {"variant": "pool"}, self.tasks, 0, 0.0, self.dtype)
 
     @property
     def spec(self) -> TaskSpec:
-        """The spec of its episodes."""
+        """The spec of the episodes."""
         return self.episodes.spec
 
     def body(self) -> nn.Module:
-        """Return the embedding network, the same weights each time."""
+        """Return the embedding network, each time with the same initial weights."""
         with torch.random.fork_rng(devices=[]):
             torch.random.manual_seed(0)
             return self.episodes.body().to(self.dtype).train()
 
 
 def plain_prototypes(work: ProtoWork) -> Callable[[], list[Tensor]]:
-    """Return a loop over episodes in plain PyTorch."""
+    """Return the gradient function of a loop over episodes in plain PyTorch."""
     module, batch = work.body(), work.episodes.batch()
 
     def gradients() -> list[Tensor]:
@@ -65,7 +65,7 @@ def plain_prototypes(work: ProtoWork) -> Callable[[], list[Tensor]]:
 
 
 def metaforge_prototypes(work: ProtoWork, *, compiled: bool = False) -> Callable[[], list[Tensor]]:
-    """Return MetaForge's engine at these episodes."""
+    """Return the gradient function of MetaForge."""
     spec, module, batch = work.spec, work.body(), work.episodes.batch()
     learner = ProtoNet(ProtoNet.Config(), Parts(spec, work.episodes.body))
     own = {f"model.{name}": value.detach() for name, value in module.named_parameters()}
