@@ -1,1 +1,1 @@
-"""Campaigns that take longer than a test: each has a make target and leaves a results file written by the program."""
+"""Benchmarks of accuracy and speed: each writes its numbers as JSON records, and a page of docs/ from them."""

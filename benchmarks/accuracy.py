@@ -1,7 +1,7 @@
 """Train and evaluate each built-in learner by one documented command, and write `docs/results.md` from their records.
 
-`python -m benchmarks.accuracy` (or `make results`) needs the real Omniglot images and about 90 minutes on two cores. A
-run that is finished and evaluated is not repeated; `--only NAME` trains one, `--table` only writes the table.
+`python -m benchmarks.accuracy` (or `make results`) needs the real Omniglot images and about 90 minutes on two cores. It
+skips runs that are trained and evaluated; `--only NAME` runs only that learner, `--table` only writes the page.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ RECORDS = Path(__file__).with_name("records")
 TABLE = Path("docs/results.md")
 PUBLISHED = Path(__file__).with_name("published.toml")
 
-# A learner's own defaults are the settings, but for what a command names: a time budget for all (on Omniglot with so
-# many steps that the time decides; on sinusoids the default number of steps may end a run sooner), training tasks of
-# more classes for ProtoNet, and a pooled network of 32 filters where it learned more in the time.
+# The settings are the learner's defaults, except those that the command names. Every run has a time budget. On Omniglot
+# the number of steps is so large that the budget ends the run; on sinusoids the default number of steps may end it
+# earlier. ProtoNet trains on tasks with more ways; a pooled network with 32 filters is used where it learns more in
+# the same time.
 COMMANDS = {
     "protonet": "train --learner protonet --dataset omniglot --steps 1000000 --budget 5m"
     " --set train.ways=100 --set train.queries=1",
@@ -39,51 +40,56 @@ EVALUATE = {"maml-sinusoid": "--steps 0,1,5,10"}
 
 
 def outcome(folder: Path) -> str:
-    """Return how a run ended, `running` where it has not, or an empty string where there is none."""
+    """Return the outcome of a run, `running` if it has not ended, or an empty string if there is no run."""
     status = folder / "status.json"
     return str(json.loads(status.read_text())["outcome"]) if status.is_file() else ""
 
 
-def line(name: str) -> list[str]:
-    """Return the words of a learner's command, without the program."""
+def arguments_of(name: str) -> list[str]:
+    """Return the arguments of a learner's command."""
     return [*shlex.split(COMMANDS[name]), "--out", str(FOLDER / name)]
 
 
-def finished(name: str) -> bool:
-    """Return whether a run of the present command is trained and evaluated."""
+def is_finished(name: str) -> bool:
+    """Return whether a run with the current command is trained and evaluated."""
     folder = FOLDER / name
     if outcome(folder) != "finished" or not any((folder / "evaluation").glob("*.json")):
         return False
-    return (folder / "command.txt").read_text().strip() == shlex.join(["metaforge", *line(name)])
+    return (folder / "command.txt").read_text().strip() == shlex.join(["metaforge", *arguments_of(name)])
 
 
-def keep(name: str) -> None:
-    """Copy what the table is made of, task by task, to where it is committed: all but weights, pictures and curves."""
+def write_records(name: str) -> None:
+    """Copy the files from which the page is written to the records: not checkpoints, pictures and metrics."""
     shutil.rmtree(RECORDS / name, ignore_errors=True)
-    leave = shutil.ignore_patterns("ckpt", "pictures", "metrics.jsonl", "report.md")
-    shutil.copytree(FOLDER / name, RECORDS / name, ignore=leave)
+    ignored = shutil.ignore_patterns("ckpt", "pictures", "metrics.jsonl", "report.md")
+    shutil.copytree(FOLDER / name, RECORDS / name, ignore=ignored)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is missing, then write the table."""
+    """Run what is missing, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=sorted(COMMANDS), action="append", help="run these (again if need be)")
-    parser.add_argument("--table", action="store_true", help="run nothing, only write the table")
-    chosen = parser.parse_args(arguments)
+    parser.add_argument(
+        "--only",
+        choices=sorted(COMMANDS),
+        action="append",
+        help="run only this one, again if it is finished (may be repeated)",
+    )
+    parser.add_argument("--table", action="store_true", help="run nothing, only write the page")
+    options = parser.parse_args(arguments)
     metaforge = [sys.executable, "-m", "metaforge"]
     for name in COMMANDS:
         folder = FOLDER / name
-        if chosen.table or (chosen.only and name not in chosen.only):
+        if options.table or (options.only and name not in options.only):
             continue
-        if finished(name) and not chosen.only:
-            keep(name)
+        if is_finished(name) and not options.only:
+            write_records(name)
             continue
         if outcome(folder) == "running":
-            raise SystemExit(f"{folder} says that it is running: wait, or delete it if it was cut short.")
+            raise SystemExit(f"The status of {folder} is `running`: wait, or delete the folder if the run was killed.")
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([*metaforge, *line(name)], check=True)
+        subprocess.run([*metaforge, *arguments_of(name)], check=True)
         subprocess.run([*metaforge, "evaluate", str(folder), *shlex.split(EVALUATE.get(name, ""))], check=True)
-        keep(name)
+        write_records(name)
     runs = [str(RECORDS / name) for name in COMMANDS if (RECORDS / name).is_dir()]
     report = [sys.executable, "-m", "metaforge.results.comparison", str(TABLE), *runs, "--published", str(PUBLISHED)]
     return subprocess.run(report, check=True).returncode

@@ -1,4 +1,4 @@
-"""One contestant of a case of `benchmarks.speed`: it computes once for each line that it reads."""
+"""The process of one contestant of a case of `benchmarks.speed`: it takes one turn for each line on stdin."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import sys
 import time
 
 from benchmarks.speed import CASES, contestants
-from benchmarks.timing import shadows, timed
+from benchmarks.timing import projections, seconds_per_call
 from metaforge.engine.plans import choose_threads
 from metaforge.system import machine
 
 
-def main(case: str, who: str) -> None:
-    """Answer each line with the seconds of one call; the first answer is how long the first call took."""
+def main(case: str, name: str) -> None:
+    """Print the seconds of the first call and the projections of its gradient, then the seconds of a call per line."""
     work = CASES[case][1]
     peers, ours = contestants(work)
-    if who in ours:
+    if name in ours:
         machine.prepare(choose_threads(None, work.spec, work.tasks))
-    call = {**peers, **ours}[who]()
-    begin = time.perf_counter()
+    call = {**peers, **ours}[name]()
+    start = time.perf_counter()
     gradient = call()
-    seconds = time.perf_counter() - begin
-    print(json.dumps({"first": seconds, "shadows": shadows(gradient)}), flush=True)  # noqa: T201
+    seconds = time.perf_counter() - start
+    print(json.dumps({"first": seconds, "projections": projections(gradient)}), flush=True)  # noqa: T201
     for _ in range(2):
         call()
     for _ in sys.stdin:
-        print(json.dumps(timed(call)), flush=True)  # noqa: T201
+        print(json.dumps(seconds_per_call(call)), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The same meta-gradient by MetaForge, by a plain loop, and by other libraries."""
+"""The same meta-gradient, computed by MetaForge, by a plain loop and by other libraries."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from metaforge.authoring.inner_loop import Chain
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.network import with_head
 from metaforge.authoring.protocols import Params, Parts, Task, TaskShape, TaskSpec
-from metaforge.engine.batch import eager, meta_gradients
+from metaforge.engine import plans
+from metaforge.engine.batch import meta_gradients
+from metaforge.engine.chunks import chunk_gradients
 from metaforge.engine.compiler import Compiler
-from metaforge.engine.plans import choose_chunk, choose_plan, even_chunk
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.backbones.conv4 import Conv4
 from metaforge_plugins.backbones.mlp import MLP
@@ -30,7 +31,7 @@ Gradients = Callable[[], list[Tensor]]
 
 @dataclass(frozen=True)
 class Work:
-    """A meta-gradient to take: second order, mean query loss after `steps` inner steps of plain gradient descent."""
+    """A second-order meta-gradient: of the mean query loss after `steps` inner steps of gradient descent."""
 
     kind: Literal["classification", "regression"]
     x_shape: tuple[int, ...]
@@ -44,17 +45,17 @@ class Work:
 
     @property
     def spec(self) -> TaskSpec:
-        """The spec of its tasks."""
+        """The spec of the tasks."""
         return TaskSpec(self.kind, self.x_shape, 1 if self.kind == "regression" else self.shape.ways, self.shape)
 
     def body(self) -> nn.Module:
-        """Return a network without its head."""
+        """Return the network without its head."""
         cls: Any = {"conv4": Conv4, "mlp": MLP}[self.backbone]
         built: nn.Module = cls(cls.Config(**self.options)).build(self.spec)
         return built
 
     def module(self) -> nn.Module:
-        """Return the network, with torch's own layers; the same weights each time."""
+        """Return the network of torch's own layers, each time with the same initial weights."""
         with torch.random.fork_rng(devices=[]):
             torch.random.manual_seed(0)
             return with_head(self.body, self.spec.outputs, self.x_shape)().to(self.dtype).train()
@@ -74,7 +75,7 @@ class Work:
         return Task(examples(self.shape.shots), examples(self.shape.queries))
 
     def criterion(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of predictions."""
+        """Return the mean loss of predictions."""
         return (
             nn.functional.mse_loss(prediction, y)
             if self.kind == "regression"
@@ -83,28 +84,28 @@ class Work:
 
 
 def metaforge(work: Work, *, plan: str = "auto", compiled: bool = False, chunk: int | None = None) -> Gradients:
-    """Return MetaForge's engine at this work."""
+    """Return the gradient function of MetaForge."""
     chain = Chain({"sgd": SGD(SGDOptions(lr=work.lr))})
     learner = MAML(MAML.Config(steps=work.steps, adapt="all"), Parts(work.spec, work.body, chain))
-    module, batch, device = work.module(), work.batch(), torch.device("cpu")
+    module, batch = work.module(), work.batch()
     fresh = learner.init(make_key(0))
     own = {f"model.{name}": value.detach() for name, value in module.named_parameters()}
     values: Params = {name: own[name] if name in own else value.to(work.dtype) for name, value in fresh.items()}
     keys = torch.stack([make_key(0, index) for index in range(work.tasks)])
-    call = Compiler() if compiled else eager
-    size = min(choose_chunk(work.spec, device, chunk, training=True, compiled=compiled), work.tasks)
-    size = even_chunk(size, [work.tasks]) if compiled and chunk is None else size
-    chosen = choose_plan(learner, plan)
+    workload = plans.Workload(work.spec, torch.device("cpu"), work.tasks, (work.tasks,), steps=1)
+    requested = plans.Requested(plan, chunk, "on" if compiled else "off")
+    decision = plans.decide(learner, workload, requested)
+    step = Compiler(chunk_gradients(learner, decision.plan)) if compiled else None
 
     def gradients() -> list[Tensor]:
-        found = meta_gradients(learner, values, batch, keys, plan=chosen, chunk=size, call=call)
-        return [found.grads[name] for name in own]
+        result = meta_gradients(learner, values, batch, keys, plan=decision.plan, chunk=decision.chunk, compiled=step)
+        return [result.grads[name] for name in own]
 
     return gradients
 
 
 def plain_loop(work: Work) -> Gradients:
-    """Return a loop over tasks in plain PyTorch, as a careful user would write it."""
+    """Return the gradient function of a loop over tasks in plain PyTorch."""
     module, batch = work.module(), work.batch()
 
     def gradients() -> list[Tensor]:
@@ -124,7 +125,7 @@ def plain_loop(work: Work) -> Gradients:
 
 
 def higher_loop(work: Work) -> Gradients:
-    """Return `higher` at this work."""
+    """Return the gradient function of a loop over tasks with `higher`."""
     import higher
 
     module, batch = work.module(), work.batch()
@@ -144,7 +145,7 @@ def higher_loop(work: Work) -> Gradients:
 
 
 def torchopt_loop(work: Work) -> Gradients:
-    """Return `torchopt` at this work."""
+    """Return the gradient function of a loop over tasks with `torchopt`."""
     import torchopt
 
     module, batch = work.module(), work.batch()
@@ -169,7 +170,7 @@ def torchopt_loop(work: Work) -> Gradients:
 
 
 def learn2learn_loop(work: Work) -> Gradients:
-    """Return `learn2learn` at this work, where it can be imported."""
+    """Return the gradient function of a loop over tasks with `learn2learn`."""
     import learn2learn
 
     maml = learn2learn.algorithms.MAML(copy.deepcopy(work.module()), lr=work.lr, first_order=False)

@@ -1,4 +1,4 @@
-"""How much memory a process took; it imports nothing that would take any itself."""
+"""The peak memory of a process; this module imports nothing that would itself need memory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 def peak_mib(process: str = "self") -> float:
-    """Return the most memory in MiB that a process ever held, on Linux.
+    """Return the peak resident memory of a process in MiB, on Linux.
 
-    Raises `OSError` or `ValueError` where that cannot be known, as of a process that has ended.
+    Raises `OSError` or `ValueError` if it cannot be read, for example because the process has ended.
     """
-    # Not what `getrusage` says: Linux hands that on from the process that started this one.
+    # Not `getrusage`: on Linux its maximum includes that of the parent at the time of the fork.
     lines = Path(f"/proc/{process}/status").read_text("utf-8").splitlines()
     (line,) = (line for line in lines if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024

@@ -1,4 +1,4 @@
-"""The same episodes of prototypical networks by MetaForge and by a plain loop."""
+"""The gradient of a prototypical network on the same episodes, computed by MetaForge and by a plain loop."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from benchmarks.contestants import Work
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Parts, TaskShape, TaskSpec
-from metaforge.engine.batch import eager, meta_gradients
+from metaforge.engine import plans
+from metaforge.engine.batch import meta_gradients
+from metaforge.engine.chunks import chunk_gradients
 from metaforge.engine.compiler import Compiler
-from metaforge.engine.plans import choose_chunk, choose_plan
 from metaforge_plugins.learners.metric.protonet import ProtoNet
 
 
 @dataclass(frozen=True)
 class ProtoWork:
-    """Training episodes of a pooled Conv-4/64, support and query in one batch."""
+    """Training episodes of a pooled Conv-4/64; support and query set pass through the network in one batch."""
 
     ways: int = 20
     tasks: int = 4
@@ -29,24 +30,24 @@ class ProtoWork:
 
     @property
     def episodes(self) -> Work:
-        """The tasks and the network."""
+        """The tasks and the network, as a `Work`."""
         shape = TaskShape(self.ways, 1, self.queries)
         return Work("classification", (1, 28, 28), shape, "conv4", {"variant": "pool"}, self.tasks, 0, 0.0, self.dtype)
 
     @property
     def spec(self) -> TaskSpec:
-        """The spec of its episodes."""
+        """The spec of the episodes."""
         return self.episodes.spec
 
     def body(self) -> nn.Module:
-        """Return the embedding network, the same weights each time."""
+        """Return the embedding network, each time with the same initial weights."""
         with torch.random.fork_rng(devices=[]):
             torch.random.manual_seed(0)
             return self.episodes.body().to(self.dtype).train()
 
 
 def plain_prototypes(work: ProtoWork) -> Callable[[], list[Tensor]]:
-    """Return a loop over episodes in plain PyTorch."""
+    """Return the gradient function of a loop over episodes in plain PyTorch."""
     module, batch = work.body(), work.episodes.batch()
 
     def gradients() -> list[Tensor]:
@@ -64,18 +65,18 @@ def plain_prototypes(work: ProtoWork) -> Callable[[], list[Tensor]]:
 
 
 def metaforge_prototypes(work: ProtoWork, *, compiled: bool = False) -> Callable[[], list[Tensor]]:
-    """Return MetaForge's engine at these episodes."""
+    """Return the gradient function of MetaForge."""
     spec, module, batch = work.spec, work.body(), work.episodes.batch()
     learner = ProtoNet(ProtoNet.Config(), Parts(spec, work.episodes.body))
     own = {f"model.{name}": value.detach() for name, value in module.named_parameters()}
     values = {name: own.get(name, value.to(work.dtype)) for name, value in learner.init(make_key(0)).items()}
     keys = torch.stack([make_key(0, index) for index in range(work.tasks)])
-    call = Compiler() if compiled else eager
-    chunk = min(choose_chunk(spec, torch.device("cpu"), None, training=True, compiled=compiled), work.tasks)
-    plan = choose_plan(learner, "auto")
+    workload = plans.Workload(spec, torch.device("cpu"), work.tasks, (work.tasks,), steps=1)
+    decision = plans.decide(learner, workload, plans.Requested(compile="on" if compiled else "off"))
+    step = Compiler(chunk_gradients(learner, decision.plan)) if compiled else None
 
     def gradients() -> list[Tensor]:
-        found = meta_gradients(learner, values, batch, keys, plan=plan, chunk=chunk, call=call)
-        return [found.grads[name] for name in own]
+        result = meta_gradients(learner, values, batch, keys, plan=decision.plan, chunk=decision.chunk, compiled=step)
+        return [result.grads[name] for name in own]
 
     return gradients

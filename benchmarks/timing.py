@@ -1,4 +1,4 @@
-"""Timing in turns: everybody once a round, so that what else the machine does falls on all alike."""
+"""Timing in turns: every contestant is timed once per round, so that other load on the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -14,67 +14,72 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A turn takes at least so many seconds.
+# The least number of seconds of a turn.
 _TURN = 0.5
+# How many random directions a gradient is projected on.
+_DIRECTIONS = 8
 
 
 class Contestant:
-    """A contestant of a case in a process of its own, which computes only when it is its turn."""
+    """One implementation of a case, in a process that computes only in its own turns.
 
-    def __init__(self, case: str, who: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.turns", case, who]
+    `first` holds the seconds of its first call, `projections` those of its gradient.
+    """
+
+    def __init__(self, case: str, name: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.contestant_process", case, name]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        told = self._answer()
-        self.first, self.shadows = float(told["first"]), [float(one) for one in told["shadows"]]
+        answer = self._read_answer()
+        self.first, self.projections = float(answer["first"]), [float(value) for value in answer["projections"]]
 
     def turn(self) -> float:
-        """Return the seconds of one call, the mean over a turn."""
+        """Return the seconds of one call: the mean over a turn."""
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
-        return float(self._answer())
+        return float(self._read_answer())
 
     def end(self) -> None:
-        """End the process."""
-        self._process.terminate()
-        self._process.wait()
+        """End the process, and close its pipes."""
+        with self._process:
+            self._process.terminate()
 
-    def _answer(self) -> Any:
+    def _read_answer(self) -> Any:
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())
 
 
 @contextmanager
-def started(case: str, names: Sequence[str]) -> Iterator[Mapping[str, Contestant]]:
-    """Start the contestants of a case one after another, and end them all."""
+def started_contestants(case: str, names: Sequence[str]) -> Iterator[Mapping[str, Contestant]]:
+    """Start the contestants of a case one after another, and end all of them after the block."""
     running: dict[str, Contestant] = {}
     try:
-        for who in names:
-            say(f"  {who}")
-            running[who] = Contestant(case, who)
+        for name in names:
+            log(f"  {name}")
+            running[name] = Contestant(case, name)
         yield running
     finally:
-        for one in running.values():
-            one.end()
+        for contestant in running.values():
+            contestant.end()
 
 
-def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of one call of each contestant in each round."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+def time_in_turns(turns: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Return for each name the seconds of one call in each round."""
+    times: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds):
-        for name, turn in contestants.items():
+        for name, turn in turns.items():
             times[name].append(turn())
-        say(f"  round {number + 1} of {rounds}")
+        log(f"  round {number + 1} of {rounds}")
     return times
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Return the seconds of one call, the mean over a turn."""
-    calls, begin = 0, time.perf_counter()
-    while calls == 0 or time.perf_counter() - begin < _TURN:
+def seconds_per_call(call: Callable[[], object]) -> float:
+    """Return the seconds of one call: the mean over a turn."""
+    calls, start = 0, time.perf_counter()
+    while calls == 0 or time.perf_counter() - start < _TURN:
         call()
         calls += 1
-    return (time.perf_counter() - begin) / calls
+    return (time.perf_counter() - start) / calls
 
 
 def median(values: Sequence[float]) -> float:
@@ -83,30 +88,31 @@ def median(values: Sequence[float]) -> float:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Return the median over the rounds of how many times faster one was than the other."""
+    """Return the median over the rounds of the ratio of two times."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def furthest(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
-    """Return the norm of the difference of two gradients, relative to that of the first."""
-    left, right = (torch.cat([value.detach().reshape(-1).double() for value in each]) for each in (one, two))
+def relative_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """Return the norm of the difference of two gradients, relative to the norm of the first."""
+    left, right = (torch.cat([value.detach().reshape(-1).double() for value in each]) for each in (first, second))
     return float((left - right).norm() / left.norm())
 
 
-def shadows(gradient: Sequence[Tensor]) -> list[float]:
-    """Return the lengths of a gradient along fixed random directions: few numbers that tell two gradients apart."""
-    flat, draw = (
-        torch.cat([value.detach().reshape(-1).double() for value in gradient]),
-        torch.Generator().manual_seed(2),
-    )
-    return [float(flat @ torch.randn(len(flat), generator=draw, dtype=torch.float64)) for _ in range(8)]
+def projections(gradient: Sequence[Tensor]) -> list[float]:
+    """Return the scalar products of a gradient with fixed random vectors.
+
+    Different gradients have different projections, and these few numbers are cheap to send between processes.
+    """
+    flat = torch.cat([value.detach().reshape(-1).double() for value in gradient])
+    generator = torch.Generator().manual_seed(2)
+    return [float(flat @ torch.randn(len(flat), generator=generator, dtype=torch.float64)) for _ in range(_DIRECTIONS)]
 
 
-def apart(one: Sequence[float], two: Sequence[float]) -> float:
-    """Return how far the shadows of two gradients are from one another, relative to those of the first."""
-    return sum((a - b) ** 2 for a, b in zip(one, two, strict=True)) ** 0.5 / sum(a * a for a in one) ** 0.5
+def projection_difference(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the norm of the difference of two lists of projections, relative to the norm of the first."""
+    return sum((a - b) ** 2 for a, b in zip(first, second, strict=True)) ** 0.5 / sum(a * a for a in first) ** 0.5
 
 
-def say(text: str) -> None:
-    """Tell how a benchmark gets on."""
+def log(text: str) -> None:
+    """Print the progress of a benchmark on stderr."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a cache folder of the tests' own, and the real Omniglot images where they are."""
+"""Fixtures for all tests: a temporary cache folder, and the real Omniglot images if they are present."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the tests out of the user's cache."""
+def temporary_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Replace the user's cache by a temporary one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METAFORGE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -19,7 +19,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def omniglot_root() -> Path:
-    """Return the folder that holds `omniglot/` with the real images; skip the test where there is none."""
+    """Return the folder that holds `omniglot/` with the real images; skip the test if there is none."""
     root = Path(os.environ.get("METAFORGE_DATA", ""))
     if "METAFORGE_DATA" not in os.environ or not (root / "omniglot").is_dir():
         pytest.skip(
@@ -30,11 +30,11 @@ def omniglot_root() -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what came of each check of the conformance kit on its faulty plugin, as the tests recorded it."""
+    """Print whether each check of the conformance kit has found the fault of its faulty plugin."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
-    found = [dict(report.user_properties)["fault"] for report in reports if "fault" in dict(report.user_properties)]
-    rows = sorted({tuple(row) for row in found})
+    recorded = [dict(report.user_properties)["fault"] for report in reports if "fault" in dict(report.user_properties)]
+    rows = sorted({tuple(row) for row in recorded})
     if rows:
-        terminalreporter.section("checks and the faulty plugins that they must catch")
+        terminalreporter.section("checks, and the faulty plugins that they must find")
         for check, plugin, caught in rows:
             terminalreporter.write_line(f"{check:15} {plugin:26} {caught}")

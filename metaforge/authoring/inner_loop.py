@@ -26,7 +26,7 @@ from metaforge.authoring.protocols import (
     Tags,
     Task,
 )
-from metaforge.kernels.recompute import recomputed
+from metaforge.kernels.recompute import recompute_in_backward
 
 
 class InnerLoopOptions(Options):
@@ -274,6 +274,6 @@ def descend(
     for step in range(steps):
         function = partial(inner_step, step)
         if recompute and differentiable:
-            function = partial(recomputed, function)
+            function = partial(recompute_in_backward, function)
         fast, state, changes = function(base, meta, fast, state, changes, *inputs)
     return fast, add_params(changes, prefixed("adapters", adapter.carry(meta, state)))

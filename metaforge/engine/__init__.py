@@ -1,1 +1,1 @@
-"""The one place where a batch of tasks exists: plans, compilation and processes."""
+"""Computes the meta-gradients and test scores of a batch of tasks: plans, chunks, compilation and several processes."""

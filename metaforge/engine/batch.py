@@ -1,41 +1,41 @@
-"""The one place where a batch of tasks exists: meta-gradients and test scores of many tasks, by any learner.
+"""Meta-gradients and test scores of a batch of tasks, for any learner.
 
-A plan says how the batch runs; all plans give the same gradients.
-
-- `loop`: one task after another, each alone; the reference, and the mode to debug in.
-- `vmap`: `vmap(grad(loss))`, per-task gradients of all tasks at once.
-- `fold`: `grad(vmap(loss))`: what tasks share, such as the weights before adaptation, meets them as one large batch.
-  Torch's own fused norms give wrong second derivatives in this order, so a learner that calls them cannot take it.
+Learners see one task. This package alone has a task dimension: it cuts a batch into chunks, computes each chunk by a
+plan (see `metaforge.engine.chunks`), and adds up gradients over chunks and over processes.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.nn.functional import pad
 from torch.utils._pytree import tree_map
 
-from metaforge.authoring.functional import add_params, detach_params, gradient, one_task, split_state, sum_of
+from metaforge.authoring.functional import add_params, one_task, split_state, sum_of
 from metaforge.authoring.layers import images
 from metaforge.authoring.losses import score
-from metaforge.authoring.protocols import Aux, Examples, Kind, Learner, Params, Regularizer, Task
-from metaforge.engine.plans import Plan
+from metaforge.authoring.protocols import Examples, Kind, Learner, Params, Regularizer, Task
+from metaforge.engine.chunks import ChunkForward, ChunkGradients, ChunkResult, chunk_forward, chunk_gradients
+from metaforge.engine.local_batch import LocalBatch
+from metaforge.engine.plans import Plan, combining_regularizers
 from metaforge.engine.precision import primitive_attention
-
-# Not the name of a parameter, which has no spaces.
-_ROWS = "figures of all tasks"
 
 
 @dataclass(frozen=True)
 class MetaStep:
-    """One outer step: the meta-gradient, what to add to the state, and each task's loss and figures `[tasks]`."""
+    """The result of one outer step on a batch of tasks, before the outer optimiser updates the parameters.
+
+    Attributes:
+        grads: The meta-gradient, by parameter.
+        state: What to add to each `state.` entry.
+        losses: The task losses `[tasks]`.
+        metrics: Each metric `[tasks]`, by name.
+    """
 
     grads: Params
     state: Params
@@ -44,7 +44,13 @@ class MetaStep:
 
 
 class Scores(NamedTuple):
-    """Each test task's score `[tasks]`, predictions `[tasks, n, outputs]` and the learner's own figures `[tasks]`."""
+    """The scores of a batch of test tasks.
+
+    Attributes:
+        scores: The accuracy or mean squared error of each task `[tasks]`.
+        predictions: The predictions for the queries `[tasks, n, outputs]`.
+        measures: Each of the learner's own test metrics `[tasks]`, by name.
+    """
 
     scores: Tensor
     predictions: Tensor
@@ -52,46 +58,17 @@ class Scores(NamedTuple):
 
 
 def prepare(task: Task, device: torch.device, dtype: torch.dtype) -> Task:
-    """Return the task on `device`: bytes become floats in [0, 1], floats get `dtype`, labels stay integers."""
+    """Return a task, or a batch of tasks, on `device`.
 
-    def moved(x: Tensor) -> Tensor:
+    Unsigned bytes become floats in [0, 1], floats are cast to `dtype`, integer labels stay integers.
+    """
+
+    def move(x: Tensor) -> Tensor:
         if x.dtype == torch.uint8:
             return x.to(device).to(dtype) / 255
         return x.to(device, dtype) if x.is_floating_point() else x.to(device)
 
-    return Task(Examples(*map(moved, task.support)), Examples(*map(moved, task.query)))
-
-
-Call = Callable[..., Any]
-
-
-def eager(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function."""
-    return function(*arguments)
-
-
-@dataclass(frozen=True)
-class Share:
-    """This process's part of a batch of `total` tasks, in groups, and how the parts of all processes are joined.
-
-    `groups` are numbers of tasks that follow one another, from task `first` on. `join` returns the sum over all groups
-    of all processes, given what the own ones came to.
-    """
-
-    total: int
-    groups: tuple[int, ...]
-    first: int = 0
-    join: Callable[[list[Params]], Params] = lambda groups: functools.reduce(add_params, groups)
-
-    def joined(self, groups: list[Params], rows: Tensor) -> tuple[Params, Tensor]:
-        """Return the sum over all groups and, of figures of the own tasks `[own, n]`, those of all `[total, n]`.
-
-        Beside one another, so that processes wait for one another once.
-        """
-        own = pad(rows, (0, 0, self.first, self.total - self.first - len(rows)))
-        sums = self.join([{**group, _ROWS: torch.zeros_like(own) if i else own} for i, group in enumerate(groups)])
-        rows = sums.pop(_ROWS)
-        return sums, rows
+    return Task(Examples(*map(move, task.support)), Examples(*map(move, task.query)))
 
 
 @primitive_attention()
@@ -104,68 +81,158 @@ def meta_gradients(
     plan: Plan = "loop",
     chunk: int | None = None,
     regularizers: Sequence[Regularizer] = (),
-    share: Share | None = None,
-    call: Call = eager,
+    local: LocalBatch | None = None,
+    compiled: ChunkGradients | None = None,
 ) -> MetaStep:
-    """Return the gradient of the mean task loss (and of the regularizers' terms) over a batch of tasks.
+    """Return the gradient of the outer loss: the mean task loss of a batch, plus the regularizers' terms.
 
-    `tasks` has a leading axis on every tensor, `keys` is `[tasks]`. At most `chunk` tasks run at once, one in a loop.
-    With a `share`, these tasks are a part of the batch, and the answer is that of the whole batch. `call` evaluates a
-    function of tensors: at once, or compiled.
+    Args:
+        learner: The learner; its `loss` is the loss of one task.
+        values: The parameters, for which gradients are returned, and the `state.` entries, for which none are.
+        tasks: The local tasks; every tensor has a leading task dimension, `[tasks, ...]`.
+        keys: One key per task, `[tasks]`.
+        plan: How a chunk of tasks is computed, see `metaforge.engine.chunks`.
+        chunk: Compute at most this many tasks together; None for all. `loop` computes one at a time in any case.
+        regularizers: Regularizers whose `penalty` and `combine` terms are part of the outer loss.
+        local: Which part of the whole batch `tasks` are, and how to reduce over ranks; None if they are all of it.
+        compiled: `Compiler(chunk_gradients(learner, plan))`, for the same learner and plan; None computes eagerly.
+
+    Returns:
+        The meta-gradient, the change of the state, and the losses and metrics of the whole batch, equal on all ranks.
+
+    Raises:
+        ValueError: `compiled` is passed and a regularizer has a `combine` term, which needs all losses first.
     """
     params, state = split_state(values)
-    share = share or Share(len(keys), (len(keys),))
-    combining = combining_regularizers(regularizers, share.total)
-    run = functools.partial({"loop": _looped, "vmap": _vmapped, "fold": _folded}[plan], learner)
-    whole = functools.partial(_whole, run)
-    with _layers_together(plan, keys.device):
-        groups: list[Params] = [{} for _ in share.groups]
-        parts: list[tuple[int, _Part]] = []
-        for group, piece in _pieces(share.groups, 1 if plan == "loop" else chunk):
-            arguments = (params, state, _sliced(tasks, piece), keys[piece])
-            weight = torch.full((piece.stop - piece.start,), 1 / share.total, dtype=torch.float64, device=keys.device)
-            part = run(*arguments) if combining else _Part(*call(whole, weight, *arguments))
-            change = {n: len(part.losses) / share.total * moved for n, moved in part.state.items()}
-            groups[group] = add_params(groups[group], add_params(change, part.sums))
-            parts.append((group, part._replace(sums={})))
-        losses = torch.cat([part.losses for _, part in parts])
-        metrics = {n: torch.cat([part.metrics[n] for _, part in parts]) for n in parts[0][1].metrics}
-        columns = torch.stack([losses, *(figures.to(losses.dtype) for figures in metrics.values())], 1)
+    local = local or LocalBatch(len(keys), (len(keys),))
+    combining = combining_regularizers(regularizers, local.total)
+    if combining and compiled:
+        raise ValueError("A step whose task weights depend on all task losses cannot be compiled.")
+    chunks = _chunks(tasks, keys, local.groups, 1 if plan == "loop" else chunk)
+    with _batched_image_layers(plan, keys.device):
         if combining:
-            _, columns = share.joined([{}], columns)
-            weights = grad(lambda x: _combined(x, combining))(columns[:, 0])
-            own = weights[share.first : share.first + len(losses)].split([len(part.losses) for _, part in parts])
-            for (group, part), weight in zip(parts, own, strict=True):
-                groups[group] = add_params(groups[group], part.pulled(weight))
-            sums = share.join(groups)
+            forward = chunk_forward(learner, plan)
+            groups, results = _with_combined_weights(forward, params, state, chunks, local, combining)
         else:
-            sums, columns = share.joined(groups, columns)
+            run = compiled or chunk_gradients(learner, plan)
+            groups, results = _with_equal_weights(run, params, state, chunks, local)
+        sums, losses, metrics = _reduced(local, groups, results)
         grads, change = split_state(sums)
         for regularizer in regularizers:
             grads = add_params(grads, _penalty_grads(regularizer, params, state))
-        return MetaStep(grads, change, columns[:, 0], dict(zip(metrics, columns[:, 1:].unbind(1), strict=True)))
+    return MetaStep(grads, change, losses, metrics)
+
+
+class _Chunk(NamedTuple):
+    """A chunk of tasks `[tasks, ...]` with their keys `[tasks]`, and the index of the group that they belong to."""
+
+    group: int
+    tasks: Task
+    keys: Tensor
+
+
+def _chunks(tasks: Task, keys: Tensor, groups: Sequence[int], size: int | None) -> Iterator[_Chunk]:
+    """Yield the chunks of each group in order, each of at most `size` tasks."""
+    first = 0
+    for group, count in enumerate(groups):
+        for begin in range(first, first + count, size or count):
+            part = slice(begin, min(begin + (size or count), first + count))
+            yield _Chunk(group, tree_map(lambda t, part=part: t[part], tasks), keys[part])
+        first += count
+
+
+def _with_equal_weights(
+    run: ChunkGradients, params: Params, state: Params, chunks: Iterable[_Chunk], local: LocalBatch
+) -> tuple[list[Params], list[ChunkResult]]:
+    """Return the sums of each group and the results of all chunks, where every task weighs 1 / total.
+
+    The gradients of a chunk are computed directly after its losses, so its graph is freed before the next chunk.
+    """
+    groups: list[Params] = [{} for _ in local.groups]
+    results = []
+    for group, tasks, keys in chunks:
+        weights = torch.full((len(keys),), 1 / local.total, dtype=torch.float64, device=keys.device)
+        result, grads = run(weights, params, state, tasks, keys)
+        groups[group] = add_params(groups[group], add_params(_state_change(result, local), grads))
+        results.append(result)
+    return groups, results
+
+
+def _with_combined_weights(
+    forward: ChunkForward,
+    params: Params,
+    state: Params,
+    chunks: Iterable[_Chunk],
+    local: LocalBatch,
+    regularizers: Sequence[Regularizer],
+) -> tuple[list[Params], list[ChunkResult]]:
+    """Return the sums of each group and the results of all chunks, where regularizers determine the weights.
+
+    The weight of a task is the derivative of the combined loss with respect to the loss of that task, which depends on
+    the losses of all tasks. So the losses of all chunks, on all ranks, are computed first, then the gradients. The
+    graphs of all local chunks are kept in between.
+    """
+    groups: list[Params] = [{} for _ in local.groups]
+    results, pullbacks = [], []
+    for group, tasks, keys in chunks:
+        result, pullback = forward(params, state, tasks, keys)
+        groups[group] = add_params(groups[group], _state_change(result, local))
+        results.append(result)
+        pullbacks.append((group, pullback))
+    losses = _reduced(local, [{}], results).losses
+    weights = grad(lambda x: _combined_loss(x, regularizers))(losses)
+    counts = [len(result.losses) for result in results]
+    local_weights = weights[local.first : local.first + sum(counts)].split(counts)
+    for (group, pullback), chunk_weights in zip(pullbacks, local_weights, strict=True):
+        groups[group] = add_params(groups[group], pullback(chunk_weights))
+    return groups, results
+
+
+class _Reduced(NamedTuple):
+    """Sums over the whole batch (gradients and changes of the state), and the losses and metrics of its tasks."""
+
+    sums: Params
+    losses: Tensor
+    metrics: Params
+
+
+def _reduced(local: LocalBatch, groups: list[Params], results: Sequence[ChunkResult]) -> _Reduced:
+    """Reduce sums, losses and metrics over all ranks, in one collective per dtype."""
+    losses = torch.cat([result.losses for result in results])
+    metrics = {name: torch.cat([result.metrics[name] for result in results]) for name in results[0].metrics}
+    rows = torch.stack([losses, *(metric.to(losses.dtype) for metric in metrics.values())], 1)
+    sums, rows = local.reduce(groups, rows)
+    return _Reduced(sums, rows[:, 0], dict(zip(metrics, rows[:, 1:].unbind(1), strict=True)))
+
+
+def _state_change(result: ChunkResult, local: LocalBatch) -> Params:
+    """Return the part of a chunk in the mean change of the state over the whole batch."""
+    return {name: len(result.losses) / local.total * change for name, change in result.state.items()}
+
+
+def _combined_loss(losses: Tensor, regularizers: Sequence[Regularizer]) -> Tensor:
+    """Return the mean of the task losses `[tasks]` plus the regularizers' terms of them."""
+    terms = [term for r in regularizers if (term := r.combine(losses)) is not None]
+    return sum_of([losses.mean(), *terms])
+
+
+def _penalty_grads(regularizer: Regularizer, params: Params, state: Params) -> Params:
+    """Return the gradient of a regularizer's penalty; an empty dictionary if it has none."""
+    if regularizer.penalty(params | state) is None:
+        return {}
+    grads: Params = grad(lambda p: regularizer.penalty(p | state))(params)
+    return grads
 
 
 @contextmanager
-def _layers_together(plan: Plan, device: torch.device) -> Iterator[None]:
-    """Let layers on images take many tasks at once as was measured to be faster: on a CPU, in full precision."""
-    pays = plan != "loop" and device.type == "cpu" and not torch.is_autocast_enabled(device.type)
-    with images.together("pooled") if pays else nullcontext():
+def _batched_image_layers(plan: Plan, device: torch.device) -> Iterator[None]:
+    """Let image layers compute all tasks in one channels-last call where that was measured to be faster.
+
+    That is on a CPU, in float32 or float64, under every plan but `loop`, in networks that pool.
+    """
+    faster = plan != "loop" and device.type == "cpu" and not torch.is_autocast_enabled(device.type)
+    with images.together("pooled") if faster else nullcontext():
         yield
-
-
-def _pieces(groups: Sequence[int], chunk: int | None) -> Iterator[tuple[int, slice]]:
-    """Yield (group, its next tasks), at most `chunk` of them."""
-    first = 0
-    for group, size in enumerate(groups):
-        for begin in range(first, first + size, chunk or size):
-            yield group, slice(begin, min(begin + (chunk or size), first + size))
-        first += size
-
-
-def combining_regularizers(regularizers: Sequence[Regularizer], tasks: int) -> list[Regularizer]:
-    """Return the regularizers with a term of the whole batch of task losses."""
-    return [r for r in regularizers if r.combine(torch.ones(tasks)) is not None]
 
 
 @primitive_attention()
@@ -179,120 +246,32 @@ def score_tasks(
     plan: Plan = "loop",
     measure: bool = False,
 ) -> Scores:
-    """Return the scores of a batch of test tasks after adaptation; no graph is built and nothing is changed.
+    """Return the scores of a batch of test tasks after adaptation; no graph is built and no tensor is changed.
 
-    With `measure`, the learner's own figures are taken too, with `keys` `[tasks]` for their noise.
+    Args:
+        learner: The learner to evaluate.
+        values: Its parameters and `state.` entries.
+        tasks: The test tasks; every tensor has a leading task dimension, `[tasks, ...]`.
+        keys: One key per task, `[tasks]`, for the noise of the learner's own metrics; needed only with `measure`.
+        steps: The number of adaptation steps; None for the learner's own.
+        plan: `loop` computes one task after another; `vmap` and `fold` compute all tasks in one `vmap` call.
+        measure: Whether to compute the learner's own test metrics too.
+
+    Returns:
+        The scores, the predictions and, with `measure` and `keys`, the learner's own test metrics.
     """
 
-    def one(task: Task, key: Tensor | None) -> Scores:
+    def score_task(task: Task, key: Tensor | None) -> Scores:
         fast = learner.adapt(values, task.support, steps=steps)
         prediction = learner.predict(values, fast, task.query.x)
         kind: Kind = "regression" if task.query.y.is_floating_point() else "classification"
-        figures = learner.measure(values, task, key) if measure and key is not None else {}
-        return Scores(score(kind, prediction, task.query.y), prediction, figures)
+        measures = learner.measure(values, task, key) if measure and key is not None else {}
+        return Scores(score(kind, prediction, task.query.y), prediction, measures)
 
-    with torch.no_grad(), _layers_together(plan, tasks.support.x.device):
+    with torch.no_grad(), _batched_image_layers(plan, tasks.support.x.device):
         if plan == "loop":
-            results = [one(one_task(tasks, i), None if keys is None else keys[i]) for i in range(len(tasks.support.x))]
-            return Scores(*_stacked(results))
-        scores: Scores = vmap(one, in_dims=(0, None if keys is None else 0))(tasks, keys)
+            count = len(tasks.support.x)
+            each: list[Any] = [score_task(one_task(tasks, i), None if keys is None else keys[i]) for i in range(count)]
+            return Scores(*tree_map(lambda *leaves: torch.stack(leaves), *each))
+        scores: Scores = vmap(score_task, in_dims=(0, None if keys is None else 0))(tasks, keys)
         return scores
-
-
-class _Part(NamedTuple):
-    """What a piece of a batch came to: losses `[tasks]`, mean change of the state, figures, and its gradients.
-
-    `pull` gives them for a weight of each task; once the weights were known, `sums` has them instead.
-    """
-
-    losses: Tensor
-    state: Params
-    metrics: Params
-    pull: Callable[[Tensor], Params] | None
-    sums: Params = {}
-
-    def pulled(self, weight: Tensor) -> Params:
-        """Return the gradient of the tasks' losses `[tasks]` with these weights."""
-        assert self.pull is not None, "this piece's gradients were already taken"
-        return self.pull(weight)
-
-
-def _whole(run: Callable[..., _Part], weight: Tensor, *arguments: Any) -> tuple[Tensor, Params, Params, None, Params]:
-    """Return a piece with its gradients taken: every weight is known, so its graph can go at once."""
-    part = run(*arguments)
-    return part.losses, part.state, part.metrics, None, part.pulled(weight)
-
-
-def _looped(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:
-    """Return what a piece of one task came to."""
-    loss, metrics, change, pull = _differentiated(_loss_of(learner, state), params, one_task(tasks), keys[0])
-    return _Part(loss.unsqueeze(0), change, _stacked([metrics]), lambda weight: pull(weight[0]))
-
-
-def _vmapped(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:
-    def one(task: Task, key: Tensor) -> tuple[Params, tuple[Tensor, Aux]]:
-        return gradient(lambda p: _loss_of(learner, state)(p, task, key), params, differentiable=False)
-
-    grads, (losses, (metrics, change)) = vmap(one)(tasks, keys)
-
-    def pull(weight: Tensor) -> Params:
-        # Not a matrix product, whose operands autocast would round.
-        return {n: (weight.to(v.dtype).view(-1, *(1,) * (v.dim() - 1)) * v).sum(0) for n, v in grads.items()}
-
-    return _Part(losses.detach(), _mean(change), metrics, pull)
-
-
-def _folded(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> _Part:
-    batched = vmap(_loss_of(learner, state), in_dims=(None, 0, 0))
-    losses, metrics, change, pull = _differentiated(batched, params, tasks, keys)
-    return _Part(losses, _mean(change), metrics, pull)
-
-
-def _differentiated(
-    function: Callable[..., tuple[Tensor, tuple[Tensor, Aux]]], params: Params, *rest: Any
-) -> tuple[Tensor, Params, Params, Callable[[Tensor], Params]]:
-    """Return losses, figures, changes of the state, and the pull-back of the losses to the parameters.
-
-    By plain autograd: the transforms of `torch.func` would keep a graph of the gradient too, which nobody asks for.
-    """
-    with torch.enable_grad():
-        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-        losses, (_, (metrics, change)) = function(leaves, *rest)
-
-    def pull(weight: Tensor) -> Params:
-        grads = torch.autograd.grad(losses, list(leaves.values()), weight.to(losses.dtype), materialize_grads=True)
-        return dict(zip(leaves, grads, strict=True))
-
-    return losses.detach(), detach_params(metrics), detach_params(change), pull
-
-
-def _loss_of(learner: Learner, state: Params) -> Callable[[Params, Task, Tensor], tuple[Tensor, tuple[Tensor, Aux]]]:
-    def loss(params: Params, task: Task, key: Tensor) -> tuple[Tensor, tuple[Tensor, Aux]]:
-        value, aux = learner.loss(params | state, task, key)
-        return value, (value, Aux(dict(aux.metrics), dict(aux.state)))
-
-    return loss
-
-
-def _mean(state: Params) -> Params:
-    return {name: value.mean(0) for name, value in state.items()}
-
-
-def _combined(losses: Tensor, regularizers: Sequence[Regularizer]) -> Tensor:
-    terms = [term for r in regularizers if (term := r.combine(losses)) is not None]
-    return sum_of([losses.mean(), *terms])
-
-
-def _penalty_grads(regularizer: Regularizer, params: Params, state: Params) -> Params:
-    if regularizer.penalty(params | state) is None:
-        return {}
-    grads: Params = grad(lambda p: regularizer.penalty(p | state))(params)
-    return grads
-
-
-def _sliced(tasks: Task, piece: slice) -> Task:
-    return cast(Task, tree_map(lambda t: t[piece], tasks))
-
-
-def _stacked(results: Sequence[Any]) -> Any:
-    return tree_map(lambda *leaves: torch.stack(leaves), *results)

@@ -1,4 +1,4 @@
-"""Start several processes of one run on this machine, and return their exit code."""
+"""Starts the processes of one run on this machine with torchrun's agent, and returns their exit code."""
 
 from __future__ import annotations
 
@@ -23,64 +23,74 @@ from metaforge.system.signals import DoublePressDetector
 
 
 def launch(words: Sequence[str], processes: int, restarts: int) -> int:
-    """Run `metaforge` with these words in several processes of this machine, and return its exit code.
+    """Run a `metaforge` command in several processes on this machine.
 
-    When one of them dies all are started again, at most `restarts` times. A second Ctrl-C kills them and leaves at
-    once.
+    If one process fails, all are restarted. The first Ctrl-C ends them in order; a second one within two seconds kills
+    them.
+
+    Args:
+        words: The arguments of the command, without `metaforge` itself.
+        processes: The number of processes.
+        restarts: The largest number of restarts.
+
+    Returns:
+        The exit code of the run.
     """
-    # The agent's own store keeps the addresses of processes that are dead.
+    # The store that the agent would share with the processes keeps the addresses of processes that have failed.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    # Ctrl-C is received below.
+    # Without SIGINT, which is handled below.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP,SIGQUIT"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine.cores() // processes)))
-    # What went wrong in a process, the process has said.
+    # Each process prints its own error; the agent's log would repeat it.
     logging.disable()
-    place = RendezvousParameters("c10d", "localhost:0", uuid.uuid4().hex, 1, 1)
+    rendezvous = RendezvousParameters("c10d", "localhost:0", uuid.uuid4().hex, 1, 1)
     spec = WorkerSpec(
         role="metaforge",
         local_world_size=processes,
         entrypoint=sys.executable,
         args=("-u", "-m", "metaforge", *words),
-        rdzv_handler=get_rendezvous_handler(place),
+        rdzv_handler=get_rendezvous_handler(rendezvous),
         max_restarts=restarts,
         monitor_interval=0.1,
     )
     agent = LocalElasticAgent(spec, DefaultLogsSpecs())
-    before = signal.signal(signal.SIGINT, _Impatience(agent).receive)
+    previous_handler = signal.signal(signal.SIGINT, _InterruptHandler(agent).receive)
     try:
         failures = agent.run().failures
-    except SignalException as stop:
-        return 128 + int(stop.sigval)
+    except SignalException as error:
+        return 128 + int(error.sigval)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)
         spec.rdzv_handler.shutdown()
-    return _code_of({rank: failure.exitcode for rank, failure in failures.items()})
+    return _exit_code({rank: failure.exitcode for rank, failure in failures.items()})
 
 
-class _Impatience:
-    """Hears Ctrl-C for a group of processes, which do not hear it themselves: each is a session of its own."""
+class _InterruptHandler:
+    """Handles Ctrl-C for the processes, which do not receive it: each runs in a session of its own."""
 
     def __init__(self, agent: LocalElasticAgent) -> None:
-        self._agent, self._patience, self._asked = agent, DoublePressDetector(), False
+        self._agent, self._patience, self._stopping = agent, DoublePressDetector(), False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Ask all of them to end in order; the second time soon after, kill them and leave."""
+        """Handle SIGINT: the first one lets the agent end the processes, a second one soon after kills them."""
         if self._patience.is_double_press():
             for worker in self._agent.get_worker_group().workers:
                 with suppress(ProcessLookupError):
                     os.killpg(worker.id, signal.SIGKILL)
             os._exit(128 + number)
-        if not self._asked:
-            self._asked = True
+        if not self._stopping:
+            self._stopping = True
             raise SignalException("Ctrl-C", sigval=signal.SIGINT)
 
 
-def _code_of(failures: Mapping[int, int]) -> int:
-    """Return the exit code of processes that have failed, given the rank and the code of each in order, or 0 of none.
+def _exit_code(failures: Mapping[int, int]) -> int:
+    """Return the exit code of a run, given the exit code of each failed rank, in the order of the failures.
 
-    What a process says of its own work counts, first what the leading one says. One that was lost, or that a signal
-    has ended which was not sent to the launcher, has nothing to say: nor have those that miss it.
+    It is 0 without failures. It is the code by which a process reports an error of its own: that of rank 0 if there is
+    one, else the first. Such codes lie between 0 and that of `WorkerError`. All others are consequences of another
+    process's failure: of a signal (negative, or 128 and more), or of a lost connection (`WorkerError` itself). If there
+    are only those, it is the code of `WorkerError`.
     """
     lost = WorkerError.exit_code
-    said = [code for code in (failures.get(0, 0), *failures.values()) if 0 < code < lost]
-    return next(iter(said), lost if failures else 0)
+    own_errors = [code for code in (failures.get(0, 0), *failures.values()) if 0 < code < lost]
+    return next(iter(own_errors), lost if failures else 0)

@@ -1,41 +1,122 @@
-"""How a batch of tasks is to be computed: the rules behind `auto`, and what was measured for them."""
+"""The rules behind `auto`: which plan, chunk size, compilation and number of threads a training step uses, and why.
+
+`decide` applies all of them. Each rule is a function below it; what was measured for a rule stands above its function.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from metaforge.authoring.protocols import Key, Learner, Params, Task, TaskSpec
+from metaforge.authoring.protocols import Key, Learner, Params, Regularizer, Task, TaskSpec
 from metaforge.errors import ConfigError
 from metaforge.system import machine
 
 Plan = Literal["loop", "vmap", "fold"]
 
-_FUSED = ("batch_norm", "layer_norm", "instance_norm", "rms_norm")
 
-# Input numbers that go through the network together, (in evaluation, in training). Measured on one AVX-512 thread,
-# convolutional nets of four layers on 28 px images, 5-way 1-shot, allocator thresholds raised.
-# - Evaluation, three steps, 15 queries (62,720 numbers in a task): vmap of 4 tasks 46 tasks/s, of 25 tasks 34, a loop
-#   25. On vectors, vmap of 100 tasks is 30 times a loop.
-# - Training, second order, 16 tasks. 5 queries (376,320 numbers in all): the whole batch 137 tasks/s, chunks of 4 104.
-#   15 queries (1,003,520): the whole batch 53, chunks of 4 62. So a batch is divided from half a million numbers on.
-# Elsewhere than on a CPU only memory is the limit; no speed was measured there.
-# - Compiled, on two threads, 5 queries: 16 tasks at once 68 ms, 8 at once 62, 4 at once 64. The compiler leaves fewer
-#   passes over memory, and those are quicker where a chunk stays in the cache.
-_NUMBERS = {"cpu": (1 << 18, 1 << 19)}
-_NUMBERS_ELSEWHERE = (1 << 22, 1 << 21)
-_MOST_EVALUATED = 100
+class Workload(NamedTuple):
+    """The size of a training step and the length of the training.
+
+    Attributes:
+        spec: The spec of the training tasks.
+        device: The device of the computation.
+        tasks: The number of tasks of an outer step, over all ranks.
+        groups: The number of tasks in each group that this rank computes.
+        steps: The number of outer steps.
+        budget: The longest duration of the training in seconds; None for no limit.
+    """
+
+    spec: TaskSpec
+    device: torch.device
+    tasks: int
+    groups: tuple[int, ...]
+    steps: int
+    budget: float | None = None
+
+
+class Requested(NamedTuple):
+    """The user's settings of `[engine]`; `auto` and None leave the choice to the rules."""
+
+    plan: str = "auto"
+    chunk: int | None = None
+    compile: str = "auto"
+    threads: int | None = None
+
+
+AUTO = Requested()
+
+
+class Decision(NamedTuple):
+    """How a training step is computed.
+
+    Attributes:
+        plan: The plan.
+        chunk: The number of tasks computed together.
+        compiled: Whether the step is compiled.
+        threads: The number of CPU threads; None for PyTorch's default.
+        not_compiled_because: Why the step is not compiled; empty if it is.
+    """
+
+    plan: Plan
+    chunk: int
+    compiled: bool
+    threads: int | None
+    not_compiled_because: str = ""
+
+
+def decide(
+    learner: Learner,
+    workload: Workload,
+    requested: Requested = AUTO,
+    *,
+    fused_norms: Sequence[str] = (),
+    regularizers: Sequence[Regularizer] = (),
+) -> Decision:
+    """Return how to compute a training step: the user's settings, completed by the rules of this module.
+
+    Args:
+        learner: The learner to train.
+        workload: The size of a step and the length of the training.
+        requested: The user's settings.
+        fused_norms: The names of PyTorch's norm functions that the learner calls, see `fused_norms`.
+        regularizers: The regularizers whose terms are part of the outer loss.
+
+    Returns:
+        The decision. It says why a step is not compiled.
+
+    Raises:
+        ConfigError: The settings demand a plan that gives wrong gradients for this learner, or a compiled step with a
+            regularizer that does not allow one.
+    """
+    plan = choose_plan(learner, requested.plan, fused_norms)
+    reason = reason_not_to_compile(requested.compile, workload, regularizers)
+    compiled = not reason
+    chunk = choose_chunk(workload.spec, workload.device, requested.chunk, training=True, compiled=compiled)
+    chunk = min(chunk, max(workload.groups))
+    if compiled and requested.chunk is None:
+        chunk = even_chunk(chunk, workload.groups)
+    threads = choose_threads(requested.threads, workload.spec, workload.tasks)
+    return Decision(plan, chunk, compiled, threads, reason)
 
 
 def choose_plan(learner: Learner, plan: str, fused_norms: Sequence[str] = ()) -> Plan:
-    """Return the plan to run: the one asked for, or under `auto` the one that measured fastest for such a learner.
+    """Return the plan to use: the requested one, or for `auto` the one that was measured to be fastest.
 
-    That is `fold`, unless the learner adapts through torch's own fused norms (named in `fused_norms`), whose second
-    derivatives are wrong in that order: then `vmap`. Raises `ConfigError` where such a learner is asked to fold.
+    That is `fold`. It is `vmap` for a learner that adapts through PyTorch's fused norm functions, because their second
+    derivatives are wrong under `fold`.
+
+    Args:
+        learner: The learner to train.
+        plan: The requested plan, or `auto`.
+        fused_norms: The names of PyTorch's norm functions that the learner calls.
+
+    Raises:
+        ConfigError: `fold` is requested for a learner that adapts through fused norm functions.
     """
     wrong = learner.tags.adapts and fused_norms
     if plan == "fold" and wrong:
@@ -43,7 +124,7 @@ def choose_plan(learner: Learner, plan: str, fused_norms: Sequence[str] = ()) ->
             f"Plan 'fold' gives wrong meta-gradients with {fused_norms[0]}, which {type(learner).__name__} adapts"
             " through.",
             where="engine.plan",
-            remedy="use 'vmap', 'loop' or 'auto', or norm layers of torch.nn, which MetaForge exchanges for its own",
+            remedy="use 'vmap', 'loop' or 'auto', or norm layers of torch.nn, which MetaForge replaces by its own",
         )
     if plan in ("loop", "vmap", "fold"):
         return cast(Plan, plan)
@@ -51,75 +132,137 @@ def choose_plan(learner: Learner, plan: str, fused_norms: Sequence[str] = ()) ->
 
 
 def fused_norms(learner: Learner, values: Params, task: Task, key: Key) -> list[str]:
-    """Return the names of torch's own norm functions that the loss of one task calls."""
-    seen = _FusedNorms()
-    with seen, torch.no_grad():
+    """Return the names of PyTorch's fused norm functions that the loss of one task calls."""
+    calls = _FusedNormCalls()
+    with calls, torch.no_grad():
         learner.loss(values, task, key)
-    return sorted(seen.found)
+    return sorted(calls.names)
 
 
-class _FusedNorms(TorchFunctionMode):
+_FUSED_NORMS = ("batch_norm", "layer_norm", "instance_norm", "rms_norm")
+
+
+class _FusedNormCalls(TorchFunctionMode):
+    """Records the names of the fused norm functions that are called within the context."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.found: set[str] = set()
+        self.names: set[str] = set()
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: Mapping[str, Any] | None = None
     ) -> Any:
         name = getattr(function, "__name__", "")
-        if name.removeprefix("native_") in _FUSED:
-            self.found.add(name)
+        if name.removeprefix("native_") in _FUSED_NORMS:
+            self.names.add(name)
         return function(*arguments, **(named or {}))
 
 
+# The largest number of input numbers that are computed together, (in evaluation, in training). Measured on one AVX-512
+# thread, convolutional networks of four layers on 28 px images, 5-way 1-shot, allocator thresholds raised.
+# - Evaluation, three steps, 15 queries (62,720 numbers in a task): vmap of 4 tasks 46 tasks/s, of 25 tasks 34, a loop
+#   25. On vectors, vmap of 100 tasks is 30 times as fast as a loop.
+# - Training, second order, 16 tasks. 5 queries (376,320 numbers in all): the whole batch 137 tasks/s, chunks of 4 104.
+#   15 queries (1,003,520): the whole batch 53, chunks of 4 62. So a batch is divided from half a million numbers on.
+# - Compiled, on two threads, 5 queries: chunks of 16 tasks 68 ms, of 8 tasks 62, of 4 tasks 64. A compiled step passes
+#   over memory fewer times, and the passes are faster where a chunk fits into the cache. So the limit is that of
+#   evaluation.
+# On other devices than a CPU only memory is the limit; no speed was measured there.
+_NUMBERS = {"cpu": (1 << 18, 1 << 19)}
+_NUMBERS_ELSEWHERE = (1 << 22, 1 << 21)
+_MOST_EVALUATED = 100
+
+
 def choose_chunk(
-    spec: TaskSpec, device: torch.device, asked: int | None, *, training: bool, compiled: bool = False
+    spec: TaskSpec, device: torch.device, requested: int | None, *, training: bool, compiled: bool = False
 ) -> int:
-    """Return how many tasks to compute together: as many as asked for, or what the size of a task allows."""
-    if asked is not None:
-        return asked
+    """Return how many tasks to compute together: the requested number, or what the size of a task allows.
+
+    Args:
+        spec: The spec of the tasks.
+        device: The device of the computation.
+        requested: The requested number; None leaves it to the rule.
+        training: Whether it is for training (else for evaluation).
+        compiled: Whether the training step is compiled.
+    """
+    if requested is not None:
+        return requested
     most = _NUMBERS.get(device.type, _NUMBERS_ELSEWHERE)[training and not compiled]
-    chunk = max(most // _numbers(spec, 1), 1)
-    # Progress is shown between the chunks of an evaluation, which has no batches of its own.
+    chunk = max(most // _input_numbers(spec, 1), 1)
+    # An evaluation has no batches; its progress is shown between chunks, so they must not be too large.
     return chunk if training else min(chunk, _MOST_EVALUATED)
 
 
+# A chunk of another size is compiled separately, which takes as long as the first compilation. So a somewhat smaller
+# chunk is used where all chunks then have one size.
 def even_chunk(most: int, groups: Sequence[int]) -> int:
-    """Return a size of at most `most` that divides groups of tasks without a rest, if there is one of at least half.
-
-    A piece of another size is compiled by itself.
-    """
+    """Return a chunk size of at least half of `most` that divides every group without remainder; else `most`."""
     sizes = range(most, (most - 1) // 2, -1)
     return next((size for size in sizes if all(group % size == 0 for group in groups)), most)
+
+
+def combining_regularizers(regularizers: Sequence[Regularizer], tasks: int) -> list[Regularizer]:
+    """Return the regularizers that have a `combine` term of the losses of a batch of `tasks` tasks."""
+    return [r for r in regularizers if r.combine(torch.ones(tasks)) is not None]
 
 
 # Compiling a step of small networks on vectors took 6 to 24 s on two busy cores, and saved seven eighths of the time of
 # each step after it (1 and 5 inner steps, 25 tasks: 2.1 and 7.2 ms before): it has paid back after 3,800 steps. On
 # convolutional networks it saves a third to two thirds and takes 20 s to minutes, the more the more inner steps there
-# are: there it is the user's choice.
+# are: there the user has to request it.
 _FEW_NUMBERS, _ENOUGH_STEPS, _ENOUGH_SECONDS = 1 << 14, 5000, 120.0
 
 
-def choose_threads(asked: int | None, spec: TaskSpec, tasks: int) -> int | None:
-    """Return the number of threads asked for; else one for a step too small to share, None for torch's own choice.
+def reason_not_to_compile(requested: str, workload: Workload, regularizers: Sequence[Regularizer] = ()) -> str:
+    """Return why the training step is not compiled, in a few words; an empty string if it is to be compiled.
 
-    A compiled step of 25 regression tasks with 5 inner steps took 1.0 ms on one thread and 0.8 ms on two; beside
-    another program on the same two cores 1.05 ms on one, and more than 20 ms on two.
+    Args:
+        requested: `on`, `off`, or `auto`, which compiles where that saves time within the run.
+        workload: The size of a step and the length of the training.
+        regularizers: The regularizers whose terms are part of the outer loss.
+
+    Raises:
+        ConfigError: `on` is requested, but a regularizer weighs each task by the losses of all tasks.
     """
-    return 1 if asked is None and _numbers(spec, tasks) <= _FEW_NUMBERS else asked
+    combining = combining_regularizers(regularizers, workload.tasks)
+    if combining and requested == "on":
+        raise ConfigError(
+            f"A step with {type(combining[0]).__name__} cannot be compiled: it weighs each task by the losses of all"
+            " tasks.",
+            where="engine.compile",
+            remedy="set engine.compile to off",
+        )
+    if requested == "on":
+        return ""
+    if requested == "off":
+        return "engine.compile is off"
+    reasons = {
+        "compilation is not automatic on this device": workload.device.type != "cpu",
+        "compilation is not automatic for networks on images or large batches": (
+            _input_numbers(workload.spec, workload.tasks) > _FEW_NUMBERS
+        ),
+        "the run is too short to save the time of compilation": (
+            workload.steps < _ENOUGH_STEPS or (workload.budget is not None and workload.budget < _ENOUGH_SECONDS)
+        ),
+        "there is no C++ compiler": not machine.has_compiler(),
+        "a regularizer weighs each task by the losses of all tasks": bool(combining),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), "")
 
 
-def choose_compile(
-    asked: str, spec: TaskSpec, device: torch.device, *, tasks: int, steps: int, budget: float | None = None
-) -> bool:
-    """Return whether to compile the training step: as asked for, or under `auto` where it pays back within the run."""
-    if asked != "auto":
-        return asked == "on"
-    small = _numbers(spec, tasks) <= _FEW_NUMBERS and device.type == "cpu"
-    long = steps >= _ENOUGH_STEPS and (budget is None or budget >= _ENOUGH_SECONDS)
-    return small and long and machine.has_compiler()
+# A compiled step of 25 regression tasks with 5 inner steps took 1.0 ms on one thread and 0.8 ms on two; beside another
+# program on the same two cores 1.05 ms on one, and more than 20 ms on two.
+def choose_threads(requested: int | None, spec: TaskSpec, tasks: int) -> int | None:
+    """Return the requested number of CPU threads; else one for a small step, and None (PyTorch's default) for others.
+
+    Args:
+        requested: The requested number; None leaves it to the rule.
+        spec: The spec of the training tasks.
+        tasks: The number of tasks of an outer step.
+    """
+    return 1 if requested is None and _input_numbers(spec, tasks) <= _FEW_NUMBERS else requested
 
 
-def _numbers(spec: TaskSpec, tasks: int) -> int:
-    """Return how many input numbers there are in a batch of tasks."""
+def _input_numbers(spec: TaskSpec, tasks: int) -> int:
+    """Return how many input numbers a batch of tasks has."""
     return math.prod(spec.x_shape) * spec.shape.ways * (spec.shape.shots + spec.shape.queries) * tasks

@@ -1,4 +1,4 @@
-"""Rounding of products as asked for, and attention that can be differentiated twice."""
+"""Context managers for the precision of matrix products, and for attention that can be differentiated twice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def rounding(device: torch.device, dtype: str, *, tf32: bool) -> Iterator[None]:
-    """Compute inside with products rounded as asked: to bfloat16 anywhere, to TF32 on a GPU."""
+    """Round the operands of matrix products and convolutions within the context.
+
+    Args:
+        device: The device of the computation.
+        dtype: `bfloat16` turns on autocast to bfloat16; any other value turns it off.
+        tf32: Whether a GPU may round products of float32 to TF32.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else before)
     try:
@@ -23,7 +29,10 @@ def rounding(device: torch.device, dtype: str, *, tf32: bool) -> Iterator[None]:
 
 @contextmanager
 def primitive_attention() -> Iterator[None]:
-    """Compute attention inside of primitives: torch's fused kernels have no second derivative, nor batches of tasks."""
+    """Compute attention from primitive operations within the context.
+
+    PyTorch's fused attention kernels have neither second derivatives nor batching rules for `vmap`.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,6 +1,7 @@
-"""Several processes as one run: who they are, how their parts of a batch are joined, and what they agree on.
+"""The process group of a run: which tasks each rank computes, and the collectives that combine the results.
 
-The one module that speaks to `torch.distributed`. Learners and plugins know nothing of it.
+Except for the launcher, this is the only module that calls `torch.distributed`. Learners and other plugins run the same
+in one process and in several.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import datetime
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -18,33 +19,46 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.nn.functional import pad
 
 from metaforge.authoring.functional import sum_of
 from metaforge.authoring.protocols import Params
-from metaforge.engine.batch import Share
+from metaforge.engine.local_batch import LocalBatch
 from metaforge.errors import ConfigError, WorkerError
 
-# A peer that is gone is noticed at once by gloo; this is for one that hangs.
+# Gloo notices immediately when another rank has exited; the timeout is for one that hangs.
 _TIMEOUT = datetime.timedelta(seconds=120)
 _SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class World:
-    """The processes of a run; alone, every method gives back what it is given."""
+    """The process group of a run. With one process there is no group, and every collective returns its input.
+
+    Args:
+        rank: The rank of this process.
+        size: The world size: the number of processes.
+        device: The device of this rank's tensors; the CPU if None.
+    """
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.size, self.device = rank, size, device or torch.device("cpu")
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is the process that writes, and asks the hooks."""
+        """Whether this is rank 0, which alone calls the hooks and writes the run folder."""
         return self.rank == 0
 
-    def share(self, total: int, shards: int | None) -> Share:
-        """Return this process's part of a batch of `total` tasks.
+    def local_batch(self, total: int, shards: int | None) -> LocalBatch:
+        """Return the tasks of a batch that this rank computes, with the reduction over all ranks.
 
-        With `shards` the batch is cut into as many groups whatever the number of processes, and their sums are added in
-        order: the same bits for any number of processes that divides it. Without, each process is one group.
+        Args:
+            total: The number of tasks in the whole batch.
+            shards: Cut the batch into this many groups, whatever the world size, and add up their sums in order: every
+                world size that divides `shards` then gives the same bits. None makes one group per rank, and adds with
+                `all_reduce`, in any order.
+
+        Raises:
+            ConfigError: The world size does not divide `shards`, or there are fewer tasks than groups.
         """
         groups = self.size if shards is None else shards
         if groups % self.size or groups > total:
@@ -55,73 +69,106 @@ class World:
             )
         ends = [total * index // groups for index in range(groups + 1)]
         sizes = [after - before for before, after in itertools.pairwise(ends)]
-        each = groups // self.size
-        own = slice(self.rank * each, (self.rank + 1) * each)
+        per_rank = groups // self.size
+        own = slice(self.rank * per_rank, (self.rank + 1) * per_rank)
         if self.size == 1:
-            return Share(total, tuple(sizes))
-        add = self._sum if shards is None else self._ordered_sum
-        return Share(total, tuple(sizes[own]), sum(sizes[: own.start]), functools.partial(_joined, add))
+            return LocalBatch(total, tuple(sizes))
+        first, add = sum(sizes[: own.start]), self._sum if shards is None else self._ordered_sum
+        return LocalBatch(total, tuple(sizes[own]), first, functools.partial(_reduce, add, total, first))
 
     def maximum(self, *numbers: int) -> list[int]:
-        """Return the largest of each number over all processes."""
+        """Return the maximum of each number over all ranks (an `all_reduce`)."""
         if self.size == 1:
             return list(numbers)
-        found = torch.tensor(numbers, dtype=torch.int64, device=self.device)
-        with _peers():
-            dist.all_reduce(found, dist.ReduceOp.MAX)
-        return [int(number) for number in found.tolist()]
+        maxima = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        with _worker_errors():
+            dist.all_reduce(maxima, dist.ReduceOp.MAX)
+        return [int(number) for number in maxima.tolist()]
 
     def broadcast(self, data: bytes) -> bytes:
-        """Return what the leading process has handed over."""
+        """Return the `data` of rank 0, on every rank; that of the other ranks is ignored."""
         if self.size == 1:
             return data
         (size,) = self.maximum(len(data) if self.is_rank_zero else 0)
         buffer = torch.zeros(size, dtype=torch.uint8, device=self.device)
         if self.is_rank_zero and size:
             buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        with _peers():
+        with _worker_errors():
             dist.broadcast(buffer, 0)
         return bytes(buffer.cpu().numpy().tobytes())
 
     def path(self, own: Path) -> Path:
-        """Return the path that the leading process has chosen."""
+        """Return the path of rank 0, on every rank."""
         return Path(os.fsdecode(self.broadcast(os.fsencode(own))))
 
     def gather(self, own: list[float], counts: list[int]) -> list[float]:
-        """Return the numbers of all processes in order, given how many each of them has."""
+        """Return the numbers of all ranks, in the order of ranks.
+
+        It is an `all_reduce` of lists padded with zeros, because ranks may have different numbers of them.
+
+        Args:
+            own: The numbers of this rank.
+            counts: How many numbers each rank has.
+        """
         if self.size == 1:
             return own
         first = sum(counts[: self.rank])
-        found = torch.zeros(sum(counts), dtype=torch.float64, device=self.device)
-        found[first : first + len(own)] = torch.tensor(own, dtype=torch.float64)
-        with _peers():
-            dist.all_reduce(found)
-        return [float(number) for number in found.tolist()]
+        gathered = torch.zeros(sum(counts), dtype=torch.float64, device=self.device)
+        gathered[first : first + len(own)] = torch.tensor(own, dtype=torch.float64)
+        with _worker_errors():
+            dist.all_reduce(gathered)
+        return [float(number) for number in gathered.tolist()]
 
-    def _sum(self, own: Tensor) -> Tensor:
-        """Return the sum over all processes, given one row each."""
-        total = own[0]
-        with _peers():
+    def _sum(self, groups: Tensor) -> Tensor:
+        """Return the sum `[n]` over all ranks, each of which has one group `[1, n]`."""
+        total = groups[0]
+        with _worker_errors():
             dist.all_reduce(total)
         return total
 
-    def _ordered_sum(self, own: Tensor) -> Tensor:
-        """Return the sum over the rows of all processes, added up in order."""
-        parts = [torch.empty_like(own) for _ in range(self.size)]
-        with _peers():
-            dist.all_gather(parts, own)
-        return sum_of(row for part in parts for row in part.unbind(0))
+    def _ordered_sum(self, groups: Tensor) -> Tensor:
+        """Return the sum `[n]` over the groups `[groups, n]` of all ranks, added up in order."""
+        gathered = [torch.empty_like(groups) for _ in range(self.size)]
+        with _worker_errors():
+            dist.all_gather(gathered, groups)
+        return sum_of(group for part in gathered for group in part.unbind(0))
 
 
-def _joined(add: Callable[[Tensor], Tensor], groups: list[Params]) -> Params:
-    """Return the sum of the groups of all processes, each dtype by itself, so that all is rounded as in one process."""
-    sums = Params()
-    for dtype in dict.fromkeys(value.dtype for value in groups[0].values()):
-        alike = [{name: value for name, value in group.items() if value.dtype == dtype} for group in groups]
-        rows = torch.stack([torch.cat([value.detach().reshape(-1) for value in part.values()]) for part in alike])
-        pieces = torch.split(add(rows), [value.numel() for value in alike[0].values()])
-        sums |= {name: piece.view(alike[0][name].shape) for name, piece in zip(alike[0], pieces, strict=True)}
-    return sums
+def _reduce(
+    add: Callable[[Tensor], Tensor], total: int, first: int, groups: list[Params], rows: Tensor
+) -> tuple[Params, Tensor]:
+    """Return the sums over the groups of all ranks, and the rows of all tasks `[total, n]`.
+
+    The local rows, padded with zeros to all tasks, travel in the first local group: so there is one collective for
+    both, and the sum over all groups holds the rows of every task.
+
+    Args:
+        add: The collective, which maps local groups `[groups, n]` to the sum over the groups of all ranks `[n]`.
+        total: The number of tasks in the whole batch.
+        first: The index of the first local task.
+        groups: The sums of each local group.
+        rows: Losses and metrics of the local tasks `[local, n]`.
+    """
+    padded = pad(rows, (0, 0, first, total - first - len(rows)))
+    parts = [
+        [*group.values(), padded if index == 0 else torch.zeros_like(padded)] for index, group in enumerate(groups)
+    ]
+    *sums, rows = _sum_by_dtype(add, parts)
+    return dict(zip(groups[0], sums, strict=True)), rows
+
+
+def _sum_by_dtype(add: Callable[[Tensor], Tensor], groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return the sum of each tensor over the groups of all ranks.
+
+    There is one collective per dtype, so that every sum is rounded as in a single process.
+    """
+    sums: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in groups[0]):
+        alike = [index for index, tensor in enumerate(groups[0]) if tensor.dtype == dtype]
+        flat = torch.stack([torch.cat([group[index].detach().reshape(-1) for index in alike]) for group in groups])
+        pieces = torch.split(add(flat), [groups[0][index].numel() for index in alike])
+        sums |= {index: piece.view(groups[0][index].shape) for index, piece in zip(alike, pieces, strict=True)}
+    return [sums[index] for index in range(len(groups[0]))]
 
 
 def under_torchrun() -> bool:
@@ -135,38 +182,41 @@ def restart_count() -> int:
 
 
 def job_id() -> str | None:
-    """Return the name that torchrun gave the job, the same after a restart; None without torchrun."""
+    """Return the id of the torchrun job, which a restart does not change; None without torchrun."""
     return os.environ.get("TORCHELASTIC_RUN_ID") if under_torchrun() else None
 
 
 def rank() -> int:
-    """Return this process's number, 0 without torchrun."""
+    """Return the rank of this process; 0 without torchrun."""
     return int(os.environ["RANK"]) if under_torchrun() else 0
 
 
 def local_rank() -> int:
-    """Return this process's number on its machine, 0 without torchrun."""
+    """Return the rank of this process among those of its machine; 0 without torchrun."""
     return int(os.environ["LOCAL_RANK"]) if under_torchrun() else 0
 
 
 def exit_now(code: object) -> NoReturn:
-    """End one of several processes with an exit code, as it stands.
+    """Exit without shutting down the interpreter, as one of several processes.
 
-    When the interpreter is taken down, torch's background threads can abort a process whose work is done and written,
-    and the launcher would take that for a failure.
+    During the shutdown, background threads of torch can abort a process that has finished and written everything; the
+    launcher would report that as a failure.
+
+    Args:
+        code: The `code` of a `SystemExit`: an exit code, None for success, anything else for failure.
     """
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 @contextmanager
 def world(device: torch.device) -> Iterator[World]:
-    """Join the processes that torchrun has started, or stand alone; leave them at the end."""
+    """Initialise the process group if torchrun started this process, and destroy it on exit."""
     if not under_torchrun():
         yield World(device=device)
         return
     number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     backend = "nccl" if device.type == "cuda" else "gloo"
-    with _peers():
+    with _worker_errors():
         dist.init_process_group(backend, store=_store(number, size), rank=number, world_size=size, timeout=_TIMEOUT)
     try:
         yield World(number, size, device)
@@ -175,24 +225,24 @@ def world(device: torch.device) -> Iterator[World]:
 
 
 def _store(number: int, size: int) -> Store:
-    """Return a store of this attempt's own: after a restart, the agent's still has the addresses of dead processes."""
+    """Return a store whose keys no earlier attempt used: after a restart, the agent's store has stale addresses."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    serves = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = TCPStore(address, port, size, serves, timeout=_TIMEOUT)
-    # One process may train several runs; the others count with it.
+    is_server = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = TCPStore(address, port, size, is_server, timeout=_TIMEOUT)
+    # A process may train several runs one after another; each rank counts them, so all ranks use the same prefix.
     runs = store.add(f"metaforge/{restart_count()}/runs of {number}", 1)
     return PrefixStore(f"metaforge/{restart_count()}/{runs}", store)
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
-    """Turn the failure of another process into one sentence."""
+def _worker_errors() -> Iterator[None]:
+    """Raise `WorkerError` where a collective fails because another rank has failed."""
     try:
         yield
     except (RuntimeError, dist.DistError) as error:
         raise WorkerError(
             "Another process of the run has ended or does not answer.",
             where=f"process {os.environ.get('RANK', '?')} of {os.environ.get('WORLD_SIZE', '?')}",
-            remedy="the first error of another process says why (METAFORGE_DEBUG=1: what was seen here); go on with"
-            " --resume",
+            remedy="read the first error that another process printed (METAFORGE_DEBUG=1 shows the traceback of this"
+            " one), then continue with --resume",
         ) from error

@@ -1,1 +1,1 @@
-"""Functions with hand-written derivatives of every order, for all tasks in one call."""
+"""Autograd functions whose derivatives of every order are written out, and which `vmap` computes in one call."""

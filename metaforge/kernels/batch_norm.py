@@ -1,7 +1,9 @@
-"""Batch norm by the statistics of the batch at hand, with its derivatives written out.
+"""Batch norm by the statistics of the current batch, with its first and second derivative written out.
 
-Torch would differentiate each of its primitives, and pass over the whole batch two dozen times for what is a sum of two
-or three tensors, weighted feature by feature.
+PyTorch's fused `batch_norm` gives wrong second derivatives under `grad(vmap)`. Composed of primitive operations it is
+right, but autograd differentiates each of them, and passes over the batch two dozen times for what is a sum of two or
+three tensors, weighted per feature. Here each derivative is one such sum. Derivatives of third and higher order are
+those of the second derivative's formula, by autograd.
 """
 
 from __future__ import annotations
@@ -12,36 +14,44 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metaforge.kernels.task_axis import applied, folded, unfolded
+from metaforge.kernels.task_axis import apply_function, merge_tasks, split_tasks
 
 
-def standardised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (`x` `[n, features, ...]` normalised, scaled and shifted; the mean and the variance that it had).
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `x` normalised over the batch and all positions, scaled and shifted; and its mean and variance.
 
-    Mean and variance `[features]` are constants for autograd.
+    Mean and variance `[features]` (biased, without the correction n / (n - 1)) are constants for autograd.
+
+    Args:
+        x: The input `[n, features, ...]`.
+        weight: The scale `[features]`.
+        bias: The shift `[features]`.
+        eps: The number added to the variance.
     """
-    found: tuple[Tensor, Tensor, Tensor] = applied(_Forward, x, weight, bias, eps)
-    return found
+    outputs: tuple[Tensor, Tensor, Tensor] = apply_function(_BatchNorm, x, weight, bias, eps)
+    return outputs
 
 
 # Let m be the mean over the batch and all positions, n the number of entries that it is taken of,
 #     z = s (x - m(x)),  s = 1 / sqrt(m((x - m(x))^2) + eps),  y = w z + b.
 # The gradient to x of <v, z> is
 #     B(v) = s (v - m(v) - z m(v z)),
-# which is its own adjoint; so for given dy: dx = w B(dy), dw = n m(dy z), db = n m(dy). And the gradient to x of
+# which is its own adjoint; so for a given dy: dx = w B(dy), dw = n m(dy z), db = n m(dy). And the gradient to x of
 # <h, B(v)> is
 #     - s s z (m(h v) - m(h) m(v) - m(h z) m(v z)) - s (m(v z) B(h) + m(h z) B(v)).
+# In the code: x input, w weight, b bias, y output; dx, dw, db and dy are the gradients to them; h, h_w and h_b are the
+# gradients to dx, dw and db in the second backward pass.
 
 
-class _Forward(Function):
-    """y, m(x) and the variance."""
+class _BatchNorm(Function):
+    """Computes y, m(x) and the variance."""
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         mean = _mean(x)
-        var = _mean((x - _wide(mean, x)).square_())
+        var = _mean((x - _per_feature(mean, x)).square_())
         scale = (var + eps).rsqrt() * w
-        return torch.addcmul(_wide(b - mean * scale, x), x, _wide(scale, x)), mean, var
+        return torch.addcmul(_per_feature(b - mean * scale, x), x, _per_feature(scale, x)), mean, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -51,29 +61,31 @@ class _Forward(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dw, db = applied(_Back, dy, *ctx.saved_tensors, ctx.eps)
+        dx, dw, db = apply_function(_BatchNormBackward, dy, *ctx.saved_tensors, ctx.eps)
         return dx, dw, db, None
 
     @staticmethod
-    def vmap(info: Any, at: tuple[Any, ...], x: Tensor, w: Tensor, b: Tensor, eps: float) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, w: Tensor, b: Tensor, eps: float) -> Any:
+        # The tasks become further features, each with its own statistics.
         n = info.batch_size
-        wide, vectors = folded(x, at[0], 1, n), (folded(t, a, 0, n) for t, a in zip((w, b), at[1:3], strict=True))
-        y, mean, var = applied(_Forward, wide, *vectors, eps)
-        return (unfolded(y, 1, n), unfolded(mean, 0, n), unfolded(var, 0, n)), (1, 0, 0)
+        images = merge_tasks(x, in_dims[0], 1, n)
+        vectors = (merge_tasks(t, d, 0, n) for t, d in zip((w, b), in_dims[1:3], strict=True))
+        y, mean, var = apply_function(_BatchNorm, images, *vectors, eps)
+        return (split_tasks(y, 1, n), split_tasks(mean, 0, n), split_tasks(var, 0, n)), (1, 0, 0)
 
 
-class _Back(Function):
-    """dx, dw and db of dy."""
+class _BatchNormBackward(Function):
+    """Computes dx, dw and db from dy."""
 
     @staticmethod
     def forward(
         dy: Tensor, x: Tensor, w: Tensor, mean: Tensor, var: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        s, m_dy, centred = (var + eps).rsqrt(), _mean(dy), x - _wide(mean, x)
+        s, m_dy, centred = (var + eps).rsqrt(), _mean(dy), x - _per_feature(mean, x)
         m_dyz = s * _mean(dy * centred)
         scale, n = s * w, x.numel() // x.shape[1]
-        dx = torch.addcmul(_wide(-scale * m_dy, x), dy, _wide(scale, x))
-        dx.addcmul_(centred, _wide(-scale * s * m_dyz, x))
+        dx = torch.addcmul(_per_feature(-scale * m_dy, x), dy, _per_feature(scale, x))
+        dx.addcmul_(centred, _per_feature(-scale * s * m_dyz, x))
         return dx, m_dyz * n, m_dy * n
 
     @staticmethod
@@ -85,29 +97,30 @@ class _Back(Function):
     def backward(ctx: Any, h: Tensor, h_w: Tensor, h_b: Tensor) -> tuple[Tensor | None, ...]:
         dy, x, w, mean, var = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # For derivatives of a third order: the statistics depend on x.
+            # For derivatives of third order: the saved statistics are constants, but they depend on x.
             mean = _mean(x)
-            var = _mean((x - _wide(mean, x)).square())
+            var = _mean((x - _per_feature(mean, x)).square())
         s, n = (var + ctx.eps).rsqrt(), x.numel() // x.shape[1]
-        z = (x - _wide(mean, x)) * _wide(s, x)
+        z = (x - _per_feature(mean, x)) * _per_feature(s, x)
         m_h, m_hz, m_v, m_vz = _mean(h), _mean(h * z), _mean(dy), _mean(dy * z)
         rest = _mean(h * dy) - m_h * m_v - m_hz * m_vz
-        # w B(h) + h_w z + h_b, and w times the gradient to x of <h, B(v)>, plus h_w B(v): sums of h, v and z.
+        # The gradient to dy is w B(h) + h_w z + h_b. That to x is w times the gradient to x of <h, B(v)>, with v = dy,
+        # plus h_w B(v). Both are weighted sums of h, v and z.
         ws = w * s
-        to_dy = _sum(_wide(h_b - ws * m_h, x), (h, ws), (z, h_w - ws * m_hz))
+        to_dy = _weighted_sum(_per_feature(h_b - ws * m_h, x), (h, ws), (z, h_w - ws * m_hz))
         of_v, of_h = s * (h_w - ws * m_hz), -ws * s * m_vz
         of_z = -(ws * s * rest + of_v * m_vz + of_h * m_hz)
-        to_x = _sum(_wide(-of_v * m_v - of_h * m_h, x), (dy, of_v), (h, of_h), (z, of_z))
+        to_x = _weighted_sum(_per_feature(-of_v * m_v - of_h * m_h, x), (dy, of_v), (h, of_h), (z, of_z))
         return to_dy, to_x, s * rest * n, None, None, None
 
     @staticmethod
-    def vmap(info: Any, at: tuple[Any, ...], *given: Any) -> Any:
-        *tensors, eps = given
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+        *tensors, eps = inputs
         n = info.batch_size
-        wide = [folded(t, a, 1, n) for t, a in zip(tensors[:2], at, strict=False)]
-        vectors = [folded(t, a, 0, n) for t, a in zip(tensors[2:], at[2:], strict=False)]
-        dx, dw, db = applied(_Back, *wide, *vectors, eps)
-        return (unfolded(dx, 1, n), unfolded(dw, 0, n), unfolded(db, 0, n)), (1, 0, 0)
+        images = [merge_tasks(t, d, 1, n) for t, d in zip(tensors[:2], in_dims, strict=False)]
+        vectors = [merge_tasks(t, d, 0, n) for t, d in zip(tensors[2:], in_dims[2:], strict=False)]
+        dx, dw, db = apply_function(_BatchNormBackward, *images, *vectors, eps)
+        return (split_tasks(dx, 1, n), split_tasks(dw, 0, n), split_tasks(db, 0, n)), (1, 0, 0)
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -115,13 +128,13 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean((0, *range(2, x.dim())))
 
 
-def _sum(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
-    """Return a constant and tensors that are weighted feature by feature, added up in one pass over each."""
+def _weighted_sum(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
+    """Return a constant plus tensors weighted per feature, in one pass over each tensor."""
     for tensor, weight in terms:
-        constant = torch.addcmul(constant, tensor, _wide(weight, tensor))
+        constant = torch.addcmul(constant, tensor, _per_feature(weight, tensor))
     return constant
 
 
-def _wide(vector: Tensor, x: Tensor) -> Tensor:
-    """Return `[features]` shaped to multiply `x`."""
+def _per_feature(vector: Tensor, x: Tensor) -> Tensor:
+    """Return `[features]` reshaped to broadcast over `x` `[n, features, ...]`."""
     return vector.reshape(1, -1, *(1,) * (x.dim() - 2))

@@ -1,9 +1,12 @@
-"""Convolution of many tasks at once, with derivatives of every order that are convolutions again.
+"""2d convolution whose derivatives of every order are convolutions again; under `vmap` it is a grouped convolution.
 
-A convolution is linear in its input and in its weights, so its derivatives are three functions that lead to one
-another. Each runs for a batch of tasks as one grouped convolution, channels innermost in memory. Torch's own derivative
-of a derivative takes the groups one at a time, and in its usual order of memory the backward pass of a strided
-convolution takes twice as long.
+A convolution is linear in its input and in its weights. So there are three functions (the output, the gradient to the
+input, the gradient to the weights), and the derivatives of each are the other two.
+
+Tasks with different weights are computed as one grouped convolution: the tasks lie side by side in the channel
+dimension, and each task has its own groups. The memory format is channels-last. PyTorch's own double backward computes
+grouped convolutions one group at a time, and in the contiguous format the backward pass of a strided convolution takes
+twice as long.
 """
 
 from __future__ import annotations
@@ -15,36 +18,46 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metaforge.kernels.task_axis import applied, folded, unfolded
+from metaforge.kernels.task_axis import apply_function, merge_tasks, split_tasks
 
 Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a kernel moves over an image: (height, width) of each setting, and the number of groups."""
+    """The settings of a convolution: (height, width) of each, and the number of groups."""
 
     stride: Pair
     padding: Pair
     dilation: Pair
     groups: int
 
-    def apart(self, tasks: int) -> Geometry:
-        """Return the geometry of that many tasks side by side."""
+    def of_tasks(self, tasks: int) -> Geometry:
+        """Return the geometry of the grouped convolution that computes a number of tasks."""
         return replace(self, groups=self.groups * tasks)
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """Return `[n, out, h', w']` of `x` `[n, in, h, w]` and `weight` `[out, in / groups, *kernel]`."""
-    found: Tensor = applied(_Forward, x, weight, bias, geometry)
-    return found
+    """Return the convolution of images, as `torch.nn.functional.conv2d` does.
+
+    Args:
+        x: The images `[n, in, h, w]`.
+        weight: The kernels `[out, in / groups, *kernel]`.
+        bias: The bias `[out]`, or None.
+        geometry: Stride, padding with zeros, dilation and groups.
+
+    Returns:
+        The output `[n, out, h', w']`.
+    """
+    output: Tensor = apply_function(_Convolution, x, weight, bias, geometry)
+    return output
 
 
-# x: input, w: weights, y: output; b: bias. `dx` is the gradient to x.
+# x: input, w: weights, b: bias, y: output; dx, dw and dy are the gradients to them.
 
 
-class _Forward(Function):
-    """y of x and w."""
+class _Convolution(Function):
+    """Computes y from x and w."""
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, g: Geometry) -> Tensor:
@@ -60,31 +73,34 @@ class _Forward(Function):
         x, w = ctx.saved_tensors
         to_x, to_w, to_b, _ = ctx.needs_input_grad
         return (
-            applied(_ToInput, dy, w, x.shape[-2:], ctx.geometry) if to_x else None,
-            applied(_ToWeights, dy, x, w.shape, ctx.geometry) if to_w else None,
+            apply_function(_InputGradient, dy, w, x.shape[-2:], ctx.geometry) if to_x else None,
+            apply_function(_WeightGradient, dy, x, w.shape, ctx.geometry) if to_w else None,
             dy.sum((0, 2, 3)) if to_b else None,
             None,
         )
 
     @staticmethod
-    def vmap(info: Any, at: tuple[Any, ...], x: Tensor, w: Tensor, b: Tensor | None, g: Geometry) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, w: Tensor, b: Tensor | None, g: Geometry) -> Any:
         n = info.batch_size
-        if _shared(w, at[1], x, n) and at[0] is not None and (b is None or at[2] is None):
-            y = applied(_Forward, _innermost(folded(x, at[0], 0, n)), w, b, g)
-            return unfolded(y, 0, n), 0
-        bias = None if b is None else folded(b, at[2], 0, n)
-        y = applied(_Forward, _images(x, at[0], n), _kernels(w, at[1], n), bias, g.apart(n))
-        return unfolded(y, 1, n), 1
+        if _shares_large_weights(w, in_dims[1], x, n) and in_dims[0] is not None and (b is None or in_dims[2] is None):
+            y = apply_function(_Convolution, _channels_last(merge_tasks(x, in_dims[0], 0, n)), w, b, g)
+            return split_tasks(y, 0, n), 0
+        bias = None if b is None else merge_tasks(b, in_dims[2], 0, n)
+        y = apply_function(
+            _Convolution, _merge_images(x, in_dims[0], n), _merge_kernels(w, in_dims[1], n), bias, g.of_tasks(n)
+        )
+        return split_tasks(y, 1, n), 1
 
 
-class _ToInput(Function):
-    """dx of dy and w."""
+class _InputGradient(Function):
+    """Computes dx from dy and w: a transposed convolution."""
 
     @staticmethod
     def forward(dy: Tensor, w: Tensor, size: Pair, g: Geometry) -> Tensor:
-        reach = [(y - 1) * s - 2 * p + d * (k - 1) + 1 for y, s, p, d, k in _axes(dy, w, g)]
-        rest = [whole - reached for whole, reached in zip(size, reach, strict=True)]
-        return torch.convolution(dy, w, None, g.stride, g.padding, g.dilation, True, rest, g.groups)
+        # With a stride, inputs of several sizes have outputs of one size; `output_padding` selects the size.
+        smallest = [(y - 1) * s - 2 * p + d * (k - 1) + 1 for y, s, p, d, k in _dimensions(dy, w, g)]
+        output_padding = [whole - least for whole, least in zip(size, smallest, strict=True)]
+        return torch.convolution(dy, w, None, g.stride, g.padding, g.dilation, True, output_padding, g.groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -96,32 +112,34 @@ class _ToInput(Function):
         dy, w = ctx.saved_tensors
         to_y, to_w, _, _ = ctx.needs_input_grad
         return (
-            applied(_Forward, x, w, None, ctx.geometry) if to_y else None,
-            applied(_ToWeights, dy, x, w.shape, ctx.geometry) if to_w else None,
+            apply_function(_Convolution, x, w, None, ctx.geometry) if to_y else None,
+            apply_function(_WeightGradient, dy, x, w.shape, ctx.geometry) if to_w else None,
             None,
             None,
         )
 
     @staticmethod
-    def vmap(info: Any, at: tuple[Any, ...], dy: Tensor, w: Tensor, size: Pair, g: Geometry) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], dy: Tensor, w: Tensor, size: Pair, g: Geometry) -> Any:
         n = info.batch_size
-        if _shared(w, at[1], dy, n) and at[0] is not None:
-            dx = applied(_ToInput, _innermost(folded(dy, at[0], 0, n)), w, size, g)
-            return unfolded(dx, 0, n), 0
-        dx = applied(_ToInput, _images(dy, at[0], n), _kernels(w, at[1], n), size, g.apart(n))
-        return unfolded(dx, 1, n), 1
+        if _shares_large_weights(w, in_dims[1], dy, n) and in_dims[0] is not None:
+            dx = apply_function(_InputGradient, _channels_last(merge_tasks(dy, in_dims[0], 0, n)), w, size, g)
+            return split_tasks(dx, 0, n), 0
+        dx = apply_function(
+            _InputGradient, _merge_images(dy, in_dims[0], n), _merge_kernels(w, in_dims[1], n), size, g.of_tasks(n)
+        )
+        return split_tasks(dx, 1, n), 1
 
 
-class _ToWeights(Function):
-    """dw of dy and x."""
+class _WeightGradient(Function):
+    """Computes dw from dy and x."""
 
     @staticmethod
     def forward(dy: Tensor, x: Tensor, shape: torch.Size, g: Geometry) -> Tensor:
         like = dy.new_empty(shape)
-        found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+        grads: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
             dy, x, like, None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups, (False, True, False)
         )
-        return found[1]
+        return grads[1]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -133,41 +151,48 @@ class _ToWeights(Function):
         dy, x = ctx.saved_tensors
         to_y, to_x, _, _ = ctx.needs_input_grad
         return (
-            applied(_Forward, x, w, None, ctx.geometry) if to_y else None,
-            applied(_ToInput, dy, w, x.shape[-2:], ctx.geometry) if to_x else None,
+            apply_function(_Convolution, x, w, None, ctx.geometry) if to_y else None,
+            apply_function(_InputGradient, dy, w, x.shape[-2:], ctx.geometry) if to_x else None,
             None,
             None,
         )
 
     @staticmethod
-    def vmap(info: Any, at: tuple[Any, ...], dy: Tensor, x: Tensor, shape: torch.Size, g: Geometry) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], dy: Tensor, x: Tensor, shape: torch.Size, g: Geometry) -> Any:
         n = info.batch_size
         whole = torch.Size((n * shape[0], *shape[1:]))
-        dw = applied(_ToWeights, _images(dy, at[0], n), _images(x, at[1], n), whole, g.apart(n))
-        return unfolded(dw, 0, n), 0
+        dw = apply_function(
+            _WeightGradient, _merge_images(dy, in_dims[0], n), _merge_images(x, in_dims[1], n), whole, g.of_tasks(n)
+        )
+        return split_tasks(dw, 0, n), 0
 
 
-def _axes(dy: Tensor, w: Tensor, g: Geometry) -> Any:
+def _dimensions(dy: Tensor, w: Tensor, g: Geometry) -> Any:
+    """Yield (output size, stride, padding, dilation, kernel size) of the height, then of the width."""
     return zip(dy.shape[-2:], g.stride, g.padding, g.dilation, w.shape[-2:], strict=True)
 
 
-def _images(x: Tensor, at: int | None, tasks: int) -> Tensor:
-    """Return the images of all tasks side by side, channels innermost."""
-    return _innermost(folded(x, at, 1, tasks))
+def _merge_images(x: Tensor, task_dim: int | None, tasks: int) -> Tensor:
+    """Return images `[n, tasks * channels, h, w]` with the tasks side by side in the channel dimension."""
+    return _channels_last(merge_tasks(x, task_dim, 1, tasks))
 
 
-def _kernels(w: Tensor, at: int | None, tasks: int) -> Tensor:
-    return _innermost(folded(w, at, 0, tasks))
+def _merge_kernels(w: Tensor, task_dim: int | None, tasks: int) -> Tensor:
+    """Return kernels `[tasks * out, in / groups, *kernel]` of the grouped convolution."""
+    return _channels_last(merge_tasks(w, task_dim, 0, tasks))
 
 
-def _innermost(x: Tensor) -> Tensor:
-    """Return `x` `[n, c, h, w]` with the second axis innermost in memory."""
-    apart = x.movedim(1, -1)
-    # Of one channel both orders are one, and torch would take it for the other.
-    dense = apart.squeeze(-1).contiguous().unsqueeze(-1) if apart.shape[-1] == 1 else apart.contiguous()
+def _channels_last(x: Tensor) -> Tensor:
+    """Return `x` `[n, c, h, w]` in channels-last memory format."""
+    last = x.movedim(1, -1)
+    # With one channel both memory formats have the same layout, and PyTorch would take the tensor for a contiguous one.
+    dense = last.squeeze(-1).contiguous().unsqueeze(-1) if last.shape[-1] == 1 else last.contiguous()
     return dense.movedim(-1, 1)
 
 
-def _shared(w: Tensor, at: int | None, x: Tensor, tasks: int) -> bool:
-    """Return whether tasks share weights that are more than what they are applied to, and not worth a copy for each."""
-    return at is None and w.numel() * tasks > x.numel()
+def _shares_large_weights(w: Tensor, task_dim: int | None, x: Tensor, tasks: int) -> bool:
+    """Return whether all tasks share weights that, copied per task, would be larger than the input.
+
+    Then the tasks are merged into the batch dimension instead, and the weights are not copied.
+    """
+    return task_dim is None and w.numel() * tasks > x.numel()

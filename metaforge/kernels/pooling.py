@@ -1,4 +1,8 @@
-"""Max pooling and ReLU of many tasks side by side, with derivatives of every order that are of the same kind."""
+"""Max pooling and ReLU whose derivatives of every order are computed by one kernel each, for all tasks in one call.
+
+Both are piecewise linear: where the maximum stands, and where the input is positive, are constants for the derivatives.
+Under `vmap` the tasks lie side by side in the channel dimension.
+"""
 
 from __future__ import annotations
 
@@ -8,58 +12,68 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metaforge.kernels.task_axis import applied, folded, unfolded
+from metaforge.kernels.task_axis import apply_function, merge_tasks, split_tasks
 
 
 def max_pool(x: Tensor, size: int) -> Tensor:
-    """Return `[n, c, h // size, w // size]`: the greatest (the first of equal ones) of each window of `x`."""
-    found: Tensor = applied(_Pool, x, size)[0]
-    return found
+    """Return the maximum of each window of `size` times `size`, as `torch.nn.functional.max_pool2d(x, size)` does.
+
+    The gradient goes to the first of equal maxima.
+
+    Args:
+        x: The images `[n, c, h, w]`.
+        size: Height, width and stride of the windows.
+
+    Returns:
+        The maxima `[n, c, h // size, w // size]`.
+    """
+    output: Tensor = apply_function(_MaxPool, x, size)[0]
+    return output
 
 
-def positive(x: Tensor) -> Tensor:
-    """Return the positive part of `x` `[n, c, h, w]`."""
-    found: Tensor = applied(_Positive, x)
-    return found
+def relu(x: Tensor) -> Tensor:
+    """Return the positive part of `x` `[n, c, h, w]`, as `torch.relu` does."""
+    output: Tensor = apply_function(_ReLU, x)
+    return output
 
 
-# Two kernels that a compiler leaves as they are: it would find the greatest anew for each entry that reads it.
+# Custom ops, so that Inductor cannot inline them and recompute the maximum for each reader.
 
 
 @torch.library.custom_op("metaforge::max_pool", mutates_args=())
 def _max_pool(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the greatest of each window, and where it stands."""
-    found: tuple[Tensor, Tensor] = torch.ops.aten.max_pool2d_with_indices(x, (size, size))
-    return found
+    """Return the maximum of each window and its index in the flattened image."""
+    output: tuple[Tensor, Tensor] = torch.ops.aten.max_pool2d_with_indices(x, (size, size))
+    return output
 
 
 @_max_pool.register_fake
 def _(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = torch.ops.aten.max_pool2d_with_indices(x, (size, size))
-    return found
+    output: tuple[Tensor, Tensor] = torch.ops.aten.max_pool2d_with_indices(x, (size, size))
+    return output
 
 
 @torch.library.custom_op("metaforge::max_unpool", mutates_args=())
-def _max_unpool(dy: Tensor, x: Tensor, place: Tensor, size: int) -> Tensor:
-    """Return each entry of `dy` put where its window of `x` had the greatest."""
-    found: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
-        dy, x, (size, size), (size, size), (0, 0), (1, 1), False, place
+def _max_unpool(dy: Tensor, x: Tensor, index: Tensor, size: int) -> Tensor:
+    """Return zeros like `x` with each entry of `dy` at the maximum of its window."""
+    output: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
+        dy, x, (size, size), (size, size), (0, 0), (1, 1), False, index
     )
-    return found
+    return output
 
 
 @_max_unpool.register_fake
-def _(dy: Tensor, x: Tensor, place: Tensor, size: int) -> Tensor:
+def _(dy: Tensor, x: Tensor, index: Tensor, size: int) -> Tensor:
     return torch.empty_like(x)
 
 
-class _Pool(Function):
-    """The greatest of each window, and where that stands."""
+class _MaxPool(Function):
+    """Computes the maximum of each window, and its index."""
 
     @staticmethod
     def forward(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = _max_pool(x, size)
-        return found
+        output: tuple[Tensor, Tensor] = _max_pool(x, size)
+        return output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -69,63 +83,65 @@ class _Pool(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        return applied(_Unpool, dy, *ctx.saved_tensors, ctx.size), None
+        return apply_function(_MaxUnpool, dy, *ctx.saved_tensors, ctx.size), None
 
     @staticmethod
-    def vmap(info: Any, at: tuple[Any, ...], x: Tensor, size: int) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, size: int) -> Any:
         n = info.batch_size
-        y, place = applied(_Pool, folded(x, at[0], 1, n), size)
-        return (unfolded(y, 1, n), unfolded(place, 1, n)), (1, 1)
+        y, index = apply_function(_MaxPool, merge_tasks(x, in_dims[0], 1, n), size)
+        return (split_tasks(y, 1, n), split_tasks(index, 1, n)), (1, 1)
 
 
-class _Unpool(Function):
-    """Each entry put where its window had the greatest."""
+class _MaxUnpool(Function):
+    """The derivative of `_MaxPool`: scatters each entry to the index of the maximum of its window."""
 
     @staticmethod
-    def forward(dy: Tensor, x: Tensor, place: Tensor, size: int) -> Tensor:
-        found: Tensor = _max_unpool(dy, x, place, size)
-        return found
+    def forward(dy: Tensor, x: Tensor, index: Tensor, size: int) -> Tensor:
+        output: Tensor = _max_unpool(dy, x, index, size)
+        return output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, x, place, ctx.size = inputs
-        ctx.save_for_backward(x, place)
+        _, x, index, ctx.size = inputs
+        ctx.save_for_backward(x, index)
 
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
-        return applied(_Pick, h, *ctx.saved_tensors, ctx.size), None, None, None
+        return apply_function(_Gather, h, *ctx.saved_tensors, ctx.size), None, None, None
 
     @staticmethod
-    def vmap(info: Any, at: tuple[Any, ...], dy: Tensor, x: Tensor, place: Tensor, size: int) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], dy: Tensor, x: Tensor, index: Tensor, size: int) -> Any:
         n = info.batch_size
-        wide = (folded(t, a, 1, n) for t, a in zip((dy, x, place), at, strict=False))
-        return unfolded(applied(_Unpool, *wide, size), 1, n), 1
+        merged = (merge_tasks(t, d, 1, n) for t, d in zip((dy, x, index), in_dims, strict=False))
+        return split_tasks(apply_function(_MaxUnpool, *merged, size), 1, n), 1
 
 
-class _Pick(Function):
-    """The entry of each window at a given place."""
+class _Gather(Function):
+    """The derivative of `_MaxUnpool`: gathers the entry at the index of each window."""
 
     @staticmethod
-    def forward(h: Tensor, x: Tensor, place: Tensor, size: int) -> Tensor:
-        return h.flatten(2).gather(2, place.flatten(2)).view(place.shape)
+    def forward(h: Tensor, x: Tensor, index: Tensor, size: int) -> Tensor:
+        return h.flatten(2).gather(2, index.flatten(2)).view(index.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, x, place, ctx.size = inputs
-        ctx.save_for_backward(x, place)
+        _, x, index, ctx.size = inputs
+        ctx.save_for_backward(x, index)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return applied(_Unpool, dy, *ctx.saved_tensors, ctx.size), None, None, None
+        return apply_function(_MaxUnpool, dy, *ctx.saved_tensors, ctx.size), None, None, None
 
     @staticmethod
-    def vmap(info: Any, at: tuple[Any, ...], h: Tensor, x: Tensor, place: Tensor, size: int) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], h: Tensor, x: Tensor, index: Tensor, size: int) -> Any:
         n = info.batch_size
-        wide = (folded(t, a, 1, n) for t, a in zip((h, x, place), at, strict=False))
-        return unfolded(applied(_Pick, *wide, size), 1, n), 1
+        merged = (merge_tasks(t, d, 1, n) for t, d in zip((h, x, index), in_dims, strict=False))
+        return split_tasks(apply_function(_Gather, *merged, size), 1, n), 1
 
 
-class _Positive(Function):
+class _ReLU(Function):
+    """Computes the positive part."""
+
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return x.relu()
@@ -136,20 +152,23 @@ class _Positive(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensor:
-        found: Tensor = applied(_Where, dy, *ctx.saved_tensors)
-        return found
+        output: Tensor = apply_function(_Threshold, dy, *ctx.saved_tensors)
+        return output
 
     @staticmethod
-    def vmap(info: Any, at: tuple[Any, ...], x: Tensor) -> Any:
-        return unfolded(applied(_Positive, folded(x, at[0], 1, info.batch_size)), 1, info.batch_size), 1
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor) -> Any:
+        n = info.batch_size
+        return split_tasks(apply_function(_ReLU, merge_tasks(x, in_dims[0], 1, n)), 1, n), 1
 
 
-class _Where(Function):
+class _Threshold(Function):
+    """The derivative of `_ReLU`, and of itself: passes a gradient on where the output `y` is positive."""
+
     @staticmethod
     def forward(dy: Tensor, y: Tensor) -> Tensor:
-        # As torch's own, in one pass: what is not a number lets the gradient pass.
-        found: Tensor = torch.ops.aten.threshold_backward(dy, y, 0)
-        return found
+        # The operation that torch uses, in one pass; it passes the gradient on where `y` is NaN.
+        output: Tensor = torch.ops.aten.threshold_backward(dy, y, 0)
+        return output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -157,9 +176,10 @@ class _Where(Function):
 
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> tuple[Tensor, None]:
-        return applied(_Where, h, *ctx.saved_tensors), None
+        return apply_function(_Threshold, h, *ctx.saved_tensors), None
 
     @staticmethod
-    def vmap(info: Any, at: tuple[Any, ...], dy: Tensor, y: Tensor) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], dy: Tensor, y: Tensor) -> Any:
         n = info.batch_size
-        return unfolded(applied(_Where, folded(dy, at[0], 1, n), folded(y, at[1], 1, n)), 1, n), 1
+        merged = (merge_tasks(t, d, 1, n) for t, d in zip((dy, y), in_dims, strict=True))
+        return split_tasks(apply_function(_Threshold, *merged), 1, n), 1

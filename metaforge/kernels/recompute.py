@@ -1,4 +1,8 @@
-"""Part of a computation that is done again for its gradient, instead of being kept: less memory for more time."""
+"""Gradient checkpointing: a part of a computation is repeated in the backward pass instead of keeping its activations.
+
+The technique is that of Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174. Unlike
+`torch.utils.checkpoint`, this version works under the transforms of `torch.func`.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +15,29 @@ from torch.func import vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
-def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a pure function of nests of tensors returns, keeping only its arguments for the gradient.
+def recompute_in_backward(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return `function(*arguments)`, keeping only the arguments for the backward pass, which calls the function again.
 
-    It works under every transform of the engine, gradients of gradients inside the function included. The function must
-    take all tensors that it uses as arguments.
+    It works under `vmap` and `grad` in any order, also where the function itself takes gradients.
+
+    Args:
+        function: A pure function of nested dictionaries, tuples and lists of tensors. It must take every tensor that it
+            uses as an argument; others get no gradient.
+        *arguments: Its arguments.
     """
-    leaves, nest = tree_flatten(arguments)
-    answers: list[Any] = []
+    leaves, structure = tree_flatten(arguments)
+    output_structures: list[Any] = []
 
-    def flat(*given: Tensor) -> tuple[Tensor, ...]:
-        found, answer = tree_flatten(function(*tree_unflatten(list(given), nest)))
-        answers.append(answer)
-        return tuple(found)
+    def flat(*inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs, output_structure = tree_flatten(function(*tree_unflatten(list(inputs), structure)))
+        output_structures.append(output_structure)
+        return tuple(outputs)
 
-    found = _Recomputed.apply(flat, *leaves)  # type: ignore[no-untyped-call]
-    return tree_unflatten(list(found), answers[-1])
+    outputs = _Recompute.apply(flat, *leaves)  # type: ignore[no-untyped-call]
+    return tree_unflatten(list(outputs), output_structures[-1])
 
 
-class _Recomputed(torch.autograd.Function):
+class _Recompute(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -43,20 +51,20 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        # A view takes off what a transform that is over has put around a tensor; `vjp` alone would keep it.
+        # `view_as` unwraps tensors left over from a finished functorch level; `vjp` alone would keep the wrapper.
         saved = [tensor.view_as(tensor) for tensor in ctx.saved_tensors]
         floats = [index for index, tensor in enumerate(saved) if tensor.is_floating_point()]
 
-        def of_floats(*given: Tensor) -> tuple[Tensor, ...]:
-            whole = list(saved)
-            for index, tensor in zip(floats, given, strict=True):
-                whole[index] = tensor
+        def of_floats(*values: Tensor) -> tuple[Tensor, ...]:
+            inputs = list(saved)
+            for index, value in zip(floats, values, strict=True):
+                inputs[index] = value
             function: Callable[..., tuple[Tensor, ...]] = ctx.function
-            return function(*whole)
+            return function(*inputs)
 
-        # torch's stub knows another number of answers.
-        _, pull = vjp(of_floats, *(saved[index] for index in floats))  # type: ignore[misc]
-        answers: list[Tensor | None] = [None] * len(saved)
-        for index, answer in zip(floats, pull(grads), strict=True):
-            answers[index] = answer
-        return (None, *answers)
+        # torch's stub declares another number of results.
+        _, pullback = vjp(of_floats, *(saved[index] for index in floats))  # type: ignore[misc]
+        input_grads: list[Tensor | None] = [None] * len(saved)
+        for index, input_grad in zip(floats, pullback(grads), strict=True):
+            input_grads[index] = input_grad
+        return (None, *input_grads)

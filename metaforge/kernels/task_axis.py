@@ -1,4 +1,7 @@
-"""Many tasks as one: an axis of tasks made the outer part of another axis."""
+"""Helpers for autograd functions under `vmap`: the task dimension is merged into another dimension and split off again.
+
+So a batch of tasks becomes one larger input, and one call of the function computes all tasks.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,25 @@ from torch import Tensor
 from torch.autograd import Function
 
 
-def applied(function: type[Function], *arguments: Any) -> Any:
-    """Return what a function with a derivative of its own returns."""
+def apply_function(function: type[Function], *arguments: Any) -> Any:
+    """Return `function.apply(*arguments)`, which torch has not annotated."""
     return function.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
-def folded(x: Tensor, at: int | None, into: int, tasks: int) -> Tensor:
-    """Return `x` with its axis of tasks `at` made part of the axis `into` of one task; the same for each if None."""
-    apart = x.expand(tasks, *x.shape) if at is None else x.movedim(at, 0)
-    return apart.movedim(0, into).flatten(into, into + 1)
+def merge_tasks(x: Tensor, task_dim: int | None, into: int, tasks: int) -> Tensor:
+    """Return `x` with its task dimension merged into another dimension, as the outer part of it.
+
+    Args:
+        x: The batched tensor, or one that all tasks share.
+        task_dim: The task dimension of `x`; None if all tasks share it: then it is repeated for each task.
+        into: The dimension of one task's tensor that the task dimension is merged into.
+        tasks: The number of tasks.
+    """
+    batched = x.expand(tasks, *x.shape) if task_dim is None else x.movedim(task_dim, 0)
+    return batched.movedim(0, into).flatten(into, into + 1)
 
 
-def unfolded(x: Tensor, at: int, tasks: int) -> Tensor:
-    """Return `x` with the axis of tasks, `at`, taken out again."""
-    found: Tensor = x.unflatten(at, (tasks, -1))  # type: ignore[no-untyped-call]
-    return found
+def split_tasks(x: Tensor, dim: int, tasks: int) -> Tensor:
+    """Return `x` with dimension `dim` split into a task dimension, at `dim`, and the rest: undoes `merge_tasks`."""
+    batched: Tensor = x.unflatten(dim, (tasks, -1))  # type: ignore[no-untyped-call]
+    return batched

@@ -136,12 +136,12 @@ def _require_resumable(state: State, saved: Checkpoint, initial: Params, train: 
 
 
 def continue_run(
-    folder: RunFolder, resolved: Resolved, command: str, state: State, facts: Mapping[str, Any]
+    folder: RunFolder | None, resolved: Resolved, command: str, state: State, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Record in a run folder that the run is resumed from a state; return what `status.json` already records.
 
     Args:
-        folder: The run folder, reopened.
+        folder: The run folder, reopened; None on every rank but 0, which record nothing.
         resolved: The configuration to resume with; it replaces the recorded one.
         command: The command line that resumes the run; it is appended to the recorded ones.
         state: The restored state.
@@ -152,6 +152,9 @@ def continue_run(
         known["seconds"] = state.seconds
     if state.skipped:
         known["skipped"] = list(state.skipped)
+    known["resumed"] = {"step": state.step, **facts}
+    if folder is None:
+        return known
     try:
         status = read_json(folder.path / "status.json")
     except ConfigError:
@@ -162,8 +165,7 @@ def continue_run(
     # and the next regular record contains it: the early one is removed.
     early = bool(state.window) and not state.is_over(train.steps, train.budget)
     folder.resumed(state.step, recorded=state.step - early, config=resolved.to_toml(), command=command, facts=facts)
-    resumed = {"resumed": {"step": state.step, **facts}}
-    return known | {name: status[name] for name in kept if isinstance(status.get(name), float)} | resumed
+    return known | {name: status[name] for name in kept if isinstance(status.get(name), float)}
 
 
 def damage_of(errors: Sequence[CheckpointError]) -> list[str]:

@@ -95,7 +95,7 @@ def _restored(setup: Setup, *, accept_plugins: bool) -> _Training:
             setup.saver.restored(state)
             data = to_bytes(state, facts)
         state, facts = from_bytes(setup.world.broadcast(data))
-        status = {} if folder is None else resume.continue_run(folder, setup.resolved, info.command, state, facts)
+        status = resume.continue_run(folder, setup.resolved, info.command, state, facts)
     except BaseException:
         if folder is not None:
             folder.close()

@@ -1,4 +1,4 @@
-"""What a run computes and how: its learner on its device, in its precision, by the engine's plan."""
+"""How a run computes: its learner on its device, in its precision, by the plan that the engine decided on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Params, Task
 from metaforge.config.resolved import Resolved
 from metaforge.engine import plans
-from metaforge.engine.batch import Call, MetaStep, combining_regularizers, eager, meta_gradients, prepare
+from metaforge.engine.batch import MetaStep, meta_gradients, prepare
+from metaforge.engine.chunks import chunk_gradients
 from metaforge.engine.compiler import Compiler
+from metaforge.engine.plans import Plan
 from metaforge.engine.precision import rounding
 from metaforge.engine.processes import World
 from metaforge.errors import ConfigError
@@ -24,109 +26,121 @@ from metaforge.system import machine
 
 
 class Worker:
-    """The parts of a run, put to work on batches of tasks, alone or as one of several processes."""
+    """Computes the outer steps and the validation of a run, in one process or as one rank of several.
+
+    Args:
+        resolved: The configuration of the run.
+        world: The process group.
+        dry: Whether it is a dry run, which takes one outer step.
+    """
 
     def __init__(self, resolved: Resolved, world: World, *, dry: bool = False) -> None:
-        self.settings, self.world = resolved.run, world
+        self.settings, self.world, self.device = resolved.run, world, world.device
         self.parts = Components(resolved)
         spec = self.parts.training_spec()
-        machine.prepare(plans.choose_threads(resolved.run.engine.threads, spec, resolved.run.train.tasks))
         self.learner = self.parts.learner(spec)
-        self.device = world.device
         self.dtype = self.parts.dtype
-        asked = resolved.run.engine
-        self.plan = plans.choose_plan(self.learner, asked.plan, self._fused_norms())
-        shards = min(asked.shards, resolved.run.train.tasks) if asked.reduce == "exact" else None
-        self.share = world.share(resolved.run.train.tasks, shards)
-        # One step does not pay for its compilation.
-        wish = "off" if dry and asked.compile == "auto" else asked.compile
-        train = resolved.run.train
-        self.compiled = plans.choose_compile(
-            wish, spec, self.device, tasks=train.tasks, steps=train.steps, budget=train.budget
+        engine, train = resolved.run.engine, resolved.run.train
+        shards = min(engine.shards, train.tasks) if engine.reduce == "exact" else None
+        self.local = world.local_batch(train.tasks, shards)
+        steps = min(1, train.steps) if dry else train.steps
+        self.decision = plans.decide(
+            self.learner,
+            plans.Workload(spec, self.device, train.tasks, self.local.groups, steps, train.budget),
+            plans.Requested(engine.plan, engine.chunk, engine.compile, engine.threads),
+            fused_norms=self._fused_norms(),
+            regularizers=self.parts.regularizers,
         )
-        self._require_plain_sums()
-        chunk = plans.choose_chunk(spec, self.device, asked.chunk, training=True, compiled=self.compiled)
-        chunk = min(chunk, max(self.share.groups))
-        even = self.compiled and asked.chunk is None
-        self.chunk = plans.even_chunk(chunk, self.share.groups) if even else chunk
-        self._call: Call = Compiler() if self.compiled else eager
+        machine.prepare(self.decision.threads)
+        compiled = self.decision.compiled
+        self._compiled = Compiler(chunk_gradients(self.learner, self.plan)) if compiled else None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the engine decided on."""
+        return self.decision.plan
 
     def environment(self) -> dict[str, Any]:
-        """Return what a reader of the results must know: machine, versions, plugins, and how it is computed."""
-        chosen = {"device": str(self.device), "plan": self.plan, "chunk": self.chunk, "processes": self.world.size}
-        chosen |= {"compiled": self.compiled, "dtype": self.settings.engine.dtype}
-        return {**machine.facts(), "plugins": self.parts.provenance(), **chosen}
+        """Return the facts of `env.json`: machine, versions, plugins, and how the run is computed."""
+        decision = self.decision
+        facts: dict[str, Any] = {"device": str(self.device), "plan": decision.plan, "chunk": decision.chunk}
+        facts |= {"processes": self.world.size, "compiled": decision.compiled, "dtype": self.settings.engine.dtype}
+        if decision.not_compiled_because:
+            facts["not_compiled_because"] = decision.not_compiled_because
+        return {**machine.facts(), "plugins": self.parts.provenance(), **facts}
 
     def initial(self) -> Params:
-        """Return the learner's values before any training."""
+        """Return the learner's initial values."""
         values = self.learner.init(make_key(self.settings.seed, "init"))
         return {name: value.to(self.device, self.dtype) for name, value in values.items()}
 
+    def episodes(self, step: int) -> range:
+        """Return the indices of the training episodes of an outer step."""
+        return range((step - 1) * self.local.total, step * self.local.total)
+
+    def _local_episodes(self, step: int) -> range:
+        """Return the indices of those that this rank computes."""
+        return self.episodes(step)[self.local.first : self.local.first + sum(self.local.groups)]
+
     def sample(self, step: int) -> Task:
-        """Return this process's training episodes of an outer step `[episodes, ...]`, as the data set gives them."""
-        shape, seed, own = self.parts.training_shape, self.settings.seed, self._own(step)
-        return self.parts.dataset.sample("train", shape, own[0], len(own), seed=seed)
+        """Return this rank's training episodes of an outer step `[episodes, ...]`, as the data set returns them."""
+        shape, seed, episodes = self.parts.training_shape, self.settings.seed, self._local_episodes(step)
+        return self.parts.dataset.sample("train", shape, episodes[0], len(episodes), seed=seed)
 
     def gradients(self, values: Params, tasks: Task, step: int) -> MetaStep:
-        """Return the meta-gradient of an outer step's whole batch, given this process's part of it."""
-        keys = [make_key(self.settings.seed, "train", episode) for episode in self._own(step)]
-        taken = partial(
+        """Return the meta-gradient of the whole batch of an outer step.
+
+        Args:
+            values: The learner's values.
+            tasks: This rank's part of the batch, as `sample` returns it.
+            step: The number of the outer step, from 1.
+
+        Raises:
+            ConfigError: The learner cannot be computed by this plan, or compiled, but can be otherwise.
+        """
+        keys = [make_key(self.settings.seed, "train", episode) for episode in self._local_episodes(step)]
+        compute = partial(
             meta_gradients,
             self.learner,
             values,
             prepare(tasks, self.device, self.dtype),
             torch.stack(keys).to(self.device),
-            chunk=self.chunk,
+            chunk=self.decision.chunk,
             regularizers=self.parts.regularizers,
         )
         with rounding(self.device, self.settings.engine.dtype, tf32=self.settings.engine.tf32):
             try:
-                return taken(plan=self.plan, share=self.share, call=self._call)
+                return compute(plan=self.plan, local=self.local, compiled=self._compiled)
             except RuntimeError as error:
-                self._require_possible(taken, error)
+                self._refuse_setting_at_fault(compute, error)
                 raise
 
-    def _require_possible(self, taken: Callable[..., MetaStep], error: RuntimeError) -> None:
-        """Raise `ConfigError` where the same step can be taken in a plainer way: the learner is not at fault."""
-        plainer = [("engine.compile", "off", "A compiled step", self.plan)] if self.compiled else []
-        plainer += [("engine.plan", "loop", f"Plan {self.plan!r}", "loop")] if self.plan != "loop" else []
-        for setting, value, what, plan in plainer:
+    def _refuse_setting_at_fault(self, compute: Callable[..., MetaStep], error: RuntimeError) -> None:
+        """Raise `ConfigError` if the step succeeds eagerly or by plan `loop`: then not the learner is at fault."""
+        simpler: list[tuple[str, str, str, Plan]] = []
+        if self.decision.compiled:
+            simpler.append(("engine.compile", "off", "A compiled step", self.plan))
+        if self.plan != "loop":
+            simpler.append(("engine.plan", "loop", f"Plan {self.plan!r}", "loop"))
+        for setting, value, what, plan in simpler:
             try:
-                taken(plan=plan)
+                compute(plan=plan)
             except RuntimeError:
                 continue
-            first = str(error).strip().partition("\n")[0][:200]
+            first_line = str(error).strip().partition("\n")[0][:200]
             raise ConfigError(
-                f"{what} cannot run {type(self.learner).__name__}: {first}",
+                f"{what} cannot run {type(self.learner).__name__}: {first_line}",
                 where=setting,
                 remedy=f"set {setting} to {value}",
             ) from error
 
     def _fused_norms(self) -> list[str]:
-        """Return torch's own norms that a learner adapts through, seen on its first training task."""
+        """Return the names of PyTorch's fused norm functions that the learner adapts through, on its first task."""
         if not self.learner.tags.adapts:
             return []
         batch = self.parts.dataset.sample("train", self.parts.training_shape, 0, 1, seed=self.settings.seed)
         task = one_task(prepare(batch, self.device, self.dtype), 0)
         return plans.fused_norms(self.learner, self.initial(), task, make_key(self.settings.seed, "train", 0))
-
-    def _require_plain_sums(self) -> None:
-        """Raise `ConfigError` where a compiled step is asked for, but a regularizer weighs each task by all losses."""
-        combining = combining_regularizers(self.parts.regularizers, self.share.total)
-        if combining and self.settings.engine.compile == "on":
-            raise ConfigError(
-                f"A step with {type(combining[0]).__name__} cannot be compiled: it weighs tasks by the losses of all.",
-                where="engine.compile",
-                remedy="set engine.compile to off",
-            )
-        self.compiled = self.compiled and not combining
-
-    def episodes(self, step: int) -> range:
-        """Return the training episodes of an outer step."""
-        return range((step - 1) * self.share.total, step * self.share.total)
-
-    def _own(self, step: int) -> range:
-        return self.episodes(step)[self.share.first : self.share.first + sum(self.share.groups)]
 
     def validation_scores(self, values: Params, tasks: int) -> list[float]:
         """Return the scores of the first tasks of the validation split, NaN where a prediction is not finite.

@@ -1,4 +1,4 @@
-"""A line lives in one room: the rules of the design that a program can check, read from the syntax tree."""
+"""What each module may import and use: the rules of CONTRIBUTING.md that a program can check in the syntax tree."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ PLUGINS = sorted((ROOT / "plugins" / "metaforge_plugins").rglob("*.py"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 POINTS: dict[str, dict[str, str]] = PYPROJECT["project"]["entry-points"]
 
+# Modules and folders that the command line imports before it knows what to do: importing them must not import torch.
 LIGHT = ("__init__", "__main__", "cli", "registry", "config", "errors", "authoring/__init__", "authoring/hooks")
 LIGHT += ("data/__init__", "data/root", "system/line_files", "system/files")
-# The one module of a light room that may import torch at once: loading a plugin imports it, listing does not.
+# The one module in a light folder that may import torch: it is imported when a plugin is loaded, not when it is listed.
 HEAVY = ("metaforge/registry/contract.py",)
-# Two names that are also torch's own: what they say of a plugin, the core has to say of its outer optimiser. Two that
-# are formats of files.
+# What a plugin may import of the core, by these exact names: `metaforge.authoring.keys` is not public.
+PUBLIC = ("metaforge", "metaforge.authoring", "metaforge.data", "metaforge.errors")
+# Names of plugins that are also ordinary words: two optimisers that the outer loop offers, a word, two file formats.
 ORDINARY_WORDS = {"sgd", "adam", "progress", "csv", "jsonl"}
 
 
@@ -61,24 +63,25 @@ def modules_imported(node: ast.AST) -> list[str]:
 def test_the_core_names_no_plugin() -> None:
     names = {name for group in POINTS if group != "metaforge.defaults" for name in POINTS[group]} - ORDINARY_WORDS
     pattern = re.compile(rf"\b({'|'.join(re.escape(name) for name in sorted(names))})\b", re.IGNORECASE)
-    found = [
+    lines = [
         f"{name_of(path)}:{number}: {line.strip()}"
         for path in CORE
         for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
         if pattern.search(line)
     ]
-    assert not found, "\n".join(found)
+    assert not lines, "\n".join(lines)
 
 
 def test_the_core_imports_no_plugin() -> None:
-    found = [name_of(path) for path in CORE for node in nodes(path) if "metaforge_plugins" in modules_imported(node)]
-    assert not found
+    for path in CORE:
+        packages = {module.split(".")[0] for node in nodes(path) for module in modules_imported(node)}
+        assert "metaforge_plugins" not in packages, name_of(path)
 
 
-@pytest.mark.parametrize("room", LIGHT)
-def test_light_rooms_do_not_import_torch_when_they_are_imported(room: str) -> None:
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_modules_do_not_import_torch_when_they_are_imported(name: str) -> None:
     places = {path: path.relative_to(ROOT / "metaforge").with_suffix("").as_posix() for path in CORE}
-    paths = [path for path, place in places.items() if place == room or place.startswith(f"{room}/")]
+    paths = [path for path, place in places.items() if place == name or place.startswith(f"{name}/")]
     assert paths
     for path in paths:
         if name_of(path) in HEAVY:
@@ -90,31 +93,31 @@ def test_light_rooms_do_not_import_torch_when_they_are_imported(room: str) -> No
                 assert not module.startswith(heavy), f"{name_of(path)} imports {module}"
 
 
-# Modules that may bring in code by its name; no others may.
+# The only modules that may import code by its name.
 CODE = {
     "metaforge/__init__.py": "its own public names",
     "metaforge/authoring/__init__.py": "its own public names",
     "metaforge/data/__init__.py": "its own public names",
-    "metaforge/runs/api.py": "what the caller of a function names",
+    "metaforge/runs/api.py": "a backbone that the caller names",
     "metaforge/registry/loading.py": "entry points",
-    "metaforge/system/machine.py": "the C library's memory",
+    "metaforge/system/machine.py": "the memory allocator of the C library",
     "metaforge/testing/__init__.py": "its own public names",
 }
-# Functions that draw from a generator of the whole process, or change one.
-GLOBAL_RANDOMNESS = ("torch.random.", "np.random.", "numpy.random.", "random.", "torch.default_generator")
-GLOBAL_RANDOMNESS += ("torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.seed")
-GLOBAL_RANDOMNESS += ("torch.rand", "torch.randn", "torch.randint", "torch.randperm", "torch.normal")
-GLOBAL_RANDOMNESS += ("torch.bernoulli", "torch.multinomial", "torch.set_rng_state", "torch.get_rng_state")
-# The one place where modules may draw their initial weights, and where the generator is put back afterwards.
+# Functions that draw from a global random generator, or change its state.
+GLOBAL_GENERATORS = ("torch.random.", "np.random.", "numpy.random.", "random.", "torch.default_generator")
+GLOBAL_GENERATORS += ("torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.seed")
+GLOBAL_GENERATORS += ("torch.rand", "torch.randn", "torch.randint", "torch.randperm", "torch.normal")
+GLOBAL_GENERATORS += ("torch.bernoulli", "torch.multinomial", "torch.set_rng_state", "torch.get_rng_state")
+# The only functions that may use global generators: both restore their states. In one, backbones draw initial weights.
 SEEDED = {"metaforge/authoring/network.py": "seeded", "metaforge/testing/global_state.py": "generator_states"}
 
-# Modules that may touch what lies outside the program; no others may.
+# The only modules that may use files, the clock, the environment, the network and other processes.
 FILES = {
     "metaforge/runs/checkpoint.py": "saved states",
     "metaforge/runs/checkpoint_files.py": "saved states",
     "metaforge/cli/data.py": "the folder of a preview",
     "metaforge/cli/new.py": "the project of a new plugin",
-    "metaforge/cli/output.py": "the null device, when a reader has left",
+    "metaforge/cli/output.py": "the null device, when the reader of a pipe has exited",
     "metaforge/cli/schema.py": "the folder of a schema",
     "metaforge/data/archives.py": "archives",
     "metaforge/data/cache.py": "the cache",
@@ -122,38 +125,38 @@ FILES = {
     "metaforge/data/images.py": "image files",
     "metaforge/registry/metadata.py": "the entry points of distributions",
     "metaforge/config/sources.py": "run files",
-    "metaforge/system/line_files.py": "what hooks write line by line",
+    "metaforge/system/line_files.py": "files that hooks write line by line",
     "metaforge/system/lock.py": "the lock of a run",
-    "metaforge/system/untrusted.py": "files of a stranger's run folder",
-    "metaforge/results/records.py": "the folders of pictures and figures",
+    "metaforge/system/untrusted.py": "files of untrusted run folders",
+    "metaforge/results/records.py": "the folders of pictures and records",
     "metaforge/runs/folder.py": "run folders",
     "metaforge/system/machine.py": "the processor's name",
-    "metaforge/system/files.py": "whatever is written whole or not at all",
+    "metaforge/system/files.py": "atomic writes",
     "metaforge/registry/summaries.py": "the first line of a plugin's source",
     "metaforge/testing/checks/hooks.py": "the temporary folder of a toy run",
     "metaforge/testing/checks/learners.py": "the temporary folder of a checkpoint",
     "metaforge/runs/training.py": "the temporary folder of a dry run",
 }
 CLOCK = {
-    "metaforge/cli/list_plugins.py": "times of imports",
-    "metaforge/runs/hook_calls.py": "times of hooks, when they are traced",
-    "metaforge/system/lock.py": "since when a run is written",
-    "metaforge/runs/folder.py": "when and how long a run was",
-    "metaforge/system/signals.py": "how soon a second Ctrl-C follows",
+    "metaforge/cli/list_plugins.py": "the time that an import takes",
+    "metaforge/runs/hook_calls.py": "the time that a traced hook takes",
+    "metaforge/system/lock.py": "when a run was locked",
+    "metaforge/runs/folder.py": "start and duration of a run",
+    "metaforge/system/signals.py": "the time between two Ctrl-C",
 }
 ENVIRONMENT = {
-    "metaforge/engine/launcher.py": "what torchrun is to know",
-    "metaforge/engine/processes.py": "what torchrun has set",
+    "metaforge/engine/launcher.py": "the settings of torchrun",
+    "metaforge/engine/processes.py": "the variables that torchrun sets",
     "metaforge/cli/output.py": "METAFORGE_DEBUG",
     "metaforge/data/root.py": "METAFORGE_DATA",
     "metaforge/data/cache.py": "METAFORGE_CACHE",
     "metaforge/runs/hook_calls.py": "METAFORGE_TRACE_HOOKS",
     "metaforge/registry/scan.py": "METAFORGE_PLUGINS",
 }
-NETWORK = {"metaforge/data/downloads.py": "downloads, when the user asks for one"}
+NETWORK = {"metaforge/data/downloads.py": "downloads that the user starts"}
 PROCESSES = {
-    "metaforge/runs/folder.py": "git, for the commit of a run",
-    "metaforge/testing/checks/general.py": "a fresh interpreter, to see what an import does",
+    "metaforge/runs/folder.py": "git, for the commit that a run records",
+    "metaforge/testing/checks/general.py": "a fresh interpreter in which a plugin is imported",
 }
 
 
@@ -161,11 +164,11 @@ PROCESSES = {
 def test_nothing_that_runs_code_from_data(path: Path) -> None:
     source = path.read_text("utf-8")
     assert not hits(source, by_name=name_of(path) in CODE)
-    assert name_of(path) not in CODE or hits(source), "it need not bring in code: take it off the list"
+    assert name_of(path) not in CODE or hits(source), "it does not import code by name: remove it from CODE"
 
 
 @pytest.mark.parametrize("path", [*CORE, *PLUGINS], ids=name_of)
-def test_no_generator_of_the_whole_process_is_drawn_from_or_seeded(path: Path) -> None:
+def test_no_global_generator_is_used(path: Path) -> None:
     tree = ast.parse(path.read_text("utf-8"))
     allowed: set[ast.AST] = set()
     if function := SEEDED.get(name_of(path)):
@@ -183,13 +186,15 @@ def test_no_generator_of_the_whole_process_is_drawn_from_or_seeded(path: Path) -
             continue
         for name in names:
             if name.split(".")[0] == "random" and "random" not in imported and not isinstance(node, ast.ImportFrom):
-                continue  # a variable of that name
-            banned = any(name == one or (one.endswith(".") and name.startswith(one)) for one in GLOBAL_RANDOMNESS)
+                continue  # a local variable named `random`
+            banned = any(
+                name == entry or (entry.endswith(".") and name.startswith(entry)) for entry in GLOBAL_GENERATORS
+            )
             assert not banned or node in allowed, f"{name_of(path)}:{node.lineno} uses {name}"
 
 
-def touched(path: Path) -> dict[str, set[str]]:
-    """Return what a file touches outside the program, by kind of room."""
+def outside_uses(path: Path) -> dict[str, set[str]]:
+    """Return what a file uses outside the program, by kind."""
     found: dict[str, set[str]] = {
         "files": set(),
         "clock": set(),
@@ -197,24 +202,34 @@ def touched(path: Path) -> dict[str, set[str]]:
         "network": set(),
         "processes": set(),
     }
-    reading = {"read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink", "rename", "touch", "open"}
+    file_methods = {
+        "read_text",
+        "read_bytes",
+        "write_text",
+        "write_bytes",
+        "mkdir",
+        "unlink",
+        "rename",
+        "touch",
+        "open",
+    }
     for node in nodes(path):
         if isinstance(node, ast.Call):
             function = node.func
             called = ast.unparse(function)
-            owned = isinstance(function, ast.Attribute) and function.attr in reading
-            # `Image.open` of bytes and an opener of a URL open no file.
+            owned = isinstance(function, ast.Attribute) and function.attr in file_methods
+            # `Image.open` gets bytes, and an opener gets a URL: both open no file.
             if called == "open" or (owned and called not in ("Image.open", "opener.open")):
                 found["files"].add(called)
         for module in modules_imported(node):
-            top = module.split(".")[0]
-            if top in ("tempfile", "shutil"):
+            package = module.split(".")[0]
+            if package in ("tempfile", "shutil"):
                 found["files"].add(module)
-            if top == "time":
+            if package == "time":
                 found["clock"].add(module)
-            if top in ("socket", "http", "urllib") and not module.startswith("urllib.parse"):
+            if package in ("socket", "http", "urllib") and not module.startswith("urllib.parse"):
                 found["network"].add(module)
-            if top in ("subprocess", "multiprocessing"):
+            if package in ("subprocess", "multiprocessing"):
                 found["processes"].add(module)
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("datetime.datetime", "datetime.date.today"):
             found["clock"].add(ast.unparse(node))
@@ -224,7 +239,7 @@ def touched(path: Path) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize(
-    ("what", "rooms"),
+    ("kind", "modules"),
     [
         ("files", FILES),
         ("clock", CLOCK),
@@ -233,21 +248,38 @@ def touched(path: Path) -> dict[str, set[str]]:
         ("processes", PROCESSES),
     ],
 )
-def test_what_lies_outside_the_program_is_touched_in_few_rooms(what: str, rooms: dict[str, str]) -> None:
-    found = {name_of(path): touched(path)[what] for path in [*CORE, *PLUGINS]}
-    strangers = {name: sorted(things) for name, things in found.items() if things and name not in rooms}
-    assert not strangers, f"{strangers}: do it in one of {sorted(rooms)}, or say here why not"
-    idle = sorted(name for name in rooms if not found.get(name))
-    assert not idle, f"{idle} may touch {what} and do not: take them off the list"
+def test_only_the_listed_modules_use_what_is_outside_the_program(kind: str, modules: dict[str, str]) -> None:
+    found = {name_of(path): outside_uses(path)[kind] for path in [*CORE, *PLUGINS]}
+    others = {name: sorted(uses) for name, uses in found.items() if uses and name not in modules}
+    assert not others, f"{others}: do this in one of {sorted(modules)}, or add the module with a reason"
+    unused = sorted(name for name in modules if not found.get(name))
+    assert not unused, f"{unused} do not use {kind}: remove them from the list"
 
 
 @pytest.mark.parametrize("path", [*CORE, *PLUGINS], ids=name_of)
-def test_torch_distributed_has_one_room(path: Path) -> None:
+def test_only_two_modules_use_torch_distributed(path: Path) -> None:
     if name_of(path) in ("metaforge/engine/processes.py", "metaforge/engine/launcher.py"):
         return
     for node in nodes(path):
         for module in modules_imported(node):
             assert not module.startswith("torch.distributed"), f"line {getattr(node, 'lineno', 0)}"
+
+
+def test_plugins_import_only_the_public_packages() -> None:
+    for path in PLUGINS:
+        for node in nodes(path):
+            imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            imported += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            private = [name for name in imported if name.split(".")[0] == "metaforge" and name not in PUBLIC]
+            assert not private, f"{name_of(path)} imports {private[0]}: import the name from one of {PUBLIC}"
+
+
+def test_the_core_has_at_most_eleven_folders_and_each_says_what_it_is() -> None:
+    folders = sorted(path for path in (ROOT / "metaforge").iterdir() if path.is_dir() and path.name != "__pycache__")
+    assert len(folders) <= 11, [folder.name for folder in folders]
+    for folder in folders:
+        docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))) or ""
+        assert docstring.partition("\n")[0].endswith("."), f"{folder.name}/__init__.py: say in one line what it is"
 
 
 def test_pyproject_and_the_installed_metadata_agree() -> None:
@@ -272,10 +304,10 @@ def test_every_entry_point_has_its_file_and_every_plugin_file_its_entry_point() 
     for path in PLUGINS:
         module = ".".join(path.relative_to(ROOT / "plugins").with_suffix("").parts)
         private = path.name.startswith("_")
-        assert private or module in modules, f"{name_of(path)} is no plugin: register it or move it to the core"
+        assert private or module in modules, f"{name_of(path)} is no plugin: add an entry point, or move it to the core"
 
 
-def test_a_plugin_s_file_has_its_name() -> None:
+def test_the_file_of_a_plugin_has_its_name() -> None:
     for group, points in POINTS.items():
         if group != "metaforge.defaults":
             for name, target in points.items():

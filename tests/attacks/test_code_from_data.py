@@ -1,4 +1,4 @@
-"""No file names code: what a run file or a run folder says is looked up among installed plugins, never imported."""
+"""No file can name code: names in a run file or a run folder are looked up among installed plugins, never imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from metaforge.errors import MetaForgeError, PluginError
 CANARY = """
 from pathlib import Path
 from torch import nn
-Path(__file__).with_name("sang").touch()
+Path(__file__).with_name("imported").touch()
 
 
 class Canary(nn.Linear):
@@ -25,18 +25,23 @@ class Canary(nn.Linear):
 
 
 @pytest.fixture
-def sang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a module on Python's path that leaves a file when it is imported; return that file's path."""
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a module on Python's path that creates a file when it is imported; return the path of that file."""
     folder = tmp_path / "modules"
     folder.mkdir()
     (folder / "canary_module.py").write_text(CANARY)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "canary_module", raising=False)
-    return folder / "sang"
+    return folder / "imported"
 
 
-PATHS = ("canary_module:Canary", "canary_module.Canary", "python:canary_module", "metaforge:canary_module:Canary")
-FILES = [f'backbone = "{path}"' for path in PATHS]
+IMPORT_PATHS = (
+    "canary_module:Canary",
+    "canary_module.Canary",
+    "python:canary_module",
+    "metaforge:canary_module:Canary",
+)
+FILES = [f'backbone = "{path}"' for path in IMPORT_PATHS]
 FILES += [f'{kind} = "canary_module:Canary"' for kind in ("learner", "dataset", "adapters", "regularizers", "hooks")]
 FILES += ['[hooks."canary_module:Canary"]', 'hooks = ["canary_module:Canary"]']
 FILES += [
@@ -52,7 +57,7 @@ def run_file(path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("text", FILES)
-def test_a_run_file_cannot_name_code(text: str, tmp_path: Path, sang: Path) -> None:
+def test_a_run_file_cannot_name_code(text: str, tmp_path: Path, canary: Path) -> None:
     path = run_file(tmp_path / "run.toml", text)
     for arguments in (["config", "--config", str(path)], ["train", "--dry-run", "--config", str(path)]):
         result = CliRunner().invoke(app, arguments)
@@ -62,34 +67,38 @@ def test_a_run_file_cannot_name_code(text: str, tmp_path: Path, sang: Path) -> N
     if not text.startswith("learner"):
         with pytest.raises(MetaForgeError):
             metaforge.train("maml", config=path, out=tmp_path / "run")
-    assert not sang.exists()
+    assert not canary.exists()
 
 
-def test_settings_and_flags_cannot_name_code(sang: Path, tmp_path: Path) -> None:
-    for arguments in (["--backbone", PATHS[0]], ["--set", f"backbone={PATHS[0]}"], ["--adapter", PATHS[0]]):
+def test_settings_and_flags_cannot_name_code(canary: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ["--backbone", IMPORT_PATHS[0]],
+        ["--set", f"backbone={IMPORT_PATHS[0]}"],
+        ["--adapter", IMPORT_PATHS[0]],
+    ):
         result = CliRunner().invoke(app, ["config", "--learner", "maml", *arguments])
         assert result.exit_code == 4
     with pytest.raises(PluginError):
-        metaforge.train("maml", settings={"backbone": PATHS[0]}, out=tmp_path / "run")
-    assert not sang.exists()
+        metaforge.train("maml", settings={"backbone": IMPORT_PATHS[0]}, out=tmp_path / "run")
+    assert not canary.exists()
 
 
-def test_only_the_caller_of_the_function_can(sang: Path, tmp_path: Path) -> None:
-    """Were the module not importable, the other tests would prove nothing."""
+def test_the_caller_of_the_function_can_name_code(canary: Path, tmp_path: Path) -> None:
+    """This shows that the module can be imported: otherwise the other tests would prove nothing."""
     settings = {"train": {"steps": 0}, "engine": {"plan": "loop"}}
-    metaforge.train("maml", "sinusoid", backbone=PATHS[0], settings=settings, out=tmp_path / "run")
-    assert sang.exists()
+    metaforge.train("maml", "sinusoid", backbone=IMPORT_PATHS[0], settings=settings, out=tmp_path / "run")
+    assert canary.exists()
 
 
-def test_a_run_folder_cannot_name_code(tmp_path: Path, sang: Path) -> None:
+def test_a_run_folder_cannot_name_code(tmp_path: Path, canary: Path) -> None:
     folder = tmp_path / "run"
     metaforge.train("cnp", out=folder, steps=1, tasks=1, settings={"evaluate": {"tasks": 2}})
     config = (folder / "config.toml").read_text()
     for before, after in (
-        ('name = "cnp"', f'name = "{PATHS[0]}"'),
-        ('name = "sinusoid"', f'name = "{PATHS[0]}"'),
-        ("[learner]", f'[backbone]\nname = "{PATHS[0]}"\n\n[learner]'),
-        ("[hooks]", f'[hooks."{PATHS[0]}"]'),
+        ('name = "cnp"', f'name = "{IMPORT_PATHS[0]}"'),
+        ('name = "sinusoid"', f'name = "{IMPORT_PATHS[0]}"'),
+        ("[learner]", f'[backbone]\nname = "{IMPORT_PATHS[0]}"\n\n[learner]'),
+        ("[hooks]", f'[hooks."{IMPORT_PATHS[0]}"]'),
     ):
         assert config.count(before) == 1
         (folder / "config.toml").write_text(config.replace(before, after))
@@ -99,4 +108,4 @@ def test_a_run_folder_cannot_name_code(tmp_path: Path, sang: Path) -> None:
             assert "Error: " in result.output
         with pytest.raises(MetaForgeError):
             metaforge.load(folder)
-    assert not sang.exists()
+    assert not canary.exists()

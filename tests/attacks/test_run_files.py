@@ -1,4 +1,4 @@
-"""Run files that are no run files: bombs, other encodings, and what is no file at all."""
+"""Invalid run files: huge or deeply nested ones, other encodings, and paths that are not files."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from metaforge.cli.app import app
 
 FILES: dict[str, Callable[[Path], object]] = {
     "a folder": lambda path: path.mkdir(),
-    "nothing": lambda path: None,
+    "a missing file": lambda path: None,
     "a link to itself": lambda path: path.symlink_to(path),
-    "a device without end": lambda path: path.symlink_to("/dev/zero"),
+    "an infinite device": lambda path: path.symlink_to("/dev/zero"),
     "binary": lambda path: path.write_bytes(bytes(range(256)) * 10),
     "UTF-16": lambda path: path.write_text("seed = 1", encoding="utf-16"),
     "UTF-32": lambda path: path.write_text("seed = 1", encoding="utf-32"),
     "Latin-1": lambda path: path.write_bytes('device = "caf\xe9"'.encode("latin-1")),
-    "too large": lambda path: path.write_bytes(b"# " + b"x" * 2**21),
-    "lists without end": lambda path: path.write_text("seed = " + "[" * 100_000),
-    "tables without end": lambda path: path.write_text("seed = " + "{a=" * 100_000),
+    "a file of 2 MiB": lambda path: path.write_bytes(b"# " + b"x" * 2**21),
+    "unclosed lists": lambda path: path.write_text("seed = " + "[" * 100_000),
+    "unclosed tables": lambda path: path.write_text("seed = " + "{a=" * 100_000),
     "deep lists": lambda path: path.write_text("seed = " + "[" * 300 + "]" * 300),
     "deep tables": lambda path: path.write_text("learner." + ".".join("a" * 3000) + " = 1"),
     "a deep header": lambda path: path.write_text("[learner." + ".".join("a" * 3000) + "]"),
     "deep options of a set": lambda path: path.write_text("adapters.sgd." + ".".join("a" * 3000) + " = 1"),
     "a number of 10,000 digits": lambda path: path.write_text("seed = " + "9" * 10_000),
-    "a key twice": lambda path: path.write_text("seed = 1\nseed = 2"),
+    "a duplicate key": lambda path: path.write_text("seed = 1\nseed = 2"),
     "a table and a value": lambda path: path.write_text("seed = 1\n[seed]\na = 1"),
     "JSON": lambda path: path.write_text('{"seed": 1}'),
     "YAML": lambda path: path.write_text("seed: 1\n"),
-    "an object of Python": lambda path: path.write_text("!!python/object/apply:os.system ['true']"),
+    "a Python object in YAML": lambda path: path.write_text("!!python/object/apply:os.system ['true']"),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_no_run_file_is_refused_at_once(name: str, tmp_path: Path) -> None:
+def test_an_invalid_run_file_is_refused_quickly(name: str, tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     FILES[name](path)
     start = time.process_time()
@@ -66,7 +66,7 @@ def test_what_is_no_run_file_is_refused_at_once(name: str, tmp_path: Path) -> No
     ],
     ids=range(10),
 )
-def test_what_is_no_setting_is_refused_at_once(setting: str) -> None:
+def test_an_invalid_setting_is_refused_quickly(setting: str) -> None:
     result = CliRunner().invoke(app, ["config", "--adapter", "sgd", "--set", setting])
     assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)
@@ -74,7 +74,7 @@ def test_what_is_no_setting_is_refused_at_once(setting: str) -> None:
     assert len(result.output) < 2000
 
 
-def test_many_mistakes_are_told_in_few_lines(tmp_path: Path) -> None:
+def test_many_mistakes_are_reported_in_few_lines(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('learner = "maml"\n[train]\n' + "".join(f'"a{n}\\u001b[2J" = "{"x" * 900}"\n' for n in range(1000)))
     result = CliRunner().invoke(app, ["config", "--config", str(path)])
@@ -84,7 +84,7 @@ def test_many_mistakes_are_told_in_few_lines(tmp_path: Path) -> None:
     assert "\x1b" not in result.output
 
 
-def test_marks_and_line_ends_of_other_systems_are_read(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_other_line_ends_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes("seed = 7\r\n[task]\r\nways = 3\r\n".encode("utf-8-sig"))
     result = CliRunner().invoke(app, ["config", "--config", str(path)])
@@ -93,11 +93,11 @@ def test_marks_and_line_ends_of_other_systems_are_read(tmp_path: Path) -> None:
 
 
 def test_a_run_file_may_come_through_a_pipe(tmp_path: Path) -> None:
-    end, beginning = os.pipe()
-    os.write(beginning, b"seed = 7\n")
-    os.close(beginning)
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"seed = 7\n")
+    os.close(write_end)
     try:
-        result = CliRunner().invoke(app, ["config", "--config", f"/dev/fd/{end}"])
+        result = CliRunner().invoke(app, ["config", "--config", f"/dev/fd/{read_end}"])
     finally:
-        os.close(end)
+        os.close(read_end)
     assert result.exit_code == 0, result.output

@@ -1,1 +1,1 @@
-"""Whether MetaForge keeps what it promises when things break: one measured row per promise."""
+"""The reliability campaign: tests that break runs on purpose, one measured row per promise."""

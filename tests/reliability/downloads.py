@@ -1,9 +1,10 @@
-"""Row 12: downloads that break off, lie or lead elsewhere, from servers of this machine."""
+"""Row 12: downloads that are cut off, send wrong content or redirect elsewhere, from local servers."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import gzip
 import hashlib
 import io
 import os
@@ -27,7 +28,7 @@ from PIL import Image
 from metaforge.data.downloads import open_https
 from metaforge.data.trees import ZipTree, content_digest, fetch_tree
 from metaforge.errors import DataError
-from tests.reliability.rows import Measured, Room, row
+from tests.reliability.rows import Measured, Workspace, row
 
 MAX_BYTES = 2**20
 SILENCE = 0.4
@@ -35,7 +36,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
 
 
 def served_archive() -> bytes:
-    """Return the archive that is to be fetched: images of noise, about 900 kB."""
+    """Return the archive to fetch: images of noise, about 900 kB."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for index in range(40):
@@ -48,20 +49,20 @@ def served_archive() -> bytes:
 
 @dataclass
 class Site:
-    """An https server and a plain one; `answers` says what a path of the first sends, `plain` what was asked of it."""
+    """An https server, whose `answers` map paths to functions that send, and an http server that logs its requests."""
 
     port: int
     plain_port: int
     answers: dict[str, Callable[[Any], None]] = field(default_factory=dict)
-    plain: list[bytes] = field(default_factory=list)
+    plain_requests: list[bytes] = field(default_factory=list)
 
     def url(self, path: str) -> str:
-        """Return the address of an answer."""
+        """Return the https URL of a path."""
         return f"https://127.0.0.1:{self.port}/{path}"
 
 
 def certificate(folder: Path) -> Path:
-    """Make a certificate for this machine that nobody vouches for; return the file of it and its key."""
+    """Make a self-signed certificate for 127.0.0.1; return the file that holds the certificate and its key."""
     path = folder / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", str(folder / "public.pem")]
@@ -78,19 +79,19 @@ class _Server(socketserver.ThreadingTCPServer):
     context: ssl.SSLContext | None = None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: that clients break off is what is being tried."""
+        """Print nothing: clients that close the connection are part of the test."""
 
 
-class _Answering(socketserver.StreamRequestHandler):
+class _Handler(socketserver.StreamRequestHandler):
     def setup(self) -> None:
-        """Speak TLS where the server does."""
+        """Wrap the connection in TLS if the server uses it."""
         context = getattr(self.server, "context", None)
         if context is not None:
             self.request = context.wrap_socket(self.request, server_side=True)
         super().setup()
 
     def finish(self) -> None:
-        """Close what was opened, whether or not the client has left."""
+        """Close the connection and its files, whether or not the client has closed it."""
         try:
             super().finish()
         finally:
@@ -100,13 +101,13 @@ class _Answering(socketserver.StreamRequestHandler):
             self.request.close()
 
     def handle(self) -> None:
-        """Read a request and send what the site has for its path, byte by byte as it is."""
+        """Read a request and send the answer for its path, without changes."""
         server: Any = self.server
         first = self.rfile.readline()
         while self.rfile.readline().strip():
             pass
         if server.context is None:
-            server.site.plain.append(first)
+            server.site.plain_requests.append(first)
             self.wfile.write(HEAD + b"\r\nplain")
             return
         server.site.answers[first.split()[1].decode().strip("/")](self)
@@ -116,25 +117,25 @@ class _Answering(socketserver.StreamRequestHandler):
 
 
 @contextlib.contextmanager
-def site(folder: Path) -> Iterator[Site]:
-    """Run both servers, and trust the certificate of the one."""
+def serve(folder: Path) -> Iterator[Site]:
+    """Run both servers, and make this process trust the certificate of the https server."""
     path = certificate(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
-    with _Server(("127.0.0.1", 0), _Answering) as secure, _Server(("127.0.0.1", 0), _Answering) as plain:
+    with _Server(("127.0.0.1", 0), _Handler) as secure, _Server(("127.0.0.1", 0), _Handler) as insecure:
         secure.context = context
-        made = Site(secure.server_address[1], plain.server_address[1])
-        secure.site = plain.site = made
-        for server in (secure, plain):
+        site = Site(secure.server_address[1], insecure.server_address[1])
+        secure.site = insecure.site = site
+        for server in (secure, insecure):
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         with unittest.mock.patch.dict(os.environ, {"SSL_CERT_FILE": str(folder / "public.pem"), "no_proxy": "*"}):
-            yield made
-        for server in (secure, plain):
+            yield site
+        for server in (secure, insecure):
             server.shutdown()
 
 
-def sends(*parts: bytes, silence: float = 0.0) -> Callable[[Any], None]:
-    """Return an answer of these bytes, with silence before each part but the first."""
+def sending(*parts: bytes, silence: float = 0.0) -> Callable[[Any], None]:
+    """Return a function that sends these parts, with `silence` seconds before each part but the first."""
 
     def send(handler: Any) -> None:
         for index, part in enumerate(parts):
@@ -146,157 +147,164 @@ def sends(*parts: bytes, silence: float = 0.0) -> Callable[[Any], None]:
     return send
 
 
-def whole(body: bytes, *, length: bytes | int | None = None, more: bytes = b"") -> bytes:
-    """Return a sound answer with that body, or one whose length lies."""
+def response(body: bytes, *, length: bytes | int | None = None, more: bytes = b"") -> bytes:
+    """Return a response with this body and its correct length, or with the stated length."""
     stated = str(len(body)).encode() if length is None else str(length).encode() if isinstance(length, int) else length
     return HEAD + b"Content-Length: " + stated + b"\r\n" + more + b"\r\n" + body
 
 
-def leads(code: int, location: str) -> bytes:
-    """Return a redirection."""
+def redirect(code: int, location: str) -> bytes:
+    """Return a response that redirects to a location."""
     return f"HTTP/1.1 {code} Moved\r\nConnection: close\r\nContent-Length: 0\r\nLocation: {location}\r\n\r\n".encode()
 
 
 def endless(handler: Any) -> None:
-    """Send without end, and without saying how much."""
+    """Send a response without a length that never ends."""
     handler.wfile.write(HEAD + b"\r\n")
     while True:
         handler.wfile.write(bytes(2**16))
 
 
-def bad_answers(made: Site, body: bytes) -> dict[str, Callable[[Any], None]]:
-    """Return every answer that must not become the data set."""
-    http, html = f"http://127.0.0.1:{made.plain_port}/good", b"<html><body>rate limited</body></html>"
+def bad_answers(site: Site, body: bytes) -> dict[str, Callable[[Any], None]]:
+    """Return every answer that must be refused, by its path."""
+    http, html = f"http://127.0.0.1:{site.plain_port}/good", b"<html><body>rate limited</body></html>"
     half, wrong = body[: len(body) // 2], body[:500] + bytes([body[500] ^ 1]) + body[501:]
-    found = {
-        "truncated": whole(half, length=len(body)),
+    responses = {
+        "truncated": response(half, length=len(body)),
         "truncated, length unknown": HEAD + b"\r\n" + half,
-        "truncated, length of the half": whole(half),
-        "wrong digest": whole(wrong),
-        "empty": whole(b""),
-        "more than it should be": whole(body + b"more"),
-        "HTML": whole(html, more=b"Content-Type: text/html\r\n"),
+        "truncated, length of the half": response(half),
+        "wrong digest": response(wrong),
+        "empty": response(b""),
+        "additional bytes": response(body + b"more"),
+        "HTML": response(html, more=b"Content-Type: text/html\r\n"),
         "404": b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
         "500": b"HTTP/1.1 500 Oops\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
-        "redirect-loop": leads(302, made.url("redirect-loop")),
-        "redirection to a file": leads(302, "file:///etc/passwd"),
-        "redirection to ftp": leads(302, "ftp://127.0.0.1/x"),
-        "redirection to an address that makes no sense": leads(302, "https://[bad"),
-        "redirection to a port that makes no sense": leads(302, "https://127.0.0.1:99999999/"),
-        "redirection to a name that makes no sense": leads(302, f"https://{'a' * 300}.example/"),
-        "too large": whole(b"", length=2**40),
-        "length of strange digits": whole(wrong, length=b"\xb2"),
-        "length of thousands of digits": whole(wrong, length=b"9" * 5000),
-        "negative length": whole(wrong, length=b"-5"),
-        "compressed on the way": whole(__import__("gzip").compress(body), more=b"Content-Encoding: gzip\r\n"),
+        "redirect-loop": redirect(302, site.url("redirect-loop")),
+        "redirection to a file": redirect(302, "file:///etc/passwd"),
+        "redirection to ftp": redirect(302, "ftp://127.0.0.1/x"),
+        "redirection to an address that is invalid": redirect(302, "https://[bad"),
+        "redirection to a port that is invalid": redirect(302, "https://127.0.0.1:99999999/"),
+        "redirection to a name that is invalid": redirect(302, f"https://{'a' * 300}.example/"),
+        "too large": response(b"", length=2**40),
+        "length of strange digits": response(wrong, length=b"\xb2"),
+        "length of thousands of digits": response(wrong, length=b"9" * 5000),
+        "negative length": response(wrong, length=b"-5"),
+        "compressed by the server": response(gzip.compress(body), more=b"Content-Encoding: gzip\r\n"),
         "broken chunks": HEAD + b"Transfer-Encoding: chunked\r\n\r\nzzzz\r\n" + half,
-        "no HTTP": b"\0\1\2\3 hello\r\n\r\n",
+        "not HTTP": b"\0\1\2\3 hello\r\n\r\n",
         "a thousand headers": HEAD + b"X-A: b\r\n" * 1000 + b"\r\n" + body,
         "endless header": HEAD + b"X: " + b"a" * 10**6,
         "nothing": b"",
     }
-    answers = {name.replace(" ", "-").replace(",", ""): sends(part) for name, part in found.items()}
+    answers = {name.replace(" ", "-").replace(",", ""): sending(part) for name, part in responses.items()}
     for code in (301, 302, 303, 307, 308):
-        answers[f"redirection-{code}-to-http"] = sends(leads(code, http))
+        answers[f"redirection-{code}-to-http"] = sending(redirect(code, http))
     answers["endless"] = endless
-    answers["silent-before-the-headers"] = sends(b"", whole(body), silence=10 * SILENCE)
-    answers["silent-in-the-middle"] = sends(whole(half, length=len(body)), body[len(half) :], silence=10 * SILENCE)
+    answers["silent-before-the-headers"] = sending(b"", response(body), silence=10 * SILENCE)
+    answers["silent-in-the-middle"] = sending(response(half, length=len(body)), body[len(half) :], silence=10 * SILENCE)
     return answers
 
 
-def fetched(folder: Path, url: str, body: bytes, content: str, silence: float = SILENCE) -> Path:
-    """Fetch the archive as a data set does."""
+def fetch(folder: Path, url: str, body: bytes, content: str, silence: float = SILENCE) -> Path:
+    """Fetch the archive as a data set plugin does."""
     md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
     opener = functools.partial(open_https, timeout=silence)
     return fetch_tree(folder, "set", url=url, md5=md5, content=content, max_bytes=MAX_BYTES, opener=opener)
 
 
-def holds(folder: Path) -> dict[str, bytes]:
-    """Return the files of a folder, by name."""
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Return the contents of the files of a folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.is_dir() else {}
 
 
-def attempt(folder: Path, made: Site, name: str, body: bytes, content: str) -> str:
-    """Return what is wrong with how a bad answer is taken, and with the run after it ("" if nothing)."""
+def fault_of(folder: Path, site: Site, name: str, body: bytes, content: str) -> str:
+    """Return what is wrong with how a bad answer is handled and with the next fetch, or an empty string."""
     for kind, before in {"new": {}, "damaged": {"set.zip": body[:-30]}}.items():
         place = folder / f"{name[:60]}-{kind}"
         for file, data in before.items():
             place.mkdir()
             (place / file).write_bytes(data)
         try:
-            fetched(place, made.url(name), body, content)
+            fetch(place, site.url(name), body, content)
         except DataError as error:
             if not (error.where and error.remedy):
-                return f"no help: {error}"
+                return f"no remedy: {error}"
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         else:
-            return "it was taken"
-        if holds(place) != before:
-            return f"left: {sorted(holds(place))}"
-        fetched(place, made.url("good"), body, content)
-        if holds(place) != {"set.zip": body}:
-            return "the next run did not repair it"
+            return "it was accepted"
+        if contents_of(place) != before:
+            return f"left behind: {sorted(contents_of(place))}"
+        fetch(place, site.url("good"), body, content)
+        if contents_of(place) != {"set.zip": body}:
+            return "the next fetch did not repair it"
     return ""
 
 
-def killed(folder: Path, made: Site, body: bytes, content: str) -> str:
-    """Return what is wrong after a process was killed in the middle of a download, and after the next run."""
-    program = "import sys; from pathlib import Path; from tests.reliability.downloads import fetched\n"
-    program += "fetched(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]).read_bytes(), sys.argv[4], 60)"
+def fault_after_kill(folder: Path, site: Site, body: bytes, content: str) -> str:
+    """Return what is wrong after a process was killed during a download, and after the next fetch."""
+    program = "import sys; from pathlib import Path; from tests.reliability.downloads import fetch\n"
+    program += "fetch(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]).read_bytes(), sys.argv[4], 60)"
     place, copy = folder / "killed", folder / "body"
     copy.write_bytes(body)
-    made.answers["slow"] = sends(whole(body[:600_000], length=len(body)), body[600_000:], silence=60)
-    command = [sys.executable, "-c", program, str(place), made.url("slow"), str(copy), content]
+    site.answers["slow"] = sending(response(body[:600_000], length=len(body)), body[600_000:], silence=60)
+    command = [sys.executable, "-c", program, str(place), site.url("slow"), str(copy), content]
     child = subprocess.Popen(command, stderr=subprocess.PIPE)
     until = time.monotonic() + 60
-    while not any(data for data in holds(place).values()) and time.monotonic() < until and child.poll() is None:
+    while not any(data for data in contents_of(place).values()) and time.monotonic() < until and child.poll() is None:
         time.sleep(0.05)
     child.send_signal(signal.SIGKILL)
-    said = child.communicate()[1]
-    left = {name: len(data) for name, data in holds(place).items()}
+    output = child.communicate()[1]
+    left = {name: len(data) for name, data in contents_of(place).items()}
     if "set.zip" in left or not any(left.values()):
-        return f"left by the killed process: {left} {said[-300:]!r}"
+        return f"left behind by the killed process: {left} {output[-300:]!r}"
     for path in place.iterdir():
         os.utime(path, (time.time() - 10**6,) * 2)
-    fetched(place, made.url("good"), body, content)
-    return "" if holds(place) == {"set.zip": body} else f"the next run leaves {sorted(holds(place))}"
+    fetch(place, site.url("good"), body, content)
+    return "" if contents_of(place) == {"set.zip": body} else f"the next fetch leaves {sorted(contents_of(place))}"
 
 
-@row(12, "downloads that break off, lie or lead elsewhere", goal="the next run repairs; 0 http downgrades")
-def bad_downloads(room: Room, *, count: int = 1000, kill: bool = True) -> Measured:
-    """Fetch a data set from a server of this machine that answers wrongly in every way, and then rightly."""
+@row(
+    12,
+    "downloads that are cut off, send wrong content or redirect elsewhere",
+    goal="the next fetch repairs; 0 http downgrades",
+)
+def bad_downloads(workspace: Workspace, *, count: int = 1000, kill: bool = True) -> Measured:
+    """Fetch a data set from a local server, first with each bad answer and then with the correct one."""
     body, faults = served_archive(), dict[str, str]()
-    (room.folder / "served.zip").write_bytes(body)
-    content = content_digest(ZipTree(room.folder / "served.zip"))
-    with site(room.folder) as made:
-        made.answers = bad_answers(made, body) | {"good": sends(whole(body)), "moved": sends(leads(302, "/good"))}
-        fetched(room.folder / "moved", made.url("moved"), body, content)
-        names = [name for name in made.answers if name not in ("good", "moved")][:count]
+    (workspace.folder / "served.zip").write_bytes(body)
+    content = content_digest(ZipTree(workspace.folder / "served.zip"))
+    with serve(workspace.folder) as site:
+        site.answers = bad_answers(site, body) | {
+            "good": sending(response(body)),
+            "moved": sending(redirect(302, "/good")),
+        }
+        fetch(workspace.folder / "moved", site.url("moved"), body, content)
+        names = [name for name in site.answers if name not in ("good", "moved")][:count]
         tried = 0
-        for index in room.counted(len(names)):
+        for index in workspace.indices(len(names)):
             tried += 1
-            if fault := attempt(room.folder, made, names[index], body, content):
+            if fault := fault_of(workspace.folder, site, names[index], body, content):
                 faults[names[index]] = fault
-        # Nobody vouches for the certificate; and a server that speaks no TLS at all.
+        # A certificate that is not trusted, and a server without TLS.
         for what, change in {
             "unknown certificate": {"SSL_CERT_FILE": "/nonexistent"},
-            "no TLS": {"port": made.plain_port},
+            "no TLS": {"port": site.plain_port},
         }.items():
-            other = Site(int(change.get("port", made.port)), 0)
+            other = Site(int(change.get("port", site.port)), 0)
             with unittest.mock.patch.dict(os.environ, {k: str(v) for k, v in change.items() if k != "port"}):
                 try:
-                    fetched(room.folder / what, other.url("good"), body, content)
-                    faults[what] = "it was taken"
+                    fetch(workspace.folder / what, other.url("good"), body, content)
+                    faults[what] = "it was accepted"
                 except DataError:
-                    tried += not holds(room.folder / what)
+                    tried += not contents_of(workspace.folder / what)
         if kill:
             tried += 1
-            if fault := killed(room.folder, made, body, content):
+            if fault := fault_after_kill(workspace.folder, site, body, content):
                 faults["killed"] = fault
-        plain = [line for line in made.plain if line.startswith(b"GET")]
+        plain_requests = [line for line in site.plain_requests if line.startswith(b"GET")]
     return Measured(
-        tried == len(names) + 2 + kill and not faults and not plain,
-        f"{tried} bad downloads: none taken, every next run repairs, {len(plain)} http downgrades",
-        {"tried": tried, "http_downgrades": len(plain), "faults": faults},
+        tried == len(names) + 2 + kill and not faults and not plain_requests,
+        f"{tried} bad downloads: none accepted, the next fetch repairs each, {len(plain_requests)} http downgrades",
+        {"tried": tried, "http_downgrades": len(plain_requests), "faults": faults},
     )

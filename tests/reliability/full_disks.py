@@ -1,4 +1,4 @@
-"""The row about storage that ends: full, limited, read-only, in the way, or gone."""
+"""The row about storage that fails during a run: full, limited, read-only, blocked by a file, or removed."""
 
 from __future__ import annotations
 
@@ -18,63 +18,70 @@ from metaforge import hookimpl
 from metaforge.errors import CheckpointError, StorageError
 from metaforge.runs import checkpoint
 from tests.reliability import children, small_runs
-from tests.reliability.checkpoints import finished
 from tests.reliability.faults import Faults
-from tests.reliability.rows import Measured, Room, row
+from tests.reliability.rows import Measured, Workspace, row
 
 
 @row(
     5,
-    "storage full at 10 byte limits, full disk, quota, read-only disk, no folder where one should be, vanished folder",
-    goal="exit code 8, bytes needed and free are told, checkpoints that were there byte-identical",
+    "a limit on file sizes (10 values), a full disk, a quota, a read-only disk, a file in place of a folder, a removed"
+    " folder",
+    goal="exit code 8; the message states the bytes needed and free; existing checkpoints stay byte-identical",
 )
-def full_storage(room: Room, *, limits: int = 10) -> Measured:
-    """Resume a run of four steps while no file may get larger than a limit, and in the other ways that storage ends."""
+def full_storage(workspace: Workspace, *, limits: int = 10) -> Measured:
+    """Resume a run of four steps with a limit on the size of files, and with each other failure of the storage."""
     values = small_runs.settings("protonet", steps=4, log_every=1)
-    # Nothing is pruned: what is there before has to be there afterwards.
+    # No checkpoint is pruned, so that all earlier checkpoints must still exist afterwards.
     values["checkpoint"]["keep"] = 100
-    file = small_runs.write_run_file(room.folder / "run.toml", values)
-    finished(["train", "--config", str(file), "--out", str(room.folder / "run"), "--no-progress"], room)
-    sizes = [path.stat().st_size for path in (room.folder / "run" / "ckpt").rglob("*.safetensors")]
+    file = small_runs.write_run_file(workspace.folder / "run.toml", values)
+    children.run_successfully(
+        ["train", "--config", str(file), "--out", str(workspace.folder / "run"), "--no-progress"],
+        workspace.folder / "output.txt",
+    )
+    sizes = [path.stat().st_size for path in (workspace.folder / "run" / "ckpt").rglob("*.safetensors")]
     cases: dict[str, tuple[Callable[..., None], Any]] = {
-        f"files of at most {limit} bytes": (_limited, limit)
+        f"files of at most {limit} bytes": (_with_file_limit, limit)
         for limit in (max(sizes) * index // limits for index in range(limits))
     }
-    cases |= {"full disk": (_full, 1000), "quota": (_quota, 0), "vanished folder": (_vanishing, 0)}
-    cases |= {"a file where a folder should be": (_blocked, 0)}
-    wrong, done = [], 0
-    for index in room.counted(len(cases)):
+    cases |= {
+        "full disk": (_on_full_disk, 1000),
+        "quota": (_with_quota, 0),
+        "removed folder": (_with_removed_folder, 0),
+    }
+    cases |= {"a file where a folder should be": (_with_blocked_folder, 0)}
+    failures, done = [], 0
+    for index in workspace.indices(len(cases)):
         name, (function, argument) = list(cases.items())[index]
-        complaint = _starved(room, function, argument)
-        wrong += [f"{name}: {complaint}"] if complaint else []
+        complaint = _resume_without_storage(workspace, function, argument)
+        failures += [f"{name}: {complaint}"] if complaint else []
         done += 1
-    disks = {"a disk of 200 kB": _small_disk(room, file), "a read-only disk": _read_only_disk(room)}
-    wrong += [f"{name}: {complaint}" for name, complaint in disks.items() if complaint]
+    disks = {"a disk of 200 kB": _small_disk(workspace, file), "a read-only disk": _read_only_disk(workspace)}
+    failures += [f"{name}: {complaint}" for name, complaint in disks.items() if complaint]
     mounted = [name for name, complaint in disks.items() if complaint is not None]
-    ways = f", and so did runs on {' and '.join(mounted)}" if mounted else ""
-    text = f"{done - len(wrong)} of {len(cases)} ways ended with exit code 8 and every checkpoint as it was"
-    numbers = {"ways": [*cases], "disks that were mounted": mounted, "wrong": wrong}
-    return Measured(done == len(cases) and not wrong, text + ways, numbers)
+    disks_text = f", and so did runs on {' and '.join(mounted)}" if mounted else ""
+    text = f"{done - len(failures)} of {len(cases)} cases ended with exit code 8 and left every checkpoint unchanged"
+    numbers = {"ways": [*cases], "disks that were mounted": mounted, "wrong": failures}
+    return Measured(done == len(cases) and not failures, text + disks_text, numbers)
 
 
-def _starved(room: Room, function: Callable[..., None], argument: int) -> str:
-    """Return what is wrong with how a resumed run ends without storage, an empty text if nothing is."""
-    run = room.folder / "starved"
+def _resume_without_storage(workspace: Workspace, function: Callable[..., None], argument: int) -> str:
+    """Return what is wrong with how a resumed run ends when the storage fails, or an empty string."""
+    run = workspace.folder / "starved"
     shutil.rmtree(run, ignore_errors=True)
-    shutil.copytree(room.folder / "run", run)
+    shutil.copytree(workspace.folder / "run", run)
     before = _checkpoints(run)
-    code, said = children.call(function, str(run), argument, output=room.folder / "said.txt")
-    return _refused(code, said) or ("" if function is _vanishing else _changed(before))
+    code, output = children.call_in_process(function, str(run), argument, log=workspace.folder / "output.txt")
+    return _complaint_about(code, output) or ("" if function is _with_removed_folder else _changed(before))
 
 
-def _refused(code: int, said: str) -> str:
-    """Return what is wrong with how a command ends without storage, an empty text if nothing is."""
-    told = " bytes are needed." in said and " bytes are free." in said and "Traceback" not in said
-    return "" if code == 8 and told else f"exit code {code}: {said[-300:]}"
+def _complaint_about(code: int, output: str) -> str:
+    """Return what is wrong with how a command ended whose storage failed, or an empty string."""
+    stated = " bytes are needed." in output and " bytes are free." in output and "Traceback" not in output
+    return "" if code == 8 and stated else f"exit code {code}: {output[-300:]}"
 
 
 def _checkpoints(run: Path) -> dict[Path, bytes]:
-    """Return the files of a run's checkpoints; `LATEST` and `BEST` may name a new one."""
+    """Return the contents of a run's checkpoint files, without `LATEST` and `BEST`, which may name a new checkpoint."""
     files = [path for path in (run / "ckpt").rglob("*") if path.is_file()]
     return {path: path.read_bytes() for path in files if path.name not in ("LATEST", "BEST")}
 
@@ -84,11 +91,11 @@ def _changed(before: Mapping[Path, bytes]) -> str:
     return f"changed: {changed}" if changed else ""
 
 
-def _run(words: Sequence[str]) -> tuple[int, str]:
-    """Run a command in this process, its words for people in memory: they need no storage."""
+def _run_main(arguments: Sequence[str]) -> tuple[int, str]:
+    """Run a command in this process; its output stays in memory, because it must not need storage."""
     from metaforge.cli.app import main
 
-    sys.argv, sys.stderr, sys.stdout = ["metaforge", *words], io.StringIO(), io.StringIO()
+    sys.argv, sys.stderr, sys.stdout = ["metaforge", *arguments], io.StringIO(), io.StringIO()
     try:
         main()
         return 0, sys.stderr.getvalue()
@@ -96,41 +103,43 @@ def _run(words: Sequence[str]) -> tuple[int, str]:
         return int(stop.code or 0), sys.stderr.getvalue()
 
 
-def _ended(code: int, said: str) -> None:
-    os.write(2, said.encode())
+def _exit_with(code: int, output: str) -> None:
+    os.write(2, output.encode())
     raise SystemExit(code)
 
 
-def _longer(run: str) -> list[str]:
+def _resume_arguments(run: str) -> list[str]:
     return ["train", "--resume", run, "--steps", "8", "--no-progress"]
 
 
-def _limited(run: str, limit: int) -> None:
+def _with_file_limit(run: str, limit: int) -> None:
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    ended = _run(_longer(run))
+    result = _run_main(_resume_arguments(run))
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    _ended(*ended)
+    _exit_with(*result)
 
 
-def _full(run: str, free: int) -> None:
+def _on_full_disk(run: str, free: int) -> None:
     usage = shutil._ntuple_diskusage(10**9, 10**9 - free, free)
     shutil.disk_usage = lambda path: usage
-    _ended(*_run(_longer(run)))
+    _exit_with(*_run_main(_resume_arguments(run)))
 
 
-def _quota(run: str, argument: int) -> None:
-    # Operation 40 is in the midst of what a resumed run writes.
+def _with_quota(run: str, argument: int) -> None:
+    # Operation 40 is in the middle of the writes of a resumed run.
     Faults(40, "EDQUOT").install()
-    _ended(*_run(_longer(run)))
+    _exit_with(*_run_main(_resume_arguments(run)))
 
 
-def _blocked(run: str, argument: int) -> None:
-    _ended(*_run(["train", "--config", f"{run}/config.toml", "--out", f"{run}/command.txt/run", "--no-progress"]))
+def _with_blocked_folder(run: str, argument: int) -> None:
+    _exit_with(
+        *_run_main(["train", "--config", f"{run}/config.toml", "--out", f"{run}/command.txt/run", "--no-progress"])
+    )
 
 
-class _Vanish:
-    """Removes the run's folder in the midst of the run, as somebody who tidies up would."""
+class _RemoveFolder:
+    """A hook that removes the run's folder during the run."""
 
     @hookimpl
     def metaforge_before_step(self, run: Any, step: int) -> None:
@@ -138,17 +147,17 @@ class _Vanish:
             shutil.rmtree(run.folder)
 
 
-def _vanishing(run: str, argument: int) -> None:
+def _with_removed_folder(run: str, argument: int) -> None:
     try:
         config = small_runs.settings("maml", steps=6)
-        metaforge.train("maml", settings=config | {"learner": {}}, out=f"{run}/inner", hooks=[_Vanish()])
+        metaforge.train("maml", settings=config | {"learner": {}}, out=f"{run}/inner", hooks=[_RemoveFolder()])
     except StorageError as error:
-        _ended(error.exit_code, str(error))
+        _exit_with(error.exit_code, str(error))
 
 
 @contextmanager
 def _disk(folder: Path, options: str) -> Iterator[bool]:
-    """Mount a disk in memory inside; yield whether that is allowed here."""
+    """Mount a file system in memory for the block; yield whether this process has the right to mount."""
     mounted = _mount("-t", "tmpfs", "-o", options, "tmpfs", str(folder))
     try:
         yield mounted
@@ -157,37 +166,40 @@ def _disk(folder: Path, options: str) -> Iterator[bool]:
             subprocess.run(["umount", str(folder)], check=True)
 
 
-def _mount(*words: str) -> bool:
-    return subprocess.run(["mount", *words], capture_output=True, check=False).returncode == 0
+def _mount(*arguments: str) -> bool:
+    return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
 
 
-def _small_disk(room: Room, file: Path) -> str | None:
-    """Return what is wrong with a run on a disk that gets full, an empty text if nothing is; None without the right."""
-    with _disk(room.sub("disk"), "size=200k") as mounted:
+def _small_disk(workspace: Workspace, file: Path) -> str | None:
+    """Return what is wrong with a run on a small disk that becomes full, or an empty string; None if mounting fails."""
+    with _disk(workspace.subfolder("disk"), "size=200k") as mounted:
         if not mounted:
             return None
-        out = room.folder / "disk" / "run"
-        words = ["train", "--config", str(file), "--out", str(out), "--steps", "400", "--no-progress"]
-        ended = children.finish(words, room.folder / "said.txt")
+        out = workspace.folder / "disk" / "run"
+        arguments = ["train", "--config", str(file), "--out", str(out), "--steps", "400", "--no-progress"]
+        result = children.run_command(arguments, workspace.folder / "output.txt")
         try:
             saved, bad = checkpoint.load_latest(out / "ckpt")
         except CheckpointError as error:
             return str(error)
         left = "" if saved.step > 0 and not bad else f"step {saved.step} is left, {len(bad)} are damaged"
-        return _refused(*ended) or left
+        return _complaint_about(*result) or left
 
 
-def _read_only_disk(room: Room) -> str | None:
-    """Return what is wrong on a disk that became read-only, an empty text if nothing is; None without the right."""
-    with _disk(room.sub("locked"), "size=4m") as mounted:
-        run = room.folder / "locked" / "run"
-        shutil.copytree(room.folder / "run", run)
-        if not mounted or not _mount("-o", "remount,ro", str(room.folder / "locked")):
+def _read_only_disk(workspace: Workspace) -> str | None:
+    """Return what is wrong with commands on a read-only disk, or an empty string; None if mounting fails."""
+    with _disk(workspace.subfolder("locked"), "size=4m") as mounted:
+        run = workspace.folder / "locked" / "run"
+        shutil.copytree(workspace.folder / "run", run)
+        if not mounted or not _mount("-o", "remount,ro", str(workspace.folder / "locked")):
             return None
         before = _checkpoints(run)
-        said = room.folder / "said.txt"
-        # What cannot be kept is not computed: so many tasks would take hours.
-        in_vain = ["evaluate", str(run), "--tasks", "10000000", "--no-progress"]
-        anew = ["train", "--config", str(run / "config.toml"), "--out", str(run.with_name("new")), "--no-progress"]
-        complaints = [_refused(*children.finish(words, said)) for words in (_longer(str(run)), in_vain, anew)]
+        output = workspace.folder / "output.txt"
+        # The evaluation must fail before it computes anything: this many tasks would take hours.
+        evaluate = ["evaluate", str(run), "--tasks", "10000000", "--no-progress"]
+        train = ["train", "--config", str(run / "config.toml"), "--out", str(run.with_name("new")), "--no-progress"]
+        complaints = [
+            _complaint_about(*children.run_command(arguments, output))
+            for arguments in (_resume_arguments(str(run)), evaluate, train)
+        ]
         return next((one for one in complaints if one), _changed(before))

@@ -1,16 +1,16 @@
-"""What a row of the reliability campaign is, where it works, and the record that it leaves.
+"""What a row of the reliability campaign is, the workspace in which it runs, and the record that it leaves.
 
-A row is a function of any module beside this one:
+A row is a function in any module of this package:
 
     @row(11, "hostile archives", goal="0 bytes outside the target, at most 1 s each to refuse")
-    def hostile_archives(room: Room, *, count: int = 25) -> Measured:
-        outcomes = [attempt(room.folder, index) for index in room.counted(count)]
+    def hostile_archives(workspace: Workspace, *, count: int = 25) -> Measured:
+        outcomes = [attempt(workspace.folder, index) for index in workspace.indices(count)]
         return Measured(passed=len(outcomes) == count and all(outcomes), text="25 of 25 refused", numbers={...})
 
-It writes below `room.folder`, which is its own and empty; it takes counts by name, so that tests call the same function
-with small ones; and loops over `room.counted(count)`, which ends early when time is up: a row that did not come to all
-of its cases has not passed. The campaign records `row-<number>.json`: row, test, goal, measured (text, numbers),
-passed, seconds, machine, command.
+A row writes only below `workspace.folder`, which is empty when it starts. It takes its counts as keyword arguments, so
+that the tests can call the same function with small counts. It loops over `workspace.indices(count)`, which ends early
+when the time is over; a row that has not tried all of its cases does not pass. The campaign writes
+`row-<number>.json` with the row, test, goal, measured text and numbers, passed, seconds, machine and command.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RECORDS = Path(__file__).parents[2] / "benchmarks" / "records" / "reliability"
 
 
 class Measured(NamedTuple):
-    """What came of a row: a sentence with figures, the figures, and whether they reach the goal."""
+    """The result of a row: whether it reaches its goal, one sentence with numbers, and further numbers."""
 
     passed: bool
     text: str
@@ -39,20 +39,20 @@ class Measured(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Room:
-    """Where a row works, and until when (`deadline` is one of `time.monotonic`)."""
+class Workspace:
+    """The folder in which a row works, and the time at which it must stop (`deadline`, of `time.monotonic`)."""
 
     folder: Path
     deadline: float = math.inf
 
-    def counted(self, count: int) -> Iterator[int]:
-        """Yield 0 to `count` - 1, and end early when time is up."""
+    def indices(self, count: int) -> Iterator[int]:
+        """Yield 0 to `count` - 1, and stop early when the deadline has passed."""
         for index in range(count):
             if time.monotonic() > self.deadline:
                 return
             yield index
 
-    def sub(self, name: str) -> Path:
+    def subfolder(self, name: str) -> Path:
         """Return a new folder of that name."""
         path = self.folder / name
         path.mkdir(parents=True)
@@ -61,19 +61,19 @@ class Room:
 
 @dataclass(frozen=True)
 class Row:
-    """One promise: its number in the table, what is tried, what must come of it, and the function that tries it."""
+    """One promise: its number in the table, what is tried, the goal, and the function that tries it."""
 
     number: int
     test: str
     goal: str
-    run: Callable[[Room], Measured] = field(repr=False)
+    run: Callable[[Workspace], Measured] = field(repr=False)
 
 
 ROWS: dict[int, Row] = {}
 
 
 def row(number: int, test: str, *, goal: str) -> Callable[[F], F]:
-    """Make a function a row of the campaign; called alone it is what it was."""
+    """Register a function as a row of the campaign; the function itself stays unchanged."""
 
     def register(function: F) -> F:
         if number in ROWS:
@@ -85,15 +85,15 @@ def row(number: int, test: str, *, goal: str) -> Callable[[F], F]:
 
 
 def record_path(number: int) -> Path:
-    """Return where the record of a row lies."""
+    """Return the path of the record of a row."""
     return RECORDS / f"row-{number:02d}.json"
 
 
-def carried_out(one: Row, room: Room, command: str) -> dict[str, Any]:
-    """Carry out a row and return its record; what it raises is a row that has not passed."""
-    begun = time.monotonic()
+def run_row(one: Row, workspace: Workspace, command: str) -> dict[str, Any]:
+    """Run a row and return its record; a row that raises has not passed."""
+    start = time.monotonic()
     try:
-        measured = one.run(room)
+        measured = one.run(workspace)
     except Exception as error:
         measured = Measured(False, f"{type(error).__name__}: {error}")
     return {
@@ -102,18 +102,18 @@ def carried_out(one: Row, room: Room, command: str) -> dict[str, Any]:
         "goal": one.goal,
         "measured": {"text": measured.text, "numbers": dict(measured.numbers)},
         "passed": measured.passed,
-        "seconds": round(time.monotonic() - begun, 1),
+        "seconds": round(time.monotonic() - start, 1),
         "machine": machine(),
         "command": command,
     }
 
 
 def machine() -> dict[str, Any]:
-    """Return what a reader of the figures must know of the machine."""
-    told = ("processor", "cores", "platform", "python", "torch", "threads")
-    return {name: value for name, value in facts().items() if name in told}
+    """Return the facts about the machine that matter for the numbers of a record."""
+    names = ("processor", "cores", "platform", "python", "torch", "threads")
+    return {name: value for name, value in facts().items() if name in names}
 
 
 def read_records() -> list[dict[str, Any]]:
-    """Return the records that there are, in the order of their rows."""
+    """Return all records, in the order of their rows."""
     return [json.loads(path.read_text("utf-8")) for path in sorted(RECORDS.glob("row-*.json"))]

@@ -1,4 +1,4 @@
-"""Rows 15 and 16: what people mistype in a run file or on the command line, and values that no setting has."""
+"""Rows 15 and 16: misspelled settings and invalid values, in a run file and on the command line."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from metaforge.cli.app import app
 from metaforge.config.settings import RunConfig
 from metaforge.config.sources import SETS, SINGLES
 from metaforge.registry.scan import scan
-from tests.reliability.rows import Measured, Room, row
+from tests.reliability.rows import Measured, Workspace, row
 
 NEIGHBOURS = dict(zip("abcdefghijklmnopqrstuvwxyz_0123456789", "snvfrdghkjmlkmbipwtdyvyesxc-12345678-", strict=True))
 
-# A number that Python reads, and does not write.
+# A number that Python parses, but refuses to print: it has more than 4,300 decimal digits.
 HEXADECIMAL = "0x" + "f" * 5000
 
 
-def written(content: dict[str, Any]) -> str:
-    """Return a run file; what stands for the long number in it becomes that number."""
+def as_toml(content: dict[str, Any]) -> str:
+    """Return a run file as TOML, with the long number unquoted."""
     return tomli_w.dumps(content).replace(f'"{HEXADECIMAL}"', HEXADECIMAL)
 
 
 @dataclass(frozen=True)
 class Field:
-    """One setting: the table that it is in, its name, its type, and the run file that makes it mean something."""
+    """One setting: its table, its name, the schema of the table, and the smallest run file in which it is valid."""
 
     table: tuple[str, ...]
     name: str
@@ -51,7 +51,7 @@ class Field:
 
     def file(self, name: str, value: Any) -> dict[str, Any]:
         """Return a run file in which the setting has another name or value."""
-        content: dict[str, Any] = {key: dict(one) for key, one in self.base.items()}
+        content: dict[str, Any] = {key: dict(item) for key, item in self.base.items()}
         inner = content
         for part in self.table:
             inner[part] = inner = dict(inner.get(part, {}))
@@ -59,89 +59,97 @@ class Field:
         return content
 
     def arguments(self, name: str, value: Any) -> list[str]:
-        """Return the same as arguments of a command."""
+        """Return the same settings as arguments of a command."""
         chosen = [
-            f"{table}={next(iter(one))}" if table in SETS else f"{table}.name={one['name']}"
-            for table, one in self.base.items()
+            f"{table}={next(iter(item))}" if table in SETS else f"{table}.name={item['name']}"
+            for table, item in self.base.items()
         ]
         tables = {str({"a": 1}): "{a = 1}", "{}": "{}"}
-        text = tables.get(str(value)) or written({"v": value}).partition("=")[2].strip()
+        text = tables.get(str(value)) or as_toml({"v": value}).partition("=")[2].strip()
         settings = [*chosen, f"{'.'.join((*self.table, name))}={text}"]
         return [part for setting in settings for part in ("--set", setting)]
 
 
 def fields() -> list[Field]:
-    """Return every setting of every schema: the sections', and the options of every installed plugin."""
-    found = [Field((), name, RunConfig, {}) for name in RunConfig.model_fields]
+    """Return every setting of every section, and every option of every installed plugin."""
+    settings = [Field((), name, RunConfig, {}) for name in RunConfig.model_fields]
     for table, info in RunConfig.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            found += [Field((table,), name, info.annotation, {}) for name in info.annotation.model_fields]
+            settings += [Field((table,), name, info.annotation, {}) for name in info.annotation.model_fields]
     registry = scan()
     for kind, table in (*((key, key) for key in SINGLES), *((kind, key) for key, kind in SETS.items())):
         for plugin in registry.names(kind):
             model = registry.load(kind, plugin).Config
             place = (table,) if table in SINGLES else (table, plugin)
             base = {table: {"name": plugin} if table in SINGLES else {plugin: {}}}
-            found += [Field(place, name, model, base) for name in model.model_fields]
-    return found
+            settings += [Field(place, name, model, base) for name in model.model_fields]
+    return settings
 
 
-def typos(name: str, draw: np.random.Generator) -> Iterator[str]:
-    """Yield a name with a letter left out, doubled, exchanged with the next, and replaced by its neighbour."""
-    place = int(draw.integers(len(name)))
+def misspellings(name: str, generator: np.random.Generator) -> Iterator[str]:
+    """Yield a name with one letter omitted, doubled, swapped with the next, and replaced by its keyboard neighbour."""
+    place = int(generator.integers(len(name)))
     yield name[:place] + name[place + 1 :]
     yield name[: place + 1] + name[place:]
-    place = int(draw.integers(max(1, len(name) - 1)))
+    place = int(generator.integers(max(1, len(name) - 1)))
     yield name[:place] + name[place + 1 : place + 2] + name[place : place + 1] + name[place + 2 :]
-    place = int(draw.integers(len(name)))
+    place = int(generator.integers(len(name)))
     yield name[:place] + NEIGHBOURS[name[place]] + name[place + 1 :]
 
 
-def answer(arguments: list[str]) -> tuple[int, str]:
-    """Return the exit code and all that `metaforge config` says; an exception that escapes has the code -1."""
+def run_config(arguments: list[str]) -> tuple[int, str]:
+    """Return the exit code and the output of `metaforge config`; the code is -1 for an exception that escapes."""
     result = CliRunner().invoke(app, ["config", "--json", *arguments])
     escaped = result.exception is not None and not isinstance(result.exception, SystemExit)
     return (-1 if escaped else result.exit_code), result.stdout if result.exit_code == 0 else result.output
 
 
-def both_ways(folder: Path, field: Field, name: str, value: Any) -> Iterator[tuple[int, str]]:
-    """Yield what comes of a setting in a file, and of the same on the command line."""
+def outputs_both_ways(folder: Path, field: Field, name: str, value: Any) -> Iterator[tuple[int, str]]:
+    """Yield exit code and output for a setting in a run file, and for the same setting on the command line."""
     path = folder / "run.toml"
-    path.write_text(written(field.file(name, value)), "utf-8")
-    yield answer(["--config", str(path)])
-    yield answer(field.arguments(name, value))
+    path.write_text(as_toml(field.file(name, value)), "utf-8")
+    yield run_config(["--config", str(path)])
+    yield run_config(field.arguments(name, value))
 
 
-def mistyped(seed: int) -> list[tuple[Field, str]]:
-    """Return four mistyped names of every setting, in random order; those that are settings themselves are left out."""
-    draw = np.random.default_rng(seed)
-    found = [(field, typo) for field in fields() for typo in dict.fromkeys(typos(field.name, draw))]
-    known = {field.model: [*field.model.model_fields, "name"] for field, _ in found}
+def misspelled_settings(seed: int) -> list[tuple[Field, str]]:
+    """Return four misspelled names of every setting, in random order, without those that are other settings."""
+    generator = np.random.default_rng(seed)
+    settings = [
+        (field, misspelling) for field in fields() for misspelling in dict.fromkeys(misspellings(field.name, generator))
+    ]
+    known = {field.model: [*field.model.model_fields, "name"] for field, _ in settings}
     known[RunConfig] += [*SINGLES, *SETS]
-    usable = [(field, typo) for field, typo in found if typo and typo not in known[field.model]]
-    return [usable[index] for index in draw.permutation(len(usable))]
+    usable = [
+        (field, misspelling) for field, misspelling in settings if misspelling and misspelling not in known[field.model]
+    ]
+    return [usable[index] for index in generator.permutation(len(usable))]
 
 
-@row(15, "one typo in a setting's name", goal="100 % refused, at least 95 % right first suggestion, no traceback")
-def typing_mistakes(room: Room, *, count: int = 10_000, seed: int = 15) -> Measured:
-    """Mistype settings, in a file and on the command line, and read what is answered."""
-    cases = mistyped(seed)[:count]
-    refused, right, tried, wrong = 0, 0, 0, []
-    for index in room.counted(len(cases)):
-        field, typo = cases[index]
-        for code, said in both_ways(room.folder, field, typo, 1):
+@row(
+    15,
+    "one typo in the name of a setting",
+    goal="100 % refused, the first suggestion is right in at least 95 %, no traceback",
+)
+def typing_mistakes(workspace: Workspace, *, count: int = 10_000, seed: int = 15) -> Measured:
+    """Misspell settings in a run file and on the command line, and check the error messages."""
+    cases = misspelled_settings(seed)[:count]
+    refused, right, tried, not_suggested = 0, 0, 0, []
+    for index in workspace.indices(len(cases)):
+        field, misspelling = cases[index]
+        for code, output in outputs_both_ways(workspace.folder, field, misspelling, 1):
             tried += 1
-            refused += code == 2 and "Traceback" not in said
-            good = f"Did you mean {field.name!r}?" in said
-            right += good
-            if not good:
-                wrong.append(f"{'.'.join((*field.table, typo))} for {field.name}")
+            refused += code == 2 and "Traceback" not in output
+            suggested = f"Did you mean {field.name!r}?" in output
+            right += suggested
+            if not suggested:
+                not_suggested.append(f"{'.'.join((*field.table, misspelling))} for {field.name}")
     share = right / max(tried, 1)
     numbers = {"tried": tried, "settings": len(fields()), "refused": refused, "right_suggestions": right}
     return Measured(
         tried == 2 * len(cases) and refused == tried and share >= 0.95,
         f"{refused} of {tried} refused ({numbers['settings']} settings), {100 * share:.1f} % with the right suggestion",
-        {**numbers, "without_suggestion": sorted(set(wrong))},
+        {**numbers, "without_suggestion": sorted(set(not_suggested))},
     )
 
 
@@ -154,10 +162,10 @@ VALUES: dict[str, Any] = {
     "one": 1,
     "whole float": 3.0,
     "fraction": 2.5,
-    "text of a number": "1e-3",
-    "text of a whole number": "3",
-    "text of infinity": "inf",
-    "empty text": "",
+    "string of a number": "1e-3",
+    "string of an integer": "3",
+    "string of infinity": "inf",
+    "empty string": "",
     "NUL": "\0",
     "word": "word",
     "yes": "yes",
@@ -173,41 +181,45 @@ VALUES: dict[str, Any] = {
     "empty list": [],
     "list of lists": [[]],
     "list of infinity": [math.inf],
-    "list of truth": [True],
+    "list of a boolean": [True],
     "table": {"a": 1},
     "empty table": {},
     "date": datetime.date(2026, 1, 1),
 }
 
 COERCIONS = {
-    "a whole float stands for an integer": lambda given, made: type(given) is float and type(made) is int,
-    "an integer stands for a float": lambda given, made: type(given) is int and type(made) is float,
-    "the text of a number stands for it": lambda given, made: (
-        isinstance(given, str) and type(made) in (int, float) and float(given) == made
+    "a whole float is read as an integer": lambda value, result: type(value) is float and type(result) is int,
+    "an integer is read as a float": lambda value, result: type(value) is int and type(result) is float,
+    "the string of a number is read as the number": lambda value, result: (
+        isinstance(value, str) and type(result) in (int, float) and float(value) == result
     ),
-    "yes, no, on, off, true, false and such words stand for truth values": lambda given, made: (
-        isinstance(given, str) and type(made) is bool
+    "yes, no, on, off, true and false as strings are read as booleans": lambda value, result: (
+        isinstance(value, str) and type(result) is bool
     ),
-    "a date on the command line is a text": lambda given, made: type(given) is datetime.date and made == str(given),
-    "the word none stands for a value that is not set": lambda given, made: given == "none" and made is None,
+    "a date on the command line is read as a string": lambda value, result: (
+        type(value) is datetime.date and result == str(value)
+    ),
+    "the string none is read as a value that is not set": lambda value, result: value == "none" and result is None,
 }
 
 
-def meant(given: Any, made: Any) -> str | None:
-    """Return how an accepted value was read: `as it is`, a documented coercion, or None where it is neither."""
-    same = type(given) is type(made) and given == made
-    if isinstance(given, list) and isinstance(made, (list, tuple)):
-        same = [type(one) for one in given] == [type(one) for one in made] and given == list(made)
-        same = same or all(type(one) is int and float(one) == other for one, other in zip(given, made, strict=True))
+def how_read(value: Any, result: Any) -> str | None:
+    """Return how an accepted value was read: `as it is`, the name of a documented coercion, or None for neither."""
+    same = type(value) is type(result) and value == result
+    if isinstance(value, list) and isinstance(result, (list, tuple)):
+        same = [type(item) for item in value] == [type(item) for item in result] and value == list(result)
+        same = same or all(
+            type(item) is int and float(item) == other for item, other in zip(value, result, strict=True)
+        )
     if same:
         return "as it is"
-    return next((name for name, test in COERCIONS.items() if test(given, made)), None)
+    return next((name for name, test in COERCIONS.items() if test(value, result)), None)
 
 
 def suspicious(field: Field, value: Any) -> bool:
-    """Return whether an accepted value is one that no setting should have: not finite, astronomic, or a bare NUL."""
+    """Return whether an accepted value must not be accepted: non-finite, too large, or an empty string or NUL."""
     if isinstance(value, (list, tuple)):
-        return any(suspicious(field, one) for one in value)
+        return any(suspicious(field, item) for item in value)
     if isinstance(value, float):
         return not abs(value) < 4e38
     if isinstance(value, int):
@@ -223,41 +235,45 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def judged(folder: Path, field: Field, value: Any) -> Iterator[str]:
-    """Yield for each way to say it how a value is taken: `refused`, how it was read, or what is wrong with that."""
-    for code, said in both_ways(folder, field, field.name, value):
-        if "Traceback" in said or code not in (0, 2):
-            yield f"fault: exit code {code}: {said.strip()[:200]}"
+def outcomes_of(folder: Path, field: Field, value: Any) -> Iterator[str]:
+    """Yield, in a run file and on the command line, `refused`, how a value was read, or `fault: ...`."""
+    for code, output in outputs_both_ways(folder, field, field.name, value):
+        if "Traceback" in output or code not in (0, 2):
+            yield f"fault: exit code {code}: {output.strip()[:200]}"
         elif code == 2:
-            yield "refused" if "where" in said or "remedy" in said else f"fault: no help: {said.strip()[:200]}"
+            yield "refused" if "where" in output or "remedy" in output else f"fault: no remedy: {output.strip()[:200]}"
         else:
-            made: Any = json.loads(said)["values"]
+            result: Any = json.loads(output)["values"]
             for part in (*field.table, field.name):
-                made = made[part]
-            if isinstance(made, dict):
-                yield "as it is" if value == {} else "fault: a section was made of it"
+                result = result[part]
+            if isinstance(result, dict):
+                yield "as it is" if value == {} else "fault: it was read as a table"
                 continue
-            read = None if suspicious(field, made) else meant(value, made)
-            yield read or f"fault: {value!r:.60} was read as {made!r:.60}"
+            reading = None if suspicious(field, result) else how_read(value, result)
+            yield reading or f"fault: {value!r:.60} was read as {result!r:.60}"
 
 
-@row(16, "NaN, infinities, truth values, texts, negative and huge values", goal="100 % refused or documented coercion")
-def senseless_values(room: Room, *, count: int = 100_000, seed: int = 16) -> Measured:
-    """Give every setting every value that could be mistaken for another, in a file and on the command line."""
+@row(
+    16,
+    "NaN, infinities, booleans, strings, negative and huge values for every setting",
+    goal="100 % refused or coerced as documented",
+)
+def senseless_values(workspace: Workspace, *, count: int = 100_000, seed: int = 16) -> Measured:
+    """Set every setting to values of every type and size, in a run file and on the command line."""
     cases = [(field, name) for field in fields() for name in VALUES]
     order = np.random.default_rng(seed).permutation(len(cases))[:count]
     outcomes: Counter[str] = Counter()
     faults: list[str] = []
-    for index in room.counted(len(order)):
+    for index in workspace.indices(len(order)):
         field, name = cases[order[index]]
-        for outcome in judged(room.folder, field, VALUES[name]):
+        for outcome in outcomes_of(workspace.folder, field, VALUES[name]):
             outcomes["fault" if outcome.startswith("fault") else outcome] += 1
             if outcome.startswith("fault"):
                 faults.append(f"{field.path} = {name}: {outcome}")
     tried = sum(outcomes.values())
     return Measured(
         tried == 2 * len(order) and not faults,
-        f"of {tried} values {outcomes['refused']} refused, {outcomes['as it is']} right for their setting,"
+        f"of {tried} values {outcomes['refused']} refused, {outcomes['as it is']} valid for their setting,"
         f" {tried - outcomes['refused'] - outcomes['as it is'] - outcomes['fault']} coerced as documented",
         {"tried": tried, "outcomes": dict(outcomes), "coercions": sorted(COERCIONS), "faults": faults[:50]},
     )

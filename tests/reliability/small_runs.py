@@ -1,4 +1,4 @@
-"""Small runs of every built-in learner, and what is compared of two runs: all but what the clock says."""
+"""Settings of small runs of every built-in learner, and a digest by which two runs are compared."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from metaforge.runs import checkpoint
 
+# Metrics that depend on the clock, and so differ between two equal runs.
 _CLOCK = {"elapsed", "eta", "tasks_per_second"}
 _GLYPHS = {
     "dataset": {"name": "glyphs", "size": 16, "train": 20, "val": 8, "test": 8, "writers": 6},
@@ -34,7 +35,7 @@ LEARNERS: Mapping[str, Mapping[str, Any]] = {
 
 
 def settings(learner: str, **train: Any) -> dict[str, Any]:
-    """Return the settings of a small run, as a run file has them: one thread, three tasks a step, few validations."""
+    """Return the settings of a small run, as in a run file: one thread, three tasks per step, few validations."""
     shape = LEARNERS[learner].get("train", {})
     return {
         **LEARNERS[learner],
@@ -56,26 +57,27 @@ def write_run_file(path: Path, values: Mapping[str, Any]) -> Path:
 
 
 def digest(folder: Path, *, lines: Sequence[str] = ("metrics.jsonl", "steps.jsonl")) -> str:
-    """Return the SHA-256 of what a run has come to: values, optimiser, facts and records, without what the clock says.
+    """Return the SHA-256 of the last checkpoint of a run and of its metrics files, without times.
 
-    Raises `CheckpointError` where the run has no valid checkpoint.
+    It covers values, the state of the optimiser, the facts of the checkpoint and the states of hooks. Raises
+    `CheckpointError` if the run has no valid checkpoint.
     """
     saved, bad = checkpoint.load_latest(folder / "ckpt")
-    found = hashlib.sha256(f"{saved.step} {len(bad)} {checkpoint.best(folder / 'ckpt')}".encode())
+    hasher = hashlib.sha256(f"{saved.step} {len(bad)} {checkpoint.best(folder / 'ckpt')}".encode())
     for tensors in (saved.values, saved.training):
         for name, value in sorted(tensors.items()):
-            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + value.numpy().tobytes())
+            hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + value.numpy().tobytes())
     facts = {name: saved.facts[name] for name in ("window", "norms", "skipped", "best", "best_step", "hooks")}
-    found.update(json.dumps([facts, *(records(folder / name) for name in lines)], sort_keys=True).encode())
-    return found.hexdigest()
+    hasher.update(json.dumps([facts, *(records(folder / name) for name in lines)], sort_keys=True).encode())
+    return hasher.hexdigest()
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file without what the clock says; none where there is no file."""
+    """Return the lines of a metrics file without times; an empty list if there is no file."""
     lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     return [{name: value for name, value in json.loads(line).items() if name not in _CLOCK} for line in lines]
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Return the names of temporary files and folders that are still in a run folder."""
+    """Return the names of temporary files and folders that a run folder still holds."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*.part"))

@@ -24,28 +24,28 @@ from tests.reliability import (
     small_runs,
     steady_state,
 )
-from tests.reliability.rows import Measured, Room
+from tests.reliability.rows import Measured, Workspace
 
-SHORT: dict[int, Callable[[Room], Measured]] = {
-    1: lambda room: checkpoints.kill_points(room, every=11),
-    2: lambda room: interruptions.random_kills(room, kills=1, learners=["maml"], steps=8),
-    3: lambda room: processes.resume_points(room, points=(4,), learners=("reptile",)),
-    4: lambda room: checkpoints.damaged(room, count=60, resumes=1),
-    5: lambda room: full_disks.full_storage(room, limits=1),
-    6: lambda room: interruptions.signals(room, times=1, second=1, elsewhere=False, processes=(1,)),
-    7: lambda room: bad_numbers.places(room, learners=("protonet",), steps=25),
-    8: lambda room: interruptions.determinism(room, learners=("maml",), shared=()),
-    10: lambda room: processes.killed_processes(room, kills=1, steps=24, ranks=(0,)),
-    17: lambda room: shared_folders.concurrent(room, processes=2, rounds=2),
-    18: lambda room: hostile_runs.malicious(
-        room, cases=("manifest with a size of 10^30 for tensors", "run.lock that is a link")
+SHORT: dict[int, Callable[[Workspace], Measured]] = {
+    1: lambda workspace: checkpoints.kill_points(workspace, every=11),
+    2: lambda workspace: interruptions.random_kills(workspace, kills=1, learners=["maml"], steps=8),
+    3: lambda workspace: processes.resume_points(workspace, points=(4,), learners=("reptile",)),
+    4: lambda workspace: checkpoints.damaged(workspace, count=60, resumes=1),
+    5: lambda workspace: full_disks.full_storage(workspace, limits=1),
+    6: lambda workspace: interruptions.signals(workspace, times=1, second=1, other_places=False, processes=(1,)),
+    7: lambda workspace: bad_numbers.places(workspace, learners=("protonet",), steps=25),
+    8: lambda workspace: interruptions.determinism(workspace, learners=("maml",), shared=()),
+    10: lambda workspace: processes.killed_processes(workspace, kills=1, steps=24, ranks=(0,)),
+    17: lambda workspace: shared_folders.concurrent(workspace, processes=2, rounds=2),
+    18: lambda workspace: hostile_runs.malicious(
+        workspace, cases=("manifest with a size of 10^30 for tensors", "run.lock that is a symbolic link")
     ),
     23: steady_state.corpus,
-    24: lambda room: steady_state.soak(room, steps=100),
-    27: lambda room: checkpoints.overhead(room, saves=2),
+    24: lambda workspace: steady_state.soak(workspace, steps=100),
+    27: lambda workspace: checkpoints.overhead(workspace, saves=2),
 }
 
-# Rows whose short form is a test, or a file of tests, of its own.
+# Rows whose short form is in another test file.
 ELSEWHERE = dict.fromkeys((11, 12, 13, 14, 15, 16, 22), "tests/attacks/test_data.py")
 ELSEWHERE |= {19: "tests/architecture/test_rooms.py", 20: "tests/thirdparty/test_hostile.py"}
 ELSEWHERE |= {25: "tests/architecture/test_laziness.py"}
@@ -53,20 +53,20 @@ ELSEWHERE |= {25: "tests/architecture/test_laziness.py"}
 
 @pytest.mark.parametrize("number", SHORT)
 def test_a_row_with_small_counts(number: int, tmp_path: Path) -> None:
-    measured = SHORT[number](Room(tmp_path))
+    measured = SHORT[number](Workspace(tmp_path))
     assert measured.passed, f"{measured.text}\n{measured.numbers}"
 
 
 def test_every_row_has_a_short_form() -> None:
-    campaign.find_rows()
+    campaign.import_rows()
     assert all((steady_state.ROOT / path).exists() for path in ELSEWHERE.values())
     assert sorted([*SHORT, *ELSEWHERE]) == sorted(rows.ROWS)
 
 
-def test_every_case_of_a_stranger_s_run_changes_it(tmp_path: Path) -> None:
+def test_a_case_of_a_hostile_run_changes_its_folder(tmp_path: Path) -> None:
     small_run = Path(__file__).parents[1] / "corpus" / "checkpoints" / "schema-2"
     assert len(hostile_runs.CASES) >= 20
-    for name in ("manifest with ../", "a newer schema", "ckpt that is a link", "values of another shape"):
+    for name in ("manifest with ../", "a newer schema", "ckpt that is a symbolic link", "values of another shape"):
         run = tmp_path / name.replace("/", "")
         shutil.copytree(small_run, run)
         (run / "ckpt" / "step-0000005").rename(run / "ckpt" / "step-0000004")
@@ -75,12 +75,12 @@ def test_every_case_of_a_stranger_s_run_changes_it(tmp_path: Path) -> None:
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} != before
 
 
-def test_rows_notice_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A reader that looks at no digest would let damage through.
+def test_a_row_fails_when_its_promise_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without the comparison of digests, damaged checkpoints would be loaded.
     monkeypatch.setattr("metaforge.runs.checkpoint.verified_files", unverified)
-    measured = checkpoints.damaged(Room(tmp_path), count=20, resumes=0)
+    measured = checkpoints.damaged(Workspace(tmp_path), count=20, resumes=0)
     assert not measured.passed
-    assert any("it was loaded" in one for one in measured.numbers["wrong"])
+    assert any("it was loaded" in failure for failure in measured.numbers["wrong"])
 
 
 def unverified(path: Path) -> Any:
@@ -88,15 +88,15 @@ def unverified(path: Path) -> Any:
     return [(name, (path / name).read_bytes()) for name in names]
 
 
-def test_a_digest_sees_weights_optimiser_records_and_hooks(tmp_path: Path) -> None:
+def test_the_digest_covers_values_optimiser_metrics_and_hooks(tmp_path: Path) -> None:
     saved = checkpoint.save(
-        tmp_path / "ckpt", 4, checkpoints.state(4).values, checkpoints.state(4).training, told(waited=1)
+        tmp_path / "ckpt", 4, checkpoints.state(4).values, checkpoints.state(4).training, facts_of(waited=1)
     )
     seen = {small_runs.digest(tmp_path)}
     for values, training, facts in (
-        (checkpoints.state(5).values, checkpoints.state(4).training, told(waited=1)),
-        (checkpoints.state(4).values, checkpoints.state(5).training, told(waited=1)),
-        (checkpoints.state(4).values, checkpoints.state(4).training, told(waited=2)),
+        (checkpoints.state(5).values, checkpoints.state(4).training, facts_of(waited=1)),
+        (checkpoints.state(4).values, checkpoints.state(5).training, facts_of(waited=1)),
+        (checkpoints.state(4).values, checkpoints.state(4).training, facts_of(waited=2)),
     ):
         shutil.rmtree(saved)
         checkpoint.save(tmp_path / "ckpt", 4, values, training, facts)
@@ -109,31 +109,31 @@ def test_a_digest_sees_weights_optimiser_records_and_hooks(tmp_path: Path) -> No
     assert small_runs.digest(tmp_path) in seen
 
 
-def told(*, waited: int) -> dict[str, Any]:
+def facts_of(*, waited: int) -> dict[str, Any]:
     facts = {"window": {}, "norms": [], "skipped": [], "best": None, "best_step": None}
     return {**facts, "hooks": {"early-stop": {"waited": waited}}}
 
 
 def test_a_row_that_raises_or_runs_out_of_time_has_not_passed(tmp_path: Path) -> None:
-    def raises(room: Room) -> Measured:
+    def raises(workspace: Workspace) -> Measured:
         raise ValueError("broken")
 
-    record = rows.carried_out(rows.Row(99, "test", "goal", raises), Room(tmp_path), "command")
+    record = rows.run_row(rows.Row(99, "test", "goal", raises), Workspace(tmp_path), "command")
     assert (record["passed"], record["measured"]["text"]) == (False, "ValueError: broken")
     assert record["machine"]["torch"]
-    late = checkpoints.kill_points(Room(tmp_path, deadline=0.0))
-    assert not late.passed
+    out_of_time = checkpoints.kill_points(Workspace(tmp_path, deadline=0.0))
+    assert not out_of_time.passed
 
 
-def test_no_two_functions_are_one_row() -> None:
+def test_two_functions_cannot_be_the_same_row() -> None:
     with pytest.raises(ValueError, match="two functions are row 1"):
-        rows.row(1, "again", goal="")(lambda room: Measured(True, ""))
+        rows.row(1, "again", goal="")(lambda workspace: Measured(True, ""))
 
 
 def test_every_row_has_its_record() -> None:
-    campaign.find_rows()
-    found = {record["row"]: record["test"] for record in rows.read_records()}
-    assert found == {number: one.test for number, one in rows.ROWS.items()}, "make torture"
+    campaign.import_rows()
+    recorded = {record["row"]: record["test"] for record in rows.read_records()}
+    assert recorded == {number: one.test for number, one in rows.ROWS.items()}, "make torture"
 
 
 def test_the_campaign_repeats_what_has_not_passed_and_fails_without_a_record(
@@ -144,9 +144,9 @@ def test_the_campaign_repeats_what_has_not_passed_and_fails_without_a_record(
     monkeypatch.setattr(campaign, "RECORDS", tmp_path)
     answers = iter([False, True])
     monkeypatch.setattr(
-        campaign, "ROWS", {n: rows.Row(n, "test", "goal", lambda room: Measured(True, "")) for n in (1, 2)}
+        campaign, "ROWS", {n: rows.Row(n, "test", "goal", lambda workspace: Measured(True, "")) for n in (1, 2)}
     )
-    campaign.ROWS[1] = rows.Row(1, "test", "goal", lambda room: Measured(next(answers), ""))
+    campaign.ROWS[1] = rows.Row(1, "test", "goal", lambda workspace: Measured(next(answers), ""))
     assert campaign.main(["--row", "1"]) == 1
     assert campaign.main(["--table"]) == 1
     assert campaign.main(["--row", "1", "--row", "2"]) == 0

@@ -1,4 +1,4 @@
-"""What in a module's source could run code that came with data, whatever name it goes by: read from its syntax tree."""
+"""Search a module's syntax tree for calls and imports that could run code from data, under any alias."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import builtins
 from collections.abc import Iterator, Mapping
 
-# Modules of which nothing may be used, and those below them.
+# Modules from which nothing may be used, with their submodules.
 MODULES = (
     *(
         "pickle",
@@ -24,7 +24,7 @@ MODULES = (
     *("torch.hub", "torch.package", "torch.serialization", "torch.utils.cpp_extension", "torch.utils.model_zoo"),
     *("multiprocessing.connection", "multiprocessing.managers", "xmlrpc"),
 )
-# Names in full, and what many of them begin with.
+# Full names of functions, and prefixes of such names.
 NAMES = (
     *("builtins", "builtins.eval", "builtins.exec", "builtins.breakpoint"),
     *("torch.load", "torch.save", "torch.jit.load", "torch.export.load", "torch.ops.load_library"),
@@ -35,41 +35,41 @@ NAMES = (
     *("importlib.machinery.ExtensionFileLoader", "importlib.reload"),
 )
 _FAMILIES = ("os.exec", "os.spawn", "os.posix_spawn")
-# Attributes of whatever: methods of objects that a syntax tree does not know, and functions that no alias may hide.
+# Attributes of any object: the syntax tree does not know the type of the object.
 ATTRIBUTES = {
     *("extractall", "extract", "unpack_archive", "getoutput", "getstatusoutput", "exec_module", "load_module"),
     *("unsafe_load", "full_load", "read_pickle", "to_pickle", "load_state_dict_from_url", "load_library"),
     *("all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"),
     *("send_object_list", "recv_object_list", "allow_pickle"),
 }
-# What brings in code by its name: only where that name is the program's own, or a distribution's.
+# Functions that import code by its name: allowed only where the name cannot come from data.
 BY_NAME = ("importlib.import_module", "importlib.__import__", "builtins.__import__", "builtins.compile", "ctypes")
 _BUILTINS = {"__builtins__": "builtins"} | {name: f"builtins.{name}" for name in dir(builtins)}
-# Writers of text, whose name a pickler's method shares.
+# Functions that write text, and have the same name as a method of a pickler.
 _TEXT = ("json.dump", "json.dumps", "tomli_w.dump", "tomli_w.dumps", "ast.dump")
 
 
 def hits(source: str, *, by_name: bool = False) -> list[str]:
-    """Return each hit as `line N uses NAME`; with `by_name` the module may bring in code by its name."""
+    """Return each hit as `line N uses NAME`; with `by_name` the module may import code by its name."""
     tree = ast.parse(source)
     known = _known(tree)
-    quiet = _quiet_loads(tree, known)
-    found = []
+    allowed_loads = _allowed_loads(tree, known)
+    uses = []
     for node in ast.walk(tree):
         for name in _used(node, known):
-            if node not in quiet and _banned(name, by_name=by_name):
-                found.append(f"line {getattr(node, 'lineno', 0)} uses {name}")
+            if node not in allowed_loads and _banned(name, by_name=by_name):
+                uses.append(f"line {getattr(node, 'lineno', 0)} uses {name}")
         if isinstance(node, ast.Call):
-            found += [f"line {node.lineno} {said}" for said in _called(node, known)]
-    return list(dict.fromkeys(found))
+            uses += [f"line {node.lineno} {fault}" for fault in _called(node, known)]
+    return list(dict.fromkeys(uses))
 
 
 def _known(tree: ast.AST) -> dict[str, str]:
-    """Return what each name stands for that an import binds, or that is another name for what one has bound."""
+    """Return the full name behind each name that an import binds, and behind each alias of such a name."""
     known: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            # Without `as`, an import binds the topmost package alone.
+            # Without `as`, an import binds only the top-level package.
             bound = [alias.asname or alias.name.split(".")[0] for alias in node.names]
             known |= {name: alias.name if alias.asname else name for name, alias in zip(bound, node.names, strict=True)}
         elif isinstance(node, ast.ImportFrom):
@@ -77,12 +77,12 @@ def _known(tree: ast.AST) -> dict[str, str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Name, ast.Attribute)):
             meant = _full_name(node.value, known)
-            known |= {one.id: meant for one in node.targets if isinstance(one, ast.Name) and meant}
+            known |= {target.id: meant for target in node.targets if isinstance(target, ast.Name) and meant}
     return known
 
 
 def _full_name(node: ast.AST, known: Mapping[str, str]) -> str | None:
-    """Return what a name or a chain of attributes stands for, or None where it begins with a value."""
+    """Return the full name of a name or an attribute, or None if it belongs to an unknown value."""
     if isinstance(node, ast.Name):
         return known.get(node.id) or _BUILTINS.get(node.id)
     if isinstance(node, ast.Attribute):
@@ -92,7 +92,7 @@ def _full_name(node: ast.AST, known: Mapping[str, str]) -> str | None:
 
 
 def _used(node: ast.AST, known: Mapping[str, str]) -> list[str]:
-    """Return the full names that a node uses; of an attribute of a value, `?.attribute`."""
+    """Return the full names that a node uses; `?.attribute` for an attribute of an unknown value."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -112,23 +112,23 @@ def _banned(name: str, *, by_name: bool) -> bool:
     last = name.rpartition(".")[2]
     below = any(name == module or name.startswith(f"{module}.") for module in MODULES)
     named = name in (*NAMES, "numpy.load") or name.startswith(_FAMILIES) or last == "*"
-    brought = not by_name and any(name == one or name.startswith(f"{one}.") for one in BY_NAME)
+    brought = not by_name and any(name == entry or name.startswith(f"{entry}.") for entry in BY_NAME)
     pickled = last in ("dump", "dumps") and name not in _TEXT and "." in name
     return below or named or brought or pickled or ("." in name and last in ATTRIBUTES)
 
 
-def _quiet_loads(tree: ast.AST, known: Mapping[str, str]) -> set[ast.AST]:
-    """Return the functions of those calls of `numpy.load` that say `allow_pickle=False` themselves."""
+def _allowed_loads(tree: ast.AST, known: Mapping[str, str]) -> set[ast.AST]:
+    """Return the function nodes of calls of `numpy.load` with the literal `allow_pickle=False`."""
     return {
         node.func
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and _full_name(node.func, known) == "numpy.load"
-        if any(one.arg == "allow_pickle" and ast.unparse(one.value) == "False" for one in node.keywords)
+        if any(keyword.arg == "allow_pickle" and ast.unparse(keyword.value) == "False" for keyword in node.keywords)
     }
 
 
 def _called(node: ast.Call, known: Mapping[str, str]) -> Iterator[str]:
-    """Yield what is wrong with the arguments of a call: a shell, or arguments that are not to be seen."""
+    """Yield what is wrong with the arguments of a call: a shell, pickle, or arguments that the source does not show."""
     called = _full_name(node.func, known) or ""
     for keyword in node.keywords:
         if keyword.arg == "shell" and ast.unparse(keyword.value) != "False":
@@ -136,4 +136,4 @@ def _called(node: ast.Call, known: Mapping[str, str]) -> Iterator[str]:
         if keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False":
             yield "allows pickle"
         if keyword.arg is None and called.split(".")[0] in ("subprocess", "os"):
-            yield f"gives {called} arguments that are not to be seen"
+            yield f"calls {called} with arguments that the source does not show"

@@ -1,4 +1,4 @@
-"""Runs made by hand for tests of evaluation and reports: tasks whose every score is known beforehand."""
+"""Data sets, learners and runs for tests of evaluation and reports: the score of every task is known."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from metaforge.config.settings import RunConfig
 
 
 class Pixels(Dataset):
-    """Images of one bright pixel, whose place is the class; `sample` says what is known of the tasks."""
+    """Images with one bright pixel, whose position is the class; see `sample` for the expected scores."""
 
     Config = Options
     kind = "classification"
@@ -41,9 +41,9 @@ class Pixels(Dataset):
         return TaskSpec("classification", (1, 4, 4), shape.ways, shape)
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
-        """Pixel `label` shows the class, except of queries in every odd episode, where it shows the next class.
+        """Return episodes whose pixel `label` is bright; in odd episodes, that of queries shows the next class.
 
-        The last pixel of queries shows whether the episode's number is a multiple of 4.
+        The last pixel of the queries is bright if the number of the episode is a multiple of 4.
         """
         self.sampled.append((split, shape, first, count, seed))
         support, query = (torch.arange(shape.ways).repeat_interleave(n) for n in shape[1:])
@@ -68,7 +68,7 @@ class Pixels(Dataset):
 
 
 class Lines(Dataset):
-    """Regression tasks y = (index + 1) x, support points at 0 and 2, queries between 0 and 2."""
+    """Regression tasks y = (index + 1) x, with support points at 0 and 2 and queries between 0 and 2."""
 
     Config = Options
     kind = "regression"
@@ -90,7 +90,7 @@ class Lines(Dataset):
 
 
 class Reader(Learner):
-    """Reads the class off the pixels after a step, answers 0 before; the sixteenth pixel makes it err on purpose."""
+    """Predicts the class of the bright pixel after a step, and class 0 before; wrong if the last pixel is bright."""
 
     Config = Options
     tags = Tags(adapts=True)
@@ -121,7 +121,7 @@ class Reader(Learner):
 
 
 class Proportional(Reader):
-    """Regression: y = w x after any step, 0 before."""
+    """Predicts y = w x after at least one step, and 0 before."""
 
     tags = Tags(kinds=frozenset({"regression"}), adapts=True)
 
@@ -130,7 +130,7 @@ class Proportional(Reader):
 
 
 class FakeRun:
-    """A run as evaluation sees it."""
+    """A run with the attributes that evaluation uses."""
 
     device, dtype = torch.device("cpu"), torch.float32
 
@@ -145,5 +145,5 @@ class FakeRun:
 
 
 def regression_run(folder: Path | None) -> FakeRun:
-    """Return a run of regression tasks of two support points and four queries."""
+    """Return a run on regression tasks with two support points and four queries."""
     return FakeRun(folder, Lines(), Proportional, task={"ways": 1, "shots": 2, "queries": 4})

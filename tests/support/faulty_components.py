@@ -1,4 +1,4 @@
-"""Adapters, regularizers, backbones, data sets and hooks with one fault each, made from right ones."""
+"""Correct adapters, regularizers, backbones, data sets and hooks, and variants of them with one fault each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from metaforge.testing.toy import ToyClasses, ToyCurves, ToyDescent, ToyNet
 
 
 class Shrinking(Regularizer):
-    """A right regularizer: weight decay as a term of the outer loss alone."""
+    """A correct regularizer: weight decay as a term of the outer loss only."""
 
     Config = Options
 
@@ -38,7 +38,7 @@ class Shrinking(Regularizer):
 
 
 class Fairness(Shrinking):
-    """A right regularizer: the spread of the task losses as a term of the outer loss."""
+    """A correct regularizer: the variance of the task losses as a term of the outer loss."""
 
     def penalty(self, values: Params) -> Tensor | None:
         return None
@@ -48,7 +48,7 @@ class Fairness(Shrinking):
 
 
 class Counter(Component):
-    """A right hook: counts steps, and remembers the count over a resume."""
+    """A correct hook: counts the steps, and restores the count when a run is resumed."""
 
     Config = Options
 
@@ -67,7 +67,7 @@ class Counter(Component):
 
 
 class Partial(ToyDescent):
-    """Leaves the biases out of its answer."""
+    """Returns no updates for the biases."""
 
     def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
         return {name: 0.1 * value for name, value in grads.items() if "bias" not in name}, state
@@ -81,14 +81,14 @@ class Growing(ToyDescent):
 
 
 class Smuggler(ToyDescent):
-    """Carries a state that `init` does not give."""
+    """Returns from `carry` a state entry that `init` does not return."""
 
     def carry(self, meta: Params, state: Params) -> Params:
-        return {"state.stranger": torch.ones(())}
+        return {"state.unknown": torch.ones(())}
 
 
 class Impatient(ToyDescent):
-    """Climbs where gradients are small, which they are after another adapter."""
+    """Ascends when the gradients are small, as they are after another adapter in the chain."""
 
     def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
         size = torch.stack([value.abs().max() for value in grads.values()]).max()
@@ -97,7 +97,7 @@ class Impatient(ToyDescent):
 
 
 class Restless(Shrinking):
-    """Perturbs activations in evaluation too, from a count of its own."""
+    """Perturbs activations in evaluation as well, by an amount that depends on the number of calls."""
 
     def taps(self, name: str, module: nn.Module) -> bool:
         return isinstance(module, nn.Tanh)
@@ -108,7 +108,7 @@ class Restless(Shrinking):
 
 
 class Idle(Regularizer):
-    """Does nothing at all."""
+    """Has no effect on any loss or activation."""
 
     Config = Options
 
@@ -117,17 +117,17 @@ class Idle(Regularizer):
 
 
 class OneForAll(ToyNet):
-    """Hands out the same module again and again."""
+    """Returns the same module from every call of `build`."""
 
-    made: nn.Module | None = None
+    module: nn.Module | None = None
 
     def build(self, spec: TaskSpec) -> nn.Module:
-        self.made = self.made or super().build(spec)
-        return self.made
+        self.module = self.module or super().build(spec)
+        return self.module
 
 
 class Wilful(ToyNet):
-    """Draws its weights from a generator of its own, which no seed reaches."""
+    """Draws its initial weights from a private generator, so that the seed has no effect."""
 
     def build(self, spec: TaskSpec) -> nn.Module:
         module = super().build(spec)
@@ -138,14 +138,14 @@ class Wilful(ToyNet):
 
 
 class Lazy(ToyNet):
-    """Makes its weights at the first pass."""
+    """Creates a parameter in the first forward pass."""
 
     def build(self, spec: TaskSpec) -> nn.Module:
         return nn.Sequential(super().build(spec), Late())
 
 
 class Late(nn.Module):
-    """A layer that adds its parameter when it is first used."""
+    """A layer that creates its parameter when it is first called."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the input, scaled."""
@@ -155,37 +155,37 @@ class Late(nn.Module):
 
 
 class Mixed(ToyNet):
-    """Gives one feature vector of all inputs together."""
+    """Returns two feature vectors for a batch of one input."""
 
     def build(self, spec: TaskSpec) -> nn.Module:
         return nn.Sequential(super().build(spec), Together())
 
 
 class Together(nn.Module):
-    """A layer that gives more rows than it gets, where it gets one."""
+    """A layer that doubles a batch of one row."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the input, twice where it is one row."""
+        """Return the input, or the input twice if it has one row."""
         return torch.cat([x, x]) if len(x) == 1 else x
 
 
 class Attentive(ToyNet):
-    """Mixes the examples of a batch without saying so: the learner around it believes them to be apart."""
+    """Mixes the examples of a batch, although the learner that uses it declares that it is not transductive."""
 
     def build(self, spec: TaskSpec) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(spec.x_shape[0], 8), Mean())
 
 
 class Mean(nn.Module):
-    """A layer that looks at the whole batch."""
+    """A layer whose output depends on the whole batch."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the input less the mean of the batch."""
+        """Return the tanh of the input minus the mean of the batch."""
         return (x - x.mean(0)).tanh()
 
 
 class Untrue(ToyClasses):
-    """Promises inputs of another shape than it gives."""
+    """States another input shape in its spec than it samples."""
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         return TaskSpec(self.kind, (7,), shape.ways, super().spec(split, shape).shape)
@@ -195,7 +195,7 @@ class Untrue(ToyClasses):
 
 
 class Infinite(ToyCurves):
-    """Has targets that are not finite."""
+    """Samples targets that are infinite or NaN."""
 
     def episode(self, spec: TaskSpec, key: Tensor) -> Task:
         support, query = super().episode(spec, key)
@@ -203,7 +203,7 @@ class Infinite(ToyCurves):
 
 
 class Biased(ToyClasses):
-    """Has one class more often than the others."""
+    """Samples more queries of one class than of the others."""
 
     def episode(self, spec: TaskSpec, key: Tensor) -> Task:
         support, query = super().episode(spec, key)
@@ -211,7 +211,7 @@ class Biased(ToyClasses):
 
 
 class Forgetting(ToyClasses):
-    """Draws from a generator of its own, so that an episode depends on those before it."""
+    """Draws from a private generator, so that an episode depends on those sampled before it."""
 
     def __init__(self, config: Any, *, root: Path) -> None:
         super().__init__(config, root=root)
@@ -222,21 +222,21 @@ class Forgetting(ToyClasses):
 
 
 class Seedless(ToyClasses):
-    """Gives the same episodes under every seed."""
+    """Samples the same episodes for every seed."""
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
         return super().sample(split, shape, first, count, seed=0)
 
 
 class Overlapping(ToyClasses):
-    """Tests on what it trains on."""
+    """Samples the test split from the training classes."""
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
         return super().sample("train" if split == "test" else split, shape, first, count, seed=seed)
 
 
 class Repeating(ToyClasses):
-    """Asks for an example of the support set."""
+    """Has an example of the support set in the query set."""
 
     def episode(self, spec: TaskSpec, key: Tensor) -> Task:
         support, query = super().episode(spec, key)
@@ -244,47 +244,47 @@ class Repeating(ToyClasses):
 
 
 class Greedy(ToyClasses):
-    """Accepts any shape."""
+    """Accepts any task shape."""
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         return TaskSpec(self.kind, self.x_shape, shape.ways, shape)
 
 
 class Clumsy(ToyClasses):
-    """Fails on a shape that is too large with whatever comes first."""
+    """Raises an `IndexError` instead of a `DataError` for a task shape that is too large."""
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         return TaskSpec(self.kind, self.x_shape, range(1000)[shape.ways], shape)
 
 
 class Agreeable(ToyClasses):
-    """Has every split that it is asked for."""
+    """Accepts any name of a split."""
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         return super().spec("train", shape)
 
 
 class Wordy(ToyClasses):
-    """Tells facts that are no plain values."""
+    """Returns facts that are not numbers or strings."""
 
     def facts(self, split: str) -> Mapping[str, Any]:
         return {"shape": (1, 2)}
 
 
 class Hasty(Counter):
-    """Ends what it never began."""
+    """Uses in `metaforge_run_end` an attribute that only `metaforge_run_start` sets."""
 
     @hookimpl
     def metaforge_run_start(self, run: RunInfo) -> None:
-        self.begun = True
+        self.started = True
 
     @hookimpl
     def metaforge_run_end(self) -> None:
-        assert self.begun
+        assert self.started
 
 
 class Homeless(Counter):
-    """Takes for granted that every run has a folder."""
+    """Fails in a run without a folder."""
 
     @hookimpl
     def metaforge_run_start(self, run: RunInfo) -> None:
@@ -292,7 +292,7 @@ class Homeless(Counter):
 
 
 class Meddling(Counter):
-    """Multiplies the metrics that it is shown."""
+    """Changes the metrics that it receives."""
 
     @hookimpl
     def metaforge_after_step(self, metrics: dict[str, float]) -> None:
@@ -300,7 +300,7 @@ class Meddling(Counter):
 
 
 class Blinding(Counter):
-    """Wipes the tasks from which a step is to learn."""
+    """Overwrites the inputs of a training step in place."""
 
     @hookimpl
     def metaforge_before_step(self, tasks: Task) -> None:
@@ -308,7 +308,7 @@ class Blinding(Counter):
 
 
 class Oblivious(Counter):
-    """Takes up nothing of what it remembered."""
+    """Does not restore its state."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.count = 0
@@ -321,7 +321,7 @@ class Unrepresentable(Counter):
         return {"count": {1, 2}}
 
 
-# Check, kind, plugin.
+# (check that must fail, kind of the plugin, plugin class)
 FAULTS: list[tuple[str, str, type[Any]]] = [
     ("updates", "adapter", Partial),
     ("updates", "adapter", Growing),

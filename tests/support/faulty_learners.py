@@ -1,4 +1,4 @@
-"""Learners with one fault each, made from right ones: for every check of the kit, something that it must catch."""
+"""Correct learners, and variants of them with one fault each, which the checks of the conformance kit must find."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from metaforge.testing.toy import ToyLearner
 
 
 class Centres(Learner):
-    """A right one, of those that do not adapt in steps: nearest class centre in the network's features."""
+    """A correct learner without adaptation steps: logits from the class centres of the network's features."""
 
     Config = Options
     tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), fixed_ways=False)
@@ -47,7 +47,7 @@ class Centres(Learner):
 
 
 class Right(ToyLearner):
-    """A right one, of those that adapt in steps."""
+    """A correct learner with adaptation steps."""
 
     defaults: ClassVar = {
         kind: {"adapters": {"sgd": {}}, "backbone": {"name": "mlp"}} for kind in ("classification", "regression")
@@ -55,7 +55,7 @@ class Right(ToyLearner):
 
 
 class Level(Learner):
-    """A right one, of those that solve regression alone, without a network: the mean target, and a learned offset."""
+    """A correct learner for regression only, without a network: the mean target plus a learned offset."""
 
     Config = Options
     tags: ClassVar[Tags] = Tags(kinds=frozenset({"regression"}), fixed_ways=False)
@@ -77,20 +77,20 @@ class Level(Learner):
 
 
 class Nested(Options):
-    """Options that hold their own kind."""
+    """Options with a field of their own type."""
 
     width: int = Field(3, ge=1, description="a width")
     inside: Nested | None = Field(None, description="the same once more")
 
 
 class Recursive(Centres):
-    """A right one whose options hold their own kind."""
+    """A correct learner whose options have a field of their own type."""
 
     Config = Nested
 
 
 class OtherWords(Centres):
-    """Names an argument of `predict` otherwise than the protocol."""
+    """Has another name for an argument of `predict` than the protocol."""
 
     def predict(self, values: Params, fast: Params, inputs: Tensor, *, key: Key | None = None) -> Tensor:
         return super().predict(values, fast, inputs)
@@ -108,34 +108,34 @@ class Undescribed(Centres):
 
 
 class Unbounded(Centres):
-    """Has an option that takes any number."""
+    """Has a numeric option without bounds."""
 
     class Config(Options):
         sizes: tuple[int, ...] = Field((3,), description="sizes of something")
 
 
 class Lenient(Centres):
-    """Takes options that do not exist."""
+    """Accepts unknown options."""
 
     class Config(BaseModel):
         pass
 
 
 class Misled(Centres):
-    """Has defaults for a setting that does not exist."""
+    """Has a default for a setting that does not exist."""
 
     defaults: ClassVar = {"classification": {"train": {"speed": 3}}}
 
 
 class GlobalInit(Centres):
-    """Draws its values from torch's global generator."""
+    """Draws initial values from torch's global generator."""
 
     def init(self, key: Key) -> Params:
         return super().init(key) | {"scale": torch.rand(3)}
 
 
 class Keyless(Centres):
-    """Gives other values each time that `init` is called."""
+    """Returns different values from every call of `init` with the same key."""
 
     calls = 0
 
@@ -145,28 +145,28 @@ class Keyless(Centres):
 
 
 class Counting(Centres):
-    """Keeps an integer among its values."""
+    """Has an integer tensor in its values."""
 
     def init(self, key: Key) -> Params:
         return super().init(key) | {"count": torch.zeros((), dtype=torch.int64)}
 
 
 class Sideways(Centres):
-    """Gives predictions `[outputs, n]`."""
+    """Returns predictions `[outputs, n]` instead of `[n, outputs]`."""
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         return super().predict(values, fast, x).T
 
 
 class Single(Centres):
-    """Answers in single precision whatever it is asked in."""
+    """Returns float32 predictions for float64 inputs."""
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         return super().predict(values, fast, x).float()
 
 
-class Stranger(Centres):
-    """Adds to a state that `init` does not give."""
+class UnknownState(Centres):
+    """Returns a change of a state entry that `init` does not return."""
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(values, task, key)
@@ -174,7 +174,7 @@ class Stranger(Centres):
 
 
 class Tally(Centres):
-    """Figures that are not scalars."""
+    """Returns a metric that is not a scalar."""
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(values, task, key)
@@ -190,7 +190,7 @@ class Rough(Centres):
 
 
 class Mindful(Centres):
-    """Remembers the task before."""
+    """Uses a tensor of the previous task."""
 
     before: Tensor | None = None
 
@@ -211,7 +211,7 @@ class GlobalNoise(Centres):
 
 
 class Backward(Centres):
-    """Leaves gradients on the values."""
+    """Sets `requires_grad` on the values that it receives."""
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         for value in values.values():
@@ -229,12 +229,12 @@ class Leaking(Centres):
         return super().loss(values, task, key)
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
-        found = super().predict(values, fast, x)
-        return found if self.seen is None else found + self.seen
+        logits = super().predict(values, fast, x)
+        return logits if self.seen is None else logits + self.seen
 
 
 class Borrowing(Right):
-    """Normalises by the other queries, and denies it."""
+    """Normalises by the statistics of the other queries, but declares that it is not transductive."""
 
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
         super().__init__(config, parts)
@@ -242,7 +242,7 @@ class Borrowing(Right):
 
 
 class Boasting(Centres):
-    """Says that its predictions depend on the other queries, which they do not."""
+    """Declares that it is transductive, but its predictions do not depend on the other queries."""
 
     def __init__(self, config: Options, parts: Parts) -> None:
         super().__init__(config, parts)
@@ -250,15 +250,15 @@ class Boasting(Centres):
 
 
 class Ordered(Centres):
-    """Favours the first class for early queries."""
+    """Adds a term to each prediction that depends on the position of the query."""
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
-        found = super().predict(values, fast, x)
-        return found + torch.arange(len(x), dtype=found.dtype).unsqueeze(-1) * found[:1]
+        logits = super().predict(values, fast, x)
+        return logits + torch.arange(len(x), dtype=logits.dtype).unsqueeze(-1) * logits[:1]
 
 
 class Noisy(Centres):
-    """Draws noise from its key, and denies it."""
+    """Draws noise in its loss, but declares that it does not."""
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(values, task, key)
@@ -266,32 +266,32 @@ class Noisy(Centres):
 
 
 class Silent(Centres):
-    """Says that it draws noise, and draws none."""
+    """Declares that its loss draws noise, but draws none."""
 
     tags: ClassVar[Tags] = replace(Centres.tags, stochastic=True)
 
 
 class Stubborn(Right):
-    """Takes its own number of steps whatever is asked of it."""
+    """Ignores the argument `steps` of `adapt`."""
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
         return super().adapt(values, support, steps=1)
 
 
 class Secret(Right):
-    """Adapts in steps, and denies it."""
+    """Adapts in steps, but declares that it does not."""
 
     tags: ClassVar[Tags] = replace(Right.tags, adapts=False)
 
 
 class Boundless(Right):
-    """Has one output per class, and denies it."""
+    """Has a fixed number of outputs, but declares that it accepts any number of ways."""
 
     tags: ClassVar[Tags] = replace(Right.tags, fixed_ways=False)
 
 
 class Hoarder(Centres):
-    """Keeps a part of what it was given on the instance, not in the values."""
+    """Stores a learned tensor on the instance instead of in the values."""
 
     scale: Tensor = torch.ones(())
 
@@ -304,7 +304,7 @@ class Hoarder(Centres):
 
 
 class Impulsive(Centres):
-    """Weighs its loss by how many calls it has had: one for all tasks under vmap, one for each in a loop."""
+    """Multiplies its loss by the number of calls, which is one per batch under vmap and one per task in a loop."""
 
     calls = 0
 
@@ -315,7 +315,7 @@ class Impulsive(Centres):
 
 
 class Branching(Centres):
-    """Branches on a tensor's value, which no transform can follow."""
+    """Branches on the value of a tensor, which vmap cannot trace."""
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(values, task, key)
@@ -323,20 +323,20 @@ class Branching(Centres):
 
 
 class FirstOrder(Right):
-    """Leaves the second derivatives out, and denies it."""
+    """Uses first-order gradients, but declares an exact meta-gradient."""
 
     first_order = True
 
 
 class Detached(Centres):
-    """Learns from copies of its values: no gradient comes back."""
+    """Detaches its values, so that their gradient is zero."""
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         return super().loss({name: value.detach() for name, value in values.items()}, task, key)
 
 
 class Climbing(Right):
-    """Ascends the support loss."""
+    """Ascends the support loss in the inner loop."""
 
     def support_loss(self, values: Params, batch: Examples, step: int, key: Key | None) -> tuple[Tensor, Params]:
         loss, state = super().support_loss(values, batch, step, key)
@@ -344,14 +344,14 @@ class Climbing(Right):
 
 
 class Unlearning(Centres):
-    """Has the gradient of its loss the wrong way round."""
+    """Returns the negative of its loss."""
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(values, task, key)
         return -loss, aux
 
 
-# Check, learner.
+# (check that must fail, learner)
 FAULTS: list[tuple[str, type[Learner]]] = [
     ("contract", OtherWords),
     ("summary", Mute),
@@ -364,7 +364,7 @@ FAULTS: list[tuple[str, type[Learner]]] = [
     ("init", Counting),
     ("shapes", Sideways),
     ("shapes", Single),
-    ("shapes", Stranger),
+    ("shapes", UnknownState),
     ("shapes", Tally),
     ("pure", Rough),
     ("pure", Mindful),

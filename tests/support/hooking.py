@@ -1,4 +1,4 @@
-"""A run as hooks see it, without the training."""
+"""Call the hooks of a plugin as a run does, without training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metaforge.runs.hook_calls import end_run, hook_manager
 
 
 def run_of(folder: Path | None, *, start: int = 0, dataset: str = "glyphs", **train: Any) -> RunInfo:
-    """Return what hooks know of a run of ProtoNet, or of CNP where the data set is one of functions."""
+    """Return the `RunInfo` of a run of ProtoNet, or of CNP on sinusoids."""
     learner = "cnp" if dataset == "sinusoid" else "protonet"
     values = {"learner": learner, "dataset": dataset, "train": {"steps": 20, **train}}
     kind: Kind = "regression" if dataset == "sinusoid" else "classification"
@@ -30,12 +30,12 @@ def drive(
     validations: Mapping[int, Mapping[str, float]] | None = None,
     outcome: Any = "finished",
 ) -> int | None:
-    """Call a plugin's hooks as a training does; return the step at which it stopped the run, if it did."""
+    """Call the hooks of a plugin as training does; return the step at which the plugin stopped the run, or None."""
     hook = (manager := hook_manager([plugin])).hook
     hook.metaforge_run_start(run=run)
     stopped = None
-    for step, given in steps:
-        metrics = dict(given)
+    for step, recorded in steps:
+        metrics = dict(recorded)
         hook.metaforge_after_step(run=run, step=step, metrics=metrics)
         if validations and step in validations:
             hook.metaforge_after_eval(run=run, step=step, split="val", metrics=validations[step])

@@ -1,4 +1,4 @@
-"""A plugin whose module does what no import may: no test imports it, only an interpreter of its own."""
+"""A plugin whose module prints and changes global state when it is imported; only a child process imports it."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ torch.set_default_dtype(torch.float64)
 
 
 class Loud(ToyLearner):
-    """Learns quietly enough; its module is the fault."""
+    """A correct learner in a faulty module."""

@@ -1,4 +1,4 @@
-"""A folder of installed distributions, as pip would leave it, and `metaforge` run in a process that sees it."""
+"""A folder with installed distributions, as pip creates it, and child processes that find them."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from textwrap import dedent
 
 
 class Prefix:
-    """A folder that is put before the installed packages."""
+    """A folder that comes first on the path of modules."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def put(self, distribution: str, points: str, source: str = "", *, requires: str = "", metadata: str = "") -> Path:
-        """Install a distribution of one module, which writes down that it was imported; return the module's file."""
+        """Install a distribution with one module, which records that it was imported; return the path of the module."""
         module = distribution.replace("-", "_")
         info = self.folder / f"{module}-1.2.dist-info"
         info.mkdir(parents=True)
-        said = metadata or f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n"
-        (info / "METADATA").write_text(said + (f"Requires-Dist: {requires}\n" if requires else ""), "utf-8")
+        text = metadata or f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n"
+        (info / "METADATA").write_text(text + (f"Requires-Dist: {requires}\n" if requires else ""), "utf-8")
         (info / "entry_points.txt").write_text(dedent(points), "utf-8")
         path = self.folder / f"{module}.py"
-        noted = f'open({str(self.folder / f"{module}.imported")!r}, "w").close()\n'
-        path.write_text(noted + dedent(source), "utf-8")
+        marker = f'open({str(self.folder / f"{module}.imported")!r}, "w").close()\n'
+        path.write_text(marker + dedent(source), "utf-8")
         return path
 
     def imported(self) -> list[str]:
-        """Return the modules that were imported since they were last asked for."""
+        """Return the modules that were imported since the last call."""
         marks = sorted(self.folder.glob("*.imported"))
         for mark in marks:
             mark.unlink()
         return [mark.stem for mark in marks]
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run `metaforge` with these arguments and environment variables."""
+        """Run `metaforge` with these arguments and environment variables, and return the process."""
         return subprocess.run(
             [sys.executable, "-m", "metaforge", *arguments],
             cwd=self.folder,
@@ -48,12 +48,12 @@ class Prefix:
         )
 
     def cost(self, *arguments: str, times: int = 3) -> float:
-        """Return the least processor time, in seconds, that a command takes in several runs; it must succeed."""
+        """Return the least processor time of a command in several runs, in seconds; the command must succeed."""
         costs = []
         for _ in range(times):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            done = self.run(*arguments)
+            process = self.run(*arguments)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            assert done.returncode == 0, done.stderr
+            assert process.returncode == 0, process.stderr
             costs.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
         return min(costs)

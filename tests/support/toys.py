@@ -1,4 +1,4 @@
-"""Small smooth learners and tasks in float64, and derivatives by differences, for tests of all that learns."""
+"""Small smooth networks and tasks in float64, and comparisons of gradients with finite differences, for tests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def quadratic(theta: Tensor, centre: Tensor) -> Tensor:
 
 
 def sgd(lr: float) -> Chain:
-    """Return the chain of plain gradient descent alone."""
+    """Return a chain with gradient descent as its only adapter."""
     return Chain({"sgd": SGD(SGDOptions(lr=lr))})
 
 
@@ -56,7 +56,7 @@ def spec(kind: Kind = "classification", ways: int = 3, shots: int = 2, queries: 
 
 
 def task(seed: int = 0, kind: Kind = "classification", *, ways: int = 3, shots: int = 2, queries: int = 3) -> Task:
-    """Return one random task of that spec."""
+    """Return one random task of `spec(kind, ...)`."""
     draw = torch.Generator().manual_seed(seed)
 
     def examples(n: int) -> Examples:
@@ -83,7 +83,7 @@ def keys(count: int) -> Tensor:
 
 
 def smooth(norm: str = "none", units: int = 4) -> Callable[[], nn.Module]:
-    """Return a maker of a network of one tanh layer, with batch, layer or no norm."""
+    """Return a function that makes a network with one tanh layer, and batch norm, layer norm or no norm."""
     norms: Mapping[str, Callable[[int], nn.Module]] = {
         "none": lambda n: nn.Identity(),
         "batch": nn.BatchNorm1d,
@@ -101,7 +101,7 @@ def learner(
     regularizers: Mapping[str, Regularizer] | None = None,
     **options: Any,
 ) -> Any:
-    """Return a learner of toy tasks, with gradient descent as its adapter if none is given."""
+    """Return a learner of toy tasks; its adapter is gradient descent by default."""
     chain = Chain(adapters) if adapters is not None else sgd(0.3)
     parts = Parts(spec(kind), backbone or smooth(), chain, regularizers or {})
     return cls(cls.Config(**options), parts)
@@ -113,7 +113,7 @@ def double(values: Params) -> Params:
 
 
 def fresh(built: Learner, seed: int = 0) -> Params:
-    """Return a learner's values in float64; norm scales and shifts are moved off one and zero, so that they matter."""
+    """Return a learner's values in float64 plus small noise, so that no norm layer has the scale 1 and the shift 0."""
     draw = torch.Generator().manual_seed(seed)
     values = double(built.init(make_key(seed, "init")))
     params, state = split_state(values)
@@ -122,17 +122,17 @@ def fresh(built: Learner, seed: int = 0) -> Params:
 
 
 def step(built: Learner, values: Params, batch: Task, plan: Any = "loop", **options: Any) -> MetaStep:
-    """Return the meta-gradient step of a batch of tasks under a plan."""
+    """Return the meta-gradient of a batch of tasks, computed with a plan."""
     return meta_gradients(built, values, batch, keys(len(batch.support.x)), plan=plan, **options)
 
 
-def assert_equal_steps(one: MetaStep, two: MetaStep, tolerance: float = 1e-9) -> None:
-    """Fail unless gradients, changes of state, losses and figures agree."""
-    assert one.grads.keys() == two.grads.keys()
-    assert one.state.keys() == two.state.keys()
-    assert one.metrics.keys() == two.metrics.keys()
-    torch.testing.assert_close(one.losses, two.losses, rtol=tolerance, atol=tolerance)
-    for ours, theirs in ((one.grads, two.grads), (one.state, two.state), (one.metrics, two.metrics)):
+def assert_equal_steps(first: MetaStep, second: MetaStep, tolerance: float = 1e-9) -> None:
+    """Fail unless gradients, changes of state entries, losses and metrics agree."""
+    assert first.grads.keys() == second.grads.keys()
+    assert first.state.keys() == second.state.keys()
+    assert first.metrics.keys() == second.metrics.keys()
+    torch.testing.assert_close(first.losses, second.losses, rtol=tolerance, atol=tolerance)
+    for ours, theirs in ((first.grads, second.grads), (first.state, second.state), (first.metrics, second.metrics)):
         for name in ours:
             torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance, msg=name)
 
@@ -140,31 +140,33 @@ def assert_equal_steps(one: MetaStep, two: MetaStep, tolerance: float = 1e-9) ->
 def assert_true_gradient(
     function: Callable[[Params], Tensor], params: Params, grads: Params | None = None, *, directions: int = 3
 ) -> None:
-    """Fail unless gradients agree with central differences (of fourth order) along random directions to 1e-6."""
+    """Fail unless gradients agree with fourth-order central differences along random directions to 1e-6."""
     if grads is None:
         grads = torch.func.grad(function)(params)
     draw, width = torch.Generator().manual_seed(77), 1e-4
     for _ in range(directions):
-        way = {n: torch.randn(v.shape, generator=draw, dtype=v.dtype) for n, v in params.items()}
+        direction = {n: torch.randn(v.shape, generator=draw, dtype=v.dtype) for n, v in params.items()}
 
-        def at(distance: float, way: Params = way) -> float:
-            return float(function({n: v + distance * way[n] for n, v in params.items()}))
+        def at(distance: float, direction: Params = direction) -> float:
+            return float(function({n: v + distance * direction[n] for n, v in params.items()}))
 
         near, far = at(width) - at(-width), at(2 * width) - at(-2 * width)
         differences = (8 * near - far) / (12 * width)
-        exact = float(sum((grads[n] * way[n]).sum() for n in params))
-        assert abs(exact) > 1e-5, "a direction in which nothing changes proves nothing"
+        exact = float(sum((grads[n] * direction[n]).sum() for n in params))
+        assert abs(exact) > 1e-5, (
+            "the derivative in this direction is almost zero, so that the comparison proves nothing"
+        )
         assert abs(exact - differences) <= 1e-6 * abs(exact), (exact, differences)
 
 
 def assert_loss_has_its_gradient(built: Learner, seed: int = 3, kind: Kind = "classification") -> None:
-    """Fail unless the gradient of a learner's loss on one task is that of central differences."""
+    """Fail unless the gradient of a learner's loss on one task agrees with central differences."""
     params, state = split_state(fresh(built, seed))
-    one, key = task(seed, kind), make_key(seed, "noise")
-    assert_true_gradient(lambda p: built.loss(p | state, one, key)[0], params)
+    example, key = task(seed, kind), make_key(seed, "noise")
+    assert_true_gradient(lambda p: built.loss(p | state, example, key)[0], params)
 
 
 def close(actual: Tensor, *expected: float, rtol: float = 1e-6) -> None:
-    """Fail unless a tensor has the expected numbers (given to about six decimals)."""
+    """Fail unless a tensor has the expected numbers, which are known to about six decimals."""
     wanted = torch.tensor(expected, dtype=actual.dtype).reshape(actual.shape)
     torch.testing.assert_close(actual, wanted, rtol=rtol, atol=1e-6)

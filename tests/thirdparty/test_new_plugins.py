@@ -1,4 +1,4 @@
-"""What `metaforge new` writes is installed by pip, listed, checked and trained, in processes of its own."""
+"""The projects that `metaforge new` writes are installed with pip, listed, checked and trained in child processes."""
 
 from __future__ import annotations
 
@@ -16,40 +16,42 @@ import pytest
 from prefixes import Prefix
 
 KINDS = ("learner", "adapter", "dataset", "regularizer", "backbone", "hook")
-# Two short trainings in which every new plugin has its part.
+# Two short trainings that together use every new plugin.
 TRAININGS = {
     "learner": "--learner my-learner --dataset my-dataset --regularizer my-regularizer --set hooks=my-hook",
     "adapter": "--learner maml --dataset my-dataset --adapter my-adapter --backbone my-backbone",
 }
 
 
-def tool(*command: str, cwd: Path, **variables: str) -> str:
+def run_tool(*command: str, cwd: Path, **variables: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    process = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the folder of a new project for each kind of plugin."""
     outside = Prefix(tmp_path_factory.mktemp("projects"))
-    found = {}
+    folders = {}
     for kind in KINDS:
-        made = outside.run("new", kind, f"my-{kind}", "--json")
-        assert made.returncode == 0, made.stderr
-        found[kind] = outside.folder / json.loads(made.stdout)["folder"]
-    return found
+        created = outside.run("new", kind, f"my-{kind}", "--json")
+        assert created.returncode == 0, created.stderr
+        folders[kind] = outside.folder / json.loads(created.stdout)["folder"]
+    return folders
 
 
 @pytest.fixture(scope="module")
 def prefix(projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Prefix:
-    """Return a prefix in which pip has installed all of them."""
+    """Return a prefix in which pip has installed all projects."""
     folder = tmp_path_factory.mktemp("prefix")
     offline = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
-    # Built from a copy: whatever a build leaves behind is no part of the project.
+    # Build from copies, so that files of the build do not end up in the projects.
     copies = [shutil.copytree(path, folder / "sources" / path.name) for path in projects.values()]
-    tool(sys.executable, "-m", "pip", "install", "-q", *offline, "--target", str(folder), *map(str, copies), cwd=folder)
+    run_tool(
+        sys.executable, "-m", "pip", "install", "-q", *offline, "--target", str(folder), *map(str, copies), cwd=folder
+    )
     return Prefix(folder)
 
 
@@ -73,10 +75,10 @@ def test_a_new_plugin_passes_its_checks(prefix: Prefix, kind: str) -> None:
 
 def test_the_tests_of_new_projects_pass(prefix: Prefix, projects: dict[str, Path]) -> None:
     paths = [str(projects[kind] / "tests") for kind in ("regularizer", "backbone", "hook")]
-    # One of the checks starts a process of its own: the kinds above have had it.
+    # The check `import` starts a child process, and the kinds in the test above have already run it.
     command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "not import")
-    said = tool(*command, *paths, cwd=prefix.folder, PYTHONPATH=str(prefix.folder))
-    assert int(said.splitlines()[-1].split()[0]) > 20
+    output = run_tool(*command, *paths, cwd=prefix.folder, PYTHONPATH=str(prefix.folder))
+    assert int(output.splitlines()[-1].split()[0]) > 20
 
 
 @pytest.mark.parametrize("kind", TRAININGS)
@@ -91,14 +93,14 @@ def test_new_plugins_are_trained(prefix: Prefix, kind: str, tmp_path: Path) -> N
     assert (tmp_path / "run" / "best.json").is_file() == (kind == "learner")
 
 
-def test_what_is_generated_is_short_and_passes_the_tools(projects: dict[str, Path]) -> None:
+def test_new_projects_are_short_and_pass_ruff_and_mypy(projects: dict[str, Path]) -> None:
     folder = projects["learner"].parent
     sources = [str(path) for path in folder.glob("*/*/**/*.py")]
     assert len(sources) == 2 * len(KINDS)
-    tool(sys.executable, "-m", "ruff", "check", "--no-cache", ".", cwd=folder)
-    tool(sys.executable, "-m", "ruff", "format", "--no-cache", "--check", ".", cwd=folder)
-    # The settings of this project, which are strict, and its cache.
-    tool(sys.executable, "-m", "mypy", *sources, cwd=Path(__file__).parents[2])
+    run_tool(sys.executable, "-m", "ruff", "check", "--no-cache", ".", cwd=folder)
+    run_tool(sys.executable, "-m", "ruff", "format", "--no-cache", "--check", ".", cwd=folder)
+    # In this repository, for its strict settings and its cache.
+    run_tool(sys.executable, "-m", "mypy", *sources, cwd=Path(__file__).parents[2])
     for kind in KINDS:
         (plugin,) = (projects[kind] / "src").glob("*/__init__.py")
         lines = plugin.read_text("utf-8").splitlines()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from metaforge.kernels.convolution import Geometry, convolution
-from metaforge.kernels.pooling import max_pool, positive
+from metaforge.kernels.pooling import max_pool, relu
 
 _Where = Literal["nowhere", "pooled", "everywhere"]
 _kernels_used: ContextVar[_Where] = ContextVar("kernels_used", default="nowhere")
@@ -86,4 +86,4 @@ class ReLU(nn.ReLU):
         """Return the positive part of `x`."""
         if x.dim() != 4 or _kernels_used.get() != "everywhere":
             return nn.functional.relu(x)
-        return positive(x)
+        return relu(x)

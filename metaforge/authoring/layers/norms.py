@@ -20,7 +20,7 @@ from metaforge.authoring.layers.context import ForwardContext
 from metaforge.authoring.losses import at_least_float32
 from metaforge.authoring.protocols import STATE
 from metaforge.errors import ConfigError
-from metaforge.kernels.batch_norm import standardised
+from metaforge.kernels.batch_norm import batch_norm
 
 
 class BatchNorm(nn.Module):
@@ -75,7 +75,7 @@ class BatchNorm(nn.Module):
 
     def _by_batch(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Return `x` normalised by its own statistics, and store the changes of the running ones, if there are any."""
-        y, mean, var = standardised(x, weight, bias, self.eps)
+        y, mean, var = batch_norm(x, weight, bias, self.eps)
         if self.context.policy != "transductive":
             count = x.numel() // x.shape[1]
             unbiased = var.detach() * (count / max(count - 1, 1))

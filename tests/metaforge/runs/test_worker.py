@@ -1,7 +1,8 @@
-"""A run's computation: what cannot be computed as asked is refused by name, what can be adjusted is."""
+"""A worker computes the steps of a run, refuses a setting by which they cannot be computed, and records its choices."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import metaforge
+from metaforge.authoring.protocols import Options, Regularizer
 from metaforge.errors import ConfigError
+from metaforge.registry.scan import scan
 from metaforge.system import machine
 
 
@@ -28,14 +31,14 @@ class Linear(nn.Module):
 
 
 class Branching(Linear):
-    """Takes a way that depends on a number."""
+    """A network that branches on the value of a tensor, which neither `vmap` nor tracing supports."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).tanh() if x.abs().mean().item() > 0 else super().forward(x)
 
 
 class Recurrent(nn.Module):
-    """A layer of torch that changes its output in place."""
+    """A layer of torch that `vmap` does not support."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,8 +49,19 @@ class Recurrent(nn.Module):
         return out
 
 
+class Spread(Regularizer):
+    """Adds the variance of the task losses, so that the weight of a task depends on the losses of all tasks."""
+
+    Config = Options
+
+    def __init__(self, config: Options) -> None: ...
+
+    def combine(self, losses: Tensor) -> Tensor:
+        return losses.var()
+
+
 class Wrong(Linear):
-    """Fails by any plan."""
+    """Fails under every plan."""
 
     def forward(self, x: Tensor) -> Tensor:
         raise RuntimeError("mine")
@@ -60,7 +74,7 @@ def trained(out: Path, backbone: nn.Module | None = None, tasks: int = 2, **engi
 
 @pytest.mark.parametrize("backbone", [Branching, Recurrent])
 @pytest.mark.parametrize("plan", ["auto", "vmap"])
-def test_a_plan_that_a_network_cannot_take_is_refused_by_name(
+def test_a_plan_by_which_a_network_cannot_be_computed_is_refused_by_name(
     tmp_path: Path, backbone: Callable[[], nn.Module], plan: str
 ) -> None:
     name = "fold" if plan == "auto" else plan
@@ -77,7 +91,7 @@ def test_a_network_that_cannot_be_compiled_is_refused_by_name(tmp_path: Path) ->
     assert (caught.value.where, caught.value.remedy) == ("engine.compile", "set engine.compile to off")
 
 
-def test_an_error_by_every_plan_is_the_networks_own(tmp_path: Path) -> None:
+def test_an_error_under_every_plan_is_raised_unchanged(tmp_path: Path) -> None:
     glyphs = {"name": "glyphs", "train": 60, "val": 5, "test": 5}
     with pytest.raises(RuntimeError, match="mine"):
         metaforge.train("protonet", glyphs, backbone=Wrong(), steps=1, out=tmp_path / "run")
@@ -88,12 +102,32 @@ def test_exact_sums_have_no_more_groups_than_there_are_tasks(tmp_path: Path) -> 
     assert all(torch.equal(value, other.values[name]) for name, value in one.values.items())
 
 
-def test_a_process_without_a_gpu_of_its_own_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert machine.choose_device("auto", 1) == torch.device("cuda", 1)
     with pytest.raises(ConfigError, match=r"no GPU for process 2 \(counted from 0\): this machine has 2"):
         machine.choose_device("cuda", 2)
+
+
+@pytest.mark.parametrize(
+    ("requested", "reason"),
+    [("auto", "the run is too short to save the time of compilation"), ("off", "engine.compile is off")],
+)
+def test_the_environment_records_why_a_step_is_not_compiled(tmp_path: Path, requested: str, reason: str) -> None:
+    trained(tmp_path / "run", compile=requested)
+    environment = json.loads((tmp_path / "run" / "env.json").read_text())
+    assert (environment["compiled"], environment["not_compiled_because"]) == (False, reason)
+
+
+def test_a_compiled_step_with_a_regularizer_of_the_task_losses_is_refused(tmp_path: Path) -> None:
+    registry = scan().with_plugin("regularizer", "spread", Spread)
+    settings = {"engine": {"compile": "on"}}
+    with pytest.raises(ConfigError, match="A step with Spread cannot be compiled") as caught:
+        metaforge.train(
+            "maml", "sinusoid", regularizers=["spread"], settings=settings, registry=registry, out=tmp_path / "run"
+        )
+    assert (caught.value.where, caught.value.remedy) == ("engine.compile", "set engine.compile to off")
 
 
 def test_the_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
