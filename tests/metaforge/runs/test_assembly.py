@@ -118,7 +118,7 @@ def test_broken_facts_do_not_prevent_a_description(facts: Any, monkeypatch: pyte
     monkeypatch.setattr(ToyClasses, "facts", told)
     registry = installed()
     text = description_text(description(registry, registry.find("dataset", "toy-dataset")))
-    assert "Classes of random vectors" in text
+    assert "Classification of random vectors" in text
     said = "cannot describe its splits: " if not isinstance(facts, dict) else "what "
     assert f"train: {'' if isinstance(facts, dict) else 'not available: The dataset '}" in text
     assert said in text
