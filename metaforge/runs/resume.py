@@ -26,6 +26,8 @@ from metaforge.runs.state import Saver, State
 _HARMLESS = ("evaluate", "checkpoint", "hooks", "device")
 # Where and how the arithmetic is done: results of another environment may differ in the last bits.
 _ENVIRONMENT = ("device", "threads", "torch", "plan", "chunk", "compiled", "processor", "platform", "python")
+# The most changes that a run remembers over all its resumes, however often it is restarted.
+_MOST_CHANGES = 200
 
 
 def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> Resolved:
@@ -112,8 +114,8 @@ def restore_state(
         "damaged": [*damage_of(errors), *no_environment],
         **_nothing_left(state, train, saved.facts),
     }
-    # A run that was once resumed inexactly stays inexact.
-    inexact = (*state.inexact, *(f"{change} (after step {state.step})" for change in changes))
+    # A run that was once resumed inexactly stays inexact. Every resume may add lines: only the last ones are kept.
+    inexact = (*state.inexact, *(f"{change} (after step {state.step})" for change in changes))[-_MOST_CHANGES:]
     return replace(state, inexact=inexact), facts
 
 
