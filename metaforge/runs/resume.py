@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from metaforge.authoring.protocols import Params
-from metaforge.config.resolve import resolve
+from metaforge.config.resolve import KNOWN, resolve
 from metaforge.config.resolved import Resolved
 from metaforge.config.settings import TrainConfig
-from metaforge.config.sources import Layer, file_layer
+from metaforge.config.sources import Layer, file_layer, normalise
 from metaforge.config.toml_text import flatten
 from metaforge.errors import CheckpointError, ConfigError, PluginError, printable
 from metaforge.registry.registry import Registry
@@ -43,7 +43,7 @@ def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> 
         ConfigError: If the layers choose another learner or data set.
     """
     require_run(folder, where="--resume")
-    own = file_layer(folder / "config.toml")
+    own, *layers = [normalise(layer, KNOWN) for layer in (file_layer(folder / "config.toml"), *layers)]
     for key in ("learner", "dataset"):
         before = own.values.get(key, {}).get("name")
         for layer in layers:

@@ -106,6 +106,22 @@ def test_a_run_that_is_resumed_over_and_over_keeps_a_bounded_record(tmp_path: Pa
     assert len(json.loads(env.read_text())["resumed"]) <= 100
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learner": "protonet"}, "trained with the learner 'maml' and cannot be resumed with 'protonet'"),
+        ({"dataset": {"name": "glyphs"}}, "trained with the dataset 'sinusoid'"),
+        ({"learner": 3}, "learner is 3, not a table"),
+        ({"dataset": {"name": 3}}, "dataset.name is 3, not a string"),
+    ],
+)
+def test_another_learner_or_data_set_is_refused_in_every_notation(
+    whole: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configuration(whole, [Layer("--set", settings)], scan())
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_again(whole: Path, tmp_path: Path) -> None:
     begun(tmp_path / "run", stop=2)
     for path in (tmp_path / "run" / "ckpt").iterdir():
