@@ -97,7 +97,7 @@ def _fold(learner: Learner, params: Params, state: Params, tasks: Task, keys: Te
 def _by_autograd(
     function: Callable[..., tuple[Tensor, tuple[Tensor, Aux]]], params: Params, *rest: Any
 ) -> tuple[ChunkResult, Pullback]:
-    """Return what `function(params, *rest)` returns, detach_params, and the pullback of its losses to the parameters.
+    """Return what `function(params, *rest)` returns, detached, and the pullback of its losses to the parameters.
 
     It calls `torch.autograd.grad`, because the transforms of `torch.func` would also build a graph of the gradient,
     which is not needed here.

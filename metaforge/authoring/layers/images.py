@@ -1,9 +1,9 @@
 """Convolution, max pooling and ReLU that the engine can switch to kernels on channels-last images of all tasks.
 
-Outside of `together` each layer is torch's own. Inside, it calls a kernel that folds the task dimension of `vmap` into
-one channels-last batch. Compiled steps are faster with these kernels in every network. In eager mode the kernels cost
-more Python time than torch's, which pays only in networks that pool: torch's max pooling is several times slower on
-images that are not channels-last.
+Outside of `channels_last_kernels` each layer is torch's own. Inside, it calls a kernel that folds the task dimension of
+`vmap` into one channels-last batch. Compiled steps are faster with these kernels in every network. In eager mode the
+kernels cost more Python time than torch's, which pays only in networks that pool: torch's max pooling is several times
+slower on images that are not channels-last.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _kernels_used: ContextVar[_Where] = ContextVar("kernels_used", default="nowhere"
 
 
 @contextmanager
-def together(where: _Where = "everywhere") -> Iterator[None]:
+def channels_last_kernels(where: _Where = "everywhere") -> Iterator[None]:
     """Let the layers of this module use the channels-last kernels while the context is active.
 
     Args:
