@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 from metaforge.authoring.functional import sum_of
 from metaforge.authoring.protocols import Params
 from metaforge.engine.local_batch import LocalBatch
-from metaforge.errors import ConfigError, WorkerError
+from metaforge.errors import ConfigError, WorkerError, shown
 
 # Gloo notices immediately when another rank has exited; the timeout is for one that hangs.
 _TIMEOUT = datetime.timedelta(seconds=120)
@@ -178,7 +178,7 @@ def under_torchrun() -> bool:
 
 def restart_count() -> int:
     """Return how often torchrun has restarted the processes."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return _variable("TORCHELASTIC_RESTART_COUNT", 0) if "TORCHELASTIC_RESTART_COUNT" in os.environ else 0
 
 
 def job_id() -> str | None:
@@ -188,12 +188,27 @@ def job_id() -> str | None:
 
 def rank() -> int:
     """Return the rank of this process; 0 without torchrun."""
-    return int(os.environ["RANK"]) if under_torchrun() else 0
+    return _variable("RANK", 0) if under_torchrun() else 0
 
 
 def local_rank() -> int:
     """Return the rank of this process among those of its machine; 0 without torchrun."""
-    return int(os.environ["LOCAL_RANK"]) if under_torchrun() else 0
+    return _variable("LOCAL_RANK", 0) if under_torchrun() else 0
+
+
+def _variable(name: str, least: int, most: int = 2**31 - 1) -> int:
+    """Return an integer from an environment variable that torchrun sets; raise `ConfigError` if it is no such number.
+
+    With a wrong number, such as a rank beyond the world size, the processes would wait for each other in vain.
+    """
+    text = os.environ[name]
+    if text.isascii() and text.isdecimal() and least <= (number := int(text[:20])) <= most:
+        return number
+    raise ConfigError(
+        f"The environment variable {name} is {shown(text)}, but should be an integer from {least} to {most}.",
+        where=name,
+        remedy="start the processes with --nproc or torchrun, which set it, or unset " + ", ".join(_SET_BY_TORCHRUN),
+    )
 
 
 def exit_now(code: object) -> NoReturn:
@@ -214,7 +229,8 @@ def world(device: torch.device) -> Iterator[World]:
     if not under_torchrun():
         yield World(device=device)
         return
-    number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    size = _variable("WORLD_SIZE", 1)
+    number = _variable("RANK", 0, size - 1)
     backend = "nccl" if device.type == "cuda" else "gloo"
     with _worker_errors():
         dist.init_process_group(backend, store=_store(number, size), rank=number, world_size=size, timeout=_TIMEOUT)
@@ -226,12 +242,30 @@ def world(device: torch.device) -> Iterator[World]:
 
 def _store(number: int, size: int) -> Store:
     """Return a store whose keys no earlier attempt used: after a restart, the agent's store has stale addresses."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port = os.environ["MASTER_ADDR"], _variable("MASTER_PORT", 0, 2**16 - 1)
     is_server = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = TCPStore(address, port, size, is_server, timeout=_TIMEOUT)
+    try:
+        store = TCPStore(address, port, size, is_server, timeout=_TIMEOUT)
+    except dist.DistError as error:
+        raise _connection_error(error, address, port) from error
     # A process may train several runs one after another; each rank counts them, so all ranks use the same prefix.
     runs = store.add(f"metaforge/{restart_count()}/runs of {number}", 1)
     return PrefixStore(f"metaforge/{restart_count()}/{runs}", store)
+
+
+def _connection_error(error: Exception, address: str, port: int) -> ConfigError | WorkerError:
+    """Return the error for a store that rank 0 cannot open, or that another rank cannot connect to."""
+    if "EADDRINUSE" in str(error):
+        return ConfigError(
+            f"The port {port} of {address} is in use by another program.",
+            where="MASTER_PORT",
+            remedy="set MASTER_PORT to a free port, or start the processes with --nproc, which finds one",
+        )
+    return WorkerError(
+        f"There is no connection to rank 0 at {address}, port {port}.",
+        where="MASTER_ADDR, MASTER_PORT",
+        remedy="check that both name the machine and the port of rank 0, and that it runs",
+    )
 
 
 @contextmanager

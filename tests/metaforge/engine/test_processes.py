@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import socket
 import subprocess
 import sys
 import textwrap
@@ -16,6 +18,7 @@ import torch
 
 import metaforge
 from metaforge.authoring.protocols import Options, Regularizer
+from metaforge.engine import processes
 from metaforge.engine.processes import World, _reduce, _worker_errors
 from metaforge.errors import ConfigError, WorkerError
 from metaforge.registry.scan import scan
@@ -203,3 +206,62 @@ def test_a_world_of_one_process_returns_what_it_is_passed(tmp_path: Path) -> Non
     assert alone.broadcast(b"data") == b"data"
     assert alone.path(tmp_path) == tmp_path
     assert alone.gather([1.0, 2.0], [2]) == [1.0, 2.0]
+
+
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
+    """Set the variables that torchrun sets for a process."""
+    for name, value in (LAUNCHED | changes).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("RANK", value) for value in ("x", "-1", "1", "", "9" * 5000)),
+        *(("WORLD_SIZE", value) for value in ("0", "x", "1.5")),
+        *(("MASTER_PORT", value) for value in ("x", "-1", "65536")),
+    ],
+)
+def test_a_variable_of_the_launcher_that_is_no_such_number_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    launched(monkeypatch, **{name: value})
+    with (
+        pytest.raises(ConfigError, match=f"The environment variable {name} is .*, but should be an integer from"),
+        processes.world(torch.device("cpu")),
+    ):
+        pass
+
+
+def test_the_ranks_and_the_restarts_must_be_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(monkeypatch, RANK="x", LOCAL_RANK="y", TORCHELASTIC_RESTART_COUNT="z")
+    for function in (processes.rank, processes.local_rank, processes.restart_count):
+        with pytest.raises(ConfigError, match="The environment variable"):
+            function()
+
+
+def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        launched(monkeypatch, MASTER_PORT=str(port))
+        with (
+            pytest.raises(ConfigError, match=rf"The port {port} of localhost is in use by another program\.") as caught,
+            processes.world(torch.device("cpu")),
+        ):
+            pass
+    assert "MASTER_PORT" in caught.value.remedy
+
+
+def test_rank_0_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_TIMEOUT", datetime.timedelta(seconds=1))
+    launched(monkeypatch, RANK="1", WORLD_SIZE="2", MASTER_PORT="1")
+    with (
+        pytest.raises(WorkerError, match=r"There is no connection to rank 0 at localhost, port 1\."),
+        processes.world(torch.device("cpu")),
+    ):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,33 @@ def test_the_size_of_a_checkpoint_does_not_grow_with_the_steps_between_records(t
     # Each step adds a norm of the meta-gradient, of which the last 101 are kept.
     assert sizes[1] - sizes[0] < 28 * 30
     assert rows_of(tmp_path / "run")[-1]["score_ci"] > 0
+
+
+class _JumpingClock:
+    """A hook that sets the clock of the machine back by a year before every step, as programs see it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch, self.real, self.jumps = monkeypatch, (time.time, time.strftime), 0
+
+    @hookimpl
+    def metaforge_before_step(self) -> None:
+        self.jumps += 1
+        back = 365 * 86400 * self.jumps
+        now, text = self.real
+        self.monkeypatch.setattr(time, "time", lambda: now() - back)
+        self.monkeypatch.setattr(time, "strftime", lambda form: text(form, time.localtime(now() - back)))
+
+
+def test_a_clock_that_jumps_backwards_changes_only_the_time_stamps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"train": {"log_every": 1}, "checkpoint": {"interval": 0.0}, "engine": {"threads": 1}}
+    plain = trained(tmp_path / "plain", settings=settings)
+    run = trained(tmp_path / "jumping", settings=settings, hooks=[_JumpingClock(monkeypatch)])
+    elapsed = [row["elapsed"] for row in rows_of(tmp_path / "jumping")]
+    assert elapsed == sorted(elapsed)
+    assert elapsed[0] > 0
+    assert all(row["eta"] >= 0 and row["tasks_per_second"] > 0 for row in rows_of(tmp_path / "jumping"))
+    assert all(torch.equal(run.values[name], plain.values[name]) for name in plain.values)
+    status = json.loads((tmp_path / "jumping" / "status.json").read_text())
+    assert (status["outcome"], status["steps"], status["exit_code"]) == ("finished", 6, 0)
