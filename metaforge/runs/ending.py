@@ -53,10 +53,9 @@ class Ending:
         if error is not None:
             self.outcome = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
-            failures = [self._record(error), self._call_hooks(error)]
-            first, *others = [failure for failure in failures if failure is not None] or [None]
-            if first is not None:
-                self._resolve(error, first, others)
+            failures = [failure for failure in (self._record(error), self._call_hooks(error)) if failure is not None]
+            if failures:
+                self._resolve(error, *failures)
         finally:
             if self._folder is not None:
                 self._folder.close()
@@ -82,7 +81,7 @@ class Ending:
             return failure
         return None
 
-    def _resolve(self, error: BaseException | None, first: BaseException, others: list[BaseException]) -> None:
+    def _resolve(self, error: BaseException | None, first: BaseException, *others: BaseException) -> None:
         """Raise the first failure of the ending, unless the training raised an `error`; others become notes of it.
 
         The outcome of the training stays as it is, but the exit code in the status must be that of the command.

@@ -162,8 +162,8 @@ def _without_faulty_hooks(state: State) -> tuple[State, list[PluginError]]:
 def _size_as_json(hook_state: Any) -> int:
     """Return the bytes that the state of a hook takes in a checkpoint.
 
-    Raises `TypeError`, `ValueError`, `RecursionError` or `CheckpointError` unless it is a dictionary that a checkpoint can hold and that
-    is equal to it after loading, except that tuples become lists.
+    Raises `TypeError`, `ValueError`, `RecursionError` or `CheckpointError` unless it is a dictionary that a checkpoint
+    can hold and that is equal to it after loading, except that tuples become lists.
     """
     if not isinstance(hook_state, dict):
         raise TypeError(f"it is of type {type(hook_state).__name__}, not a dictionary")
