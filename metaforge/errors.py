@@ -94,6 +94,13 @@ class WorkerError(MetaForgeError):
     exit_code = 9
 
 
+class ContractError(ValueError):
+    """The code of a plugin returned or did what its protocol forbids.
+
+    The function that detects it does not know the name of the plugin; its caller raises a `PluginError` with the name.
+    """
+
+
 _STORAGE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST})
 
 

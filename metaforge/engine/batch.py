@@ -21,6 +21,7 @@ from metaforge.authoring.layers import images
 from metaforge.authoring.losses import score
 from metaforge.authoring.protocols import Examples, Kind, Learner, Params, Regularizer, Task
 from metaforge.engine.chunks import ChunkForward, ChunkGradients, ChunkResult, chunk_forward, chunk_gradients
+from metaforge.engine.contract import unmodified
 from metaforge.engine.local_batch import LocalBatch
 from metaforge.engine.plans import Plan, combining_regularizers
 from metaforge.engine.precision import primitive_attention
@@ -101,6 +102,7 @@ def meta_gradients(
         The meta-gradient, the change of the state, and the losses and metrics of the whole batch, equal on all ranks.
 
     Raises:
+        ContractError: The learner returns an invalid value, or changes an input in place.
         ValueError: `compiled` is passed and a regularizer has a `combine` term, which needs all losses first.
     """
     params, state = split_state(values)
@@ -109,7 +111,7 @@ def meta_gradients(
     if combining and compiled:
         raise ValueError("A step whose task weights depend on all task losses cannot be compiled.")
     chunks = _chunks(tasks, keys, local.groups, 1 if plan == "loop" else chunk)
-    with _batched_image_layers(plan, keys.device):
+    with unmodified(values, tasks, keys), _batched_image_layers(plan, keys.device):
         if combining:
             forward = chunk_forward(learner, plan)
             groups, results = _with_combined_weights(forward, params, state, chunks, local, combining)
@@ -259,16 +261,22 @@ def score_tasks(
 
     Returns:
         The scores, the predictions and, with `measure` and `keys`, the learner's own test metrics.
+
+    Raises:
+        ContractError: The learner changes an input in place.
     """
 
     def score_task(task: Task, key: Tensor | None) -> Scores:
-        fast = learner.adapt(values, task.support, steps=steps)
-        prediction = learner.predict(values, fast, task.query.x)
+        # A copy, so that entries that the learner adds or removes do not reach the next task.
+        own = dict(values)
+        fast = learner.adapt(own, task.support, steps=steps)
+        prediction = learner.predict(own, fast, task.query.x)
         kind: Kind = "regression" if task.query.y.is_floating_point() else "classification"
-        measures = learner.measure(values, task, key) if measure and key is not None else {}
+        measures = learner.measure(own, task, key) if measure and key is not None else {}
         return Scores(score(kind, prediction, task.query.y), prediction, measures)
 
-    with torch.no_grad(), _batched_image_layers(plan, tasks.support.x.device):
+    device = tasks.support.x.device
+    with torch.no_grad(), unmodified(values, tasks, keys), _batched_image_layers(plan, device):
         if plan == "loop":
             count = len(tasks.support.x)
             each: list[Any] = [score_task(one_task(tasks, i), None if keys is None else keys[i]) for i in range(count)]

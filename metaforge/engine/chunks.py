@@ -22,7 +22,9 @@ from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import detach_params, gradient, one_task
 from metaforge.authoring.protocols import Aux, Learner, Params, Task
+from metaforge.engine.contract import DETACHED, checked_loss
 from metaforge.engine.plans import Plan
+from metaforge.errors import ContractError
 
 
 class ChunkResult(NamedTuple):
@@ -97,7 +99,7 @@ def _fold(learner: Learner, params: Params, state: Params, tasks: Task, keys: Te
 def _by_autograd(
     function: Callable[..., tuple[Tensor, tuple[Tensor, Aux]]], params: Params, *rest: Any
 ) -> tuple[ChunkResult, Pullback]:
-    """Return what `function(params, *rest)` returns, detach_params, and the pullback of its losses to the parameters.
+    """Return what `function(params, *rest)` returns, detached, and the pullback of its losses to the parameters.
 
     It calls `torch.autograd.grad`, because the transforms of `torch.func` would also build a graph of the gradient,
     which is not needed here.
@@ -107,8 +109,16 @@ def _by_autograd(
         losses, (_, (metrics, change)) = function(leaves, *rest)
 
     def pullback(weights: Tensor) -> Params:
-        grads = torch.autograd.grad(losses, list(leaves.values()), weights.to(losses.dtype), materialize_grads=True)
-        return dict(zip(leaves, grads, strict=True))
+        if not losses.requires_grad:
+            raise ContractError(DETACHED)
+        grads = torch.autograd.grad(losses, list(leaves.values()), weights.to(losses.dtype), allow_unused=True)
+        # A gradient of zeros is legitimate; None means that the loss does not depend on the parameter at all.
+        if all(grad is None for grad in grads):
+            raise ContractError(DETACHED)
+        return {
+            name: torch.zeros_like(leaf) if grad is None else grad
+            for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+        }
 
     return ChunkResult(losses.detach(), detach_params(change), detach_params(metrics)), pullback
 
@@ -117,7 +127,7 @@ def _loss_of(learner: Learner, state: Params) -> Callable[[Params, Task, Tensor]
     """Return the learner's loss as a function of the parameters; the auxiliary output repeats the loss."""
 
     def loss(params: Params, task: Task, key: Tensor) -> tuple[Tensor, tuple[Tensor, Aux]]:
-        value, aux = learner.loss(params | state, task, key)
+        value, aux = checked_loss(learner.loss(params | state, task, key), state)
         return value, (value, Aux(dict(aux.metrics), dict(aux.state)))
 
     return loss

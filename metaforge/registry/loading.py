@@ -66,11 +66,16 @@ def plugin_errors(
 
 def _summary(error: BaseException) -> str:
     """Return an exception's type and the first line of its message, without control characters."""
+    return f"{type(error).__name__}: {first_line(error)}"[:_MAX_SUMMARY].removesuffix(": ")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, without control characters, cut to 300 characters."""
     try:
         lines = [line for line in str(error).splitlines() if line.strip()]
     except Exception:
         lines = ["its message cannot be read"]
-    return printable(": ".join([type(error).__name__, *lines[:1]]))[:_MAX_SUMMARY]
+    return printable(lines[0])[:_MAX_SUMMARY] if lines else ""
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -146,7 +146,8 @@ def _add_checkpoint(record: Record, saved: Mapping[str, Any]) -> None:
 
 def evaluation_case(run: TrainedRun, split: str, shape: TaskShape, steps: Sequence[int] | None) -> EvaluationCase:
     """Return how to evaluate a run on tasks of one shape; `ConfigError` or `DataError` if that is impossible."""
-    spec = run.dataset.spec(split, shape)
+    with run.resolved.running_errors("spec", f"of the {split!r} split", owner=run.resolved.dataset):
+        spec = run.dataset.spec(split, shape)
     learner = run.learner(spec)
     settings = run.resolved.run
     trained = settings.train.ways or settings.task.ways
@@ -190,26 +191,32 @@ def _evaluate_case(
     plan = plans.choose_plan(case.learner, asked.plan)
     chunk = plans.choose_chunk(case.spec, run.device, asked.chunk, training=False)
     for episodes in episode_chunks(tasks, chunk):
-        result = score_episodes(
-            case,
-            run.values,
-            run.dataset,
-            episodes,
-            split=split,
-            seed=seed,
-            device=run.device,
-            dtype=run.dtype,
-            plan=plan,
-            rescore=True,
-            measure=True,
-        )
+        with run.resolved.running_errors("evaluation", _where(episodes, split)):
+            result = score_episodes(
+                case,
+                run.values,
+                run.dataset,
+                episodes,
+                split=split,
+                seed=seed,
+                device=run.device,
+                dtype=run.dtype,
+                plan=plan,
+                rescore=True,
+                measure=True,
+            )
+            for name, values in result.measures.items():
+                measured.measures.setdefault(name, []).extend(values.cpu().double().tolist())
         _add_baselines(case.spec, result.tasks, measured)
         for steps, scores in zip(case.steps, result.scores, strict=True):
             measured.scores.setdefault(_label(steps), []).extend(scores.tolist())
-        for name, values in result.measures.items():
-            measured.measures.setdefault(name, []).extend(values.cpu().double().tolist())
         advance(len(episodes) * len(case.steps))
     return _record(run, case, tasks, split, seed, measured)
+
+
+def _where(episodes: range, split: str) -> str:
+    """Return which episodes are computed, for an error message."""
+    return f"on episodes {episodes[0]} to {episodes[-1]} of the {split!r} split"
 
 
 def _add_baselines(spec: TaskSpec, tasks: Task, measured: _TaskValues) -> None:

@@ -42,7 +42,8 @@ def draw(run: TrainedRun, *, split: str) -> list[Path]:
     if with_steps:
         drawn.append(folder / f"steps-{split}.png")
         steps_curve(with_steps, drawn[-1])
-    return drawn + (_draw_tasks(run, records[0], folder) if records else [])
+    with run.resolved.running_errors("sample", "for the pictures", owner=run.resolved.dataset, always=False):
+        return drawn + (_draw_tasks(run, records[0], folder) if records else [])
 
 
 def _draw_tasks(run: TrainedRun, record: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -86,5 +87,5 @@ def _fits(run: TrainedRun, case: EvaluationCase, tasks: Task) -> list[Fit]:
 def _predict(run: TrainedRun, case: EvaluationCase, tasks: Task, steps: int | None) -> Tensor:
     """Return predictions `[tasks, n, outputs]` for the queries, after a number of adaptation steps."""
     batch = prepare(tasks, run.device, run.dtype)
-    with torch.no_grad():
+    with torch.no_grad(), run.resolved.running_errors("evaluation", "for the pictures"):
         return score_tasks(case.learner, run.values, batch, steps=steps).predictions.cpu()

@@ -16,6 +16,7 @@ from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
 from metaforge.config.sources import file_layer
 from metaforge.engine.batch import prepare
+from metaforge.engine.contract import checked_values
 from metaforge.registry.registry import Registry
 from metaforge.results import report_page, run_pictures
 from metaforge.results.evaluate import evaluate_run
@@ -64,7 +65,8 @@ class Run:
         """Return the spec of the tasks that the run is evaluated on, of another split or number of shots if given."""
         shape = self.parts.task_shape
         shape = shape if shots is None else shape._replace(shots=shots)
-        return self.dataset.spec(self.resolved.run.evaluate.split if split is None else split, shape)
+        with self.resolved.running_errors("spec", owner=self.resolved.dataset):
+            return self.dataset.spec(self.resolved.run.evaluate.split if split is None else split, shape)
 
     def learner(self, spec: TaskSpec | None = None) -> Learner:
         """Return the learner for tasks of a spec, by default those that the run is evaluated on."""
@@ -178,6 +180,8 @@ def load(
     saved, bad = checkpoint.chosen(folder / "ckpt", which)
     values = {name: value.to(chosen) for name, value in saved.values.items()}
     run = Run(folder, resolved, parts, values, chosen, {"steps": saved.step, "damaged": damage_of(bad)})
-    fresh = run.learner().init(make_key(resolved.run.seed, "init"))
+    learner = run.learner()
+    with resolved.running_errors("init"):
+        fresh = checked_values(learner.init(make_key(resolved.run.seed, "init")))
     check_values(saved, {name: value.to(run.dtype) for name, value in fresh.items()}, where=str(folder))
     return run

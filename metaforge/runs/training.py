@@ -241,7 +241,7 @@ class _Training:
 
     def _validate(self, state: State, tasks: int) -> dict[str, float]:
         """Return the mean score on the first tasks of the validation split, and call the hooks with it."""
-        metrics = score_metrics(self.worker.validation_scores(state.values, tasks))
+        metrics = score_metrics(self.worker.validation_scores(state.values, tasks, state.step))
         self.hook.metaforge_after_eval(run=self.info, step=state.step, split="val", metrics=MappingProxyType(metrics))
         return metrics
 

@@ -52,6 +52,7 @@ class Terminal(io.StringIO):
         (KeyboardInterrupt(), 130, "Interrupted."),
         (Interrupted(signal.SIGTERM), 143, "Terminated."),
         (BrokenPipeError(), 0, ""),
+        (SystemExit(0), 4, "Error: The code of a plugin raised SystemExit: 0"),
     ],
 )
 def test_every_exception_ends_with_a_message_and_its_exit_code(

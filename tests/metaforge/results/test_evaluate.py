@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from failing_learners import train_failing
 from fake_runs import FakeRun, Proportional, Reader, regression_run
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Tags
-from metaforge.errors import ConfigError
+from metaforge.errors import ConfigError, PluginError
 from metaforge.results.statistics import mean_and_ci
 from run_folders import run_evaluation
 
@@ -164,3 +165,21 @@ def test_later_checkpoints_that_cannot_be_used_are_in_the_warning(tmp_path: Path
 def test_numbers_that_are_too_small_are_refused(name: str, numbers: list[int]) -> None:
     with pytest.raises(ConfigError, match=f"evaluate.{name} has {min(numbers)}, but should be"):
         run_evaluation(FakeRun(None), **{name: numbers})
+
+
+@pytest.mark.parametrize("place", ["adapt", "predict", "measure"])
+@pytest.mark.parametrize("fault", ["SystemExit", "AssertionError", "RecursionError", "changed values", "meta tensor"])
+@pytest.mark.parametrize("plan", ["loop", "fold"])
+def test_a_learner_that_fails_in_an_evaluation_is_named_with_the_episodes(
+    tmp_path: Path, place: str, fault: str, plan: str
+) -> None:
+    run = train_failing(tmp_path / "run", place=place, fault=fault, engine={"plan": plan})
+    with pytest.raises(PluginError, match=r"'failing' of python .* on episodes 0 to 1 of the 'test' split:"):
+        run.evaluate()
+
+
+def test_a_learner_cannot_change_the_values_of_a_run(tmp_path: Path) -> None:
+    run = train_failing(tmp_path / "run", place="adapt", fault="added value")
+    names = list(run.values)
+    run.evaluate()
+    assert list(run.values) == names
