@@ -1,4 +1,4 @@
-"""Read the files of a checkpoint: every file is verified against the manifest before any of it is used."""
+"""The files of a checkpoint: each is verified against the manifest before it is used; tensors are safetensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILES: Mapping[int, tuple[str, ...]] = {
     2: ("model.safetensors", "train.safetensors", "state.json"),
 }
 MANIFEST = "MANIFEST.json"
-# Far above what MetaForge writes; a larger file is not read into memory.
+# The largest JSON file that is read into memory, in bytes; MetaForge writes far smaller ones.
 _MOST_JSON = 64 << 20
 
 
@@ -53,7 +53,7 @@ def to_bytes(tensors: Params) -> bytes:
 
 
 def from_bytes(data: bytes) -> Params:
-    """Return the tensors of bytes in the safetensors format."""
+    """Return the tensors in bytes of the safetensors format."""
     return load_tensors(data)
 
 

@@ -1,4 +1,4 @@
-"""What a training works with from its first step to its last: processes, computation, hooks, folder and saver."""
+"""The objects that a training uses: process group, computation, hooks, run folder and saver of checkpoints."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from metaforge.runs.worker import Worker
 
 @dataclass(frozen=True)
 class Setup:
-    """What a training works with from its first step to its last.
+    """The objects that a training uses; they stay the same for all of its steps.
 
     Attributes:
         resolved: The configuration.
-        world: The processes of the run.
+        world: The process group of the run.
         worker: The computation of this process.
-        hooks: The hook manager; without hooks on every rank but 0.
+        hooks: The hook manager; it has no hooks on ranks other than 0.
         plugins: The hook plugins that the configuration names; their states are saved.
-        folder: The run folder; None on every rank but 0, which write nothing.
+        folder: The run folder; None on all ranks but 0, which write nothing.
         saver: Writes checkpoints and finds them again.
-        info: What hooks are told about the run.
+        info: The description of the run that hooks receive.
         initial: The values of the learner before any training.
         dry: Whether this is a dry run.
     """
@@ -65,12 +65,12 @@ def set_up(
         path: The run folder.
         command: The command line, recorded in the folder.
         hooks: Objects with hooks, called before those of the configuration.
-        world: The processes of the run.
-        dry: Whether this is a dry run, which compiles nothing unless it must and tells hooks of no folder.
+        world: The process group of the run.
+        dry: Whether this is a dry run. It compiles only if `engine.compile` is `on`, and hooks get no folder.
         resuming: Whether the folder exists already.
 
     Raises:
-        MetaForgeError: If a plugin cannot be built, or the folder cannot be created or is in use.
+        MetaForgeError: A plugin cannot be built, or the folder cannot be created or is in use.
     """
     worker = Worker(resolved, world, dry=dry)
     environment, initial = worker.environment(), worker.initial()

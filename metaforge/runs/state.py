@@ -1,4 +1,4 @@
-"""The state of a run after an outer step, and how it is saved to checkpoints and found again."""
+"""The state of a run after an outer step, and how it is saved to checkpoints and restored from them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from metaforge.runs import checkpoint, checkpoint_files
 
 @dataclass(frozen=True)
 class State:
-    """Everything that later steps depend on; it advances only when a step is complete with its hooks and records.
+    """Everything that later steps depend on, after a step that is complete with its hooks and records.
 
     Attributes:
-        step: Outer steps taken.
+        step: Number of outer steps so far, skipped ones included.
         seconds: Duration of the run so far.
         values: The values of the learner.
-        training: The tensors of the outer optimiser.
-        window: Per-task metrics since the last regular record, by name.
-        norms: The last norms of the meta-gradient, for the detection of divergence.
+        training: The tensors in the outer optimiser's state.
+        window: The metrics of every task since the last regular record, by name.
+        norms: The norms of the latest meta-gradients, for the detection of divergence.
         skipped: The steps that were skipped because they diverged.
         best: The best validation score so far, None before the first validation.
         best_step: The step of that validation.
@@ -55,7 +55,7 @@ _FACTS = ("seconds", "window", "norms", "skipped", "best", "best_step", "hooks",
 
 
 class Saver:
-    """Writes checkpoints to the `ckpt` folder of a run, keeps the latest and the best, and finds them again.
+    """Writes checkpoints to the `ckpt` folder of a run, removes old ones, and finds the last valid one.
 
     Args:
         folder: The run folder.
@@ -75,7 +75,7 @@ class Saver:
         return state.seconds - seconds >= self._config.interval
 
     def save(self, state: State, *, best: bool = False) -> Path | None:
-        """Save a state and remove older checkpoints.
+        """Save a state and remove old checkpoints.
 
         Args:
             state: The state to save.
@@ -85,8 +85,8 @@ class Saver:
             The path of the new checkpoint, or None if the state was saved before.
 
         Raises:
-            PluginError: If JSON cannot hold the state of a hook plugin; the error names it.
-            StorageError: If the disk is full or not writable.
+            PluginError: JSON cannot represent the state of a hook plugin; the error names it.
+            StorageError: The disk is full or not writable.
         """
         saved = self._last is not None and self._last[0] == state.step
         if saved and not best:
@@ -114,7 +114,7 @@ class Saver:
         return state, saved, bad
 
     def restored(self, state: State) -> None:
-        """Point `BEST` to the best step of a restored state: the process may have died before it did so itself."""
+        """Point `BEST` to the best step of a restored state, in case the earlier process died before it did so."""
         if state.best_step is not None and checkpoint.best(self.folder) != state.best_step:
             checkpoint.mark_best(self.folder, state.best_step)
 
@@ -153,7 +153,7 @@ def _state(saved: checkpoint.Checkpoint, folder: Path) -> State:
         return replace(
             state,
             seconds=_finite(facts["seconds"]),
-            # A learner's own metrics may be any number; what the run itself depends on must be finite.
+            # A learner's own metrics may be NaN or infinite; the numbers that the run depends on must be finite.
             window={str(name): [float(x) for x in figures] for name, figures in facts["window"].items()},
             norms=tuple(_finite(norm) for norm in facts["norms"]),
             skipped=tuple(int(step) for step in facts["skipped"]),

@@ -1,4 +1,4 @@
-"""How a run computes: its learner on its device, in its precision, by the plan that the engine decided on."""
+"""The computation of a run in one process: outer steps and validation, as the engine decided."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Worker:
         return range((step - 1) * self.local.total, step * self.local.total)
 
     def _local_episodes(self, step: int) -> range:
-        """Return the indices of those that this rank computes."""
+        """Return the indices of the training episodes of an outer step that this rank computes."""
         return self.episodes(step)[self.local.first : self.local.first + sum(self.local.groups)]
 
     def sample(self, step: int) -> Task:
@@ -96,7 +96,7 @@ class Worker:
             step: The number of the outer step, from 1.
 
         Raises:
-            ConfigError: The learner cannot be computed by this plan, or compiled, but can be otherwise.
+            ConfigError: The step fails by this plan or compiled, but succeeds by plan `loop` or eagerly.
         """
         keys = [make_key(self.settings.seed, "train", episode) for episode in self._local_episodes(step)]
         compute = partial(
@@ -116,7 +116,7 @@ class Worker:
                 raise
 
     def _refuse_setting_at_fault(self, compute: Callable[..., MetaStep], error: RuntimeError) -> None:
-        """Raise `ConfigError` if the step succeeds eagerly or by plan `loop`: then not the learner is at fault."""
+        """Raise `ConfigError` if the step succeeds eagerly or by plan `loop`: then the setting is at fault."""
         simpler: list[tuple[str, str, str, Plan]] = []
         if self.decision.compiled:
             simpler.append(("engine.compile", "off", "A compiled step", self.plan))
@@ -135,7 +135,10 @@ class Worker:
             ) from error
 
     def _fused_norms(self) -> list[str]:
-        """Return the names of PyTorch's fused norm functions that the learner adapts through, on its first task."""
+        """Return the names of PyTorch's fused norm functions that the loss of the first training task calls.
+
+        The list is empty for a learner that does not adapt in steps.
+        """
         if not self.learner.tags.adapts:
             return []
         batch = self.parts.dataset.sample("train", self.parts.training_shape, 0, 1, seed=self.settings.seed)
