@@ -232,7 +232,7 @@ def _batched_image_layers(plan: Plan, device: torch.device) -> Iterator[None]:
     That is on a CPU, in float32 or float64, under every plan but `loop`, in networks that pool.
     """
     faster = plan != "loop" and device.type == "cpu" and not torch.is_autocast_enabled(device.type)
-    with images.together("pooled") if faster else nullcontext():
+    with images.channels_last_kernels("pooled") if faster else nullcontext():
         yield
 
 

@@ -76,7 +76,7 @@ def _traced_and_lowered(function: Callable[..., Any], leaves: list[Tensor], stru
         output_structures.append(output_structure)
         return outputs
 
-    with images.together():
+    with images.channels_last_kernels():
         traced = make_fx(flat)(*leaves)
     _remove_view_round_trips(traced.graph)
     if leaves[0].device.type == "cpu":

@@ -1,6 +1,6 @@
 """Convolution, max pooling and ReLU that the engine can switch to channels-last kernels for all tasks in one call.
 
-Outside of the context `together` each layer computes what torch's does. Inside, it calls a kernel of
+Outside of the context `channels_last_kernels` each layer computes what torch's does. Inside, it calls a kernel of
 `metaforge.kernels`, which under `vmap` merges the task dimension into the channels and computes in channels-last memory
 format. Compiled steps of every network are faster with these kernels. In eager mode the kernels have more Python
 overhead than torch's, which pays off only in networks with max pooling: torch's max pooling is several times slower on
@@ -26,7 +26,7 @@ _kernels_used: ContextVar[_Where] = ContextVar("kernels_used", default="nowhere"
 
 
 @contextmanager
-def together(where: _Where = "everywhere") -> Iterator[None]:
+def channels_last_kernels(where: _Where = "everywhere") -> Iterator[None]:
     """Let the layers of this module use the channels-last kernels while the context is active.
 
     Args:
