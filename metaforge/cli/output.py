@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import io
 import json
@@ -14,17 +13,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from metaforge.errors import MetaForgeError, StorageError, printable
+from metaforge.errors import INTERRUPTED, as_metaforge_error, exit_code, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-INTERRUPTED = 130
-
-_STORAGE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST})
 
 
 def handle_errors(command: Callable[P, T]) -> Callable[P, T]:
@@ -37,30 +32,28 @@ def handle_errors(command: Callable[P, T]) -> Callable[P, T]:
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt as stop:
-            code = getattr(stop, "exit_code", INTERRUPTED)
+            code = exit_code(stop)
             print_note("Interrupted." if code == INTERRUPTED else "Terminated.")
             raise typer.Exit(code) from stop
         except BrokenPipeError as error:
             # The program that reads the answer, e.g. `head`, has closed the pipe.
             raise typer.Exit(0) from error
-        except Exception as error:
+        except BaseException as error:
             _exit_with(error)
 
     return run
 
 
-def _exit_with(error: Exception) -> NoReturn:
+def _exit_with(error: BaseException) -> NoReturn:
     """Print an error and exit with its code."""
     if os.environ.get("METAFORGE_DEBUG") == "1":
         import traceback
 
         print_note("".join(traceback.format_exception(error)).rstrip())
-    if isinstance(error, OSError) and error.errno in _STORAGE and error.filename is not None:
-        message = f"{error.filename} cannot be written or read: {error.strerror}."
-        error = StorageError(message, remedy="free space, correct the permissions, or choose another folder")
-    if isinstance(error, MetaForgeError):
-        print_note(f"Error: {error}")
-        raise typer.Exit(error.exit_code) from error
+    known = as_metaforge_error(error)
+    if known is not None:
+        print_note(f"Error: {known}")
+        raise typer.Exit(known.exit_code) from error
     print_note(f"Unexpected error: {type(error).__name__}: {printable(str(error))}")
     print_note("  remedy: set METAFORGE_DEBUG=1 to see the traceback, and please report it")
     raise typer.Exit(1) from error

@@ -19,7 +19,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from metaforge.errors import WorkerError
 from metaforge.system import machine
-from metaforge.system.signals import DoublePressDetector
+from metaforge.system.signals import DoublePressDetector, hangup_is_ignored
 
 
 def launch(words: Sequence[str], processes: int, restarts: int) -> int:
@@ -38,8 +38,8 @@ def launch(words: Sequence[str], processes: int, restarts: int) -> int:
     """
     # The store that the agent would share with the processes keeps the addresses of processes that have failed.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    # The signals that the agent handles itself; SIGINT is handled below.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP,SIGQUIT"
+    # Without SIGINT, which is handled below. The agent would handle SIGHUP under `nohup` too.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = f"SIGTERM,SIGQUIT{'' if hangup_is_ignored() else ',SIGHUP'}"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine.cores() // processes)))
     # Each process prints its own error; the agent's log would repeat it.
     logging.disable()

@@ -21,22 +21,22 @@ FILES: Mapping[int, tuple[str, ...]] = {
     2: ("model.safetensors", "train.safetensors", "state.json"),
 }
 MANIFEST = "MANIFEST.json"
-# The largest JSON file that is read into memory, in bytes; MetaForge writes far smaller ones.
-_MOST_JSON = 64 << 20
+# Far above what MetaForge writes; a larger file is not read into memory.
+MOST_JSON = 64 << 20
 
 
 def verified_files(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the name and content of each file of a checkpoint after comparing size and digest with the manifest."""
     if path.is_symlink():
         raise damaged(path, "it is a symbolic link")
-    manifest = parse_object(path / MANIFEST, _read(path / MANIFEST, _MOST_JSON))
+    manifest = parse_object(path / MANIFEST, _read(path / MANIFEST, MOST_JSON))
     names = next((names for names in FILES.values() if set(names) == set(manifest)), None)
     if names is None:
         raise damaged(path / MANIFEST, f"it lists {', '.join(sorted(map(str, manifest)))[:80] or 'no files'}")
     for name in names:
         entry = manifest[name]
         size = entry.get("size") if isinstance(entry, dict) else None
-        if not isinstance(size, int) or isinstance(size, bool) or (name.endswith(".json") and size > _MOST_JSON):
+        if not isinstance(size, int) or isinstance(size, bool) or (name.endswith(".json") and size > MOST_JSON):
             raise damaged(path / MANIFEST, f"it gives no size for {name}")
         data = _read(path / name, size)
         if len(data) != size or hashlib.sha256(data).hexdigest() != entry.get("sha256"):

@@ -53,36 +53,49 @@ class Ending:
         if error is not None:
             self.outcome = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
-            try:
-                self._record(error)
-            finally:
-                self._call_hooks(error)
+            failures = [self._record(error), self._call_hooks(error)]
+            first, *others = [failure for failure in failures if failure is not None] or [None]
+            if first is not None:
+                self._resolve(error, first, others)
         finally:
             if self._folder is not None:
                 self._folder.close()
 
-    def _record(self, error: BaseException | None) -> None:
-        """Write the status and the report."""
+    def _record(self, error: BaseException | None) -> BaseException | None:
+        """Write the status and the report; return the exception that prevented that, or None."""
         try:
             if self._folder is not None:
                 self._folder.ended(self.outcome, error, self._facts)
             # On a full disk the plots of a report would fail too.
             if self._report is not None and not isinstance(error, StorageError):
                 self._report(self.outcome)
-        except Exception as failure:
-            if error is None:
-                raise
-            error.add_note(f"The end of the run could not be recorded: {failure}")
+        except BaseException as failure:
+            # A signal may interrupt the report: the hooks are still called, and the status still gets its exit code.
+            return failure
+        return None
 
-    def _call_hooks(self, error: BaseException | None) -> None:
-        """Call `metaforge_run_end` of every hook; an error in one of them becomes the run's if there is no other."""
+    def _call_hooks(self, error: BaseException | None) -> BaseException | None:
+        """Call `metaforge_run_end` of every hook; return the first error in one of them, or None."""
         try:
             end_run(self._manager, self._info, self.outcome, error)
-        except MetaForgeError as failure:
-            if error is not None:
-                error.add_note(str(failure))
-                return
-            if self._folder is not None:
-                # The recorded outcome stays that of the training; the exit code is that of the hook's error.
-                self._folder.ended(self.outcome, failure, self._facts)
-            raise
+        except BaseException as failure:
+            return failure
+        return None
+
+    def _resolve(self, error: BaseException | None, first: BaseException, others: list[BaseException]) -> None:
+        """Raise the first failure of the ending, unless the training raised an `error`; others become notes of it.
+
+        The outcome of the training stays as it is, but the exit code in the status must be that of the command.
+        """
+        if error is not None:
+            for failure in (first, *others):
+                error.add_note(f"The end of the run failed too: {failure}")
+            return
+        for failure in others:
+            first.add_note(f"The end of the run failed too: {failure}")
+        if self._folder is not None:
+            try:
+                self._folder.ended(self.outcome, first, self._facts)
+            except MetaForgeError as unwritten:
+                first.add_note(f"The status of the run could not be written: {unwritten}")
+        raise first

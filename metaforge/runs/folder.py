@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metaforge.errors import ConfigError, RunLockedError, StorageError
+from metaforge.errors import ConfigError, RunLockedError, StorageError, exit_code
 from metaforge.system.files import fsync, make_folder, remove_leftovers, write_atomically, write_errors, write_json
 from metaforge.system.line_files import append_lines, kept_lines, write_lines
 from metaforge.system.lock import RunLock
@@ -148,9 +148,7 @@ class RunFolder:
         if error is None:
             self.status(outcome, exit_code=0, **facts)
             return
-        default = 130 if isinstance(error, KeyboardInterrupt) else 1
-        code = getattr(error, "exit_code", default)
-        self.status(outcome, exit_code=code, error=str(error) or type(error).__name__, **facts)
+        self.status(outcome, exit_code=exit_code(error), error=str(error) or type(error).__name__, **facts)
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Append one line to `metrics.jsonl`; non-finite numbers, which JSON does not have, are written as null."""

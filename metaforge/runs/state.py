@@ -51,6 +51,11 @@ class State:
         return self.step >= steps or (budget is not None and self.seconds >= budget)
 
 
+# The most bytes that the states of all hooks may take of a checkpoint's state.json: half of what is read of it.
+_MOST_HOOK_BYTES = checkpoint_files.MOST_JSON // 2
+# Far fewer than Python's recursion limit, which the parser of JSON must not reach.
+_MOST_LEVELS = 25
+
 _FACTS = ("seconds", "window", "norms", "skipped", "best", "best_step", "hooks", "inexact")
 
 
@@ -85,20 +90,22 @@ class Saver:
             The path of the new checkpoint, or None if the state was saved before.
 
         Raises:
-            PluginError: JSON cannot represent the state of a hook plugin; the error names it.
-            StorageError: The disk is full or not writable.
+            PluginError: If the state of a hook plugin cannot be saved and loaded; the error names it. The rest of the
+                state is saved before.
+            StorageError: If the disk is full or not writable.
         """
         saved = self._last is not None and self._last[0] == state.step
         if saved and not best:
             return None
-        for name, hook_state in state.hooks.items():
-            _require_json(name, hook_state)
+        state, errors = _without_faulty_hooks(state)
         facts = {name: getattr(state, name) for name in _FACTS} | dict(self._facts)
         path = checkpoint.save(self.folder, state.step, state.values, state.training, facts)
         if best:
             checkpoint.mark_best(self.folder, state.step)
         checkpoint.prune(self.folder, self._config.keep)
         self._last = (state.step, state.seconds)
+        if errors:
+            raise errors[0]
         return None if saved else path
 
     def find(self) -> tuple[State, checkpoint.Checkpoint, list[CheckpointError]] | None:
@@ -126,15 +133,57 @@ def better(score: float, best: float | None, kind: str) -> bool:
     return best is None or (score > best if kind == "classification" else score < best)
 
 
-def _require_json(name: str, hook_state: Any) -> None:
-    try:
-        json.dumps(hook_state, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise PluginError(
-            f"The state of the hook {name!r} cannot be saved as JSON: {error}.",
-            where=f"hooks.{name}",
-            remedy="return numbers, strings, lists and dictionaries from its state()",
-        ) from error
+def _without_faulty_hooks(state: State) -> tuple[State, list[PluginError]]:
+    """Return the state without the entries of hooks that could not be loaded again, and an error for each of them.
+
+    A run that is resumed from such a state is inexact: the state records why.
+    """
+    errors: dict[str, PluginError] = {}
+    hooks: dict[str, Any] = {}
+    space = _MOST_HOOK_BYTES
+    for name, hook_state in state.hooks.items():
+        try:
+            space -= _size_as_json(hook_state)
+            if space < 0:
+                raise ValueError(f"the states of all hooks together exceed {_MOST_HOOK_BYTES:,} bytes")
+        except (TypeError, ValueError, RecursionError, CheckpointError) as error:
+            errors[name] = PluginError(
+                f"The state of the hook {name!r} cannot be saved as JSON: {getattr(error, 'what', error)}.",
+                where=f"hooks.{name}",
+                remedy="return a dictionary of numbers, strings, lists and dictionaries from its state()",
+            )
+            errors[name].__cause__ = error
+        else:
+            hooks[name] = hook_state
+    lost = tuple(f"hooks.{name}: its state could not be saved (after step {state.step})" for name in errors)
+    return replace(state, hooks=hooks, inexact=(*state.inexact, *lost)), list(errors.values())
+
+
+def _size_as_json(hook_state: Any) -> int:
+    """Return the bytes that the state of a hook takes in a checkpoint.
+
+    Raises `TypeError`, `ValueError`, `RecursionError` or `CheckpointError` unless it is a dictionary that a checkpoint can hold and that
+    is equal to it after loading, except that tuples become lists.
+    """
+    if not isinstance(hook_state, dict):
+        raise TypeError(f"it is of type {type(hook_state).__name__}, not a dictionary")
+    # Nested and indented as in a checkpoint.
+    text = json.dumps({"hooks": {"name": hook_state}}, allow_nan=False, indent=1)
+    if len(text) > _MOST_HOOK_BYTES:
+        raise ValueError(f"it has {len(text):,} bytes, more than {_MOST_HOOK_BYTES:,}")
+    loaded = checkpoint_files.parse_object(Path("state.json"), text.encode())["hooks"]["name"]
+    if loaded != _with_lists(hook_state):
+        raise ValueError("it differs after loading; keys must be strings")
+    return len(text)
+
+
+def _with_lists(value: Any, depth: int = 0) -> Any:
+    """Return a value with every tuple replaced by a list; raise `ValueError` if it nests deeper than 25 levels."""
+    if depth > _MOST_LEVELS:
+        raise ValueError(f"it nests more than {_MOST_LEVELS} levels deep")
+    if isinstance(value, dict):
+        return {key: _with_lists(entry, depth + 1) for key, entry in value.items()}
+    return [_with_lists(entry, depth + 1) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _finite(value: Any) -> float:

@@ -57,7 +57,7 @@ def run_training(
     Raises:
         MetaForgeError: The run cannot be started, fails or diverges. The exit code of the error says which, and the
             `status.json` of the folder records it.
-        KeyboardInterrupt: After SIGINT or SIGTERM, once the step in progress is saved.
+        KeyboardInterrupt: After SIGINT, SIGTERM or SIGHUP, once the step in progress is saved.
     """
     device = machine.choose_device(resolved.run.device, processes.local_rank())
     # Signals are handled from before the data are read until the report is written, so that a signal at any time ends
