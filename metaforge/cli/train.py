@@ -30,6 +30,7 @@ def train(
     backbone: options.Backbone = None,
     adapter: options.Adapter = None,
     regularizer: options.RegularizerSet = None,
+    hook: options.HookSet = None,
     config: options.ConfigFile = None,
     settings: options.Settings = None,
     steps: options.Steps = None,
@@ -49,7 +50,7 @@ def train(
     """Train a learner, or resume a run; configuration, checkpoints, metrics and report are kept in a run folder."""
     _reject_with_resume(resume, out=out, config=config, dry_run=dry_run)
     flags = options.RunFlags(
-        learner, dataset, backbone, adapter, regularizer, steps, budget, seed, device, config, settings
+        learner, dataset, backbone, adapter, regularizer, hook, steps, budget, seed, device, config, settings
     )
     registry, resolved = flags.resolve(folder=resume)
     from metaforge.engine import processes

@@ -24,6 +24,7 @@ from metaforge.engine.chunks import ChunkForward, ChunkGradients, ChunkResult, c
 from metaforge.engine.local_batch import LocalBatch
 from metaforge.engine.plans import Plan, combining_regularizers
 from metaforge.engine.precision import primitive_attention
+from metaforge.engine.predictions import require_prediction
 
 
 @dataclass(frozen=True)
@@ -246,6 +247,7 @@ def score_tasks(
     steps: int | None = None,
     plan: Plan = "loop",
     measure: bool = False,
+    outputs: int | None = None,
 ) -> Scores:
     """Return the scores of a batch of test tasks after adaptation; no graph is built and no tensor is changed.
 
@@ -257,14 +259,20 @@ def score_tasks(
         steps: The number of adaptation steps; None for the learner's own.
         plan: `loop` computes one task after another; `vmap` and `fold` compute all tasks in one `vmap` call.
         measure: Whether to compute the learner's own test metrics too.
+        outputs: The number of predictions per query that the tasks need; None does not check the shape of predictions.
 
     Returns:
         The scores, the predictions and, with `measure` and `keys`, the learner's own test metrics.
+
+    Raises:
+        PluginError: The predictions for a task do not have the shape `[n, outputs]`.
     """
 
     def score_task(task: Task, key: Tensor | None) -> Scores:
         fast = learner.adapt(values, task.support, steps=steps)
         prediction = learner.predict(values, fast, task.query.x)
+        if outputs is not None:
+            require_prediction(learner, prediction, len(task.query.x), outputs)
         kind: Kind = "regression" if task.query.y.is_floating_point() else "classification"
         measures = learner.measure(values, task, key) if measure and key is not None else {}
         return Scores(score(kind, prediction, task.query.y), prediction, measures)

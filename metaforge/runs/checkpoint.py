@@ -27,6 +27,7 @@ from metaforge.runs.checkpoint_files import (
     damaged,
     from_bytes,
     parse_object,
+    require_loadable_json,
     to_bytes,
     verified_files,
 )
@@ -68,6 +69,7 @@ def save(folder: Path, step: int, values: Params, training: Params, facts: Mappi
 
     Raises:
         StorageError: The disk has too little space, which is checked before anything is written, or is not writable.
+        CheckpointError: `load` would refuse the `state.json` with these facts; nothing is written then.
     """
     path = _path(folder, step)
     files = {
@@ -75,6 +77,7 @@ def save(folder: Path, step: int, values: Params, training: Params, facts: Mappi
         "train.safetensors": to_bytes(training),
         "state.json": json.dumps({"schema": SCHEMA, "step": step, **facts}, indent=1).encode(),
     }
+    require_loadable_json(path / "state.json", files["state.json"])
     manifest = {key: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for key, data in files.items()}
     files[MANIFEST] = json.dumps(manifest, indent=1).encode()
     needed = sum(map(len, files.values()))

@@ -72,6 +72,25 @@ def _read(path: Path, most: int) -> bytes:
         raise damaged(path, getattr(error, "strerror", None) or "it cannot be read") from error
 
 
+def require_loadable_json(path: Path, data: bytes) -> None:
+    """Raise `CheckpointError` for the content of a JSON file that reading a checkpoint would refuse."""
+    problem = ""
+    if len(data) > MOST_JSON:
+        problem = f"it would have {len(data):,} bytes, and no more than {MOST_JSON:,} are read"
+    else:
+        try:
+            parse_object(path, data)
+        except CheckpointError as error:
+            problem = error.what.rstrip(".")
+    if problem:
+        raise CheckpointError(
+            f"The checkpoint file {path.name} is not written, because it could not be loaded again: {problem}.",
+            where=str(path),
+            remedy="earlier checkpoints are unchanged; let hooks keep a smaller state, and learners return fewer"
+            " metrics",
+        )
+
+
 def parse_object(path: Path, data: bytes) -> dict[str, Any]:
     try:
         content = json.loads(data, object_pairs_hook=_once)

@@ -53,10 +53,11 @@ class Ending:
         if error is not None:
             self.outcome = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
-            failures = [self._record(error), self._call_hooks(error)]
-            first, *others = [failure for failure in failures if failure is not None] or [None]
-            if first is not None:
-                self._resolve(error, first, others)
+            unrecorded = self._record(error)
+            # The hooks hear of the first error, even if only the record of the run failed.
+            found = [unrecorded, self._call_hooks(error or unrecorded)]
+            if failures := [failure for failure in found if failure is not None]:
+                self._resolve(error, failures[0], failures[1:])
         finally:
             if self._folder is not None:
                 self._folder.close()

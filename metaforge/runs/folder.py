@@ -25,6 +25,8 @@ from metaforge.system.untrusted import UNREADABLE, parse_json, read_object
 
 # What a folder may contain while it is created, before `config.toml` makes it a run folder.
 _BEGUN = frozenset({"run.lock", "pictures", "command.txt", "env.json", "metrics.jsonl"})
+# The most resumes that `env.json` lists, the last ones: a job that is restarted for months must not make it too large.
+_MOST_RESUMES = 100
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -127,13 +129,14 @@ class RunFolder:
             recorded: The last step whose metrics are kept; later records are removed.
             config: The configuration that it continues with; it replaces the recorded one.
             command: The command line, appended to the recorded ones.
-            facts: Facts about the resume, appended to the list `resumed` in `env.json`.
+            facts: Facts about the resume, appended to the list `resumed` in `env.json`, which keeps the last 100.
         """
         metrics, env, commands = (self.path / name for name in ("metrics.jsonl", "env.json", "command.txt"))
         write_lines(metrics, kept_lines(metrics, recorded, _step_of)[0] if recorded and metrics.is_file() else [])
         environment = read_json(env) if env.is_file() else {}
         before = environment.get("resumed", [])
         resumes = [*(before if isinstance(before, list) else [before]), {"step": step, "at": _now(), **facts}]
+        resumes = resumes[-_MOST_RESUMES:]
         earlier = commands.read_text("utf-8", errors="replace") if commands.is_file() else ""
         write_atomically(self.path / "config.toml", config)
         write_atomically(commands, earlier + command + "\n")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from metaforge.authoring.protocols import Params
-from metaforge.config.resolve import resolve
+from metaforge.config.resolve import KNOWN, resolve
 from metaforge.config.resolved import Resolved
 from metaforge.config.settings import TrainConfig
-from metaforge.config.sources import Layer, file_layer
+from metaforge.config.sources import Layer, file_layer, normalise
 from metaforge.config.toml_text import flatten
 from metaforge.errors import CheckpointError, ConfigError, PluginError, printable
 from metaforge.registry.registry import Registry
@@ -26,6 +26,8 @@ from metaforge.runs.state import Saver, State
 _HARMLESS = ("evaluate", "checkpoint", "hooks", "device")
 # Facts about the environment: if one of them differs, results may differ in their last bits.
 _ENVIRONMENT = ("device", "threads", "torch", "plan", "chunk", "compiled", "processor", "platform", "python")
+# The most changes that a run remembers over all its resumes, however often it is restarted.
+_MOST_CHANGES = 200
 
 
 def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> Resolved:
@@ -41,7 +43,7 @@ def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> 
         ConfigError: The layers choose another learner or data set.
     """
     require_run(folder, where="--resume")
-    own = file_layer(folder / "config.toml")
+    own, *layers = [normalise(layer, KNOWN) for layer in (file_layer(folder / "config.toml"), *layers)]
     for key in ("learner", "dataset"):
         before = own.values.get(key, {}).get("name")
         for layer in layers:
@@ -113,8 +115,8 @@ def restore_state(
         "damaged": [*damage_of(errors), *no_environment],
         **_nothing_left(state, train, saved.facts),
     }
-    # A run that was once resumed inexactly stays inexact.
-    inexact = (*state.inexact, *(f"{change} (after step {state.step})" for change in changes))
+    # A run that was once resumed inexactly stays inexact. Every resume may add lines: only the last ones are kept.
+    inexact = (*state.inexact, *(f"{change} (after step {state.step})" for change in changes))[-_MOST_CHANGES:]
     return replace(state, inexact=inexact), facts
 
 

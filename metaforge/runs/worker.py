@@ -13,7 +13,7 @@ from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Params, Task
 from metaforge.config.resolved import Resolved
 from metaforge.engine import plans
-from metaforge.engine.batch import MetaStep, meta_gradients, prepare
+from metaforge.engine.batch import MetaStep, meta_gradients, prepare, score_tasks
 from metaforge.engine.chunks import chunk_gradients
 from metaforge.engine.compiler import Compiler
 from metaforge.engine.plans import Plan
@@ -40,6 +40,7 @@ class Worker:
         spec = self.parts.training_spec()
         self.learner = self.parts.learner(spec)
         self.dtype = self.parts.dtype
+        self._require_predictions(spec.outputs)
         engine, train = resolved.run.engine, resolved.run.train
         shards = min(engine.shards, train.tasks) if engine.reduce == "exact" else None
         self.local = world.local_batch(train.tasks, shards)
@@ -134,6 +135,18 @@ class Worker:
                 remedy=f"set {setting} to {value}",
             ) from error
 
+    def _first_task(self) -> Task:
+        """Return the first training task as a batch of one, prepared for the learner."""
+        batch = self.parts.dataset.sample("train", self.parts.training_shape, 0, 1, seed=self.settings.seed)
+        return prepare(batch, self.device, self.dtype)
+
+    def _require_predictions(self, outputs: int) -> None:
+        """Raise `PluginError` unless the learner predicts `[n, outputs]` for the first training task.
+
+        A training sees only losses, so predictions of a wrong shape would not be noticed before the evaluation.
+        """
+        score_tasks(self.learner, self.initial(), self._first_task(), outputs=outputs)
+
     def _fused_norms(self) -> list[str]:
         """Return the names of PyTorch's fused norm functions that the loss of the first training task calls.
 
@@ -141,8 +154,7 @@ class Worker:
         """
         if not self.learner.tags.adapts:
             return []
-        batch = self.parts.dataset.sample("train", self.parts.training_shape, 0, 1, seed=self.settings.seed)
-        task = one_task(prepare(batch, self.device, self.dtype), 0)
+        task = one_task(self._first_task(), 0)
         return plans.fused_norms(self.learner, self.initial(), task, make_key(self.settings.seed, "train", 0))
 
     def validation_scores(self, values: Params, tasks: int) -> list[float]:

@@ -100,8 +100,9 @@ class StopRequests:
 def stop_requests(*, exit_on_second: bool = True) -> Iterator[StopRequests]:
     """Handle SIGTERM, SIGINT and SIGHUP inside the block, and restore the previous handlers afterwards.
 
-    An ignored SIGHUP stays ignored: `nohup` starts a process so that it outlives its terminal. Python delivers signals to the main thread only, so in any other thread this changes nothing. Pass
-    `exit_on_second=False` where a launcher forwards Ctrl-C: the process may then receive one Ctrl-C twice.
+    An ignored SIGHUP stays ignored: `nohup` starts a process so that it outlives its terminal. Python delivers signals
+    to the main thread only, so in any other thread this changes nothing. Pass `exit_on_second=False` where a launcher
+    forwards Ctrl-C: the process may then receive one Ctrl-C twice.
     """
     requests = StopRequests(exit_on_second=exit_on_second)
     if threading.current_thread() is not threading.main_thread():
