@@ -9,7 +9,6 @@ from pathlib import Path
 import pluggy
 
 from metaforge.authoring.hooks import RunInfo
-from metaforge.authoring.protocols import Params
 from metaforge.config.resolved import Resolved
 from metaforge.engine.processes import World
 from metaforge.registry.hook_contract import with_hooks
@@ -32,7 +31,6 @@ class Setup:
         folder: The run folder; None on all ranks but 0, which write nothing.
         saver: Writes checkpoints and finds them again.
         info: The description of the run that hooks receive.
-        initial: The values of the learner before any training.
         dry: Whether this is a dry run.
     """
 
@@ -44,7 +42,6 @@ class Setup:
     folder: RunFolder | None
     saver: Saver
     info: RunInfo
-    initial: Params
     dry: bool
 
 
@@ -73,7 +70,10 @@ def set_up(
         MetaForgeError: A plugin cannot be built, or the folder cannot be created or is in use.
     """
     worker = Worker(resolved, world, dry=dry)
-    environment, initial = worker.environment(), worker.initial()
+    environment = worker.environment()
+    # The hooks get their own copy of the settings: what a hook does to it must not reach a checkpoint.
+    info = RunInfo(None if dry else path, resolved.to_dict(), worker.parts.dataset.kind, command, environment)
+    saver = Saver(path, resolved.run.checkpoint, {"config": resolved.to_dict(), "environment": environment})
     plugins: dict[str, object] = {}
     manager, folder = hook_manager([]), None
     if world.is_rank_zero:
@@ -84,7 +84,5 @@ def set_up(
             folder = RunFolder.reopen(path)
         else:
             folder = RunFolder.create(path, config=resolved.to_toml(), command=command, environment=environment)
-    settings = resolved.to_dict()
-    info = RunInfo(None if dry else path, settings, worker.parts.dataset.kind, command, environment)
-    saver = Saver(path, resolved.run.checkpoint, {"config": settings, "environment": environment})
-    return Setup(resolved, world, worker, manager, plugins, folder, saver, info, initial, dry)
+    # Nothing may fail between the folder and the training, which records how the run ends.
+    return Setup(resolved, world, worker, manager, plugins, folder, saver, info, dry)

@@ -67,18 +67,14 @@ def run_training(
         if dry_run:
             with tempfile.TemporaryDirectory() as temporary:
                 setup = set_up(resolved, Path(temporary) / "run", command, hooks, world, dry=True)
-                return _Training(setup, State(values=setup.initial)).run(signals)
+                return _Training(setup, State()).run(signals)
         names = [choice.entry.name for choice in (resolved.dataset, resolved.learner) if choice is not None]
         path = world.path(folder or default_folder("-".join(names), processes.job_id()))
         # After a restart rank 0 decides whether to resume, because other ranks may not be able to read its disk.
         restarted = world.is_rank_zero and processes.restart_count() > 0 and (path / "config.toml").is_file()
         resuming = resuming or world.maximum(int(restarted)) == [1]
         setup = set_up(resolved, path, command, hooks, world, resuming=resuming)
-        training = (
-            _restored(setup, accept_plugins=accept_plugins)
-            if resuming
-            else _Training(setup, State(values=setup.initial))
-        )
+        training = _restored(setup, accept_plugins=accept_plugins) if resuming else _Training(setup, State())
         return training.run(signals)
 
 
@@ -91,19 +87,18 @@ def _restored(setup: Setup, *, accept_plugins: bool) -> _Training:
     try:
         if setup.world.is_rank_zero:
             state, facts = resume.restore_state(
-                setup.saver, setup.resolved, info.environment, setup.initial, accept_plugins=accept_plugins
+                setup.saver, setup.resolved, info.environment, setup.worker.initial(), accept_plugins=accept_plugins
             )
             restore_states(setup.plugins, state.hooks)
             setup.saver.restored(state)
             data = to_bytes(state, facts)
         state, facts = from_bytes(setup.world.broadcast(data))
         status = resume.continue_run(folder, setup.resolved, info.command, state, facts)
+        values = {name: value.to(setup.worker.device) for name, value in state.values.items()}
     except BaseException:
         if folder is not None:
             folder.close()
         raise
-    # A run that ended before its first checkpoint starts from its initial values.
-    values = {name: value.to(setup.worker.device) for name, value in (state.values or setup.initial).items()}
     environment = {**info.environment, "resumed": facts}
     setup = replace(setup, info=replace(info, start=state.step, environment=environment))
     return _Training(setup, replace(state, values=values), status)
@@ -122,12 +117,14 @@ class _Training:
     `state` is the state after the last complete step, `facts` is what `status.json` records besides the outcome.
     """
 
+    # Built in `run`, not in `__init__`: if it fails, the run must end like any other that fails.
+    optimizer: OuterOptimizer
+
     def __init__(self, setup: Setup, state: State, facts: Mapping[str, Any] | None = None) -> None:
         self.setup, self.world, self.worker, self.info = setup, setup.world, setup.worker, setup.info
         self.folder, self.hook, self.config = setup.folder, setup.hooks.hook, setup.resolved.run.train
         self.steps = min(1, self.config.steps) if setup.dry else self.config.steps
-        self.state, self.optimizer = state, OuterOptimizer(self.config, state.values, state.training)
-        self.facts = dict(facts or {})
+        self.state, self.facts = state, dict(facts or {})
         self.learner = f"learner {type(self.worker.learner).__name__}"
 
     def run(self, signals: StopRequests) -> Run:
@@ -138,11 +135,18 @@ class _Training:
                 self.folder.status("running")
             self.hook.metaforge_run_start(run=self.info)
             self.facts |= run_facts(self.setup.hooks, self.info)
-            divergence.require_finite_start(self.learner, self.state.values)
+            self._start()
             ending.outcome = self._loop(signals)
             if self.setup.dry:
                 self._rehearse()
         return self._result(ending.outcome)
+
+    def _start(self) -> None:
+        """Initialise the values, unless they were restored, and build the outer optimiser."""
+        if not self.state.values:
+            self.state = replace(self.state, values=self.worker.initial())
+        divergence.require_finite_start(self.learner, self.state.values)
+        self.optimizer = OuterOptimizer(self.config, self.state.values, self.state.training)
 
     def _loop(self, signals: StopRequests) -> Outcome:
         """Take outer steps until the run is over, a hook stops it, or a signal arrives; then save the state."""
