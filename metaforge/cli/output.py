@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import json
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from metaforge.errors import INTERRUPTED, as_metaforge_error, exit_code, printable
+from metaforge.errors import INTERRUPTED, StorageError, as_metaforge_error, exit_code, printable
+from metaforge.system.streams import note_stream
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,24 +62,43 @@ def _exit_with(error: BaseException) -> NoReturn:
 
 
 def flush_streams() -> None:
-    """Flush stdout and stderr; a closed pipe is no error."""
-    for stream in (sys.stdout, sys.stderr):
+    """Flush stdout and stderr; a stream that is closed, or whose reader has closed the pipe, is no error.
+
+    Raises:
+        StorageError: Stdout cannot be written, for example because it is a file on a full disk.
+    """
+    for stream in (sys.stderr, sys.stdout):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except (OSError, ValueError) as error:
             # Without this the interpreter would flush again when it exits, and print an error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if stream is sys.stdout:
+                raise_unless_closed(error)
+
+
+def raise_unless_closed(error: OSError | ValueError) -> None:
+    """Raise `StorageError` for an error in writing an answer, except that a closed stream drops it silently."""
+    if isinstance(error, OSError) and error.errno not in (errno.EPIPE, errno.EBADF):
+        raise StorageError(
+            f"The answer cannot be written to stdout: {error.strerror}.", remedy="free space, or print it elsewhere"
+        ) from error
 
 
 def print_note(text: str) -> None:
-    """Print a text on stderr; if stderr is a closed pipe, the command goes on."""
-    with suppress(BrokenPipeError):
-        print(text, file=sys.stderr)  # noqa: T201
+    """Print a text on stderr, as far as stderr can take it."""
+    print(text, file=note_stream())
 
 
 def print_answer(text: str) -> None:
-    """Print a text on stdout."""
-    print(text)  # noqa: T201
+    """Print a text on stdout; raise `StorageError` if it cannot be written, but not if stdout is closed."""
+    try:
+        print(text)  # noqa: T201
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:
+        raise_unless_closed(error)
 
 
 def print_json(value: Any) -> None:

@@ -14,6 +14,7 @@ from metaforge.cli import options
 from metaforge.cli.evaluate import evaluate_folder, print_evaluation
 from metaforge.cli.output import handle_errors, print_answer, print_json, print_note
 from metaforge.errors import printable
+from metaforge.system.streams import stdout_to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,15 +60,17 @@ def train(
     if nproc > 1 and not processes.under_torchrun():
         raise typer.Exit(_launch(resolved, resume or out, nproc, max_restarts))
     hooks = [*([] if no_progress else _progress_hooks(registry, resolved)), _RunMessages()]
-    run = run_training(
-        resolved,
-        folder=resume or out,
-        command=shlex.join(["metaforge", *sys.argv[1:]]),
-        dry_run=dry_run,
-        hooks=hooks,
-        resuming=resume is not None,
-        accept_plugins=accept_plugins,
-    )
+    # What plugins print goes to stderr: stdout is for the answer.
+    with stdout_to_stderr():
+        run = run_training(
+            resolved,
+            folder=resume or out,
+            command=shlex.join(["metaforge", *sys.argv[1:]]),
+            dry_run=dry_run,
+            hooks=hooks,
+            resuming=resume is not None,
+            accept_plugins=accept_plugins,
+        )
     if processes.rank() == 0:
         answer = run.summary | ({"dry_run": True} if run.folder is None else {"folder": str(run.folder)})
         if evaluate_after and run.folder is not None:

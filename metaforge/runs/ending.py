@@ -57,7 +57,7 @@ class Ending:
             # The hooks hear of the first error, even if only the record of the run failed.
             found = [unrecorded, self._call_hooks(error or unrecorded)]
             if failures := [failure for failure in found if failure is not None]:
-                self._resolve(error, failures[0], failures[1:])
+                self._resolve(error, *failures)
         finally:
             if self._folder is not None:
                 self._folder.close()
@@ -83,7 +83,7 @@ class Ending:
             return failure
         return None
 
-    def _resolve(self, error: BaseException | None, first: BaseException, others: list[BaseException]) -> None:
+    def _resolve(self, error: BaseException | None, first: BaseException, *others: BaseException) -> None:
         """Raise the first failure of the ending, unless the training raised an `error`; others become notes of it.
 
         The outcome of the training stays as it is, but the exit code in the status must be that of the command.

@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 import os
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import pluggy
 from metaforge.authoring.hooks import Outcome, RunInfo, Specs, Stateful, names
 from metaforge.errors import MetaForgeError, PluginError
 from metaforge.registry.hook_contract import hook_errors, hook_methods, hook_name
+from metaforge.system.streams import note_stream, reopen_descriptors
 
 
 class Trace:
@@ -30,7 +30,7 @@ class Trace:
     def print_call(self, outcome: object, hook: str, plugins: Sequence[object], arguments: Mapping[str, Any]) -> None:
         """Print one line about a call that has returned."""
         step = f" at step {arguments['step']}" if "step" in arguments else ""
-        print(f"{hook}{step}: {', '.join(self.calls) or 'no plugin'}", file=sys.stderr)  # noqa: T201
+        print(f"{hook}{step}: {', '.join(self.calls) or 'no plugin'}", file=note_stream())
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,17 @@ class HookCall:
         start = time.perf_counter()
         try:
             yield
-        except MetaForgeError:
+        except (MetaForgeError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise PluginError(
                 f"The hook {self.hook} of {self.cls.__name__} raised {type(error).__name__}: {error}",
                 where=f"{self.cls.__module__}:{self.cls.__qualname__}",
                 remedy="run without this hook, or fix it (METAFORGE_DEBUG=1 shows the traceback)",
             ) from error
         finally:
+            # A hook may have closed stderr or stdout.
+            reopen_descriptors()
             if self.trace is not None:
                 self.trace.calls.append(f"{self.label} {1e3 * (time.perf_counter() - start):.2f} ms")
 
