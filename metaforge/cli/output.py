@@ -77,19 +77,26 @@ def flush_streams() -> None:
 
 
 def print_note(text: str) -> None:
-    """Print a text on stderr; if stderr is a closed pipe, the command goes on."""
+    """Print a text on stderr, without control characters; if stderr is a closed pipe, the command goes on."""
     with suppress(BrokenPipeError):
-        print(text, file=sys.stderr)  # noqa: T201
+        print(_printable_lines(text), file=sys.stderr)  # noqa: T201
 
 
 def print_answer(text: str) -> None:
-    """Print a text on stdout."""
-    print(text)  # noqa: T201
+    """Print a text on stdout, without control characters."""
+    print(_printable_lines(text))  # noqa: T201
+
+
+def _printable_lines(text: str) -> str:
+    """Return lines of text with a space in place of each control character: names and files are untrusted."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON on stdout."""
-    print_answer(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print a value as JSON on stdout; control characters are escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    # JSON itself escapes only the control characters below 32.
+    print_answer("".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -28,15 +28,21 @@ from metaforge.results.records import (
 from run_folders import run_folder
 
 RECORD: dict[str, Any] = {
-    "dataset": "pixels",
-    "learner": "reader",
-    "split": "test",
-    "kind": "classification",
-    "ways": 5,
-    "shots": 1,
-    "own_steps": 2,
-    "scores": [{"steps": 0, "mean": 0.2}, {"steps": 2, "mean": 0.8}, {"steps": 9, "mean": 0.7}],
-    "per_task": {"scores": {"2": [0.8, None]}},
+    **{"format": 1, "dataset": "pixels", "learner": "reader", "split": "test", "seed": 7, "tasks": 2},
+    **{"kind": "classification", "metric": "accuracy", "ways": 5, "shots": 1, "queries": 15},
+    **{"norm": "support", "transductive": False, "note": "", "warn": "", "own_steps": 2},
+    "chance": {"mean": 0.2, "sd": 0.0, "ci": 0.0, "tasks": 2},
+    "floor": {"mean": 0.4, "sd": 0.0, "ci": 0.0, "tasks": 2},
+    "scores": [
+        {"steps": 0, "mean": 0.2, "sd": 0.0, "ci": 0.0, "tasks": 2},
+        {"steps": 2, "mean": 0.8, "sd": None, "ci": None, "tasks": 1},
+        {"steps": 9, "mean": 0.7, "sd": 0.0, "ci": 0.0, "tasks": 2},
+    ],
+    "measures": {},
+    "per_task": {
+        **{"chance": [0.2, 0.2], "floor": [0.4, 0.4], "measures": {}},
+        "scores": {"0": [0.2, 0.2], "2": [0.8, None], "9": [0.7, 0.7]},
+    },
 }
 
 

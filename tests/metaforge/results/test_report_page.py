@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from metaforge.errors import DataError
+from metaforge.results.records import read_evaluations
 from metaforge.results.report_page import duration_text, machine_text, write_report
 from metaforge.results.tables import estimate_text, plus_minus
 from run_folders import ENVIRONMENT, run_folder
@@ -40,7 +41,11 @@ def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
     damaged = tmp_path / "run" / "evaluation" / "test-5w1s.json"
     damaged.write_text(damaged.read_text()[:100])
     with pytest.raises(DataError, match=r"test-5w1s\.json"):
-        write_report(tmp_path / "run")
+        read_evaluations(tmp_path / "run")
+    text = write_report(tmp_path / "run").read_text()
+    assert "## Left out\n\n- test-5w1s.json is not a valid JSON object" in text
+    assert "5-way 3-shot" in text
+    assert "5-way 1-shot" not in text
 
 
 def test_what_changed_when_the_run_was_resumed_is_listed(tmp_path: Path) -> None:
