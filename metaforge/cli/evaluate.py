@@ -108,7 +108,17 @@ def evaluate_folder(
         run = load(folder, registry, device=device, which=which)
         for damaged in run.summary["damaged"]:
             print_note(f"Warning: {printable(damaged)}")
-        return run.evaluate(progress=show_progress, **settings)
+        result = run.evaluate(progress=show_progress, **settings)
+    warn_of_invalid_records(folder)
+    return result
+
+
+def warn_of_invalid_records(folder: Path) -> None:
+    """Print on stderr which evaluations in a run folder are invalid; pictures and report leave them out."""
+    from metaforge.results.records import valid_evaluations
+
+    for error in valid_evaluations(folder)[1]:
+        print_note(f"Warning: {error.what} It is left out. ({error.where})")
 
 
 def print_evaluation(result: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from metaforge.errors import ConfigError, shown
 from metaforge.results.baselines import chance_level, nearest_neighbour
 from metaforge.results.episode_scores import EvaluationCase, episode_chunks, score_episodes
 from metaforge.results.record_schema import step_label
-from metaforge.results.records import Record, evaluation_path, without_per_task, write_evaluation
+from metaforge.results.records import Record, is_file_name, without_per_task, write_evaluation
 from metaforge.results.statistics import StepScore, mean_and_ci, strict_mean_and_ci
 
 # With fewer test tasks a result carries a warning.
@@ -103,9 +103,12 @@ def evaluate_run(
         DataError: The data set cannot make such tasks.
     """
     _check_numbers(tasks, shots, steps, ways=ways, seed=seed)
-    if run.folder is not None:
-        # The split becomes part of a file name, which is checked before anything is computed.
-        evaluation_path(run.folder, split, 1, 1)
+    if run.folder is not None and not is_file_name(split):
+        raise ConfigError(
+            f"The split is {shown(split)}, which cannot be part of a file name.",
+            where="evaluate.split",
+            remedy="use a name of letters, digits, dots, hyphens and underscores",
+        )
     # All cases are checked before the first is computed, so that an impossible one is reported at once.
     cases = [evaluation_case(run, split, shape, steps) for shape in _shapes(run, ways, shots)]
     advance = _counter(progress, tasks * sum(len(case.steps) for case in cases))

@@ -55,4 +55,4 @@ def code_span(text: str) -> str:
 
 def picture(name: str, path: str) -> str:
     """Return the Markdown that shows a picture at a relative path."""
-    return f"![{inline(name).replace('[', '(').replace(']', ')')}]({quote(path)})"
+    return f"![{inline(name.replace('[', '(').replace(']', ')'))}]({quote(path)})"

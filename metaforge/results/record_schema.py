@@ -162,23 +162,38 @@ def problems(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, str
         model.model_validate(dict(values))
     except ValidationError as error:
         sentences: dict[str, str] = {}
-        for details in error.errors(include_url=False, include_context=False):
+        for details in error.errors(include_url=False):
             name = str(details["loc"][0]) if details["loc"] else ""
-            sentences.setdefault(name, _sentence(details))
+            sentences.setdefault(name, _sentence(details) if name else details["msg"].removeprefix("Value error, "))
         return sentences
     return {}
+
+
+_EXPECTED = {
+    "int_type": "an integer",
+    "float_type": "a number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "finite_number": "finite",
+    "string_pattern_mismatch": "a name of letters, digits, dots, hyphens and underscores",
+}
 
 
 def _sentence(details: Any) -> str:
     """Return a sentence on an invalid value, from an error of pydantic."""
     path = ".".join(str(part)[:100] for part in details["loc"])
+    context = details.get("ctx", {})
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if not path:
-        return str(message)
     if details["type"] == "missing":
         return f"{path} is missing"
     if details["type"] == "extra_forbidden":
         return f"{path} is unknown"
-    if details["type"].endswith("_type"):
-        return f"{path} is {shown(details['input'])}, but should be {message}"
-    return f"{path} is {shown(details['input'])}, but should be {message[:1].lower()}{message[1:]}"
+    if details["type"].endswith("too_short"):
+        return f"{path} should have at least {context['min_length']} entries or characters"
+    if details["type"].endswith("too_long"):
+        return f"{path} should have at most {context['max_length']} entries or characters"
+    return f"{path} is {shown(details['input'])}, but should be {_EXPECTED.get(details['type'], message)}"

@@ -36,11 +36,15 @@ def evaluation_path(folder: Path, split: str, ways: int, shots: int) -> Path:
     return path_inside(folder, EVALUATIONS, f"{split}-{ways}w{shots}s.json")
 
 
+def is_file_name(name: str) -> bool:
+    """Return whether a name has only letters, digits, dots, hyphens and underscores, and no dot at the start."""
+    return _PLAIN_NAME.fullmatch(name) is not None
+
+
 def path_inside(folder: Path, *names: str) -> Path:
     """Return the path of a file in a folder; `DataError` if it is outside, by its name or through a symbolic link."""
     path = folder.joinpath(*names)
-    plain = all(_PLAIN_NAME.fullmatch(name) for name in names)
-    if not plain or not path.resolve().is_relative_to(folder.resolve()):
+    if not all(map(is_file_name, names)) or not path.resolve().is_relative_to(folder.resolve()):
         raise DataError(
             f"{shown('/'.join(names))} would not be a file inside the folder.",
             where=str(folder),
@@ -133,7 +137,7 @@ def read_json(path: Path) -> Record:
         return read_object(path)
     except UNREADABLE as error:
         raise DataError(
-            f"{path.name} is not a valid JSON object: {error}",
+            f"{path.name} is not a valid JSON object: {error}.",
             where=str(path),
             remedy="delete the file; if it is an evaluation, evaluate again",
         ) from error
