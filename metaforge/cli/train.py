@@ -11,7 +11,7 @@ import typer
 
 from metaforge import hookimpl
 from metaforge.cli import options
-from metaforge.cli.evaluate import evaluate_folder, print_evaluation
+from metaforge.cli.evaluate import evaluate_folder, print_evaluation, warn_of_invalid_records
 from metaforge.cli.output import handle_errors, print_answer, print_json, print_note
 from metaforge.errors import printable
 from metaforge.system.streams import stdout_to_stderr
@@ -75,6 +75,8 @@ def train(
         answer = run.summary | ({"dry_run": True} if run.folder is None else {"folder": str(run.folder)})
         if evaluate_after and run.folder is not None:
             answer["evaluation"] = evaluate_folder(run.folder, registry, progress=not no_progress)
+        elif resume is not None:
+            warn_of_invalid_records(resume)
         (print_json if as_json else _print_run)(answer)
 
 

@@ -166,7 +166,7 @@ class Worker:
         case = EvaluationCase(spec, self.parts.learner(spec))
         chunk = plans.choose_chunk(spec, self.device, self.settings.engine.chunk, training=False)
         # The same chunks for any number of processes: the last bits of a score depend on which tasks are in its chunk.
-        chunks = episode_chunks(tasks, chunk)
+        chunks = [*episode_chunks(tasks, chunk)]
         ends = [len(chunks) * rank // self.world.size for rank in range(self.world.size + 1)]
         shares = [chunks[ends[rank] : ends[rank + 1]] for rank in range(self.world.size)]
         scores: list[float] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,21 @@ def test_later_checkpoints_that_cannot_be_used_are_in_the_warning(tmp_path: Path
 def test_numbers_that_are_too_small_are_refused(name: str, numbers: list[int]) -> None:
     with pytest.raises(ConfigError, match=f"evaluate.{name} has {min(numbers)}, but should be"):
         run_evaluation(FakeRun(None), **{name: numbers})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"seed": 10**21}, "evaluate.seed has 1000000000000000000000, but should be 9223372036854775807 or less"),
+        ({"seed": -1}, "evaluate.seed has -1, but should be 0 or more"),
+        ({"tasks": 10**21}, "evaluate.tasks has 1000000000000000000000, but should be"),
+        ({"ways": 10**21}, "evaluate.ways has 1000000000000000000000, but should be 100000 or less"),
+        ({"shots": [10**21]}, "evaluate.shots has 1000000000000000000000, but should be 100000 or less"),
+        ({"split": "../x"}, "The split is '../x', which cannot be part of a file name"),
+    ],
+)
+def test_what_no_record_could_hold_is_refused(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    """A seed of 22 digits was evaluated and saved, and later evaluations of the folder then failed."""
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        run_evaluation(FakeRun(tmp_path), **changes)
+    assert not any(tmp_path.iterdir())
