@@ -47,7 +47,7 @@ DryRun = Annotated[
 ]
 EvaluateAfter = Annotated[bool, typer.Option("--evaluate", help="Evaluate the run after training.")]
 Processes = Annotated[
-    int, typer.Option("--nproc", min=1, help="Number of processes on this machine; torchrun works as well.")
+    int, typer.Option("--nproc", min=1, max=1024, help="Number of processes on this machine; torchrun works as well.")
 ]
 Restarts = Annotated[
     int, typer.Option("--max-restarts", min=0, help="How often failed processes are restarted (with --nproc).")

@@ -145,7 +145,10 @@ class EngineConfig(Section):
         " computed in bfloat16.",
     )
     tf32: bool = Field(default=False, description="Whether a GPU may compute float32 products in TF32.")
-    threads: Size | None = Field(default=None, description="CPU threads; if not set, chosen automatically.")
+    # Bounded, because tens of thousands of threads end the process with a segmentation fault.
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="CPU threads; if not set, chosen automatically."
+    )
 
 
 class RunConfig(Section):

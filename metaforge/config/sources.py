@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -59,9 +60,23 @@ class Layer:
 
 
 def file_layer(path: Path) -> Layer:
-    """Return the settings in a TOML file; raise `ConfigError` if it cannot be read, is too large or is not TOML."""
+    """Return the settings in a TOML file.
+
+    Besides regular files, open file descriptors (`/dev/stdin`, `/dev/fd/63`) are read, which is how a shell passes the
+    output of a command: `--config <(command)`. Other special files are refused: opening a named pipe would block until
+    another process writes to it.
+
+    Raises:
+        ConfigError: The file cannot be read, is not a regular file, is too large or is not TOML.
+    """
     remedy = "a run file is TOML; `metaforge config` prints one"
     try:
+        is_regular = stat.S_ISREG(path.stat().st_mode)
+        if not (is_regular or path.is_dir() or _is_descriptor(path)):
+            raise ConfigError(
+                f"The file {path} is not a regular file.",
+                remedy="write the settings to a file, or pass the output of a command with --config <(command)",
+            )
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
@@ -72,6 +87,12 @@ def file_layer(path: Path) -> Layer:
         raise ConfigError(f"The file {path} cannot be read: {error.strerror}.", remedy=remedy) from error
     except _TOML_ERRORS as error:
         raise ConfigError(f"The file {path} is not valid TOML: {error}.", where=str(path), remedy=remedy) from error
+
+
+def _is_descriptor(path: Path) -> bool:
+    """Return whether a path names a file descriptor of this process, which is open already."""
+    absolute = path.absolute()
+    return str(absolute) == "/dev/stdin" or str(absolute.parent) in ("/dev/fd", "/proc/self/fd")
 
 
 def flags_layer(flags: Iterable[tuple[str, str, Any]]) -> Layer:

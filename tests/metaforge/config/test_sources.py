@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,23 @@ def test_the_names_of_plugins_are_mapped_by_kind() -> None:
         "backbone": {"width": 3},
         "hooks": {"hook:y": {"on": True}},
     }
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_named_pipe_is_refused_without_opening_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.toml")
+    for path in (tmp_path / "run.toml", Path(os.devnull)):
+        with pytest.raises(ConfigError, match="is not a regular file") as caught:
+            file_layer(path)
+        assert "--config <(command)" in caught.value.remedy
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="this system does not name file descriptors")
+def test_the_output_of_a_command_is_read_from_its_descriptor() -> None:
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"seed = 3")
+        os.close(writer)
+        assert file_layer(Path(f"/dev/fd/{reader}")).values == {"seed": 3}
+    finally:
+        os.close(reader)
