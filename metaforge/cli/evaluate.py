@@ -17,6 +17,7 @@ from metaforge.cli.output import (
     progress_display,
 )
 from metaforge.errors import printable
+from metaforge.system.streams import stdout_to_stderr
 
 if TYPE_CHECKING:
     from metaforge.registry.registry import Registry
@@ -104,7 +105,8 @@ def evaluate_folder(
     from metaforge.runs.run import load
     from metaforge.system.signals import stop_requests
 
-    with stop_requests(), progress_display("evaluating", show=progress) as show_progress:
+    # What plugins print goes to stderr: stdout is for the answer.
+    with stdout_to_stderr(), stop_requests(), progress_display("evaluating", show=progress) as show_progress:
         run = load(folder, registry, device=device, which=which)
         for damaged in run.summary["damaged"]:
             print_note(f"Warning: {printable(damaged)}")

@@ -25,6 +25,7 @@ Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="Data set."
 Backbone = Annotated[str | None, typer.Option("--backbone", help="Network that computes features of the inputs.")]
 Adapter = Annotated[str | None, typer.Option("--adapter", help="Adapters in order, separated by commas.")]
 RegularizerSet = Annotated[str | None, typer.Option("--regularizer", help="Regularizers, separated by commas.")]
+HookSet = Annotated[str | None, typer.Option("--hook", help="Hook plugins in order, separated by commas.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="Run file (TOML) to start from.")]
 Settings = Annotated[
     list[str] | None,
@@ -66,6 +67,7 @@ class RunFlags(NamedTuple):
     backbone: str | None = None
     adapter: str | None = None
     regularizer: str | None = None
+    hook: str | None = None
     steps: int | None = None
     budget: str | None = None
     seed: int | None = None
@@ -81,6 +83,7 @@ class RunFlags(NamedTuple):
             "--backbone": ("backbone.name", self.backbone),
             "--adapter": ("adapters", self.adapter),
             "--regularizer": ("regularizers", self.regularizer),
+            "--hook": ("hooks", self.hook),
             "--steps": ("train.steps", self.steps),
             "--budget": ("train.budget", self.budget),
             "--seed": ("seed", self.seed),

@@ -14,6 +14,7 @@ from metaforge.cli import options
 from metaforge.cli.evaluate import evaluate_folder, print_evaluation, warn_of_invalid_records
 from metaforge.cli.output import handle_errors, print_answer, print_json, print_note
 from metaforge.errors import printable
+from metaforge.system.streams import stdout_to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +31,7 @@ def train(
     backbone: options.Backbone = None,
     adapter: options.Adapter = None,
     regularizer: options.RegularizerSet = None,
+    hook: options.HookSet = None,
     config: options.ConfigFile = None,
     settings: options.Settings = None,
     steps: options.Steps = None,
@@ -49,7 +51,7 @@ def train(
     """Train a learner, or resume a run; configuration, checkpoints, metrics and report are kept in a run folder."""
     _reject_with_resume(resume, out=out, config=config, dry_run=dry_run)
     flags = options.RunFlags(
-        learner, dataset, backbone, adapter, regularizer, steps, budget, seed, device, config, settings
+        learner, dataset, backbone, adapter, regularizer, hook, steps, budget, seed, device, config, settings
     )
     registry, resolved = flags.resolve(folder=resume)
     from metaforge.engine import processes
@@ -58,15 +60,17 @@ def train(
     if nproc > 1 and not processes.under_torchrun():
         raise typer.Exit(_launch(resolved, resume or out, nproc, max_restarts))
     hooks = [*([] if no_progress else _progress_hooks(registry, resolved)), _RunMessages()]
-    run = run_training(
-        resolved,
-        folder=resume or out,
-        command=shlex.join(["metaforge", *sys.argv[1:]]),
-        dry_run=dry_run,
-        hooks=hooks,
-        resuming=resume is not None,
-        accept_plugins=accept_plugins,
-    )
+    # What plugins print goes to stderr: stdout is for the answer.
+    with stdout_to_stderr():
+        run = run_training(
+            resolved,
+            folder=resume or out,
+            command=shlex.join(["metaforge", *sys.argv[1:]]),
+            dry_run=dry_run,
+            hooks=hooks,
+            resuming=resume is not None,
+            accept_plugins=accept_plugins,
+        )
     if processes.rank() == 0:
         answer = run.summary | ({"dry_run": True} if run.folder is None else {"folder": str(run.folder)})
         if evaluate_after and run.folder is not None:

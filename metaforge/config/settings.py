@@ -69,7 +69,8 @@ class TrainConfig(Section):
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop", description="Whether a step that diverges or is not finite ends the run or is skipped."
     )
-    skip_limit: int = Field(default=10, ge=0, description="Steps that may be skipped before the run ends.")
+    # Bounded, because a checkpoint lists the skipped steps.
+    skip_limit: int = Field(default=10, ge=0, le=100_000, description="Steps that may be skipped before the run ends.")
     divergence: float | None = Field(
         default=1e6,
         gt=1,

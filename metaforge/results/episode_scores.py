@@ -86,7 +86,16 @@ def score_episodes(
     measures: Params = {}
     for steps in case.steps:
         last = steps == case.steps[-1]
-        result = score_tasks(case.learner, values, batch, keys, steps=steps, plan=plan, measure=measure and last)
+        result = score_tasks(
+            case.learner,
+            values,
+            batch,
+            keys,
+            steps=steps,
+            plan=plan,
+            measure=measure and last,
+            outputs=case.spec.outputs,
+        )
         scores.append(_finite_scores(case.spec.kind, result, tasks.query.y, rescore=rescore))
         measures = result.measures
     return EpisodeScores(tasks, tuple(scores), measures)

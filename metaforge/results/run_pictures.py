@@ -96,4 +96,4 @@ def _predict(run: TrainedRun, case: EvaluationCase, tasks: Task, steps: int | No
     """Return predictions `[tasks, n, outputs]` for the queries, after a number of adaptation steps."""
     batch = prepare(tasks, run.device, run.dtype)
     with torch.no_grad():
-        return score_tasks(case.learner, run.values, batch, steps=steps).predictions.cpu()
+        return score_tasks(case.learner, run.values, batch, steps=steps, outputs=case.spec.outputs).predictions.cpu()

@@ -33,7 +33,9 @@ def test_a_duration_is_read_without_case_and_other_types_pass() -> None:
     assert seconds([1]) == [1]
 
 
-@pytest.mark.parametrize("values", [{"lr": float("nan")}, {"lr": float("inf")}, {"rate": 1}, {"clip": 0}])
+@pytest.mark.parametrize(
+    "values", [{"lr": float("nan")}, {"lr": float("inf")}, {"rate": 1}, {"clip": 0}, {"skip_limit": 10**6}]
+)
 def test_sections_refuse_unknown_keys_and_numbers_out_of_bounds(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TrainConfig(**values)
