@@ -72,10 +72,8 @@ def evaluate(
     result = evaluate_folder(
         run, options.scan_plugins(), device=device, which=which, progress=not no_progress, **settings
     )
-    if as_json:
-        print_json(result)
-    else:
-        print_evaluation(result)
+    warn_of_invalid_records(run)
+    (print_json if as_json else print_evaluation)(result)
 
 
 def _parse_checkpoint(text: str) -> Which:
@@ -110,9 +108,7 @@ def evaluate_folder(
         run = load(folder, registry, device=device, which=which)
         for damaged in run.summary["damaged"]:
             print_note(f"Warning: {printable(damaged)}")
-        result = run.evaluate(progress=show_progress, **settings)
-    warn_of_invalid_records(folder)
-    return result
+        return run.evaluate(progress=show_progress, **settings)
 
 
 def warn_of_invalid_records(folder: Path) -> None:

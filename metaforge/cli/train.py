@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from metaforge.authoring.hooks import RunInfo
     from metaforge.config.resolved import Resolved
     from metaforge.registry.registry import Registry
+    from metaforge.runs.run import Run
 
 
 @handle_errors
@@ -72,12 +73,19 @@ def train(
             accept_plugins=accept_plugins,
         )
     if processes.rank() == 0:
-        answer = run.summary | ({"dry_run": True} if run.folder is None else {"folder": str(run.folder)})
-        if evaluate_after and run.folder is not None:
-            answer["evaluation"] = evaluate_folder(run.folder, registry, progress=not no_progress)
-        elif resume is not None:
-            warn_of_invalid_records(resume)
+        answer = _answer(run, registry if evaluate_after else None, progress=not no_progress)
         (print_json if as_json else _print_run)(answer)
+
+
+def _answer(run: Run, registry: Registry | None, *, progress: bool) -> dict[str, Any]:
+    """Return the summary of a run; with a registry, evaluate the run too. Invalid records are named on stderr."""
+    if run.folder is None:
+        return run.summary | {"dry_run": True}
+    answer = run.summary | {"folder": str(run.folder)}
+    if registry is not None:
+        answer["evaluation"] = evaluate_folder(run.folder, registry, progress=progress)
+    warn_of_invalid_records(run.folder)
+    return answer
 
 
 def _reject_with_resume(resume: Path | None, **flags: Any) -> None:

@@ -6,13 +6,13 @@ every field has a strict type and bounds, and no value reaches them unchecked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from metaforge.config.problems import location_in, sentence
 from metaforge.config.settings import MAX_SIZE, SplitName
-from metaforge.errors import shown
 
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -156,44 +156,27 @@ def problems(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, str
     Example:
         >>> from metaforge.results.record_schema import StatusRecord, problems
         >>> problems(StatusRecord, {"outcome": "finished", "steps": -1})
-        {'steps': "steps is -1, but should be greater than or equal to 0"}
+        {'steps': 'steps is -1, but should be greater than or equal to 0.'}
     """
     try:
         model.model_validate(dict(values))
     except ValidationError as error:
-        sentences: dict[str, str] = {}
+        # A value of a union has an error for each member: they are at one location.
+        by_location: dict[tuple[str, ...], list[Any]] = {}
         for details in error.errors(include_url=False):
-            name = str(details["loc"][0]) if details["loc"] else ""
-            sentences.setdefault(name, _sentence(details) if name else details["msg"].removeprefix("Value error, "))
+            by_location.setdefault(location_in(values, details) or tuple(map(str, details["loc"])), []).append(details)
+        sentences: dict[str, str] = {}
+        for location, group in by_location.items():
+            sentences.setdefault(location[0] if location else "", _sentence(location, group))
         return sentences
     return {}
 
 
-_EXPECTED = {
-    "int_type": "an integer",
-    "float_type": "a number",
-    "string_type": "a text",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "an object",
-    "model_type": "an object",
-    "model_attributes_type": "an object",
-    "finite_number": "finite",
-    "string_pattern_mismatch": "a name of letters, digits, dots, hyphens and underscores",
-}
-
-
-def _sentence(details: Any) -> str:
-    """Return a sentence on an invalid value, from an error of pydantic."""
-    path = ".".join(str(part)[:100] for part in details["loc"])
-    context = details.get("ctx", {})
-    message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+def _sentence(location: Sequence[str], group: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sentence on the invalid value at a location."""
+    path, details = ".".join(part[:100] for part in location), group[0]
     if details["type"] == "missing":
-        return f"{path} is missing"
+        return f"{path} is missing."
     if details["type"] == "extra_forbidden":
-        return f"{path} is unknown"
-    if details["type"].endswith("too_short"):
-        return f"{path} should have at least {context['min_length']} entries or characters"
-    if details["type"].endswith("too_long"):
-        return f"{path} should have at most {context['max_length']} entries or characters"
-    return f"{path} is {shown(details['input'])}, but should be {_EXPECTED.get(details['type'], message)}"
+        return f"{path} is unknown."
+    return sentence(path, group) if path else f"{details['msg'].removeprefix('Value error, ')}."

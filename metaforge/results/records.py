@@ -104,7 +104,7 @@ def _read_evaluation(path: Path) -> Record:
     invalid = problems(EvaluationRecord, record)
     if invalid:
         raise DataError(
-            f"{EVALUATIONS}/{path.name} is not a valid evaluation: {next(iter(invalid.values()))}.",
+            f"{EVALUATIONS}/{path.name} is not a valid evaluation: {next(iter(invalid.values()))}",
             where=str(path),
             remedy="remove the file, and evaluate again",
         )
@@ -125,7 +125,7 @@ def _valid_fields(path: Path, model: type[BaseModel]) -> tuple[Record, list[str]
     # These files are only displayed: the scores can be read without an invalid field.
     values = read_json(path)
     invalid = problems(model, values)
-    sentences = [f"{path.name}: {sentence}." for sentence in invalid.values()]
+    sentences = [f"{path.name}: {sentence}" for sentence in invalid.values()]
     return {name: value for name, value in values.items() if name not in invalid}, sentences
 
 

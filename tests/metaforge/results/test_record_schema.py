@@ -47,9 +47,9 @@ def test_what_an_evaluation_writes_is_valid(record: dict[str, Any]) -> None:
     [
         ("shots", "x/../../../PWNED", "shots is 'x/../../../PWNED', but should be an integer"),
         ("ways", "\x1b[31m5", "ways is '\\x1b[31m5', but should be an integer"),
-        ("split", "../test", "split is '../test', but should be a name of letters"),
-        ("split", "test\n", "split is 'test\\n', but should be a name of letters"),
-        ("split", ".hidden", "but should be a name of letters"),
+        ("split", "../test", "split is '../test', but should be a string that matches"),
+        ("split", "test\n", "split is 'test\\n', but should be a string that matches"),
+        ("split", ".hidden", "but should be a string that matches"),
         ("ways", True, "ways is True, but should be an integer"),
         ("ways", 5.0, "ways is 5.0, but should be an integer"),
         ("ways", 10**6, "but should be less than or equal to 100000"),
@@ -57,11 +57,11 @@ def test_what_an_evaluation_writes_is_valid(record: dict[str, Any]) -> None:
         ("seed", -1, "but should be greater than or equal to 0"),
         ("metric", "evil", "metric is 'evil', but should be 'accuracy' or 'mse'"),
         ("scores", "abc", "scores is 'abc', but should be a list"),
-        ("scores", [], "scores should have at least 1 entries"),
-        ("scores", [1], "scores.0 is 1, but should be an object"),
-        ("chance", None, "chance is None, but should be an object"),
+        ("scores", [], "scores is [], but should be a list of at least 1 item"),
+        ("scores", [1], "scores.0 is 1, but should be a table"),
+        ("chance", None, "chance is None, but should be a table"),
         ("extra", 1, "extra is unknown"),
-        ("note", 3, "note is 3, but should be a text"),
+        ("note", 3, "note is 3, but should be a string"),
         ("transductive", 1, "transductive is 1, but should be true or false"),
     ],
 )
@@ -72,7 +72,7 @@ def test_an_invalid_field_is_named(record: dict[str, Any], field: str, value: An
 
 
 def test_a_missing_field_is_named(record: dict[str, Any]) -> None:
-    assert problems(EvaluationRecord, {"note": "1"})["format"] == "format is missing"
+    assert problems(EvaluationRecord, {"note": "1"})["format"] == "format is missing."
     for name in record.keys() - {"step", "damaged"}:
         assert problems(EvaluationRecord, {key: value for key, value in record.items() if key != name})
 

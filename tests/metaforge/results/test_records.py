@@ -207,7 +207,7 @@ def test_invalid_fields_of_status_and_environment_are_left_out_by_name(tmp_path:
     )
     environment, problems = read_environment(tmp_path)
     assert environment == {"torch": "2.13"}
-    assert problems == ["env.json: plugins is ['x'], but should be an object."]
+    assert problems == ["env.json: plugins is ['x'], but should be a table."]
     assert read_status(tmp_path / "missing") == ({}, [])
 
 
