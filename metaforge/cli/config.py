@@ -13,6 +13,7 @@ def config(
     backbone: options.Backbone = None,
     adapter: options.Adapter = None,
     regularizer: options.RegularizerSet = None,
+    hook: options.HookSet = None,
     config: options.ConfigFile = None,
     settings: options.Settings = None,
     steps: options.Steps = None,
@@ -26,7 +27,7 @@ def config(
     The output is a valid run file.
     """
     flags = options.RunFlags(
-        learner, dataset, backbone, adapter, regularizer, steps, budget, seed, device, config, settings
+        learner, dataset, backbone, adapter, regularizer, hook, steps, budget, seed, device, config, settings
     )
     _, resolved = flags.resolve(complete=False)
     if as_json:

@@ -78,8 +78,8 @@ def preview(
     name: Name,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")],
     split: Annotated[str, typer.Option("--split", help="Split of the data set.")] = "train",
-    index: Annotated[int, typer.Option("--index", min=0, help="Number of the episode.")] = 0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the episodes.")] = 0,
+    index: Annotated[int, typer.Option("--index", min=0, max=options.MAX_INTEGER, help="Number of the episode.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=options.MAX_INTEGER, help="Seed of the episodes.")] = 0,
     settings: options.Settings = None,
     as_json: options.AsJson = False,
 ) -> None:

@@ -29,7 +29,7 @@ _COMMANDS = {
     "backbone": "metaforge train --learner {learner} --backbone {name}",
     "dataset": "metaforge train --learner {learner} --dataset {name}",
     # With validation, so that every hook is called.
-    "hook": "metaforge train --learner {learner} --set hooks={name} --set train.validate_every=100",
+    "hook": "metaforge train --learner {learner} --hook {name} --set train.validate_every=100",
 }
 # The table of a run file that holds the options of a plugin.
 _TABLES = {

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from metaforge.config.sources import Layer
     from metaforge.registry.registry import Registry
 
+# The largest seed, and the largest number of an episode: both are 64-bit signed integers.
+MAX_INTEGER = 2**63 - 1
+
 Learner = Annotated[
     str | None, typer.Option("--learner", "-l", help="Learner; `metaforge list-plugins` lists them all.")
 ]
@@ -22,6 +25,7 @@ Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="Data set."
 Backbone = Annotated[str | None, typer.Option("--backbone", help="Network that computes features of the inputs.")]
 Adapter = Annotated[str | None, typer.Option("--adapter", help="Adapters in order, separated by commas.")]
 RegularizerSet = Annotated[str | None, typer.Option("--regularizer", help="Regularizers, separated by commas.")]
+HookSet = Annotated[str | None, typer.Option("--hook", help="Hook plugins in order, separated by commas.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="Run file (TOML) to start from.")]
 Settings = Annotated[
     list[str] | None,
@@ -43,7 +47,7 @@ DryRun = Annotated[
 ]
 EvaluateAfter = Annotated[bool, typer.Option("--evaluate", help="Evaluate the run after training.")]
 Processes = Annotated[
-    int, typer.Option("--nproc", min=1, help="Number of processes on this machine; torchrun works as well.")
+    int, typer.Option("--nproc", min=1, max=1024, help="Number of processes on this machine; torchrun works as well.")
 ]
 Restarts = Annotated[
     int, typer.Option("--max-restarts", min=0, help="How often failed processes are restarted (with --nproc).")
@@ -63,6 +67,7 @@ class RunFlags(NamedTuple):
     backbone: str | None = None
     adapter: str | None = None
     regularizer: str | None = None
+    hook: str | None = None
     steps: int | None = None
     budget: str | None = None
     seed: int | None = None
@@ -78,6 +83,7 @@ class RunFlags(NamedTuple):
             "--backbone": ("backbone.name", self.backbone),
             "--adapter": ("adapters", self.adapter),
             "--regularizer": ("regularizers", self.regularizer),
+            "--hook": ("hooks", self.hook),
             "--steps": ("train.steps", self.steps),
             "--budget": ("train.budget", self.budget),
             "--seed": ("seed", self.seed),

@@ -87,23 +87,33 @@ def raise_unless_closed(error: OSError | ValueError) -> None:
 
 
 def print_note(text: str) -> None:
-    """Print a text on stderr, as far as stderr can take it."""
-    print(text, file=note_stream())
+    """Print a text on stderr, as far as stderr can take it; control characters become spaces."""
+    print(_printable_lines(text), file=note_stream())
 
 
 def print_answer(text: str) -> None:
-    """Print a text on stdout; raise `StorageError` if it cannot be written, but not if stdout is closed."""
+    """Print a text on stdout, control characters as spaces.
+
+    Raises `StorageError` if it cannot be written, but not if stdout is closed.
+    """
     try:
-        print(text)  # noqa: T201
+        print(_printable_lines(text))  # noqa: T201
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as error:
         raise_unless_closed(error)
 
 
+def _printable_lines(text: str) -> str:
+    """Return lines of text with a space in place of each control character: names and files are untrusted."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def print_json(value: Any) -> None:
-    """Print a value as JSON on stdout."""
-    print_answer(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print a value as JSON on stdout; control characters are escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    # JSON itself escapes only the control characters below 32.
+    print_answer("".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from metaforge import hookimpl
 from metaforge.cli import options
-from metaforge.cli.evaluate import evaluate_folder, print_evaluation
+from metaforge.cli.evaluate import evaluate_folder, print_evaluation, warn_of_invalid_records
 from metaforge.cli.output import handle_errors, print_answer, print_json, print_note
 from metaforge.errors import printable
 from metaforge.system.streams import stdout_to_stderr
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from metaforge.authoring.hooks import RunInfo
     from metaforge.config.resolved import Resolved
     from metaforge.registry.registry import Registry
+    from metaforge.runs.run import Run
 
 
 @handle_errors
@@ -31,6 +32,7 @@ def train(
     backbone: options.Backbone = None,
     adapter: options.Adapter = None,
     regularizer: options.RegularizerSet = None,
+    hook: options.HookSet = None,
     config: options.ConfigFile = None,
     settings: options.Settings = None,
     steps: options.Steps = None,
@@ -50,7 +52,7 @@ def train(
     """Train a learner, or resume a run; configuration, checkpoints, metrics and report are kept in a run folder."""
     _reject_with_resume(resume, out=out, config=config, dry_run=dry_run)
     flags = options.RunFlags(
-        learner, dataset, backbone, adapter, regularizer, steps, budget, seed, device, config, settings
+        learner, dataset, backbone, adapter, regularizer, hook, steps, budget, seed, device, config, settings
     )
     registry, resolved = flags.resolve(folder=resume)
     from metaforge.engine import processes
@@ -71,10 +73,19 @@ def train(
             accept_plugins=accept_plugins,
         )
     if processes.rank() == 0:
-        answer = run.summary | ({"dry_run": True} if run.folder is None else {"folder": str(run.folder)})
-        if evaluate_after and run.folder is not None:
-            answer["evaluation"] = evaluate_folder(run.folder, registry, progress=not no_progress)
+        answer = _answer(run, registry if evaluate_after else None, progress=not no_progress)
         (print_json if as_json else _print_run)(answer)
+
+
+def _answer(run: Run, registry: Registry | None, *, progress: bool) -> dict[str, Any]:
+    """Return the summary of a run; with a registry, evaluate the run too. Invalid records are named on stderr."""
+    if run.folder is None:
+        return run.summary | {"dry_run": True}
+    answer = run.summary | {"folder": str(run.folder)}
+    if registry is not None:
+        answer["evaluation"] = evaluate_folder(run.folder, registry, progress=progress)
+    warn_of_invalid_records(run.folder)
+    return answer
 
 
 def _reject_with_resume(resume: Path | None, **flags: Any) -> None:

@@ -26,7 +26,7 @@ from metaforge.config.validation import validate
 from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.registry import Registry
 
-_KNOWN = (*RunConfig.model_fields, *SINGLES, *SETS)
+KNOWN = (*RunConfig.model_fields, *SINGLES, *SETS)
 # For each table that only some learners use: its kind of plugin, the item of the learner's `tags.needs` that it
 # requires, and what is wrong with a learner without that item.
 _NEEDS = (
@@ -51,7 +51,7 @@ def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = Tru
         ConfigError: A value is invalid, or the plugins do not fit together.
         PluginError: A plugin does not exist or cannot be used.
     """
-    layers = [normalise(layer, _KNOWN) for layer in layers]
+    layers = [normalise(layer, KNOWN) for layer in layers]
     learner = _chosen_name(layers, "learner")
     if learner is None and complete:
         raise ConfigError(
@@ -134,7 +134,7 @@ def _plugin_defaults(registry: Registry, kind: str, name: str, cls: type[Any], t
             remedy="a plugin's defaults may set its own options, the run's sections and the other kinds of plugins",
         )
     owner = registry.find(kind, name)
-    return normalise(layer, _KNOWN).map_plugin_names(lambda *plugin: registry.resolve_default(owner, *plugin))
+    return normalise(layer, KNOWN).map_plugin_names(lambda *plugin: registry.resolve_default(owner, *plugin))
 
 
 def _without_replaced_options(layers: Sequence[Layer], names: Mapping[str, str | None], merged: Merged) -> list[Layer]:

@@ -9,7 +9,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1)]
 # A count of things that are in memory at the same time.
-Size = Annotated[int, Field(ge=1, le=100_000)]
+MAX_SIZE = 100_000
+Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
+# Names of splits become part of file names: without separators, and without a dot at the start.
+SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)]
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 # A duration as text; pydantic copies the pattern into the JSON Schema of a run file.
@@ -66,7 +69,8 @@ class TrainConfig(Section):
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop", description="Whether a step that diverges or is not finite ends the run or is skipped."
     )
-    skip_limit: int = Field(default=10, ge=0, description="Steps that may be skipped before the run ends.")
+    # Bounded, because a checkpoint lists the skipped steps.
+    skip_limit: int = Field(default=10, ge=0, le=100_000, description="Steps that may be skipped before the run ends.")
     divergence: float | None = Field(
         default=1e6,
         gt=1,
@@ -102,7 +106,7 @@ class EvaluateConfig(Section):
     """The evaluation after training."""
 
     tasks: Count = Field(default=1000, description="Tasks to evaluate on; papers use at least 600.")
-    split: str = Field(default="test", min_length=1, description="Split of the data set to evaluate on.")
+    split: SplitName = Field(default="test", description="Split of the data set to evaluate on.")
     seed: int = Field(default=1_000_003, ge=0, lt=2**63, description="Seed of the evaluation's tasks.")
     shots: list[Size] = Field(
         default=[], description="Support examples per class, one evaluation each; if empty, that of `task`."
@@ -141,7 +145,10 @@ class EngineConfig(Section):
         " computed in bfloat16.",
     )
     tf32: bool = Field(default=False, description="Whether a GPU may compute float32 products in TF32.")
-    threads: Size | None = Field(default=None, description="CPU threads; if not set, chosen automatically.")
+    # Bounded, because tens of thousands of threads end the process with a segmentation fault.
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="CPU threads; if not set, chosen automatically."
+    )
 
 
 class RunConfig(Section):

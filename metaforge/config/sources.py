@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import stat
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,23 @@ class Layer:
 
 
 def file_layer(path: Path) -> Layer:
-    """Return the settings in a TOML file; raise `ConfigError` if it cannot be read, is too large or is not TOML."""
+    """Return the settings in a TOML file.
+
+    Besides regular files, open file descriptors (`/dev/stdin`, `/dev/fd/63`) are read, which is how a shell passes the
+    output of a command: `--config <(command)`. Other special files are refused: opening a named pipe would block until
+    another process writes to it.
+
+    Raises:
+        ConfigError: The file cannot be read, is not a regular file, is too large or is not TOML.
+    """
     remedy = "a run file is TOML; `metaforge config` prints one"
     try:
+        is_regular = stat.S_ISREG(path.stat().st_mode)
+        if not (is_regular or path.is_dir() or _is_descriptor(path)):
+            raise ConfigError(
+                f"The file {path} is not a regular file.",
+                remedy="write the settings to a file, or pass the output of a command with --config <(command)",
+            )
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
@@ -74,46 +89,81 @@ def file_layer(path: Path) -> Layer:
         raise ConfigError(f"The file {path} is not valid TOML: {error}.", where=str(path), remedy=remedy) from error
 
 
+def _is_descriptor(path: Path) -> bool:
+    """Return whether a path names a file descriptor of this process, which is open already."""
+    absolute = path.absolute()
+    return str(absolute) == "/dev/stdin" or str(absolute.parent) in ("/dev/fd", "/proc/self/fd")
+
+
 def flags_layer(flags: Iterable[tuple[str, str, Any]]) -> Layer:
     """Return the settings of a command line.
 
-    The order of the flags does not matter.
+    The order of the flags does not matter. A table sets each value in it, and `learner = "x"` sets `learner.name`, so
+    that two flags for one table are merged.
 
     Args:
         flags: For each flag its text as typed, the dotted path that it sets, and the value.
 
     Raises:
-        ConfigError: Two flags contradict each other, or a path is invalid.
+        ConfigError: Two flags contradict each other (the message names both), or a path is invalid.
     """
-    values: dict[str, Any] = {}
-    patches: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    settings: dict[tuple[str, ...], tuple[str, Any]] = {}
     for flag, path, value in flags:
-        parts = path.split(".")
-        if not all(parts):
+        keys = tuple(path.split("."))
+        if not all(keys):
             raise ConfigError(
                 f"{shown(path)} is not the name of a setting.", where=flag, remedy="write section.key=value"
             )
-        target = patches if parts[0] in SETS and len(parts) > 1 else values
-        for depth, name in enumerate(parts[:-1], start=1):
-            target = target.setdefault(name, {})
-            if not isinstance(target, dict):
-                raise ConfigError(
-                    f"{flag} sets {path}, but another flag sets {'.'.join(parts[:depth])} to a single value.",
-                    where=path,
-                    remedy="use one of them",
-                )
-        name = parts[-1]
-        if name in target and target[name] != value:
-            # The other flag may set only a part of this table: then it is not known by this path.
-            other = origins.get(path, "another flag")
+        for inner_keys, inner in _single_values(keys, value):
+            _require_consistent(settings, inner_keys, flag, inner)
+            settings.setdefault(inner_keys, (flag, inner))
+    values: dict[str, Any] = {}
+    patches: dict[str, Any] = {}
+    for keys, (_, value) in settings.items():
+        table = patches if _is_patch(keys) else values
+        for key in keys[:-1]:
+            table = table.setdefault(key, {})
+        table[keys[-1]] = value
+    return Layer("command line", values, patches, {".".join(keys): flag for keys, (flag, _) in settings.items()})
+
+
+def _is_patch(keys: Sequence[str]) -> bool:
+    """Return whether a path sets options of one plugin in a set, and not which plugins are in the set."""
+    return keys[0] in SETS and len(keys) > 1
+
+
+def _single_values(keys: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the path and the value of each setting that is set by setting a path to a value."""
+    if keys[0] in SINGLES and len(keys) == 1 and isinstance(value, str):
+        yield (*keys, "name"), value
+    elif isinstance(value, dict) and value and keys not in {(name,) for name in SETS}:
+        for key, inner in value.items():
+            yield from _single_values((*keys, key), inner)
+    else:
+        yield keys, value
+
+
+def _require_consistent(
+    settings: Mapping[tuple[str, ...], tuple[str, Any]], keys: tuple[str, ...], flag: str, value: Any
+) -> None:
+    """Raise `ConfigError` if an earlier flag sets a path to another value, or a table around it or a value in it."""
+    remedy = "use one of them"
+    if keys in settings and settings[keys][1] != value:
+        other, before = settings[keys]
+        raise ConfigError(
+            f"{other} and {flag} set {'.'.join(keys)} to different values: {shown(before)}, {shown(value)}.",
+            remedy=remedy,
+        )
+    for others, (other, before) in settings.items():
+        (short, outer, single), (long, inner, _) = sorted(
+            [(others, other, before), (keys, flag, value)], key=lambda setting: len(setting[0])
+        )
+        if len(short) < len(long) and long[: len(short)] == short and _is_patch(short) == _is_patch(long):
             raise ConfigError(
-                f"{other} and {flag} set {path} to different values: {shown(target[name])}, {shown(value)}.",
-                remedy="use one of them",
+                f"{outer} sets {'.'.join(short)} to {shown(single)}, but {inner} sets {'.'.join(long)} in it.",
+                where=".".join(long),
+                remedy=remedy,
             )
-        target[name] = value
-        origins.setdefault(path, flag)
-    return Layer("command line", values, patches, origins)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from metaforge.config.problems import location_in, sentence
 from metaforge.errors import ConfigError, nearest, shown
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -37,7 +38,7 @@ def validate(model: type[Model], values: Mapping[str, Any], path: str, origins: 
     try:
         result = model.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(model, path, details) for details in error.errors(include_url=False)]
+        problems = _problems(model, path, values, error)
     else:
         problems = _misread_values(path, values, result)
     if problems:
@@ -85,24 +86,31 @@ def _children(path: str, value: Any) -> list[tuple[str, Any]]:
     return [(path, inner) for inner in value]
 
 
-def _problem(model: type[BaseModel], path: str, details: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the dotted path of an invalid value and a sentence on it, from an error of pydantic."""
-    location = [str(part) for part in details["loc"]]
+def _problems(
+    model: type[BaseModel], path: str, values: Mapping[str, Any], error: ValidationError
+) -> list[tuple[str, str]]:
+    """Return the dotted path of each invalid value and a sentence on it."""
+    by_location: dict[tuple[str, ...], list[Any]] = {}
+    for details in error.errors(include_url=False):
+        by_location.setdefault(location_in(values, details), []).append(details)
+    return [_problem(model, path, location, errors) for location, errors in by_location.items()]
+
+
+def _problem(model: type[BaseModel], path: str, location: tuple[str, ...], errors: list[Any]) -> tuple[str, str]:
+    """Return the dotted path of an invalid value and a sentence on it, from the errors of pydantic at its location."""
     dotted = ".".join([part for part in (path, *location) if part])
-    if details["type"] == "extra_forbidden":
+    kinds = [details["type"] for details in errors]
+    if "extra_forbidden" in kinds:
         inner = _model_at(model, location[:-1])
         names = list(inner.model_fields) if inner is not None else []
         known = f" The options of {'.'.join([path, *location[:-1]]).strip('.') or 'a run'} are {', '.join(names)}."
         return dotted, f"There is no option {shown(dotted)}.{nearest(location[-1], names)}{known if names else ''}"
-    if details["type"] == "missing":
+    if "missing" in kinds:
         return dotted, f"{dotted} is required."
-    message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if details["msg"].startswith("Value error, "):
-        return dotted, f"{dotted}: {message}."
-    return dotted, f"{dotted} is {shown(details['input'])}, but should be {message}."
+    return dotted, sentence(dotted, errors)
 
 
-def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
+def _model_at(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel] | None:
     """Return the nested model at a path of field names inside a model, or None if there is none."""
     for name in location:
         field = model.model_fields.get(name)

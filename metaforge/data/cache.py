@@ -16,7 +16,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from metaforge.data.archives import ZIP_ERRORS
-from metaforge.system.files import free_space
+from metaforge.system.files import space_text
 
 Arrays = dict[str, NDArray[Any]]
 """Arrays by name."""
@@ -68,10 +68,10 @@ def load_or_build(name: str, key: Mapping[str, object], build: Callable[[], Arra
     try:
         _write(path, {**arrays, _LIST: np.array(list(arrays))})
     except OSError as error:
+        space = space_text(error, path, sum(array.nbytes for array in arrays.values()))
         warnings.warn(
-            f"the cache {path} cannot be written ({error}; {sum(array.nbytes for array in arrays.values()):,} bytes are"
-            f" needed.{free_space(path)}): the next run will read the data set again; set METAFORGE_CACHE to a folder"
-            " that can be written to",
+            f"the cache {path} cannot be written ({error}.{space}): the next run will read the data set again; set"
+            " METAFORGE_CACHE to a folder that can be written to",
             RuntimeWarning,
             stacklevel=2,
         )

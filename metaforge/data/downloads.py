@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
 
 from metaforge.errors import DataError, StorageError
-from metaforge.system.files import free_space
+from metaforge.system.files import free_space, is_no_space
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the file name, the bytes received so far, and the total bytes (None if the server does not send it)."""
@@ -148,9 +148,9 @@ def _digest_error(url: str, target: Path, digest: str, md5: str) -> DataError:
 
 
 def _write_error(error: OSError, target: Path, max_bytes: int) -> StorageError:
+    space = f" At most {max_bytes:,} bytes are needed.{free_space(target.parent)}" if is_no_space(error) else ""
     return StorageError(
-        f"the download cannot be written: {error.strerror or error}. At most {max_bytes:,} bytes are needed."
-        f"{free_space(target.parent)}",
+        f"the download cannot be written: {error.strerror or error}.{space}",
         where=str(target),
         remedy="choose a folder that can be written to, on a disk with enough free space",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,9 +40,10 @@ class EpisodeScores(NamedTuple):
     measures: Params
 
 
-def episode_chunks(episodes: int, chunk: int) -> list[range]:
-    """Return the numbers of the first `episodes` episodes, as consecutive ranges of at most `chunk`."""
-    return [range(first, min(first + chunk, episodes)) for first in range(0, episodes, chunk)]
+def episode_chunks(episodes: int, chunk: int) -> Iterator[range]:
+    """Yield the numbers of the first `episodes` episodes, as consecutive ranges of at most `chunk`."""
+    for first in range(0, episodes, chunk):
+        yield range(first, min(first + chunk, episodes))
 
 
 @torch.no_grad()
@@ -84,7 +86,16 @@ def score_episodes(
     measures: Params = {}
     for steps in case.steps:
         last = steps == case.steps[-1]
-        result = score_tasks(case.learner, values, batch, keys, steps=steps, plan=plan, measure=measure and last)
+        result = score_tasks(
+            case.learner,
+            values,
+            batch,
+            keys,
+            steps=steps,
+            plan=plan,
+            measure=measure and last,
+            outputs=case.spec.outputs,
+        )
         scores.append(_finite_scores(case.spec.kind, result, tasks.query.y, rescore=rescore))
         measures = result.measures
     return EpisodeScores(tasks, tuple(scores), measures)

@@ -1,4 +1,4 @@
-"""Read the files of a checkpoint: every file is verified against the manifest before any of it is used."""
+"""The files of a checkpoint: each is verified against the manifest before it is used; tensors are safetensors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def to_bytes(tensors: Params) -> bytes:
 
 
 def from_bytes(data: bytes) -> Params:
-    """Return the tensors of bytes in the safetensors format."""
+    """Return the tensors in bytes of the safetensors format."""
     return load_tensors(data)
 
 
@@ -70,6 +70,25 @@ def _read(path: Path, most: int) -> bytes:
             return file.read(size)
     except (OSError, MemoryError) as error:
         raise damaged(path, getattr(error, "strerror", None) or "it cannot be read") from error
+
+
+def require_loadable_json(path: Path, data: bytes) -> None:
+    """Raise `CheckpointError` for the content of a JSON file that reading a checkpoint would refuse."""
+    problem = ""
+    if len(data) > MOST_JSON:
+        problem = f"it would have {len(data):,} bytes, and no more than {MOST_JSON:,} are read"
+    else:
+        try:
+            parse_object(path, data)
+        except CheckpointError as error:
+            problem = error.what.rstrip(".")
+    if problem:
+        raise CheckpointError(
+            f"The checkpoint file {path.name} is not written, because it could not be loaded again: {problem}.",
+            where=str(path),
+            remedy="earlier checkpoints are unchanged; let hooks keep a smaller state, and learners return fewer"
+            " metrics",
+        )
 
 
 def parse_object(path: Path, data: bytes) -> dict[str, Any]:

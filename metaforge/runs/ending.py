@@ -1,4 +1,4 @@
-"""How a run ends: recorded in its folder, reported, and passed on to the hooks, whatever happened before."""
+"""The end of a run, also after an error: it is recorded in the run folder, and the report and the hooks follow."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from metaforge.runs.hook_calls import end_run
 class Ending:
     """A context manager that records the outcome of the training inside it.
 
-    On exit it writes the status and the report of the run, calls `metaforge_run_end` of every hook, and releases the
-    run folder. An exception of the training is re-raised; an error during the ending is raised only if the training
-    itself succeeded, and is added as a note to the exception of the training otherwise.
+    On exit it writes the status and the report of the run, calls `metaforge_run_end` of every hook plugin, and releases
+    the lock of the run folder. An exception of the training is not suppressed. An error on exit is raised only if the
+    training succeeded; otherwise it is added as a note to the exception of the training.
 
     Args:
-        folder: The folder of the run; None on every rank but 0, which write nothing.
+        folder: The folder of the run; None on all ranks but 0, which write nothing.
         manager: The hooks of the run.
-        info: What the hooks are told about the run.
-        facts: What `status.json` records beside the outcome; read on exit, so the training may still add to it.
+        info: The description of the run that hooks receive.
+        facts: What `status.json` records besides the outcome; read on exit, so the training may still add to it.
         report: Writes the report of the run; None if there is none to write.
 
     Attributes:
@@ -53,8 +53,10 @@ class Ending:
         if error is not None:
             self.outcome = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
-            failures = [failure for failure in (self._record(error), self._call_hooks(error)) if failure is not None]
-            if failures:
+            unrecorded = self._record(error)
+            # The hooks hear of the first error, even if only the record of the run failed.
+            found = [unrecorded, self._call_hooks(error or unrecorded)]
+            if failures := [failure for failure in found if failure is not None]:
                 self._resolve(error, *failures)
         finally:
             if self._folder is not None:

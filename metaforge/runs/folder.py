@@ -1,4 +1,4 @@
-"""The run folder: the complete record of a run, written while it happens.
+"""The run folder: the complete record of a run, written while the run proceeds.
 
 `config.toml` (resolved), `command.txt`, `env.json`, `metrics.jsonl`, `status.json`, `run.lock`, `ckpt/`,
 `evaluation/`, `pictures/`, `report.md`.
@@ -23,8 +23,10 @@ from metaforge.system.line_files import append_lines, kept_lines, write_lines
 from metaforge.system.lock import RunLock
 from metaforge.system.untrusted import UNREADABLE, parse_json, read_object
 
-# What a folder may contain while it is being created, before `config.toml` makes it a run folder.
+# What a folder may contain while it is created, before `config.toml` makes it a run folder.
 _BEGUN = frozenset({"run.lock", "pictures", "command.txt", "env.json", "metrics.jsonl"})
+# The most resumes that `env.json` lists, the last ones: a job that is restarted for months must not make it too large.
+_MOST_RESUMES = 100
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def require_run(path: Path, *, where: str = "") -> None:
             try:
                 mode = (found := Path(folder, name)).lstat().st_mode
             except FileNotFoundError:
-                continue  # A running training removes its temporary files.
+                continue  # A run in progress removes its temporary files.
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
                 raise ConfigError(
@@ -76,13 +78,13 @@ class RunFolder:
         """Create the folder and record the run in it.
 
         Args:
-            path: The folder; it must not exist, except as the remains of an interrupted creation.
+            path: The folder; it must not exist, unless its creation was interrupted earlier.
             config: The resolved configuration as TOML.
             command: The command line.
             environment: The content of `env.json`, to which the git commit is added.
 
         Raises:
-            StorageError: If the folder exists or cannot be written.
+            StorageError: The folder exists or cannot be written.
         """
         if not make_folder(path) and not _begun(path):
             raise _exists(path)
@@ -127,13 +129,14 @@ class RunFolder:
             recorded: The last step whose metrics are kept; later records are removed.
             config: The configuration that it continues with; it replaces the recorded one.
             command: The command line, appended to the recorded ones.
-            facts: What is known about the resume, appended to `env.json`.
+            facts: Facts about the resume, appended to the list `resumed` in `env.json`, which keeps the last 100.
         """
         metrics, env, commands = (self.path / name for name in ("metrics.jsonl", "env.json", "command.txt"))
         write_lines(metrics, kept_lines(metrics, recorded, _step_of)[0] if recorded and metrics.is_file() else [])
         environment = read_json(env) if env.is_file() else {}
         before = environment.get("resumed", [])
         resumes = [*(before if isinstance(before, list) else [before]), {"step": step, "at": _now(), **facts}]
+        resumes = resumes[-_MOST_RESUMES:]
         earlier = commands.read_text("utf-8", errors="replace") if commands.is_file() else ""
         write_atomically(self.path / "config.toml", config)
         write_atomically(commands, earlier + command + "\n")
@@ -151,7 +154,7 @@ class RunFolder:
         self.status(outcome, exit_code=exit_code(error), error=str(error) or type(error).__name__, **facts)
 
     def record(self, metrics: Mapping[str, float]) -> None:
-        """Append one line to `metrics.jsonl`; a non-finite number is written as null, because JSON has none."""
+        """Append one line to `metrics.jsonl`; non-finite numbers, which JSON does not have, are written as null."""
         append_lines(self.path / "metrics.jsonl", [json.dumps(_finite(metrics), allow_nan=False)])
 
     def sync_metrics(self) -> None:
@@ -167,7 +170,7 @@ class RunFolder:
 
 
 class Stopwatch:
-    """Measures the duration of a run: the time since it was created, plus `before` seconds of an earlier process."""
+    """Measures the duration of a run: the time since it was created, plus `before` seconds of earlier processes."""
 
     def __init__(self, before: float = 0.0) -> None:
         self._start = time.perf_counter() - before
@@ -190,7 +193,7 @@ def missing_records(folder: Path, step: int) -> list[str]:
 
 
 def default_folder(description: str, job: str | None = None) -> Path:
-    """Return a unique path below `runs/` from a description of the run and its start time, or the id of its job."""
+    """Return a unique path below `runs/`: a description of the run, and its start time or its torchrun job id."""
     unique = job or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     return Path("runs") / f"{description}-{unique}"
 
@@ -204,7 +207,7 @@ def _step_of(line: str) -> int:
 
 
 def _begun(path: Path) -> bool:
-    """Return whether a folder contains nothing but what is written to a run folder before its `config.toml`."""
+    """Return whether a path is a folder with nothing but what is written to a run folder before its `config.toml`."""
     if path.is_symlink() or not path.is_dir():
         return False
     with write_errors(path):

@@ -1,4 +1,4 @@
-"""Call the hooks of a run: in order, with errors that name the plugin, and traced on request."""
+"""Call the hooks of a run in order; errors name the plugin, and calls are traced on request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from metaforge.system.streams import note_stream, reopen_descriptors
 
 
 class Trace:
-    """Prints each hook call on stderr: the hook, the step, and every plugin called with its time in milliseconds."""
+    """Prints each hook call on stderr: the hook, the step, and every plugin that is called, with its time in ms."""
 
     def __init__(self, manager: pluggy.PluginManager) -> None:
         self.calls: list[str] = []
@@ -35,12 +35,12 @@ class Trace:
 
 @dataclass(frozen=True)
 class HookCall:
-    """One hook of one plugin: what its errors and its time are reported under.
+    """A call of one hook of one plugin, for reporting its errors and its time.
 
     Attributes:
         cls: The class of the plugin.
         hook: The name of the hook.
-        label: The plugin in a trace.
+        label: The name of the plugin in a trace.
         trace: Where the time of the call is recorded; None if calls are not traced.
     """
 
@@ -51,9 +51,9 @@ class HookCall:
 
     @contextmanager
     def reported(self) -> Iterator[None]:
-        """Run the hook inside: an exception becomes a `PluginError`, except MetaForge's own errors, which pass through.
+        """Turn exceptions of the hook, which is called inside, into `PluginError`; MetaForge's own errors pass through.
 
-        The time of a wrapper includes the time of what it wraps.
+        The time of a wrapper includes the time of the calls that it wraps.
         """
         start = time.perf_counter()
         try:
@@ -130,13 +130,13 @@ def hook_manager(plugins: Sequence[object]) -> pluggy.PluginManager:
     With METAFORGE_TRACE_HOOKS=1 every call is printed on stderr.
 
     Raises:
-        PluginError: If a plugin implements a hook that does not exist, or takes an argument that the hook lacks. An
-            exception in a hook surfaces as a `PluginError` later.
+        PluginError: A plugin implements a hook that does not exist, or takes an argument that the hook does not have.
+            Exceptions in the hooks become a `PluginError` when they are called.
     """
     manager = pluggy.PluginManager("metaforge")
     manager.add_hookspecs(Specs)
     trace = Trace(manager) if os.environ.get("METAFORGE_TRACE_HOOKS") == "1" else None
-    # pluggy calls the plugin that was registered last first.
+    # pluggy calls plugins in the reverse order of their registration.
     for number, plugin in reversed(list(enumerate(plugins, start=1))):
         problems = ["it is a class: pass an instance of it"] if inspect.isclass(plugin) else hook_errors(plugin)
         try:
@@ -157,7 +157,7 @@ def hook_manager(plugins: Sequence[object]) -> pluggy.PluginManager:
 
 
 def run_facts(manager: pluggy.PluginManager, run: RunInfo) -> dict[str, dict[str, str]]:
-    """Return `{"facts": ...}` with the facts that hooks want recorded with the run, `{}` if there are none."""
+    """Return `{"facts": ...}` with what `metaforge_run_facts` of the plugins returns, `{}` if that is nothing."""
     facts = {str(name): str(x) for found in manager.hook.metaforge_run_facts(run=run) for name, x in found.items()}
     return {"facts": facts} if facts else {}
 
@@ -180,8 +180,8 @@ def end_run(manager: pluggy.PluginManager, run: RunInfo, outcome: Outcome, error
 def states(plugins: Mapping[str, object]) -> dict[str, Mapping[str, Any]]:
     """Return copies of the states of those plugins (by name) that have one; `PluginError` names one that fails.
 
-    The copies are taken after every step, because a checkpoint may be written later. Whether JSON can hold them is
-    checked when they are saved.
+    They are copied after every step, because a checkpoint may be written later. Whether JSON can represent them is
+    checked only when they are saved.
     """
     found = {}
     for name, plugin in plugins.items():

@@ -1,4 +1,4 @@
-"""The state of a run after an outer step, and how it is saved to checkpoints and found again."""
+"""The state of a run after an outer step, and how it is saved to checkpoints and restored from them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from metaforge.authoring.protocols import Params
 from metaforge.config.settings import CheckpointConfig
 from metaforge.errors import CheckpointError, PluginError
 from metaforge.runs import checkpoint, checkpoint_files
+from metaforge.runs.running_summary import RunningSummary
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything that later steps depend on; it advances only when a step is complete with its hooks and records.
+    """Everything that later steps depend on, after a step that is complete with its hooks and records.
 
     Attributes:
-        step: Outer steps taken.
+        step: Number of outer steps so far, skipped ones included.
         seconds: Duration of the run so far.
         values: The values of the learner.
-        training: The tensors of the outer optimiser.
-        window: Per-task metrics since the last regular record, by name.
-        norms: The last norms of the meta-gradient, for the detection of divergence.
+        training: The tensors in the outer optimiser's state.
+        window: The summary of each per-task metric since the last regular record, by name.
+        norms: The norms of the latest meta-gradients, for the detection of divergence.
         skipped: The steps that were skipped because they diverged.
         best: The best validation score so far, None before the first validation.
         best_step: The step of that validation.
@@ -38,7 +39,7 @@ class State:
     seconds: float = 0.0
     values: Params = field(default_factory=dict)
     training: Params = field(default_factory=dict)
-    window: Mapping[str, list[float]] = field(default_factory=dict)
+    window: Mapping[str, RunningSummary] = field(default_factory=dict)
     norms: tuple[float, ...] = ()
     skipped: tuple[int, ...] = ()
     best: float | None = None
@@ -56,11 +57,11 @@ _MOST_HOOK_BYTES = checkpoint_files.MOST_JSON // 2
 # Far fewer than Python's recursion limit, which the parser of JSON must not reach.
 _MOST_LEVELS = 25
 
-_FACTS = ("seconds", "window", "norms", "skipped", "best", "best_step", "hooks", "inexact")
+_FACTS = ("seconds", "norms", "skipped", "best", "best_step", "hooks", "inexact")
 
 
 class Saver:
-    """Writes checkpoints to the `ckpt` folder of a run, keeps the latest and the best, and finds them again.
+    """Writes checkpoints to the `ckpt` folder of a run, removes old ones, and finds the last valid one.
 
     Args:
         folder: The run folder.
@@ -80,7 +81,7 @@ class Saver:
         return state.seconds - seconds >= self._config.interval
 
     def save(self, state: State, *, best: bool = False) -> Path | None:
-        """Save a state and remove older checkpoints.
+        """Save a state and remove old checkpoints.
 
         Args:
             state: The state to save.
@@ -93,12 +94,13 @@ class Saver:
             PluginError: If the state of a hook plugin cannot be saved and loaded; the error names it. The rest of the
                 state is saved before.
             StorageError: If the disk is full or not writable.
+            CheckpointError: If the checkpoint could not be loaded again.
         """
         saved = self._last is not None and self._last[0] == state.step
         if saved and not best:
             return None
         state, errors = _without_faulty_hooks(state)
-        facts = {name: getattr(state, name) for name in _FACTS} | dict(self._facts)
+        facts = _to_json(state) | dict(self._facts)
         path = checkpoint.save(self.folder, state.step, state.values, state.training, facts)
         if best:
             checkpoint.mark_best(self.folder, state.step)
@@ -121,7 +123,7 @@ class Saver:
         return state, saved, bad
 
     def restored(self, state: State) -> None:
-        """Point `BEST` to the best step of a restored state: the process may have died before it did so itself."""
+        """Point `BEST` to the best step of a restored state, in case the earlier process died before it did so."""
         if state.best_step is not None and checkpoint.best(self.folder) != state.best_step:
             checkpoint.mark_best(self.folder, state.best_step)
 
@@ -192,6 +194,12 @@ def _finite(value: Any) -> float:
     return float(value)
 
 
+def _to_json(state: State) -> dict[str, Any]:
+    """Return everything in a state but the step and the tensors, as JSON can hold it."""
+    window = {name: summary.to_json() for name, summary in state.window.items()}
+    return {name: getattr(state, name) for name in _FACTS} | {"window": window}
+
+
 def _state(saved: checkpoint.Checkpoint, folder: Path) -> State:
     facts = saved.facts
     state = State(step=saved.step, values=saved.values, training=saved.training)
@@ -202,8 +210,8 @@ def _state(saved: checkpoint.Checkpoint, folder: Path) -> State:
         return replace(
             state,
             seconds=_finite(facts["seconds"]),
-            # A learner's own metrics may be any number; what the run itself depends on must be finite.
-            window={str(name): [float(x) for x in figures] for name, figures in facts["window"].items()},
+            # A learner's own metrics may be NaN or infinite; the numbers that the run depends on must be finite.
+            window={str(name): RunningSummary.from_json(metric) for name, metric in facts["window"].items()},
             norms=tuple(_finite(norm) for norm in facts["norms"]),
             skipped=tuple(int(step) for step in facts["skipped"]),
             best=None if best is None else _finite(best),
@@ -222,7 +230,7 @@ def _state(saved: checkpoint.Checkpoint, folder: Path) -> State:
 def to_bytes(state: State, facts: Mapping[str, Any]) -> bytes:
     """Return a state and the facts about it as bytes, to be broadcast to other ranks."""
     tensors = prefixed("values", state.values) | prefixed("training", state.training)
-    rest = {name: getattr(state, name) for name in _FACTS} | {"step": state.step}
+    rest = _to_json(state) | {"step": state.step}
     head = json.dumps({"state": rest, "order": list(tensors), "facts": dict(facts)}).encode()
     return len(head).to_bytes(8, "little") + head + checkpoint_files.to_bytes(tensors)
 
@@ -232,5 +240,6 @@ def from_bytes(data: bytes) -> tuple[State, dict[str, Any]]:
     end = 8 + int.from_bytes(data[:8], "little")
     head, tensors = json.loads(data[8:end]), checkpoint_files.from_bytes(data[end:])
     rest = head["state"] | {name: tuple(head["state"][name]) for name in ("norms", "skipped", "inexact")}
+    rest["window"] = {name: RunningSummary.from_json(metric) for name, metric in rest["window"].items()}
     ordered = {key: tensors[key] for key in head["order"]}
     return State(**rest, values=select(ordered, "values"), training=select(ordered, "training")), head["facts"]

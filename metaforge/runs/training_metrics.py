@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from metaforge.config.settings import TrainConfig
-from metaforge.results.statistics import mean_and_ci
+from metaforge.runs.running_summary import RunningSummary
 from metaforge.runs.state import State
 
 
@@ -19,16 +19,16 @@ def training_metrics(state: State, config: TrainConfig, steps: int) -> dict[str,
         steps: The number of outer steps of the run.
 
     Returns:
-        The means of `loss`, `score` (with `score_ci`) and the learner's own metrics over the tasks since the last
-        record; `elapsed` and `eta` in seconds, `tasks_per_second` over the whole run, and the number of `skipped`
-        steps if there are any.
+        The means of `loss`, `score` (with `score_ci`) and the learner's other metrics over the tasks since the last
+        regular record; `elapsed` and `eta` in seconds, `tasks_per_second` over the whole run, and the number of
+        `skipped` steps if there are any.
     """
     step, budget, seconds = state.step, config.budget, state.seconds
     total = steps if budget is None else min(steps, budget * step / seconds)
-    means = {name: math.fsum(by_task) / len(by_task) for name, by_task in state.window.items()}
+    means = {name: summary.mean for name, summary in state.window.items()}
     return {
         **means,
-        **(score_metrics(state.window["score"]) if "score" in means else {}),
+        **(_score_metrics(state.window["score"]) if "score" in means else {}),
         **({"skipped": float(len(state.skipped))} if state.skipped else {}),
         "elapsed": seconds,
         "eta": max(0.0, (total - step) * seconds / step),
@@ -41,7 +41,10 @@ def score_metrics(scores: Sequence[float]) -> dict[str, float]:
 
     The mean is NaN if one of the scores is; a single score has no interval.
     """
-    estimate = mean_and_ci(scores)
-    if estimate["mean"] is None or estimate["tasks"] < len(scores):
+    return _score_metrics(RunningSummary().extended(scores))
+
+
+def _score_metrics(summary: RunningSummary) -> dict[str, float]:
+    if not math.isfinite(summary.mean):
         return {"score": math.nan}
-    return {"score": estimate["mean"]} | ({} if estimate["ci"] is None else {"score_ci": estimate["ci"]})
+    return {"score": summary.mean} | ({} if summary.ci is None else {"score_ci": summary.ci})

@@ -1,4 +1,4 @@
-"""How a run computes: its learner on its device, in its precision, by the plan that the engine decided on."""
+"""The computation of a run in one process: outer steps and validation, as the engine decided."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Params, Task
 from metaforge.config.resolved import Resolved
 from metaforge.engine import plans
-from metaforge.engine.batch import MetaStep, meta_gradients, prepare
+from metaforge.engine.batch import MetaStep, meta_gradients, prepare, score_tasks
 from metaforge.engine.chunks import chunk_gradients
 from metaforge.engine.compiler import Compiler
 from metaforge.engine.contract import checked_values
@@ -42,6 +42,7 @@ class Worker:
         spec = self.parts.training_spec()
         self.learner = self.parts.learner(spec)
         self.dtype = self.parts.dtype
+        self._require_predictions(spec.outputs)
         engine, train = resolved.run.engine, resolved.run.train
         shards = min(engine.shards, train.tasks) if engine.reduce == "exact" else None
         self.local = world.local_batch(train.tasks, shards)
@@ -85,7 +86,7 @@ class Worker:
         return range((step - 1) * self.local.total, step * self.local.total)
 
     def _local_episodes(self, step: int) -> range:
-        """Return the indices of those that this rank computes."""
+        """Return the indices of the training episodes of an outer step that this rank computes."""
         return self.episodes(step)[self.local.first : self.local.first + sum(self.local.groups)]
 
     def sample(self, step: int) -> Task:
@@ -103,7 +104,7 @@ class Worker:
             step: The number of the outer step, from 1.
 
         Raises:
-            ConfigError: The learner cannot be computed by this plan, or compiled, but can be otherwise.
+            ConfigError: The step fails by this plan or compiled, but succeeds by plan `loop` or eagerly.
             PluginError: The learner, or another plugin that it calls, raises an exception or breaks its contract.
         """
         keys = torch.stack([make_key(self.settings.seed, "train", episode) for episode in self._local_episodes(step)])
@@ -134,7 +135,7 @@ class Worker:
         return result
 
     def _refuse_setting_at_fault(self, compute: Callable[..., MetaStep], error: RuntimeError) -> None:
-        """Raise `ConfigError` if the step succeeds eagerly or by plan `loop`: then not the learner is at fault."""
+        """Raise `ConfigError` if the step succeeds eagerly or by plan `loop`: then the setting is at fault."""
         simpler: list[tuple[str, str, str, Plan]] = []
         if self.decision.compiled:
             simpler.append(("engine.compile", "off", "A compiled step", self.plan))
@@ -152,13 +153,26 @@ class Worker:
                 remedy=f"set {setting} to {value}",
             ) from error
 
+    def _first_task(self) -> Task:
+        """Return the first training task as a batch of one, prepared for the learner."""
+        batch = self.parts.dataset.sample("train", self.parts.training_shape, 0, 1, seed=self.settings.seed)
+        return prepare(batch, self.device, self.dtype)
+
+    def _require_predictions(self, outputs: int) -> None:
+        """Raise `PluginError` unless the learner predicts `[n, outputs]` for the first training task.
+
+        A training sees only losses, so predictions of a wrong shape would not be noticed before the evaluation.
+        """
+        score_tasks(self.learner, self.initial(), self._first_task(), outputs=outputs)
+
     def _fused_norms(self) -> list[str]:
-        """Return the names of PyTorch's fused norm functions that the learner adapts through, on its first task."""
+        """Return the names of PyTorch's fused norm functions that the loss of the first training task calls.
+
+        The list is empty for a learner that does not adapt in steps.
+        """
         if not self.learner.tags.adapts:
             return []
-        values = self.initial()
-        batch = self.parts.dataset.sample("train", self.parts.training_shape, 0, 1, seed=self.settings.seed)
-        task = one_task(prepare(batch, self.device, self.dtype), 0)
+        task, values = one_task(self._first_task(), 0), self.initial()
         with self.resolved.running_errors("loss", "before the first step"):
             return plans.fused_norms(self.learner, values, task, make_key(self.settings.seed, "train", 0))
 
@@ -178,7 +192,7 @@ class Worker:
         case = EvaluationCase(spec, self.parts.learner(spec))
         chunk = plans.choose_chunk(spec, self.device, self.settings.engine.chunk, training=False)
         # The same chunks for any number of processes: the last bits of a score depend on which tasks are in its chunk.
-        chunks = episode_chunks(tasks, chunk)
+        chunks = [*episode_chunks(tasks, chunk)]
         ends = [len(chunks) * rank // self.world.size for rank in range(self.world.size + 1)]
         shares = [chunks[ends[rank] : ends[rank + 1]] for rank in range(self.world.size)]
         scores: list[float] = []

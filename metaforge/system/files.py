@@ -5,6 +5,7 @@ Atomic: a reader sees the old content or the new one, never a part. Durable: wri
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -22,22 +23,24 @@ from metaforge.errors import StorageError
 _OVERHEAD = 1 << 16
 # The size of a block: a new entry in a folder may take one.
 _BLOCK = 4096
+# The errors that mean that there is too little space: on the disk, in a quota, or up to the largest size of a file.
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager
 def write_errors(path: Path, needed: int = _BLOCK) -> Iterator[None]:
     """Raise `StorageError` in place of an `OSError` from the block, which writes at or below `path`.
 
-    The message names the number of bytes `needed` and the free space.
+    If there is too little space, the message names the number of bytes `needed` and the free space.
     """
     try:
         yield
     except OSError as error:
+        remedy = "check the path and its permissions, or write to another folder (copy a run folder of another user)"
         raise StorageError(
-            f"Cannot write {error.filename or path}: {error.strerror or error}."
-            f" {needed:,} bytes are needed.{free_space(path)}",
+            f"Cannot write {error.filename or path}: {error.strerror or error}.{space_text(error, path, needed)}",
             where=str(path),
-            remedy="free space and check the permissions, or choose another folder with --out",
+            remedy="free space, or choose another folder with --out" if is_no_space(error) else remedy,
         ) from error
 
 
@@ -123,6 +126,16 @@ def fsync(target: BufferedWriter | Path) -> None:
         return
     target.flush()
     os.fsync(target.fileno())
+
+
+def is_no_space(error: OSError) -> bool:
+    """Return whether a write failed because there is too little space."""
+    return error.errno in _NO_SPACE
+
+
+def space_text(error: OSError, path: Path, needed: int) -> str:
+    """Return sentences on the needed and the free bytes if a write failed for lack of space, else an empty string."""
+    return f" {needed:,} bytes are needed.{free_space(path)}" if is_no_space(error) else ""
 
 
 def free_space(path: Path) -> str:

@@ -75,9 +75,14 @@ def _resume_without_storage(workspace: Workspace, function: Callable[..., None],
 
 
 def _complaint_about(code: int, output: str) -> str:
-    """Return what is wrong with how a command ended whose storage failed, or an empty string."""
-    stated = " bytes are needed." in output and " bytes are free." in output and "Traceback" not in output
-    return "" if code == 8 and stated else f"exit code {code}: {output[-300:]}"
+    """Return what is wrong with how a command ended whose storage failed, or an empty string.
+
+    It must name the needed and the free bytes if, and only if, there was too little space.
+    """
+    reasons = ("No space left on device", "Disk quota exceeded", "File too large", "The disk is full")
+    is_full = any(reason in output for reason in reasons)
+    stated = [" bytes are needed." in output, " bytes are free." in output] == [is_full, is_full]
+    return "" if code == 8 and stated and "Traceback" not in output else f"exit code {code}: {output[-300:]}"
 
 
 def _checkpoints(run: Path) -> dict[Path, bytes]:

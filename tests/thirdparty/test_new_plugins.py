@@ -18,7 +18,7 @@ from prefixes import Prefix
 KINDS = ("learner", "adapter", "dataset", "regularizer", "backbone", "hook")
 # Two short trainings that together use every new plugin.
 TRAININGS = {
-    "learner": "--learner my-learner --dataset my-dataset --regularizer my-regularizer --set hooks=my-hook",
+    "learner": "--learner my-learner --dataset my-dataset --regularizer my-regularizer --hook my-hook",
     "adapter": "--learner maml --dataset my-dataset --adapter my-adapter --backbone my-backbone",
 }
 

@@ -46,7 +46,10 @@ def init(subject: Subject) -> None:
 @check(*ALL)
 def shapes(subject: Subject) -> None:
     """Predictions are `[n, outputs]`, losses and metrics are scalars, and dtypes are those of the inputs."""
-    for bench in build_benches(subject):
+    kinds = [bench.spec.kind for bench in build_benches(subject)]
+    # With another number of ways too: the number of outputs must not be a constant of the learner.
+    more_ways = [build_bench(subject, kind, ways=4) for kind in kinds if kind == "classification"]
+    for bench in (*build_benches(subject), *more_ways):
         for dtype in (torch.float32, torch.float64):
             values = {name: value.to(dtype) for name, value in bench.values().items()}
             task = tree_map(lambda x: x[0], bench.tasks(1, dtype=dtype))

@@ -27,6 +27,21 @@ def test_flags_that_were_not_set_leave_no_value() -> None:
     assert layer.values == {"dataset": {"name": "dots"}}
 
 
+def test_hooks_are_chosen_as_adapters_are(tmp_path: Path) -> None:
+    (layer,) = RunFlags(adapter="a, b", regularizer="c", hook="d,e").layers()
+    assert layer.values == {"adapters": "a, b", "regularizers": "c", "hooks": "d,e"}
+    assert layer.origin_of("hooks") == "--hook"
+    with pytest.raises(ConfigError, match="--hook and --set hooks set hooks to different values: 'd', 'e'"):
+        RunFlags(hook="d", settings=["hooks=e"]).layers()
+    path = tmp_path / "run.toml"
+    path.write_text("[hooks.csv]\nevery = 3\n[hooks.progress]\n", "utf-8")
+    settings = ["hooks.jsonl.every=2"]
+    _, resolved = RunFlags("maml", config=path, hook="jsonl,csv", settings=settings).resolve()
+    assert resolved.to_dict()["hooks"]["jsonl"]["every"] == 2
+    assert {name: table["every"] for name, table in resolved.to_dict()["hooks"].items()} == {"jsonl": 2, "csv": 3}
+    assert RunFlags("maml", config=path, hook="none").resolve()[1].hooks == ()
+
+
 def test_run_flags_are_resolved_with_the_installed_plugins(calls: Calls) -> None:
     registry, resolved = RunFlags("guess", "dots", seed=9).resolve()
     assert registry.names("learner") == ["guess"]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from config_toys import PLAIN, with_values
 from metaforge.config.resolve import resolve
-from metaforge.config.settings import RunConfig, TrainConfig, seconds
+from metaforge.config.settings import EngineConfig, RunConfig, TrainConfig, seconds
 from metaforge.registry.registry import Registry
 
 
@@ -33,7 +33,9 @@ def test_a_duration_is_read_without_case_and_other_types_pass() -> None:
     assert seconds([1]) == [1]
 
 
-@pytest.mark.parametrize("values", [{"lr": float("nan")}, {"lr": float("inf")}, {"rate": 1}, {"clip": 0}])
+@pytest.mark.parametrize(
+    "values", [{"lr": float("nan")}, {"lr": float("inf")}, {"rate": 1}, {"clip": 0}, {"skip_limit": 10**6}]
+)
 def test_sections_refuse_unknown_keys_and_numbers_out_of_bounds(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TrainConfig(**values)
@@ -59,3 +61,10 @@ def test_every_setting_has_a_default_and_a_description(path: str, field: Any) ->
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         RunConfig().seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 10**6])
+def test_an_absurd_number_of_threads_is_refused(threads: int) -> None:
+    assert EngineConfig(threads=1024).threads == 1024
+    with pytest.raises(ValidationError):
+        EngineConfig(threads=threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def test_flags_that_contradict_each_other_are_refused() -> None:
     assert flags_layer([("--learner", "learner.name", "a"), ("--set", "learner.name", "a")]).values == {
         "learner": {"name": "a"}
     }
-    with pytest.raises(ConfigError, match="another flag sets train to a single value") as caught:
-        flags_layer([("--set", "train", 1), ("--set", "train.lr", 1)])
+    with pytest.raises(ConfigError, match=r"--set sets train to 1, but --lr sets train\.lr in it\.") as caught:
+        flags_layer([("--set", "train", 1), ("--lr", "train.lr", 1)])
     assert caught.value.remedy
     with pytest.raises(ConfigError, match="key=value"):
         parse_setting("train.lr")
@@ -58,8 +59,51 @@ def test_files_that_cannot_be_read_are_config_errors(tmp_path: Path) -> None:
 
 
 def test_a_flag_for_a_table_and_a_flag_for_a_key_in_it_contradict_each_other() -> None:
-    with pytest.raises(ConfigError, match=r"another flag and --set set train to different values: \{'lr': 1\}, 1\."):
-        flags_layer([("--set", "train.lr", 1), ("--set", "train", 1)])
+    with pytest.raises(ConfigError, match=r"--set sets train to 1, but --lr sets train\.lr in it\."):
+        flags_layer([("--lr", "train.lr", 1), ("--set", "train", 1)])
+
+
+SINGLES = ("learner", "dataset", "backbone")
+SETS = ("adapters", "regularizers", "hooks")
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(
+    ("path", "other"),
+    [
+        *((f"{key}.name", key) for key in SINGLES),
+        *((key, key) for key in (*SINGLES, *SETS)),
+        *((f"{key}.x.lr", f"{key}.x.lr") for key in SETS),
+    ],
+)
+def test_two_flags_that_choose_different_plugins_are_both_named(path: str, other: str, backwards: bool) -> None:
+    flags = [("--one", path, "a"), ("--set two", other, "b")]
+    with pytest.raises(ConfigError, match="different values") as caught:
+        flags_layer(flags[::-1] if backwards else flags)
+    assert "--one" in caught.value.what
+    assert "--set two" in caught.value.what
+
+
+@pytest.mark.parametrize("key", SINGLES)
+def test_two_flags_that_choose_the_same_plugin_or_different_options_of_it_are_merged(key: str) -> None:
+    flags = [("--one", f"{key}.name", "a"), ("--set two", key, "a"), ("--set three", f"{key}.x", 1)]
+    for order in (flags, flags[::-1]):
+        layer = flags_layer(order)
+        assert layer.values == {key: {"name": "a", "x": 1}}
+        assert layer.origin_of(f"{key}.x") == "--set three"
+    table = [("--set one", key, {"name": "a", "x": 1}), ("--set two", f"{key}.y", 2)]
+    assert flags_layer(table).values == {key: {"name": "a", "x": 1, "y": 2}}
+    with pytest.raises(ConfigError, match=rf"--set one and --set two set {key}\.x to different values: 1, 2"):
+        flags_layer([*table[:1], ("--set two", f"{key}.x", 2)])
+
+
+@pytest.mark.parametrize("key", SETS)
+def test_a_flag_that_chooses_a_set_and_flags_for_options_in_it_are_kept_apart(key: str) -> None:
+    flags = [("--one", key, {"a": {"lr": 1}}), ("--set two", f"{key}.a", {"lr": 2}), ("--set three", f"{key}.b.x", 3)]
+    for order in (flags, flags[::-1]):
+        layer = flags_layer(order)
+        assert layer.values == {key: {"a": {"lr": 1}}}
+        assert layer.patches == {key: {"a": {"lr": 2}, "b": {"x": 3}}}
 
 
 def test_a_file_becomes_one_layer_with_its_path_as_origin(tmp_path: Path) -> None:
@@ -124,3 +168,23 @@ def test_the_names_of_plugins_are_mapped_by_kind() -> None:
         "backbone": {"width": 3},
         "hooks": {"hook:y": {"on": True}},
     }
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_named_pipe_is_refused_without_opening_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.toml")
+    for path in (tmp_path / "run.toml", Path(os.devnull)):
+        with pytest.raises(ConfigError, match="is not a regular file") as caught:
+            file_layer(path)
+        assert "--config <(command)" in caught.value.remedy
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="this system does not name file descriptors")
+def test_the_output_of_a_command_is_read_from_its_descriptor() -> None:
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"seed = 3")
+        os.close(writer)
+        assert file_layer(Path(f"/dev/fd/{reader}")).values == {"seed": 3}
+    finally:
+        os.close(reader)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import os
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,9 +110,18 @@ def test_an_interrupted_download_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_is_a_storage_error_with_the_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"cannot be written.* bytes are needed.* bytes are free"):
+        download(URL, tmp_path / "x.zip", md5=MD5, max_bytes=2**21, opener=opener_of(Response(BODY)))
+
+
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match=r"cannot be written.* bytes are needed.* bytes are free"):
+    with pytest.raises(StorageError, match=r"the download cannot be written: (Not a directory|File exists)\.\n"):
         download(URL, tmp_path / "file" / "x.zip", md5=MD5, max_bytes=2**21, opener=opener_of(Response(BODY)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,21 @@ def test_a_learner_cannot_change_the_values_of_a_run(tmp_path: Path) -> None:
     names = list(run.values)
     run.evaluate()
     assert list(run.values) == names
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"seed": 10**21}, "evaluate.seed has 1000000000000000000000, but should be 9223372036854775807 or less"),
+        ({"seed": -1}, "evaluate.seed has -1, but should be 0 or more"),
+        ({"tasks": 10**21}, "evaluate.tasks has 1000000000000000000000, but should be"),
+        ({"ways": 10**21}, "evaluate.ways has 1000000000000000000000, but should be 100000 or less"),
+        ({"shots": [10**21]}, "evaluate.shots has 1000000000000000000000, but should be 100000 or less"),
+        ({"split": "../x"}, "The split is '../x', which cannot be part of a file name"),
+    ],
+)
+def test_what_no_record_could_hold_is_refused(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    """A seed of 22 digits was evaluated and saved, and later evaluations of the folder then failed."""
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        run_evaluation(FakeRun(tmp_path), **changes)
+    assert not any(tmp_path.iterdir())

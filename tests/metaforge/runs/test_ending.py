@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from torch import nn
 
 import metaforge
 from metaforge import hookimpl
@@ -199,3 +200,23 @@ def test_a_signal_during_the_report_is_recorded_with_its_exit_code() -> None:
 def test_other_ranks_end_without_a_folder() -> None:
     with Ending(None, hook_manager([]), RunInfo(None, {}, "classification"), {}, None) as ending:
         ending.outcome = "finished"
+
+
+def test_a_run_that_cannot_start_ends_like_any_other_that_fails(tmp_path: Path) -> None:
+    watch = Watch()
+    # Prototypical networks without a parameter: the outer optimiser refuses to be built.
+    with pytest.raises(ValueError, match="empty parameter list"):
+        metaforge.train("protonet", "glyphs", backbone=nn.Flatten(), steps=1, out=tmp_path / "run", hooks=[watch])
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["exit_code"]) == ("failed", 1)
+    assert watch.seen[-1] == "failed"
+    assert (tmp_path / "run" / "run.lock").read_bytes() == b""
+
+
+def test_a_failed_record_is_raised_before_an_error_of_a_hook() -> None:
+    def report(outcome: str) -> None:
+        raise StorageError("no plot")
+
+    with pytest.raises(StorageError, match="no plot") as caught:
+        end(finish, Clumsy(), report=report)
+    assert "metaforge_run_end of Clumsy" in caught.value.__notes__[0]

@@ -21,6 +21,7 @@ from metaforge.runs.resume import configuration, differences
 from metaforge.runs.run import Run
 from metaforge.runs.training import run_training
 from metaforge.system.lock import RunLock
+from saved_checkpoints import rewritten
 from tests.reliability.interruptions import StopAfter
 
 CLOCK = {"elapsed", "eta", "tasks_per_second"}
@@ -80,6 +81,45 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole: Path, tmp_path: Path, 
     assert run.summary["resumed"] == {"step": stop, "exact": True, "differences": [], "damaged": []}
     assert_equal_runs(tmp_path / "run", whole)
     assert (tmp_path / "run" / "command.txt").read_text().count("\n") == 2
+
+
+def test_metrics_that_an_older_checkpoint_lists_task_by_task_are_continued(whole: Path, tmp_path: Path) -> None:
+    begun(tmp_path / "run", stop=4)
+    path = tmp_path / "run" / "ckpt" / "step-0000004"
+    facts = json.loads((path / "state.json").read_text())
+    facts["window"] = {name: 3 * [metric["total"] / 3] for name, metric in facts["window"].items()}
+    rewritten(path, "state.json", json.dumps(facts).encode())
+    assert resumed(tmp_path / "run").summary["resumed"]["exact"]
+    rows, expected = kept(tmp_path / "run")[1], kept(whole)[1]
+    assert [row["loss"] for row in rows] == [pytest.approx(row["loss"], rel=1e-12) for row in expected]
+
+
+def test_a_run_that_is_resumed_over_and_over_keeps_a_bounded_record(tmp_path: Path) -> None:
+    metaforge.train("maml", "sinusoid", steps=1, tasks=2, out=tmp_path / "run", settings={"engine": {"threads": 1}})
+    path, env = tmp_path / "run" / "ckpt" / "step-0000001", tmp_path / "run" / "env.json"
+    facts = json.loads((path / "state.json").read_text())
+    rewritten(path, "state.json", json.dumps(facts | {"inexact": [f"change {i}" for i in range(5000)]}).encode())
+    env.write_text(json.dumps(json.loads(env.read_text()) | {"resumed": [{"step": 1}] * 5000}))
+    run = resumed(tmp_path / "run", {"train": {"steps": 2}})
+    assert run.summary["resumed"]["exact"] is False
+    assert len(kept(tmp_path / "run")[0].facts["inexact"]) <= 200
+    assert len(json.loads(env.read_text())["resumed"]) <= 100
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learner": "protonet"}, "trained with the learner 'maml' and cannot be resumed with 'protonet'"),
+        ({"dataset": {"name": "glyphs"}}, "trained with the dataset 'sinusoid'"),
+        ({"learner": 3}, "learner is 3, not a table"),
+        ({"dataset": {"name": 3}}, "dataset.name is 3, not a string"),
+    ],
+)
+def test_another_learner_or_data_set_is_refused_in_every_notation(
+    whole: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configuration(whole, [Layer("--set", settings)], scan())
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(whole: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from metaforge.config.settings import CheckpointConfig
 from metaforge.errors import CheckpointError, PluginError
 from metaforge.runs import checkpoint
+from metaforge.runs.running_summary import RunningSummary
 from metaforge.runs.state import Saver, State, better, from_bytes, to_bytes
 
 STATE = State(
@@ -20,7 +21,7 @@ STATE = State(
     seconds=1.5,
     values={"model.w": torch.arange(3.0)},
     training={"step.model.w": torch.tensor(3.0)},
-    window={"loss": [0.1, math.nan]},
+    window={"loss": RunningSummary().extended([0.1, 0.2]), "own": RunningSummary().extended([0.1, math.nan])},
     norms=(0.1, 0.2),
     skipped=(2,),
     best=0.75,
@@ -78,6 +79,8 @@ def test_a_save_is_due_by_steps_or_by_time(tmp_path: Path, options: dict[str, An
         ("norms", 3),
         ("window", {"loss": "x"}),
         ("window", []),
+        ("window", {"loss": {"count": 0}}),
+        ("window", {"loss": RunningSummary(2, 1.0, 0.0, -1.0, 0.0).to_json()}),
         ("skipped", [math.inf]),
         ("best", math.nan),
         ("hooks", {"early-stop": 3}),
@@ -85,7 +88,7 @@ def test_a_save_is_due_by_steps_or_by_time(tmp_path: Path, options: dict[str, An
     ],
 )
 def test_facts_that_cannot_be_resumed_from_are_refused(tmp_path: Path, name: str, value: Any) -> None:
-    told = {key: getattr(STATE, key) for key in ("seconds", "window", "norms", "skipped", "best", "hooks")}
+    told = {key: getattr(STATE, key) for key in ("seconds", "norms", "skipped", "best", "hooks")} | {"window": {}}
     checkpoint.save(tmp_path / "ckpt", 3, STATE.values, STATE.training, {**told, name: value})
     with pytest.raises(CheckpointError, match="lacks what is needed to resume the run"):
         saver(tmp_path).find()
@@ -155,6 +158,23 @@ def test_a_tuple_in_a_hook_state_becomes_a_list(tmp_path: Path) -> None:
     found = saver(tmp_path).find()
     assert found is not None
     assert found[0].hooks == {"good": {"x": [1, [2, 3]], "y": 2**128}}
+
+
+def test_a_window_that_an_older_checkpoint_lists_task_by_task_is_summarised(tmp_path: Path) -> None:
+    facts = {key: getattr(STATE, key) for key in ("seconds", "norms", "skipped", "best", "hooks")}
+    checkpoint.save(tmp_path / "ckpt", 3, STATE.values, STATE.training, facts | {"window": {"loss": [0.1, 0.7]}})
+    found = saver(tmp_path).find()
+    assert found is not None
+    assert found[0].window == {"loss": RunningSummary().extended([0.1, 0.7])}
+
+
+def test_a_state_that_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
+    keep = saver(tmp_path)
+    keep.save(STATE)
+    with pytest.raises(CheckpointError, match=r"state\.json is not written.*67,108,864 are read"):
+        keep.save(replace(STATE, step=4, inexact=("x" * 2**26,)))
+    assert checkpoint.steps(tmp_path / "ckpt") == [3]
+    assert checkpoint.load_latest(tmp_path / "ckpt")[1] == []
 
 
 def test_nothing_saved_is_no_state(tmp_path: Path) -> None:

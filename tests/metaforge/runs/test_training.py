@@ -237,3 +237,12 @@ def test_a_dry_run_tries_everything_and_leaves_no_files(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
     assert run.evaluate(tasks=3)["pictures"] == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_size_of_a_checkpoint_does_not_grow_with_the_steps_between_records(tmp_path: Path) -> None:
+    settings = {"train": {"log_every": 100_000}, "checkpoint": {"every": 1, "keep": 100}, "engine": {"threads": 1}}
+    trained(tmp_path / "run", steps=30, tasks=32, settings=settings)
+    sizes = [(tmp_path / "run" / "ckpt" / f"step-{step:07d}" / "state.json").stat().st_size for step in (2, 30)]
+    # Each step adds a norm of the meta-gradient, of which the last 101 are kept.
+    assert sizes[1] - sizes[0] < 28 * 30
+    assert rows_of(tmp_path / "run")[-1]["score_ci"] > 0

@@ -14,9 +14,14 @@ from metaforge import hookimpl
 from metaforge.config.settings import TrainConfig
 from metaforge.results.statistics import mean_and_ci
 from metaforge.runs import training
+from metaforge.runs.running_summary import RunningSummary
 from metaforge.runs.state import State
 from metaforge.runs.training_metrics import score_metrics, training_metrics
 from quick_runs import trained
+
+
+def window(by_task: Mapping[str, list[float]]) -> dict[str, RunningSummary]:
+    return {name: RunningSummary().extended(values) for name, values in by_task.items()}
 
 
 def test_validation_intervals_equal_those_of_evaluation(tmp_path: Path) -> None:
@@ -48,7 +53,8 @@ def test_a_non_finite_score_is_recorded_as_null(tmp_path: Path, monkeypatch: pyt
 
 
 def test_metrics_are_means_over_the_window_with_speed_and_time_left() -> None:
-    state = State(step=4, seconds=2.0, window={"loss": [1.0, 3.0], "score": [0.0, 1.0], "own": [5.0]}, skipped=(2,))
+    by_task = {"loss": [1.0, 3.0], "score": [0.0, 1.0], "own": [5.0]}
+    state = State(step=4, seconds=2.0, window=window(by_task), skipped=(2,))
     found = training_metrics(state, TrainConfig(steps=10, tasks=3), 10)
     assert (found["loss"], found["score"], found["own"], found["skipped"]) == (2.0, 0.5, 5.0, 1.0)
     assert found["score_ci"] == pytest.approx(1.96 * 0.5**0.5 / 2**0.5)
@@ -56,12 +62,13 @@ def test_metrics_are_means_over_the_window_with_speed_and_time_left() -> None:
 
 
 def test_a_budget_limits_the_time_left() -> None:
-    state = State(step=4, seconds=2.0, window={"loss": [1.0]})
+    state = State(step=4, seconds=2.0, window=window({"loss": [1.0]}))
     assert training_metrics(state, TrainConfig(steps=1000, budget=3.0), 1000)["eta"] == pytest.approx(1.0)
 
 
 def test_a_learner_without_scores_has_no_score() -> None:
-    assert "score" not in training_metrics(State(step=1, seconds=1.0, window={"loss": [1.0]}), TrainConfig(), 10)
+    state = State(step=1, seconds=1.0, window=window({"loss": [1.0]}))
+    assert "score" not in training_metrics(state, TrainConfig(), 10)
 
 
 @pytest.mark.parametrize(

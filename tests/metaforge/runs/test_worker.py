@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import metaforge
 from failing_learners import FAULTS, RETURNED, train_failing
-from metaforge.authoring.protocols import Options, Regularizer
+from metaforge.authoring.protocols import Key, Options, Params, Regularizer
 from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.scan import scan
 from metaforge.system import machine
-from metaforge.testing.toy import ToyClasses, ToyDescent
+from metaforge.testing.toy import ToyClasses, ToyDescent, ToyLearner
 
 FATAL = [name for name in FAULTS if name not in ("wrong type", "added value")]
 
@@ -230,3 +230,32 @@ def test_the_cores_are_those_that_the_process_may_use(monkeypatch: pytest.Monkey
     monkeypatch.delattr("os.sched_getaffinity")
     monkeypatch.setattr("os.cpu_count", lambda: None)
     assert machine.cores() == 1
+
+
+class Narrow(ToyLearner):
+    """A learner whose predictions have too few columns, which its own loss does not notice."""
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        return super().predict(values, fast, x, key=key)[:, :2]
+
+
+def test_a_learner_with_too_few_logits_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    registry = scan().with_plugin("learner", "narrow", Narrow).with_plugin("dataset", "toy", ToyClasses)
+    options: dict[str, Any] = {"backbone": "mlp", "adapters": ["sgd"], "steps": 1, "registry": registry}
+    with pytest.raises(PluginError, match=r"The learner Narrow predicts shape \[75, 2\] for 75 queries and 5 outputs"):
+        metaforge.train("narrow", "toy", out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_first_task_is_predicted_once_per_run(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    class Counting(ToyLearner):
+        def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+            calls.append(len(x))
+            return super().predict(values, fast, x, key=key)
+
+    registry = scan().with_plugin("learner", "counting", Counting).with_plugin("dataset", "toy", ToyClasses)
+    options: dict[str, Any] = {"backbone": "mlp", "adapters": ["sgd"], "steps": 3, "registry": registry}
+    metaforge.train("counting", "toy", out=tmp_path / "run", settings={"engine": {"compile": "off"}}, **options)
+    assert calls == [75]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -87,15 +88,24 @@ def test_too_little_free_space_is_an_error(tmp_path: Path, monkeypatch: pytest.M
         require_space(tmp_path, 60_000)
 
 
-def test_a_write_error_names_the_free_space_even_if_the_folder_is_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_an_error_for_lack_of_space_names_the_free_space_even_if_the_folder_is_missing(
+    tmp_path: Path, number: int
+) -> None:
     gone = tmp_path / "gone" / "run"
-    with (
-        pytest.raises(
-            StorageError, match=r"Cannot write .*No such file.* 4,096 bytes are needed\. [\d,]+ bytes are free"
-        ),
-        write_errors(gone),
-    ):
+    message = r"Cannot write .* 4,096 bytes are needed\. [\d,]+ bytes are free\.$"
+    with pytest.raises(StorageError) as caught, write_errors(gone):
+        raise OSError(number, os.strerror(number))
+    assert re.match(message, caught.value.what)
+    assert caught.value.remedy == "free space, or choose another folder with --out"
+
+
+def test_another_write_error_does_not_name_the_free_space(tmp_path: Path) -> None:
+    gone = tmp_path / "gone" / "run"
+    with pytest.raises(StorageError) as caught, write_errors(gone):
         gone.open("x")
+    assert caught.value.what == f"Cannot write {gone}: No such file or directory."
+    assert caught.value.remedy.startswith("check the path and its permissions")
     with pytest.raises(KeyError), write_errors(gone):
         raise KeyError("not a write error")
 
@@ -132,7 +142,7 @@ def test_a_new_folder_and_its_parents_are_on_the_disk(tmp_path: Path, monkeypatc
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     require_writable(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(StorageError, match="bytes are free"):
+    with pytest.raises(StorageError, match=r"Cannot write .*No such file or directory\.\n"):
         require_writable(tmp_path / "gone")
 
 

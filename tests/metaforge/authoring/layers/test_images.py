@@ -82,7 +82,7 @@ def looped_grads(module: nn.Module, x: Tensor, *, again: bool = False) -> list[T
 )
 def test_the_derivatives_are_torchs(geometry: dict[str, int], again: bool) -> None:
     reference = looped_grads(network(**geometry), pictures(), again=again)
-    with images.together():
+    with images.channels_last_kernels():
         found = folded_grads(exchanged(network(**geometry)), pictures(), again=again)
     for one, two in zip(found, reference, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
@@ -91,7 +91,7 @@ def test_the_derivatives_are_torchs(geometry: dict[str, int], again: bool) -> No
 def test_per_task_gradients_are_torchs() -> None:
     module, x = exchanged(network(stride=2)), pictures()
     values = {name: value.detach() for name, value in module.named_parameters()}
-    with images.together():
+    with images.channels_last_kernels():
         found = vmap(grad(adapted_loss(module)), in_dims=(None, 0))(values, x)
     plain = network(stride=2)
     for index in range(TASKS):
@@ -121,7 +121,7 @@ def test_outside_the_layers_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(images, name, never)
     module, x = network(), pictures()[0]
     torch.testing.assert_close(exchanged(module)(x), module(x), rtol=0, atol=0)
-    with images.together(), pytest.raises(AssertionError):
+    with images.channels_last_kernels(), pytest.raises(AssertionError):
         exchanged(module)(x)
 
 
@@ -133,6 +133,6 @@ def test_at_once_they_are_for_networks_that_pool(monkeypatch: pytest.MonkeyPatch
     strided = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2)).double()
     for module, wanted in ((network(), ["convolution", "max_pool", "convolution"]), (strided, [])):
         used.clear()
-        with images.together("pooled"):
+        with images.channels_last_kernels("pooled"):
             exchange_layers(module, ForwardContext("transductive"))(pictures()[0])
         assert used == wanted
