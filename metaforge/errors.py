@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+INTERRUPTED = 130
+"""The exit code of a command that is ended by Ctrl-C."""
 
 # The most characters that a message shows of a value, and of a place.
 _MAX_VALUE, _MAX_PLACE = 200, 1000
@@ -88,6 +92,45 @@ class WorkerError(MetaForgeError):
     """Another process of the run has ended or does not answer (exit code 9)."""
 
     exit_code = 9
+
+
+class ContractError(ValueError):
+    """The code of a plugin returned or did what its protocol forbids.
+
+    The function that detects it does not know the name of the plugin; its caller raises a `PluginError` with the name.
+    """
+
+
+_STORAGE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST})
+
+
+def as_metaforge_error(error: BaseException) -> MetaForgeError | None:
+    """Return the error that the command reports in place of an exception; None for an unexpected exception.
+
+    A file that cannot be read or written is a `StorageError`. Only the code of a plugin can raise `SystemExit` or
+    `GeneratorExit`, so these are a `PluginError`.
+    """
+    if isinstance(error, MetaForgeError):
+        return error
+    if isinstance(error, OSError) and error.errno in _STORAGE and error.filename is not None:
+        return StorageError(
+            f"{error.filename} cannot be written or read: {error.strerror}.",
+            remedy="free space, correct the permissions, or choose another folder",
+        )
+    if isinstance(error, (SystemExit, GeneratorExit)):
+        return PluginError(
+            f"The code of a plugin raised {type(error).__name__}: {printable(str(error))}",
+            remedy="set METAFORGE_DEBUG=1 to see the traceback, and report it to the author of the plugin",
+        )
+    return None
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the code with which a command exits that ends with this exception."""
+    if isinstance(error, KeyboardInterrupt):
+        return int(getattr(error, "exit_code", INTERRUPTED))
+    known = as_metaforge_error(error)
+    return 1 if known is None else known.exit_code
 
 
 def printable(text: str) -> str:

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         TaskSpec,
     )
     from metaforge.system.line_files import append_lines, begin_lines
+    from metaforge.system.streams import note_stream
 
 __all__ = [
     "STATE",
@@ -114,6 +115,7 @@ __all__ = [
     "make_key",
     "mean_squared_error",
     "normal",
+    "note_stream",
     "one_hot",
     "one_task",
     "permutation",
@@ -127,10 +129,11 @@ __all__ = [
     "with_head",
 ]
 
-# Searched in this order. The first two do not import torch.
+# Searched in this order. The first three do not import torch.
 _MODULES = (
     "metaforge.authoring.hooks",
     "metaforge.system.line_files",
+    "metaforge.system.streams",
     "metaforge.authoring.protocols",
     "metaforge.authoring.keys",
     "metaforge.authoring.functional",

@@ -156,7 +156,7 @@ def advance_state(values: Params, changes: Params) -> Params:
 def sum_of(terms: Iterable[Tensor]) -> Tensor:
     """Return the sum of tensors of one shape.
 
-    The built-in `sum` starts from the integer 0, so its result may be an `int` in the eyes of a type checker.
+    The built-in `sum` starts from the integer 0, so for type checkers its result may be an `int`.
 
     Args:
         terms: At least one tensor.
@@ -224,7 +224,7 @@ def gradient(
         result: tuple[Params, Any] = grad(function, has_aux=True)(at)
         return result
     with torch.no_grad():
-        # torch's stub describes only the pair that `vjp` returns without `has_aux`.
+        # torch's type stub describes only the pair that `vjp` returns without `has_aux`.
         value, pull_back, aux = vjp(function, at, has_aux=True)  # type: ignore[misc]
         grads: Params = pull_back(torch.ones_like(value), retain_graph=False, create_graph=False)[0]
         return detach_params(grads), aux

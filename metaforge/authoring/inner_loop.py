@@ -52,11 +52,11 @@ class InnerLoopOptions(Options):
 class InnerLoopLearner(ModelLearner):
     """Base class of learners that adapt a network's weights with an adapter on the support set.
 
-    The network is the backbone with a linear head. A subclass defines `loss`; `descend` and `query_loss` are its parts.
+    The network is the backbone with a linear head. A subclass defines `loss`, usually by `descend` and `query_loss`.
 
     Args:
         config: The learner's options.
-        parts: What the learner is built of, a backbone and an adapter among it.
+        parts: What the learner is built from, including a backbone and an adapter.
 
     Attributes:
         first_order: Whether the inner gradients are treated as constants, without second derivatives.
@@ -121,8 +121,8 @@ class InnerLoopLearner(ModelLearner):
             key: The key of the task's noise, or None in evaluation.
 
         Returns:
-            The adapted parameters, with the statistics that batch norm uses for queries; and what to add to the
-            `state.` entries.
+            The adapted parameters, together with the statistics that batch norm uses for queries if they depend on the
+            support set or the step; and what to add to the `state.` entries.
         """
 
         def objective(values: Params, step: int, x: Tensor, y: Tensor, *keys: Tensor) -> tuple[Tensor, Params]:
@@ -135,7 +135,7 @@ class InnerLoopLearner(ModelLearner):
         return fast | self.model.statistics(values | fast, support.x, Pass(key, steps, "support")), state
 
     def support_loss(self, values: Params, batch: Examples, step: int, key: Key | None) -> tuple[Tensor, Params]:
-        """Return the task loss on `batch`, averaged over the regularizers' draws, and the changes of the state."""
+        """Return the task loss on `batch`, averaged over the draws, and the state changes of the last draw."""
         losses, state = [], Params()
         for draw in range(self.model.draws(key)):
             prediction, state = self.model.observe(values, batch.x, Pass(key, step, "support", draw))
@@ -150,7 +150,7 @@ class InnerLoopLearner(ModelLearner):
             fast: The adapted parameters.
             task: The task.
             key: The key of the task's noise.
-            state: What the inner loop adds to the `state.` entries; what the query pass adds is added to it.
+            state: What the inner loop adds to the `state.` entries. The changes by the query pass are added to it.
         """
         at = Pass(key, self.config.steps, "query")
         prediction, change = self.model.observe(values | advance_state(values, state) | fast, task.query.x, at)
@@ -158,7 +158,10 @@ class InnerLoopLearner(ModelLearner):
         return self.criterion(prediction, task.query.y), Aux(metrics, add_params(state, change))
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
-        """Return the adapted parameters after `steps` inner steps; by default those of training or of evaluation."""
+        """Return the adapted parameters after `steps` inner steps, by default `steps` or `test_steps` of the options.
+
+        With a key, as in training, the default is the option `steps`; without a key it is `test_steps`.
+        """
         if steps is None:
             steps = self.config.test_steps if key is None else self.config.steps
         return self.descend(values, support, steps, key)[0]
@@ -172,7 +175,7 @@ class Chain:
     """Gradient transforms applied one after another, which is again a gradient transform.
 
     Args:
-        adapters: The transforms by name, in order; the entries of each have its name as prefix.
+        adapters: The transforms by name, in order. The values and states of each are prefixed with its name.
 
     Example:
         >>> import torch
@@ -233,7 +236,7 @@ def descend(
     """Minimise an objective with `steps` updates of an adapter.
 
     Args:
-        objective: Returns the support loss, and what to add to the `state.` entries.
+        objective: Returns the support loss and what to add to the `state.` entries, given `(values, step, *inputs)`.
         values: All values that the objective reads; those of the adapter are the entries `adapters.<name>`.
         fast: The entries of `values` that are adapted.
         adapter: Returns what is subtracted from the parameters, given their gradients.

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: every number depends on a key and its position alone.
+"""Counter-based random numbers: a number depends only on a key and on its position in the result.
 
 The numbers of a `torch.Generator` depend on how often it was used before, and so on the order of the tasks and on how
 many of them are computed together. Here randomness is an argument instead, as in JAX: a key is an int64 scalar tensor
@@ -38,8 +38,8 @@ def make_key(seed: int, *path: int | str) -> Key:
     The seed and the parts of the path are joined with `/` and hashed with BLAKE2b.
 
     Args:
-        seed: Seed.
-        path: What the key is for, such as `"train"` and the number of a step.
+        seed: Seed of all keys, such as that of the run.
+        path: What the key is for, such as `"train"` and the number of an episode.
 
     Returns:
         An int64 scalar on the CPU, in [0, 2**62).
@@ -57,12 +57,12 @@ def make_key(seed: int, *path: int | str) -> Key:
 
 
 def fold_in(key: Key, data: int | str) -> Key:
-    """Return a new key that is derived from a key and a number or name, like `jax.random.fold_in`.
+    """Return a new key that is derived from a key and an integer or a string, like `jax.random.fold_in`.
 
     Args:
         key: An int64 scalar.
-        data: What the new key is for, such as a layer's name or the number of an inner step. Of an integer the lowest
-            32 bits count, of a string its CRC-32.
+        data: What the new key is for, such as a layer's name or the number of an inner step. Only the lowest 32 bits
+            of an integer are used, and the CRC-32 of a string.
 
     Returns:
         An int64 scalar on the device of `key`.

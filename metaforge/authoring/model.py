@@ -18,7 +18,7 @@ from metaforge.authoring.layers.norms import BatchNorm
 from metaforge.authoring.network import seeded, with_head, zero_inputs
 from metaforge.authoring.protocols import Key, Learner, NormPolicy, Params, Parts, Pass, Regularizer, Task, TaskSpec
 
-# The default pass: without a key, so nothing is drawn and no statistics are collected.
+# The default pass: without a key, so no noise is drawn and no running statistics change.
 EVALUATION = Pass()
 
 
@@ -27,8 +27,8 @@ class Model:
 
     The values are the module's parameters (`model.<name>`), the statistics of batch norm (`state.model.<name>`), and
     what regularizers meta-learn (`regularizers.<regularizer>.<name>`). The module is a copy with replaced layers, see
-    `metaforge.authoring.layers`: torch's norm layers give wrong second-order gradients under some orders of
-    `torch.func` transforms, and the noise of torch's dropout layers comes from a global generator.
+    `metaforge.authoring.layers`: some of torch's norm layers give wrong second-order gradients under `grad(vmap)`, and
+    the noise of torch's dropout layers comes from a global generator.
 
     Args:
         build: Builds the module; its initial weights come from torch's default generator.
@@ -165,8 +165,8 @@ class Model:
     def observe_task(self, values: Params, task: Task, key: Key | None) -> tuple[Tensor, Tensor, Params]:
         """Return the features of the support and the query set of a task, and the changes of the running statistics.
 
-        Under the policies `transductive` and `support` the two sets are embedded one after the other: queries are
-        normalised by the statistics of one set. Otherwise the two sets are embedded as one batch.
+        Under the policies `transductive` and `support`, each set is a forward pass of its own, because batch norm takes
+        its statistics from one of the sets. Otherwise both sets are one batch.
 
         Args:
             values: The values of `init`.
@@ -212,7 +212,7 @@ class Model:
         return max((regularizer.draws(key) for regularizer in self.regularizers.values()), default=1)
 
     def _tensors(self, values: Params, x: Tensor) -> Params:
-        """Return the module's parameters, and its buffers on the device of `x`; floats get the type of `x`."""
+        """Return the module's parameters and buffers; buffers get the device of `x`, and floats the dtype of `x`."""
         floats = x.is_floating_point()
         buffers = {
             name: value.to(x) if floats and value.is_floating_point() else value.to(x.device)
@@ -240,11 +240,11 @@ class Model:
 
 
 class ModelLearner(Learner):
-    """Base class of learners of one network: it builds the model, and its values are the model's.
+    """Base class of learners with one network: it builds the model, and its values are the model's.
 
     Args:
         config: The learner's options.
-        parts: What the learner is built of, a backbone among it.
+        parts: What the learner is built from, including a backbone.
         norm: Which statistics batch norm uses.
         steps: Number of inner steps that have their own running statistics under `norm="per-step"`.
         outputs: Number of outputs of a linear head on the flattened features, or None for no head.

@@ -8,13 +8,17 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from metaforge import __version__
 from metaforge.cli import check, checkpoints, config, data, describe, evaluate, list_plugins, new, schema, train
-from metaforge.cli.output import flush_streams, print_answer
+from metaforge.cli.output import flush_streams, print_answer, print_note, raise_unless_closed
+from metaforge.errors import StorageError
+from metaforge.system.streams import best_effort_stderr, open_standard_streams
 
 app = typer.Typer(
     name="metaforge",
@@ -23,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Few-shot learning and meta-learning in PyTorch, where every algorithm is a plugin.",
     epilog="Exit codes: 0 ok, 1 unexpected error, 2 usage or configuration, 3 data, 4 plugin, 5 checkpoint, "
-    "6 diverged, 7 run in use, 8 storage, 9 process lost, 130 interrupted, 143 terminated.",
+    "6 diverged, 7 run in use, 8 storage, 9 process lost, 129 hung up, 130 interrupted, 143 terminated.",
 )
 app.command("list-plugins")(list_plugins.list_plugins)
 app.command("describe")(describe.describe)
@@ -54,19 +58,41 @@ def root(
 
 def main() -> None:
     """Run the command line and exit with one of the codes that `metaforge --help` lists."""
+    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # On a console that lacks a character, print a question mark instead of raising an error.
             with contextlib.suppress(ValueError):
                 stream.reconfigure(errors="replace")
+    with best_effort_stderr():
+        code = _run_app()
+    # Outside the block, so that what the original stderr could not take is dropped before the interpreter exits.
+    lost = _lost_answer(flush_streams)
+    code = code or lost
+    # Imported only by commands that compute.
+    processes = sys.modules.get("metaforge.engine.processes")
+    if processes is not None and processes.under_torchrun():
+        processes.exit_now(code)
+    raise SystemExit(code)
+
+
+def _run_app() -> str | int | None:
+    """Run the command and return the `code` of the `SystemExit` that ends it."""
     try:
         app()
     except SystemExit as stop:
-        # Imported only by commands that compute.
-        processes = sys.modules.get("metaforge.engine.processes")
-        if processes is not None and processes.under_torchrun():
-            flush_streams()
-            processes.exit_now(stop.code)
-        raise
-    finally:
-        flush_streams()
+        return stop.code
+    except OSError as error:
+        # Help is printed by Typer, which lets this pass.
+        return _lost_answer(partial(raise_unless_closed, error))
+    return 0
+
+
+def _lost_answer(function: Callable[[], None]) -> int:
+    """Call a function that writes to stdout; return 0, or the exit code of an answer that cannot be written."""
+    try:
+        function()
+    except StorageError as error:
+        print_note(f"Error: {error}")
+        return error.exit_code
+    return 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from metaforge.cli import options
 from metaforge.cli.output import handle_errors, print_answer, print_json, print_note
+from metaforge.system.streams import stdout_to_stderr
 
 if TYPE_CHECKING:
     from metaforge.authoring.protocols import TaskShape
@@ -26,18 +28,18 @@ def inspect(name: Name, settings: options.Settings = None, as_json: options.AsJs
     """Show what the splits of a data set contain, and the shape of its tasks."""
     from metaforge.errors import DataError
 
-    dataset, shape = _open_dataset(name, settings)
-    facts: dict[str, Any] = {"name": name, "kind": dataset.kind, "note": dataset.note, "splits": {}}
-    for split in SPLITS:
-        try:
-            facts["splits"][split] = {**dataset.facts(split)}
-        except DataError as error:
-            # A data set may have no validation or test split, but it must have a training split.
-            if split == "train":
-                raise
-            facts["splits"][split] = {"unavailable": error.what}
-    spec = dataset.spec("train", shape)
-    facts["task"] = {**shape._asdict(), "input shape": list(spec.x_shape), "outputs": spec.outputs}
+    with _opened(name, settings) as (dataset, shape):
+        facts: dict[str, Any] = {"name": name, "kind": dataset.kind, "note": dataset.note, "splits": {}}
+        for split in SPLITS:
+            try:
+                facts["splits"][split] = {**dataset.facts(split)}
+            except DataError as error:
+                # A data set may have no validation or test split, but it must have a training split.
+                if split == "train":
+                    raise
+                facts["splits"][split] = {"unavailable": error.what}
+        spec = dataset.spec("train", shape)
+        facts["task"] = {**shape._asdict(), "input shape": list(spec.x_shape), "outputs": spec.outputs}
     if as_json:
         print_json(facts)
         return
@@ -53,12 +55,16 @@ def fetch(name: Name, as_json: options.AsJson = False) -> None:
     """Download a data set. No other command uses the network."""
     from metaforge.data.root import data_root
     from metaforge.errors import DataError
+    from metaforge.registry.running import UsedPlugin, running_errors
     from metaforge.registry.scan import scan
 
-    download = getattr(scan().load("dataset", name), "fetch", None)
+    registry = scan()
+    plugin = UsedPlugin(registry.find("dataset", name), registry.load("dataset", name))
+    download = getattr(plugin.cls, "fetch", None)
     if download is None:
         raise DataError(f"The data set {name!r} needs no download.", remedy="use it without `metaforge data fetch`")
-    files = [str(path) for path in download(data_root(), _DownloadProgress())]
+    with stdout_to_stderr(), running_errors([plugin], plugin, "fetch"):
+        files = [str(path) for path in download(data_root(), _DownloadProgress())]
     if as_json:
         print_json({"name": name, "files": files})
         return
@@ -72,8 +78,8 @@ def preview(
     name: Name,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")],
     split: Annotated[str, typer.Option("--split", help="Split of the data set.")] = "train",
-    index: Annotated[int, typer.Option("--index", min=0, help="Number of the episode.")] = 0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the episodes.")] = 0,
+    index: Annotated[int, typer.Option("--index", min=0, max=options.MAX_INTEGER, help="Number of the episode.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=options.MAX_INTEGER, help="Seed of the episodes.")] = 0,
     settings: options.Settings = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -81,9 +87,9 @@ def preview(
     from metaforge.authoring.protocols import Examples, Task
     from metaforge.results.episode_picture import episode_grid
 
-    dataset, shape = _open_dataset(name, settings)
-    batch = dataset.sample(split, shape, index, 1, seed=seed)
-    task = Task(*(Examples(part.x[0], part.y[0]) for part in batch))
+    with _opened(name, settings) as (dataset, shape):
+        batch = dataset.sample(split, shape, index, 1, seed=seed)
+        task = Task(*(Examples(part.x[0], part.y[0]) for part in batch))
     out.parent.mkdir(parents=True, exist_ok=True)
     episode_grid(task, out)
     if as_json:
@@ -93,8 +99,9 @@ def preview(
         print_answer(str(out))
 
 
-def _open_dataset(name: str, settings: list[str] | None) -> tuple[Any, TaskShape]:
-    """Return a data set and the shape of its tasks, both configured by `--set`."""
+@contextmanager
+def _opened(name: str, settings: list[str] | None) -> Iterator[tuple[Any, TaskShape]]:
+    """Yield a data set and the shape of its tasks, both configured by `--set`; its errors name it."""
     from metaforge.authoring.protocols import TaskShape
     from metaforge.config.resolve import resolve
     from metaforge.data.root import data_root
@@ -103,9 +110,11 @@ def _open_dataset(name: str, settings: list[str] | None) -> tuple[Any, TaskShape
     layers = options.config_layers(None, settings, {"dataset": ("dataset.name", name)})
     resolved = resolve(layers, scan(), complete=False)
     assert resolved.dataset is not None
-    dataset = resolved.dataset.instantiate(root=data_root())
     task = resolved.run.task
-    return dataset, TaskShape(task.ways, task.shots, task.queries)
+    with stdout_to_stderr():
+        dataset = resolved.dataset.instantiate(root=data_root())
+        with resolved.running_errors("code", owner=resolved.dataset):
+            yield dataset, TaskShape(task.ways, task.shots, task.queries)
 
 
 def _facts_text(facts: Mapping[str, Any]) -> str:

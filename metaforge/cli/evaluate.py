@@ -17,6 +17,7 @@ from metaforge.cli.output import (
     progress_display,
 )
 from metaforge.errors import printable
+from metaforge.system.streams import stdout_to_stderr
 
 if TYPE_CHECKING:
     from metaforge.registry.registry import Registry
@@ -26,16 +27,20 @@ if TYPE_CHECKING:
 @handle_errors
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    ways: Annotated[int | None, typer.Option("--ways", min=1, help="Number of classes in a task.")] = None,
+    ways: Annotated[int | None, typer.Option("--ways", min=1, max=100_000, help="Number of classes in a task.")] = None,
     shots: Annotated[
         str | None, typer.Option("--shots", help="Support examples per class, one or several numbers: 1,5,10.")
     ] = None,
     steps: Annotated[
         str | None, typer.Option("--steps", help="Adaptation steps, one or several numbers: 0,1,5.")
     ] = None,
-    tasks: Annotated[int | None, typer.Option("--tasks", min=1, help="Number of tasks to evaluate on.")] = None,
+    tasks: Annotated[
+        int | None, typer.Option("--tasks", min=1, max=options.MAX_INTEGER, help="Number of tasks to evaluate on.")
+    ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split of the data set.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the episodes.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=options.MAX_INTEGER, help="Seed of the episodes.")
+    ] = None,
     checkpoint: Annotated[
         str, typer.Option("--checkpoint", help="latest, best (in validation), or an outer step.")
     ] = "latest",
@@ -67,10 +72,8 @@ def evaluate(
     result = evaluate_folder(
         run, options.scan_plugins(), device=device, which=which, progress=not no_progress, **settings
     )
-    if as_json:
-        print_json(result)
-    else:
-        print_evaluation(result)
+    warn_of_invalid_records(run)
+    (print_json if as_json else print_evaluation)(result)
 
 
 def _parse_checkpoint(text: str) -> Which:
@@ -100,11 +103,20 @@ def evaluate_folder(
     from metaforge.runs.run import load
     from metaforge.system.signals import stop_requests
 
-    with stop_requests(), progress_display("evaluating", show=progress) as show_progress:
+    # What plugins print goes to stderr: stdout is for the answer.
+    with stdout_to_stderr(), stop_requests(), progress_display("evaluating", show=progress) as show_progress:
         run = load(folder, registry, device=device, which=which)
         for damaged in run.summary["damaged"]:
             print_note(f"Warning: {printable(damaged)}")
         return run.evaluate(progress=show_progress, **settings)
+
+
+def warn_of_invalid_records(folder: Path) -> None:
+    """Print on stderr which evaluations in a run folder are invalid; pictures and report leave them out."""
+    from metaforge.results.records import valid_evaluations
+
+    for error in valid_evaluations(folder)[1]:
+        print_note(f"Warning: {error.what} It is left out. ({error.where})")
 
 
 def print_evaluation(result: dict[str, Any]) -> None:

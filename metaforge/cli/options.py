@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from metaforge.config.sources import Layer
     from metaforge.registry.registry import Registry
 
+# The largest seed, and the largest number of an episode: both are 64-bit signed integers.
+MAX_INTEGER = 2**63 - 1
+
 Learner = Annotated[
     str | None, typer.Option("--learner", "-l", help="Learner; `metaforge list-plugins` lists them all.")
 ]

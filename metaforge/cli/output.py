@@ -14,17 +14,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from metaforge.errors import MetaForgeError, StorageError, printable
+from metaforge.errors import INTERRUPTED, StorageError, as_metaforge_error, exit_code, printable
+from metaforge.system.streams import note_stream
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-INTERRUPTED = 130
-
-_STORAGE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST})
 
 
 def handle_errors(command: Callable[P, T]) -> Callable[P, T]:
@@ -37,59 +34,86 @@ def handle_errors(command: Callable[P, T]) -> Callable[P, T]:
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt as stop:
-            code = getattr(stop, "exit_code", INTERRUPTED)
+            code = exit_code(stop)
             print_note("Interrupted." if code == INTERRUPTED else "Terminated.")
             raise typer.Exit(code) from stop
         except BrokenPipeError as error:
             # The program that reads the answer, e.g. `head`, has closed the pipe.
             raise typer.Exit(0) from error
-        except Exception as error:
+        except BaseException as error:
             _exit_with(error)
 
     return run
 
 
-def _exit_with(error: Exception) -> NoReturn:
+def _exit_with(error: BaseException) -> NoReturn:
     """Print an error and exit with its code."""
     if os.environ.get("METAFORGE_DEBUG") == "1":
         import traceback
 
         print_note("".join(traceback.format_exception(error)).rstrip())
-    if isinstance(error, OSError) and error.errno in _STORAGE and error.filename is not None:
-        message = f"{error.filename} cannot be written or read: {error.strerror}."
-        error = StorageError(message, remedy="free space, correct the permissions, or choose another folder")
-    if isinstance(error, MetaForgeError):
-        print_note(f"Error: {error}")
-        raise typer.Exit(error.exit_code) from error
+    known = as_metaforge_error(error)
+    if known is not None:
+        print_note(f"Error: {known}")
+        raise typer.Exit(known.exit_code) from error
     print_note(f"Unexpected error: {type(error).__name__}: {printable(str(error))}")
     print_note("  remedy: set METAFORGE_DEBUG=1 to see the traceback, and please report it")
     raise typer.Exit(1) from error
 
 
 def flush_streams() -> None:
-    """Flush stdout and stderr; a closed pipe is no error."""
-    for stream in (sys.stdout, sys.stderr):
+    """Flush stdout and stderr; a stream that is closed, or whose reader has closed the pipe, is no error.
+
+    Raises:
+        StorageError: Stdout cannot be written, for example because it is a file on a full disk.
+    """
+    for stream in (sys.stderr, sys.stdout):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except (OSError, ValueError) as error:
             # Without this the interpreter would flush again when it exits, and print an error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if stream is sys.stdout:
+                raise_unless_closed(error)
+
+
+def raise_unless_closed(error: OSError | ValueError) -> None:
+    """Raise `StorageError` for an error in writing an answer, except that a closed stream drops it silently."""
+    if isinstance(error, OSError) and error.errno not in (errno.EPIPE, errno.EBADF):
+        raise StorageError(
+            f"The answer cannot be written to stdout: {error.strerror}.", remedy="free space, or print it elsewhere"
+        ) from error
 
 
 def print_note(text: str) -> None:
-    """Print a text on stderr; if stderr is a closed pipe, the command goes on."""
-    with suppress(BrokenPipeError):
-        print(text, file=sys.stderr)  # noqa: T201
+    """Print a text on stderr, as far as stderr can take it; control characters become spaces."""
+    print(_printable_lines(text), file=note_stream())
 
 
 def print_answer(text: str) -> None:
-    """Print a text on stdout."""
-    print(text)  # noqa: T201
+    """Print a text on stdout, control characters as spaces.
+
+    Raises `StorageError` if it cannot be written, but not if stdout is closed.
+    """
+    try:
+        print(_printable_lines(text))  # noqa: T201
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:
+        raise_unless_closed(error)
+
+
+def _printable_lines(text: str) -> str:
+    """Return lines of text with a space in place of each control character: names and files are untrusted."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON on stdout."""
-    print_answer(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print a value as JSON on stdout; control characters are escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    # JSON itself escapes only the control characters below 32.
+    print_answer("".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

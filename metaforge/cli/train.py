@@ -11,9 +11,10 @@ import typer
 
 from metaforge import hookimpl
 from metaforge.cli import options
-from metaforge.cli.evaluate import evaluate_folder, print_evaluation
+from metaforge.cli.evaluate import evaluate_folder, print_evaluation, warn_of_invalid_records
 from metaforge.cli.output import handle_errors, print_answer, print_json, print_note
 from metaforge.errors import printable
+from metaforge.system.streams import stdout_to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from metaforge.authoring.hooks import RunInfo
     from metaforge.config.resolved import Resolved
     from metaforge.registry.registry import Registry
+    from metaforge.runs.run import Run
 
 
 @handle_errors
@@ -59,20 +61,31 @@ def train(
     if nproc > 1 and not processes.under_torchrun():
         raise typer.Exit(_launch(resolved, resume or out, nproc, max_restarts))
     hooks = [*([] if no_progress else _progress_hooks(registry, resolved)), _RunMessages()]
-    run = run_training(
-        resolved,
-        folder=resume or out,
-        command=shlex.join(["metaforge", *sys.argv[1:]]),
-        dry_run=dry_run,
-        hooks=hooks,
-        resuming=resume is not None,
-        accept_plugins=accept_plugins,
-    )
+    # What plugins print goes to stderr: stdout is for the answer.
+    with stdout_to_stderr():
+        run = run_training(
+            resolved,
+            folder=resume or out,
+            command=shlex.join(["metaforge", *sys.argv[1:]]),
+            dry_run=dry_run,
+            hooks=hooks,
+            resuming=resume is not None,
+            accept_plugins=accept_plugins,
+        )
     if processes.rank() == 0:
-        answer = run.summary | ({"dry_run": True} if run.folder is None else {"folder": str(run.folder)})
-        if evaluate_after and run.folder is not None:
-            answer["evaluation"] = evaluate_folder(run.folder, registry, progress=not no_progress)
+        answer = _answer(run, registry if evaluate_after else None, progress=not no_progress)
         (print_json if as_json else _print_run)(answer)
+
+
+def _answer(run: Run, registry: Registry | None, *, progress: bool) -> dict[str, Any]:
+    """Return the summary of a run; with a registry, evaluate the run too. Invalid records are named on stderr."""
+    if run.folder is None:
+        return run.summary | {"dry_run": True}
+    answer = run.summary | {"folder": str(run.folder)}
+    if registry is not None:
+        answer["evaluation"] = evaluate_folder(run.folder, registry, progress=progress)
+    warn_of_invalid_records(run.folder)
+    return answer
 
 
 def _reject_with_resume(resume: Path | None, **flags: Any) -> None:

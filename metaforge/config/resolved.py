@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from metaforge.config.sources import SETS, SINGLES
 from metaforge.config.toml_text import annotated_toml, to_toml_values
 from metaforge.registry.entry import Entry
 from metaforge.registry.loading import plugin_errors
+from metaforge.registry.running import running_errors
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,18 @@ class Resolved:
         singles = (self.learner, self.dataset, self.backbone)
         chosen = tuple(choice for choice in singles if choice is not None)
         return (*chosen, *self.adapters, *self.regularizers, *self.hooks)
+
+    def running_errors(
+        self, doing: str, when: str = "", *, owner: Choice | None = None, always: bool = True
+    ) -> AbstractContextManager[None]:
+        """Return a context in which an exception of a plugin of this run becomes a `PluginError` that names it.
+
+        `owner` is the plugin that the block calls, by default the learner; see
+        `metaforge.registry.running.running_errors`.
+        """
+        owner = owner or self.learner
+        assert owner is not None, "a configuration without a learner does not run"
+        return running_errors(self.choices(), owner, doing, when, always=always)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values nested as in a run file, of types that JSON has."""

@@ -9,7 +9,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1)]
 # A count of things that are in memory at the same time.
-Size = Annotated[int, Field(ge=1, le=100_000)]
+MAX_SIZE = 100_000
+Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
+# Names of splits become part of file names: without separators, and without a dot at the start.
+SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)]
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 # A duration as text; pydantic copies the pattern into the JSON Schema of a run file.
@@ -103,7 +106,7 @@ class EvaluateConfig(Section):
     """The evaluation after training."""
 
     tasks: Count = Field(default=1000, description="Tasks to evaluate on; papers use at least 600.")
-    split: str = Field(default="test", min_length=1, description="Split of the data set to evaluate on.")
+    split: SplitName = Field(default="test", description="Split of the data set to evaluate on.")
     seed: int = Field(default=1_000_003, ge=0, lt=2**63, description="Seed of the evaluation's tasks.")
     shots: list[Size] = Field(
         default=[], description="Support examples per class, one evaluation each; if empty, that of `task`."

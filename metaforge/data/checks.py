@@ -49,9 +49,9 @@ def _call(dataset: Dataset, method: str, function: Callable[[], T]) -> T:
     """Return what a method of a data set returns; any exception but a `MetaForgeError` becomes a `PluginError`."""
     try:
         return function()
-    except MetaForgeError:
+    except (MetaForgeError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         _contract_error(dataset, f"{method} raises {type(error).__name__}: {error}", error)
 
 
@@ -104,7 +104,7 @@ def _check_labels(dataset: Dataset, part: str, labels: Tensor, ways: int, per_cl
         )
 
 
-def _contract_error(dataset: Dataset, what: str, cause: Exception | None = None) -> NoReturn:
+def _contract_error(dataset: Dataset, what: str, cause: BaseException | None = None) -> NoReturn:
     raise PluginError(
         f"The data set {_name(dataset)} breaks its contract: {what}.",
         where=f"{type(dataset).__module__}:{type(dataset).__qualname__}",

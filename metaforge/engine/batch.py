@@ -1,7 +1,7 @@
 """Meta-gradients and test scores of a batch of tasks, for any learner.
 
-Learners see one task. This package alone has a task dimension: it cuts a batch into chunks, computes each chunk by a
-plan (see `metaforge.engine.chunks`), and adds up gradients over chunks and over processes.
+A learner is written for one task. This package handles the task dimension: it cuts a batch into chunks, computes each
+chunk by a plan (see `metaforge.engine.chunks`), and sums gradients over chunks and over processes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from metaforge.authoring.layers import images
 from metaforge.authoring.losses import score
 from metaforge.authoring.protocols import Examples, Kind, Learner, Params, Regularizer, Task
 from metaforge.engine.chunks import ChunkForward, ChunkGradients, ChunkResult, chunk_forward, chunk_gradients
+from metaforge.engine.contract import unmodified
 from metaforge.engine.local_batch import LocalBatch
 from metaforge.engine.plans import Plan, combining_regularizers
 from metaforge.engine.precision import primitive_attention
@@ -50,7 +51,7 @@ class Scores(NamedTuple):
     Attributes:
         scores: The accuracy or mean squared error of each task `[tasks]`.
         predictions: The predictions for the queries `[tasks, n, outputs]`.
-        measures: Each of the learner's own test metrics `[tasks]`, by name.
+        measures: The learner's own test metrics (`Learner.measure`), each `[tasks]`, by name.
     """
 
     scores: Tensor
@@ -59,9 +60,9 @@ class Scores(NamedTuple):
 
 
 def prepare(task: Task, device: torch.device, dtype: torch.dtype) -> Task:
-    """Return a task, or a batch of tasks, on `device`.
+    """Return a task, or a batch of tasks, on `device` and in `dtype`.
 
-    Unsigned bytes become floats in [0, 1], floats are cast to `dtype`, integer labels stay integers.
+    Tensors of dtype uint8 are divided by 255, so that images are in [0, 1]. Integer labels keep their dtype.
     """
 
     def move(x: Tensor) -> Tensor:
@@ -95,14 +96,15 @@ def meta_gradients(
         plan: How a chunk of tasks is computed, see `metaforge.engine.chunks`.
         chunk: Compute at most this many tasks together; None for all. `loop` computes one at a time in any case.
         regularizers: Regularizers whose `penalty` and `combine` terms are part of the outer loss.
-        local: Which part of the whole batch `tasks` are, and how to reduce over ranks; None if they are all of it.
+        local: Which tasks of the whole batch these are, and how to reduce over ranks; None if they are all of them.
         compiled: `Compiler(chunk_gradients(learner, plan))`, for the same learner and plan; None computes eagerly.
 
     Returns:
         The meta-gradient, the change of the state, and the losses and metrics of the whole batch, equal on all ranks.
 
     Raises:
-        ValueError: `compiled` is passed and a regularizer has a `combine` term, which needs all losses first.
+        ContractError: The learner returns an invalid value, or changes an input in place.
+        ValueError: `compiled` is passed, but a regularizer has a `combine` term: its step cannot be compiled.
     """
     params, state = split_state(values)
     local = local or LocalBatch(len(keys), (len(keys),))
@@ -110,7 +112,7 @@ def meta_gradients(
     if combining and compiled:
         raise ValueError("A step whose task weights depend on all task losses cannot be compiled.")
     chunks = _chunks(tasks, keys, local.groups, 1 if plan == "loop" else chunk)
-    with _batched_image_layers(plan, keys.device):
+    with unmodified(values, tasks, keys), _batched_image_layers(plan, keys.device):
         if combining:
             forward = chunk_forward(learner, plan)
             groups, results = _with_combined_weights(forward, params, state, chunks, local, combining)
@@ -145,9 +147,10 @@ def _chunks(tasks: Task, keys: Tensor, groups: Sequence[int], size: int | None) 
 def _with_equal_weights(
     run: ChunkGradients, params: Params, state: Params, chunks: Iterable[_Chunk], local: LocalBatch
 ) -> tuple[list[Params], list[ChunkResult]]:
-    """Return the sums of each group and the results of all chunks, where every task weighs 1 / total.
+    """Return the summed gradients and state changes of each group, and the results of all chunks.
 
-    The gradients of a chunk are computed directly after its losses, so its graph is freed before the next chunk.
+    Every task has the weight 1 / total. So the gradients of a chunk can be computed directly after its losses, and its
+    graph is freed before the next chunk.
     """
     groups: list[Params] = [{} for _ in local.groups]
     results = []
@@ -167,11 +170,11 @@ def _with_combined_weights(
     local: LocalBatch,
     regularizers: Sequence[Regularizer],
 ) -> tuple[list[Params], list[ChunkResult]]:
-    """Return the sums of each group and the results of all chunks, where regularizers determine the weights.
+    """Return the summed gradients and state changes of each group, and the results of all chunks.
 
-    The weight of a task is the derivative of the combined loss with respect to the loss of that task, which depends on
-    the losses of all tasks. So the losses of all chunks, on all ranks, are computed first, then the gradients. The
-    graphs of all local chunks are kept in between.
+    The weight of a task is the derivative of the combined loss with respect to the loss of that task. It depends on the
+    losses of all tasks. So the losses of all chunks, on all ranks, are computed first, then the gradients. The graphs
+    of all local chunks are kept in between.
     """
     groups: list[Params] = [{} for _ in local.groups]
     results, pullbacks = [], []
@@ -190,7 +193,7 @@ def _with_combined_weights(
 
 
 class _Reduced(NamedTuple):
-    """Sums over the whole batch (gradients and changes of the state), and the losses and metrics of its tasks."""
+    """The summed gradients and state changes of the whole batch, and the losses and metrics of all its tasks."""
 
     sums: Params
     losses: Tensor
@@ -198,7 +201,7 @@ class _Reduced(NamedTuple):
 
 
 def _reduced(local: LocalBatch, groups: list[Params], results: Sequence[ChunkResult]) -> _Reduced:
-    """Reduce sums, losses and metrics over all ranks, in one collective per dtype."""
+    """Reduce the sums of the local groups, and the losses and metrics of the chunks, in one collective per dtype."""
     losses = torch.cat([result.losses for result in results])
     metrics = {name: torch.cat([result.metrics[name] for result in results]) for name in results[0].metrics}
     rows = torch.stack([losses, *(metric.to(losses.dtype) for metric in metrics.values())], 1)
@@ -207,12 +210,12 @@ def _reduced(local: LocalBatch, groups: list[Params], results: Sequence[ChunkRes
 
 
 def _state_change(result: ChunkResult, local: LocalBatch) -> Params:
-    """Return the part of a chunk in the mean change of the state over the whole batch."""
+    """Return what a chunk contributes to the mean change of the state over the whole batch."""
     return {name: len(result.losses) / local.total * change for name, change in result.state.items()}
 
 
 def _combined_loss(losses: Tensor, regularizers: Sequence[Regularizer]) -> Tensor:
-    """Return the mean of the task losses `[tasks]` plus the regularizers' terms of them."""
+    """Return the mean of the task losses `[tasks]` plus the regularizers' `combine` terms."""
     terms = [term for r in regularizers if (term := r.combine(losses)) is not None]
     return sum_of([losses.mean(), *terms])
 
@@ -264,19 +267,23 @@ def score_tasks(
         The scores, the predictions and, with `measure` and `keys`, the learner's own test metrics.
 
     Raises:
+        ContractError: The learner changes an input in place.
         PluginError: The predictions for a task do not have the shape `[n, outputs]`.
     """
 
     def score_task(task: Task, key: Tensor | None) -> Scores:
-        fast = learner.adapt(values, task.support, steps=steps)
-        prediction = learner.predict(values, fast, task.query.x)
+        # A copy, so that entries that the learner adds or removes do not reach the next task.
+        own = dict(values)
+        fast = learner.adapt(own, task.support, steps=steps)
+        prediction = learner.predict(own, fast, task.query.x)
         if outputs is not None:
             require_prediction(learner, prediction, len(task.query.x), outputs)
         kind: Kind = "regression" if task.query.y.is_floating_point() else "classification"
-        measures = learner.measure(values, task, key) if measure and key is not None else {}
+        measures = learner.measure(own, task, key) if measure and key is not None else {}
         return Scores(score(kind, prediction, task.query.y), prediction, measures)
 
-    with torch.no_grad(), _batched_image_layers(plan, tasks.support.x.device):
+    device = tasks.support.x.device
+    with torch.no_grad(), unmodified(values, tasks, keys), _batched_image_layers(plan, device):
         if plan == "loop":
             count = len(tasks.support.x)
             each: list[Any] = [score_task(one_task(tasks, i), None if keys is None else keys[i]) for i in range(count)]

@@ -1,9 +1,9 @@
 """The meta-gradient of one chunk of tasks, under each plan.
 
-A plan is the order in which `vmap` over the tasks and the gradient are applied. All plans give the same gradients.
+A plan is the order in which `grad` and `vmap` over the tasks are applied. All plans give the same gradients.
 
-- `loop`: no `vmap`; one task after another. It is the reference, and the plan to debug in.
-- `vmap`: `vmap(grad(loss))`. The gradients of each task are computed, for all tasks of the chunk in one call.
+- `loop`: no `vmap`; one task after another. It is the reference, and the easiest plan to debug.
+- `vmap`: `vmap(grad(loss))`. Per-task gradients, for all tasks of the chunk in one call, which are then summed.
 - `fold`: `grad(vmap(loss))`. One backward pass through the batched loss; operations on tensors that all tasks share,
   such as the weights before adaptation, run as one large batch. PyTorch's fused norm functions give wrong second
   derivatives in this order, so a learner that adapts through them cannot use this plan.
@@ -22,15 +22,17 @@ from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import detach_params, gradient, one_task
 from metaforge.authoring.protocols import Aux, Learner, Params, Task
+from metaforge.engine.contract import DETACHED, checked_loss
 from metaforge.engine.plans import Plan
+from metaforge.errors import ContractError
 
 
 class ChunkResult(NamedTuple):
-    """The losses and metrics of a chunk of tasks, and what the chunk adds to the `state.` entries.
+    """The losses and metrics of a chunk of tasks, and their mean change of the `state.` entries.
 
     Attributes:
         losses: The task losses `[tasks]`.
-        state: What the tasks add to each `state.` entry, averaged over the tasks of the chunk.
+        state: What a task adds to each `state.` entry, averaged over the tasks of the chunk.
         metrics: Each metric `[tasks]`, by name.
     """
 
@@ -41,19 +43,20 @@ class ChunkResult(NamedTuple):
 
 # Maps weights `[tasks]` to the gradient of the weighted sum of the task losses (a vector-Jacobian product).
 Pullback = Callable[[Tensor], Params]
-# Maps (parameters, state, tasks, keys) to the result of a chunk and its pullback, which keeps the graph alive.
+# Maps (parameters, state, tasks, keys) to the result of a chunk and the pullback of its losses. The pullback holds the
+# graph; under `vmap` it holds the gradient of each task instead.
 ChunkForward = Callable[[Params, Params, Task, Tensor], tuple[ChunkResult, Pullback]]
 # Maps (weights, parameters, state, tasks, keys) to the result of a chunk and the gradient of the weighted losses.
 ChunkGradients = Callable[[Tensor, Params, Params, Task, Tensor], tuple[ChunkResult, Params]]
 
 
 def chunk_forward(learner: Learner, plan: Plan) -> ChunkForward:
-    """Return the function that computes the losses of a chunk; its pullback gives gradients for weights known later."""
+    """Return the function that computes the losses of a chunk, and their pullback for weights that are known later."""
     return functools.partial({"loop": _loop, "vmap": _vmap, "fold": _fold}[plan], learner)
 
 
 def chunk_gradients(learner: Learner, plan: Plan) -> ChunkGradients:
-    """Return the function that computes the losses of a chunk and their gradient, for weights that are known.
+    """Return the function that computes the losses of a chunk and the gradient of their sum with given weights.
 
     It is a pure function of tensors, so `metaforge.engine.compiler.Compiler` can compile it.
     """
@@ -97,27 +100,35 @@ def _fold(learner: Learner, params: Params, state: Params, tasks: Task, keys: Te
 def _by_autograd(
     function: Callable[..., tuple[Tensor, tuple[Tensor, Aux]]], params: Params, *rest: Any
 ) -> tuple[ChunkResult, Pullback]:
-    """Return what `function(params, *rest)` returns, detached, and the pullback of its losses to the parameters.
+    """Return the detached result of `function(params, *rest)`, and the pullback of its losses to the parameters.
 
-    It calls `torch.autograd.grad`, because the transforms of `torch.func` would also build a graph of the gradient,
-    which is not needed here.
+    It calls `torch.autograd.grad`, because `torch.func.grad` would also build a graph of the gradient, which is not
+    needed here.
     """
     with torch.enable_grad():
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         losses, (_, (metrics, change)) = function(leaves, *rest)
 
     def pullback(weights: Tensor) -> Params:
-        grads = torch.autograd.grad(losses, list(leaves.values()), weights.to(losses.dtype), materialize_grads=True)
-        return dict(zip(leaves, grads, strict=True))
+        if not losses.requires_grad:
+            raise ContractError(DETACHED)
+        grads = torch.autograd.grad(losses, list(leaves.values()), weights.to(losses.dtype), allow_unused=True)
+        # A gradient of zeros is legitimate; None means that the loss does not depend on the parameter at all.
+        if all(grad is None for grad in grads):
+            raise ContractError(DETACHED)
+        return {
+            name: torch.zeros_like(leaf) if grad is None else grad
+            for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+        }
 
     return ChunkResult(losses.detach(), detach_params(change), detach_params(metrics)), pullback
 
 
 def _loss_of(learner: Learner, state: Params) -> Callable[[Params, Task, Tensor], tuple[Tensor, tuple[Tensor, Aux]]]:
-    """Return the learner's loss as a function of the parameters; the auxiliary output repeats the loss."""
+    """Return the learner's loss as a function of (parameters, task, key); the loss is in its auxiliary output too."""
 
     def loss(params: Params, task: Task, key: Tensor) -> tuple[Tensor, tuple[Tensor, Aux]]:
-        value, aux = learner.loss(params | state, task, key)
+        value, aux = checked_loss(learner.loss(params | state, task, key), state)
         return value, (value, Aux(dict(aux.metrics), dict(aux.state)))
 
     return loss

@@ -1,7 +1,7 @@
-"""Compilation of a pure function of tensors: traced once per layout of its inputs, then compiled by Inductor.
+"""Compilation of a pure function of tensors: traced with `make_fx`, then compiled with Inductor.
 
 `make_fx` records the tensor operations that the function performs, gradients and `vmap` included. The compiled program
-repeats these operations; none of the function's Python code runs again.
+repeats these operations; none of the function's Python code runs again. Unlike `torch.compile`, this uses no Dynamo.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Compiler:
     nesting; for each new combination of shapes, strides and dtypes the function is compiled once more.
 
     Args:
-        function: The function to compile. It must not depend on the value of a tensor, as in `if x.sum() > 0`.
+        function: The function to compile. It must not branch on the value of a tensor, as in `if x.sum() > 0`.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -58,7 +58,7 @@ class Compiler:
 
 def _compiled(function: Callable[..., Any], leaves: list[Tensor], structure: Any) -> _Program:
     with warnings.catch_warnings():
-        # Torch calls functions of its own that it has deprecated.
+        # Torch itself calls functions that it has deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
         return _traced_and_lowered(function, leaves, structure)
 
@@ -98,7 +98,10 @@ def _traced_and_lowered(function: Callable[..., Any], leaves: list[Tensor], stru
 
 
 def _remove_view_round_trips(graph: Any) -> None:
-    """Remove view chains that restore the original layout; Inductor would materialise the intermediate."""
+    """Remove chains of `view` and `permute` that end at the shape and strides that they began with.
+
+    Inductor would copy the tensor to materialise the view in between.
+    """
     views = {_VIEW, torch.ops.aten.permute.default}
     for node in graph.nodes:
         origin = node
@@ -111,7 +114,7 @@ def _remove_view_round_trips(graph: Any) -> None:
 
 
 def _layout(node: Any) -> tuple[Any, ...]:
-    """Return shape, strides and storage offset of a node's value; views of one tensor differ in nothing else."""
+    """Return shape, strides and storage offset of a node's value, in which the views of one tensor can differ."""
     value = node.meta["val"]
     return value.shape, value.stride(), value.storage_offset()
 
@@ -119,8 +122,8 @@ def _layout(node: Any) -> tuple[Any, ...]:
 def _rewrite_transposed_products(graph: Any) -> None:
     """Rewrite the transpose of a batched matrix product as the product of the transposes: `(A B)ᵀ = Bᵀ Aᵀ`.
 
-    The derivatives of a product contain such transposes. On a CPU, a product of narrow matrices may take six times as
-    long in one of the two forms as in the other.
+    The derivatives of a product contain such transposes. On a CPU, one of the two forms can be six times as slow as the
+    other if the matrices are narrow.
     """
     if any(node.target is torch.ops.aten.as_strided.default for node in graph.nodes):
         # `as_strided` reads memory by strides, and the rewritten product has other strides.

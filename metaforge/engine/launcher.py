@@ -19,27 +19,27 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from metaforge.errors import WorkerError
 from metaforge.system import machine
-from metaforge.system.signals import DoublePressDetector
+from metaforge.system.signals import DoublePressDetector, hangup_is_ignored
 
 
 def launch(words: Sequence[str], processes: int, restarts: int) -> int:
     """Run a `metaforge` command in several processes on this machine.
 
-    If one process fails, all are restarted. The first Ctrl-C ends them in order; a second one within two seconds kills
-    them.
+    If one process fails, all are restarted. The first Ctrl-C shuts them down gracefully, so that the run is saved; a
+    second one within two seconds kills them.
 
     Args:
         words: The arguments of the command, without `metaforge` itself.
         processes: The number of processes.
-        restarts: The largest number of restarts.
+        restarts: The maximum number of restarts.
 
     Returns:
         The exit code of the run.
     """
     # The store that the agent would share with the processes keeps the addresses of processes that have failed.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    # Without SIGINT, which is handled below.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP,SIGQUIT"
+    # Without SIGINT, which is handled below. The agent would handle SIGHUP under `nohup` too.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = f"SIGTERM,SIGQUIT{'' if hangup_is_ignored() else ',SIGHUP'}"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine.cores() // processes)))
     # Each process prints its own error; the agent's log would repeat it.
     logging.disable()
@@ -72,7 +72,7 @@ class _InterruptHandler:
         self._agent, self._patience, self._stopping = agent, DoublePressDetector(), False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Handle SIGINT: the first one lets the agent end the processes, a second one soon after kills them."""
+        """Handle SIGINT: after the first one the agent shuts the processes down, a second one soon after kills them."""
         if self._patience.is_double_press():
             for worker in self._agent.get_worker_group().workers:
                 with suppress(ProcessLookupError):
@@ -84,12 +84,12 @@ class _InterruptHandler:
 
 
 def _exit_code(failures: Mapping[int, int]) -> int:
-    """Return the exit code of a run, given the exit code of each failed rank, in the order of the failures.
+    """Return the exit code of a run from the exit codes of its failed ranks, in the order of the failures.
 
-    It is 0 without failures. It is the code by which a process reports an error of its own: that of rank 0 if there is
-    one, else the first. Such codes lie between 0 and that of `WorkerError`. All others are consequences of another
-    process's failure: of a signal (negative, or 128 and more), or of a lost connection (`WorkerError` itself). If there
-    are only those, it is the code of `WorkerError`.
+    An exit code above 0 and below that of `WorkerError` stands for an error of the process itself. Of these codes the
+    run gets that of rank 0, or else the first. Every other code is a consequence of the failure of another process: a
+    signal (negative, or 128 and more) or a lost connection (the code of `WorkerError`). If there are only such codes,
+    the run gets that of `WorkerError`; without failures it gets 0.
     """
     lost = WorkerError.exit_code
     own_errors = [code for code in (failures.get(0, 0), *failures.values()) if 0 < code < lost]

@@ -1,6 +1,6 @@
 """The rules behind `auto`: which plan, chunk size, compilation and number of threads a training step uses, and why.
 
-`decide` applies all of them. Each rule is a function below it; what was measured for a rule stands above its function.
+`decide` applies all of them. Each rule is a function below it; the measurements are in the comment above the function.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ def decide(
         learner: The learner to train.
         workload: The size of a step and the length of the training.
         requested: The user's settings.
-        fused_norms: The names of PyTorch's norm functions that the learner calls, see `fused_norms`.
+        fused_norms: The names of PyTorch's fused norm functions that the learner calls, see the function of this name.
         regularizers: The regularizers whose terms are part of the outer loss.
 
     Returns:
-        The decision. It says why a step is not compiled.
+        The decision, with the reason if the step is not compiled.
 
     Raises:
         ConfigError: The settings demand a plan that gives wrong gradients for this learner, or a compiled step with a
@@ -113,7 +113,7 @@ def choose_plan(learner: Learner, plan: str, fused_norms: Sequence[str] = ()) ->
     Args:
         learner: The learner to train.
         plan: The requested plan, or `auto`.
-        fused_norms: The names of PyTorch's norm functions that the learner calls.
+        fused_norms: The names of PyTorch's fused norm functions that the learner calls.
 
     Raises:
         ConfigError: `fold` is requested for a learner that adapts through fused norm functions.
@@ -132,7 +132,7 @@ def choose_plan(learner: Learner, plan: str, fused_norms: Sequence[str] = ()) ->
 
 
 def fused_norms(learner: Learner, values: Params, task: Task, key: Key) -> list[str]:
-    """Return the names of PyTorch's fused norm functions that the loss of one task calls."""
+    """Return the names of PyTorch's fused norm functions that are called, anywhere, by the loss of one task."""
     calls = _FusedNormCalls()
     with calls, torch.no_grad():
         learner.loss(values, task, key)
@@ -158,16 +158,18 @@ class _FusedNormCalls(TorchFunctionMode):
         return function(*arguments, **(named or {}))
 
 
-# The largest number of input numbers that are computed together, (in evaluation, in training). Measured on one AVX-512
-# thread, convolutional networks of four layers on 28 px images, 5-way 1-shot, allocator thresholds raised.
-# - Evaluation, three steps, 15 queries (62,720 numbers in a task): vmap of 4 tasks 46 tasks/s, of 25 tasks 34, a loop
-#   25. On vectors, vmap of 100 tasks is 30 times as fast as a loop.
-# - Training, second order, 16 tasks. 5 queries (376,320 numbers in all): the whole batch 137 tasks/s, chunks of 4 104.
-#   15 queries (1,003,520): the whole batch 53, chunks of 4 62. So a batch is divided from half a million numbers on.
-# - Compiled, on two threads, 5 queries: chunks of 16 tasks 68 ms, of 8 tasks 62, of 4 tasks 64. A compiled step passes
-#   over memory fewer times, and the passes are faster where a chunk fits into the cache. So the limit is that of
+# The largest number of input elements (`numel`) in a chunk: (in evaluation, in training). Measured on one AVX-512
+# thread, with convolutional networks of four layers on 28 px images, 5-way 1-shot, with the allocator settings of
+# `metaforge.system.machine.prepare`.
+# - Evaluation, three steps, 15 queries (62,720 elements in a task): chunks of 4 tasks 46 tasks/s, chunks of 25 tasks
+#   34 tasks/s, `loop` 25 tasks/s. On vectors, chunks of 100 tasks are 30 times as fast as `loop`.
+# - Training, second order, 16 tasks. With 5 queries (376,320 elements in the batch): the whole batch 137 tasks/s,
+#   chunks of 4 tasks 104 tasks/s. With 15 queries (1,003,520 elements): the whole batch 53 tasks/s, chunks of 4 tasks
+#   62 tasks/s. So a batch of more than half a million elements is divided.
+# - Compiled training, two threads, 5 queries: chunks of 16 tasks 68 ms, of 8 tasks 62 ms, of 4 tasks 64 ms. A compiled
+#   step makes fewer passes over memory, and these are faster if a chunk fits into the cache. So its limit is that of
 #   evaluation.
-# On other devices than a CPU only memory is the limit; no speed was measured there.
+# On devices other than the CPU the limits only bound memory; no speed was measured there.
 _NUMBERS = {"cpu": (1 << 18, 1 << 19)}
 _NUMBERS_ELSEWHERE = (1 << 22, 1 << 21)
 _MOST_EVALUATED = 100
@@ -182,7 +184,7 @@ def choose_chunk(
         spec: The spec of the tasks.
         device: The device of the computation.
         requested: The requested number; None leaves it to the rule.
-        training: Whether it is for training (else for evaluation).
+        training: Whether the chunks are for training; otherwise they are for evaluation.
         compiled: Whether the training step is compiled.
     """
     if requested is not None:
@@ -193,8 +195,8 @@ def choose_chunk(
     return chunk if training else min(chunk, _MOST_EVALUATED)
 
 
-# A chunk of another size is compiled separately, which takes as long as the first compilation. So a somewhat smaller
-# chunk is used where all chunks then have one size.
+# Each chunk size is compiled separately, which takes as long as the first compilation. So a somewhat smaller chunk size
+# is used if all chunks then have the same size.
 def even_chunk(most: int, groups: Sequence[int]) -> int:
     """Return a chunk size of at least half of `most` that divides every group without remainder; else `most`."""
     sizes = range(most, (most - 1) // 2, -1)
@@ -206,15 +208,15 @@ def combining_regularizers(regularizers: Sequence[Regularizer], tasks: int) -> l
     return [r for r in regularizers if r.combine(torch.ones(tasks)) is not None]
 
 
-# Compiling a step of small networks on vectors took 6 to 24 s on two busy cores, and saved seven eighths of the time of
-# each step after it (1 and 5 inner steps, 25 tasks: 2.1 and 7.2 ms before): it has paid back after 3,800 steps. On
-# convolutional networks it saves a third to two thirds and takes 20 s to minutes, the more the more inner steps there
-# are: there the user has to request it.
+# Small networks on vectors, 25 tasks, two busy cores: compiling a step took 6 to 24 s. It saved seven eighths of the
+# time of each later step (in eager mode 2.1 ms with 1 inner step, 7.2 ms with 5), so it pays off after 3,800 steps. On
+# convolutional networks it saves a third to two thirds of the time, but takes 20 s to minutes, the longer the more
+# inner steps there are. So there it is not automatic.
 _FEW_NUMBERS, _ENOUGH_STEPS, _ENOUGH_SECONDS = 1 << 14, 5000, 120.0
 
 
 def reason_not_to_compile(requested: str, workload: Workload, regularizers: Sequence[Regularizer] = ()) -> str:
-    """Return why the training step is not compiled, in a few words; an empty string if it is to be compiled.
+    """Return why the training step is not compiled, in a few words; an empty string if it is compiled.
 
     Args:
         requested: `on`, `off`, or `auto`, which compiles where that saves time within the run.
@@ -250,10 +252,10 @@ def reason_not_to_compile(requested: str, workload: Workload, regularizers: Sequ
     return next((reason for reason, applies in reasons.items() if applies), "")
 
 
-# A compiled step of 25 regression tasks with 5 inner steps took 1.0 ms on one thread and 0.8 ms on two; beside another
-# program on the same two cores 1.05 ms on one, and more than 20 ms on two.
+# A compiled step of 25 regression tasks with 5 inner steps took 1.0 ms on one thread and 0.8 ms on two threads. While
+# another program used the same two cores, it took 1.05 ms on one thread and more than 20 ms on two.
 def choose_threads(requested: int | None, spec: TaskSpec, tasks: int) -> int | None:
-    """Return the requested number of CPU threads; else one for a small step, and None (PyTorch's default) for others.
+    """Return the requested number of CPU threads; by default 1 for a small step, else None (PyTorch's default).
 
     Args:
         requested: The requested number; None leaves it to the rule.
@@ -264,5 +266,5 @@ def choose_threads(requested: int | None, spec: TaskSpec, tasks: int) -> int | N
 
 
 def _input_numbers(spec: TaskSpec, tasks: int) -> int:
-    """Return how many input numbers a batch of tasks has."""
+    """Return how many elements the inputs of a batch of tasks have, support and query sets together."""
     return math.prod(spec.x_shape) * spec.shape.ways * (spec.shape.shots + spec.shape.queries) * tasks

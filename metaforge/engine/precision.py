@@ -11,12 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def rounding(device: torch.device, dtype: str, *, tf32: bool) -> Iterator[None]:
-    """Round the operands of matrix products and convolutions within the context.
+    """Let matrix products and convolutions round their operands to bfloat16 or TF32 within the context.
 
     Args:
         device: The device of the computation.
         dtype: `bfloat16` turns on autocast to bfloat16; any other value turns it off.
-        tf32: Whether a GPU may round products of float32 to TF32.
+        tf32: Whether a GPU may round the operands of float32 matrix products to TF32. False leaves PyTorch's setting
+            as it is; the setting for convolutions (`torch.backends.cudnn`) is never changed.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else before)

@@ -1,7 +1,7 @@
 """The process group of a run: which tasks each rank computes, and the collectives that combine the results.
 
-Except for the launcher, this is the only module that calls `torch.distributed`. Learners and other plugins run the same
-in one process and in several.
+Except for the launcher, this is the only module that calls `torch.distributed`. Learners and other plugins need not
+know whether a run has one process or several.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class World:
 
         Args:
             total: The number of tasks in the whole batch.
-            shards: Cut the batch into this many groups, whatever the world size, and add up their sums in order: every
-                world size that divides `shards` then gives the same bits. None makes one group per rank, and adds with
-                `all_reduce`, in any order.
+            shards: Cut the batch into this many groups, independently of the world size, and add their sums in order:
+                every world size that divides `shards` then gives the same bits. None makes one group per rank, and adds
+                with `all_reduce`, in an unspecified order.
 
         Raises:
             ConfigError: The world size does not divide `shards`, or there are fewer tasks than groups.
@@ -86,7 +86,7 @@ class World:
         return [int(number) for number in maxima.tolist()]
 
     def broadcast(self, data: bytes) -> bytes:
-        """Return the `data` of rank 0, on every rank; that of the other ranks is ignored."""
+        """Return the `data` of rank 0 on every rank; the `data` of the other ranks is ignored."""
         if self.size == 1:
             return data
         (size,) = self.maximum(len(data) if self.is_rank_zero else 0)
@@ -98,7 +98,7 @@ class World:
         return bytes(buffer.cpu().numpy().tobytes())
 
     def path(self, own: Path) -> Path:
-        """Return the path of rank 0, on every rank."""
+        """Return the path that rank 0 passes, on every rank."""
         return Path(os.fsdecode(self.broadcast(os.fsencode(own))))
 
     def gather(self, own: list[float], counts: list[int]) -> list[float]:
@@ -127,7 +127,7 @@ class World:
         return total
 
     def _ordered_sum(self, groups: Tensor) -> Tensor:
-        """Return the sum `[n]` over the groups `[groups, n]` of all ranks, added up in order."""
+        """Return the sum `[n]` over the groups `[groups, n]` of all ranks, added in order."""
         gathered = [torch.empty_like(groups) for _ in range(self.size)]
         with _worker_errors():
             dist.all_gather(gathered, groups)
@@ -139,8 +139,8 @@ def _reduce(
 ) -> tuple[Params, Tensor]:
     """Return the sums over the groups of all ranks, and the rows of all tasks `[total, n]`.
 
-    The local rows, padded with zeros to all tasks, travel in the first local group: so there is one collective for
-    both, and the sum over all groups holds the rows of every task.
+    The local rows, padded with zeros to the rows of all tasks, are appended to the first local group. So one collective
+    reduces both, and the sum over all groups contains the rows of every task.
 
     Args:
         add: The collective, which maps local groups `[groups, n]` to the sum over the groups of all ranks `[n]`.
@@ -214,8 +214,8 @@ def _variable(name: str, least: int, most: int = 2**31 - 1) -> int:
 def exit_now(code: object) -> NoReturn:
     """Exit without shutting down the interpreter, as one of several processes.
 
-    During the shutdown, background threads of torch can abort a process that has finished and written everything; the
-    launcher would report that as a failure.
+    During the shutdown, background threads of torch can abort a process that has already finished its work, which the
+    launcher would report as a failure.
 
     Args:
         code: The `code` of a `SystemExit`: an exit code, None for success, anything else for failure.
@@ -241,14 +241,14 @@ def world(device: torch.device) -> Iterator[World]:
 
 
 def _store(number: int, size: int) -> Store:
-    """Return a store whose keys no earlier attempt used: after a restart, the agent's store has stale addresses."""
+    """Return a store with a new key prefix: after a restart, the agent's store has addresses of dead processes."""
     address, port = os.environ["MASTER_ADDR"], _variable("MASTER_PORT", 0, 2**16 - 1)
     is_server = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         store = TCPStore(address, port, size, is_server, timeout=_TIMEOUT)
     except dist.DistError as error:
         raise _connection_error(error, address, port) from error
-    # A process may train several runs one after another; each rank counts them, so all ranks use the same prefix.
+    # A process may train several runs, one after another. Each rank counts its runs, so all ranks get the same prefix.
     runs = store.add(f"metaforge/{restart_count()}/runs of {number}", 1)
     return PrefixStore(f"metaforge/{restart_count()}/{runs}", store)
 
@@ -270,7 +270,7 @@ def _connection_error(error: Exception, address: str, port: int) -> ConfigError 
 
 @contextmanager
 def _worker_errors() -> Iterator[None]:
-    """Raise `WorkerError` where a collective fails because another rank has failed."""
+    """Turn an error of a collective into a `WorkerError`: as a rule, another rank has failed."""
     try:
         yield
     except (RuntimeError, dist.DistError) as error:

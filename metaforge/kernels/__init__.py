@@ -1,1 +1,1 @@
-"""Autograd functions whose derivatives of every order are written out, and which `vmap` computes in one call."""
+"""Autograd functions that can be differentiated repeatedly, and that `vmap` computes for all tasks in one call."""

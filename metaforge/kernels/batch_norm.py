@@ -1,9 +1,9 @@
-"""Batch norm by the statistics of the current batch, with its first and second derivative written out.
+"""Batch norm with the statistics of the current batch, and with hand-written first and second derivatives.
 
-PyTorch's fused `batch_norm` gives wrong second derivatives under `grad(vmap)`. Composed of primitive operations it is
-right, but autograd differentiates each of them, and passes over the batch two dozen times for what is a sum of two or
-three tensors, weighted per feature. Here each derivative is one such sum. Derivatives of third and higher order are
-those of the second derivative's formula, by autograd.
+PyTorch's fused `batch_norm` gives wrong second derivatives under `grad(vmap)`. Batch norm composed of primitive
+operations is correct, but autograd then differentiates each of them, with two dozen passes over the batch. In fact each
+derivative is a sum of two or three tensors with one weight per feature, and that is how it is computed here. For third
+and higher derivatives, autograd differentiates the formula of the second.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from metaforge.kernels.task_axis import apply_function, merge_tasks, split_tasks
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return `x` normalised over the batch and all positions, scaled and shifted; and its mean and variance.
 
-    Mean and variance `[features]` (biased, without the correction n / (n - 1)) are constants for autograd.
+    The mean and the biased variance (without the correction n / (n - 1)), each `[features]`, have no gradient.
 
     Args:
         x: The input `[n, features, ...]`.
@@ -32,19 +32,19 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Ten
     return outputs
 
 
-# Let m be the mean over the batch and all positions, n the number of entries that it is taken of,
+# Let m be the mean over the batch and all positions, n the number of elements that it averages,
 #     z = s (x - m(x)),  s = 1 / sqrt(m((x - m(x))^2) + eps),  y = w z + b.
-# The gradient to x of <v, z> is
-#     B(v) = s (v - m(v) - z m(v z)),
-# which is its own adjoint; so for a given dy: dx = w B(dy), dw = n m(dy z), db = n m(dy). And the gradient to x of
-# <h, B(v)> is
+# The gradient of <v, z> with respect to x is
+#     B(v) = s (v - m(v) - z m(v z)).
+# B is self-adjoint. So for a given dy: dx = w B(dy), dw = n m(dy z), db = n m(dy). And the gradient of <h, B(v)> with
+# respect to x is
 #     - s s z (m(h v) - m(h) m(v) - m(h z) m(v z)) - s (m(v z) B(h) + m(h z) B(v)).
-# In the code: x input, w weight, b bias, y output; dx, dw, db and dy are the gradients to them; h, h_w and h_b are the
-# gradients to dx, dw and db in the second backward pass.
+# In the code: x input, w weight, b bias, y output; dx, dw, db and dy are the gradients of the loss with respect to
+# them; h, h_w and h_b are the gradients with respect to dx, dw and db in the second backward pass.
 
 
 class _BatchNorm(Function):
-    """Computes y, m(x) and the variance."""
+    """Computes y, the mean and the variance."""
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,15 +97,15 @@ class _BatchNormBackward(Function):
     def backward(ctx: Any, h: Tensor, h_w: Tensor, h_b: Tensor) -> tuple[Tensor | None, ...]:
         dy, x, w, mean, var = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # For derivatives of third order: the saved statistics are constants, but they depend on x.
+            # For third derivatives: the saved statistics have no gradient, so they are computed again from x.
             mean = _mean(x)
             var = _mean((x - _per_feature(mean, x)).square())
         s, n = (var + ctx.eps).rsqrt(), x.numel() // x.shape[1]
         z = (x - _per_feature(mean, x)) * _per_feature(s, x)
         m_h, m_hz, m_v, m_vz = _mean(h), _mean(h * z), _mean(dy), _mean(dy * z)
         rest = _mean(h * dy) - m_h * m_v - m_hz * m_vz
-        # The gradient to dy is w B(h) + h_w z + h_b. That to x is w times the gradient to x of <h, B(v)>, with v = dy,
-        # plus h_w B(v). Both are weighted sums of h, v and z.
+        # With v = dy: the gradient with respect to dy is w B(h) + h_w z + h_b. The one with respect to x is w times
+        # that of <h, B(v)>, plus h_w B(v). Both are weighted sums of h, v and z.
         ws = w * s
         to_dy = _weighted_sum(_per_feature(h_b - ws * m_h, x), (h, ws), (z, h_w - ws * m_hz))
         of_v, of_h = s * (h_w - ws * m_hz), -ws * s * m_vz

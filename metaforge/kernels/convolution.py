@@ -1,9 +1,9 @@
 """2d convolution whose derivatives of every order are convolutions again; under `vmap` it is a grouped convolution.
 
-A convolution is linear in its input and in its weights. So there are three functions (the output, the gradient to the
-input, the gradient to the weights), and the derivatives of each are the other two.
+A convolution is linear in its input and in its weights. So there are three functions (the output, the gradient with
+respect to the input, and the gradient with respect to the weights), and the derivatives of each are the other two.
 
-Tasks with different weights are computed as one grouped convolution: the tasks lie side by side in the channel
+Tasks with different weights are computed as one grouped convolution: the tasks are concatenated along the channel
 dimension, and each task has its own groups. The memory format is channels-last. PyTorch's own double backward computes
 grouped convolutions one group at a time, and in the contiguous format the backward pass of a strided convolution takes
 twice as long.
@@ -25,7 +25,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Geometry:
-    """The settings of a convolution: (height, width) of each, and the number of groups."""
+    """Stride, padding and dilation of a convolution, each as (height, width), and its number of groups."""
 
     stride: Pair
     padding: Pair
@@ -33,7 +33,7 @@ class Geometry:
     groups: int
 
     def of_tasks(self, tasks: int) -> Geometry:
-        """Return the geometry of the grouped convolution that computes a number of tasks."""
+        """Return the geometry of the grouped convolution that computes `tasks` tasks in one call."""
         return replace(self, groups=self.groups * tasks)
 
 
@@ -53,11 +53,12 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
     return output
 
 
-# x: input, w: weights, b: bias, y: output; dx, dw and dy are the gradients to them.
+# x: input, w: weights, b: bias, y: output; dx, dw and dy are the gradients of the loss with respect to x, w and y. In
+# the `backward` of `_InputGradient` and `_WeightGradient`, the incoming gradient has the shape of x or w, and its name.
 
 
 class _Convolution(Function):
-    """Computes y from x and w."""
+    """Computes y from x, w and b."""
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, g: Geometry) -> Tensor:
@@ -97,7 +98,7 @@ class _InputGradient(Function):
 
     @staticmethod
     def forward(dy: Tensor, w: Tensor, size: Pair, g: Geometry) -> Tensor:
-        # With a stride, inputs of several sizes have outputs of one size; `output_padding` selects the size.
+        # With a stride above 1, inputs of different sizes have outputs of one size; `output_padding` selects `size`.
         smallest = [(y - 1) * s - 2 * p + d * (k - 1) + 1 for y, s, p, d, k in _dimensions(dy, w, g)]
         output_padding = [whole - least for whole, least in zip(size, smallest, strict=True)]
         return torch.convolution(dy, w, None, g.stride, g.padding, g.dilation, True, output_padding, g.groups)
@@ -168,12 +169,12 @@ class _WeightGradient(Function):
 
 
 def _dimensions(dy: Tensor, w: Tensor, g: Geometry) -> Any:
-    """Yield (output size, stride, padding, dilation, kernel size) of the height, then of the width."""
+    """Return an iterator of (output size, stride, padding, dilation, kernel size), for the height and the width."""
     return zip(dy.shape[-2:], g.stride, g.padding, g.dilation, w.shape[-2:], strict=True)
 
 
 def _merge_images(x: Tensor, task_dim: int | None, tasks: int) -> Tensor:
-    """Return images `[n, tasks * channels, h, w]` with the tasks side by side in the channel dimension."""
+    """Return images `[n, tasks * channels, h, w]`, with the tasks concatenated along the channel dimension."""
     return _channels_last(merge_tasks(x, task_dim, 1, tasks))
 
 

@@ -1,7 +1,7 @@
 """Max pooling and ReLU whose derivatives of every order are computed by one kernel each, for all tasks in one call.
 
-Both are piecewise linear: where the maximum stands, and where the input is positive, are constants for the derivatives.
-Under `vmap` the tasks lie side by side in the channel dimension.
+Both are piecewise linear: the index of the maximum, and whether an input is positive, have no derivative. Under `vmap`
+the tasks are concatenated along the channel dimension.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def relu(x: Tensor) -> Tensor:
     return output
 
 
-# Custom ops, so that Inductor cannot inline them and recompute the maximum for each reader.
+# Custom operators, so that Inductor cannot inline them and compute the maximum again in each consumer.
 
 
 @torch.library.custom_op("metaforge::max_pool", mutates_args=())
@@ -162,11 +162,11 @@ class _ReLU(Function):
 
 
 class _Threshold(Function):
-    """The derivative of `_ReLU`, and of itself: passes a gradient on where the output `y` is positive."""
+    """The derivative of `_ReLU`, and of itself: keeps a gradient where the output `y` is positive, else it is zero."""
 
     @staticmethod
     def forward(dy: Tensor, y: Tensor) -> Tensor:
-        # The operation that torch uses, in one pass; it passes the gradient on where `y` is NaN.
+        # The operator that torch itself uses, in one pass. It also keeps the gradient where `y` is NaN.
         output: Tensor = torch.ops.aten.threshold_backward(dy, y, 0)
         return output
 

@@ -23,7 +23,7 @@ def recompute_in_backward(function: Callable[..., Any], *arguments: Any) -> Any:
     Args:
         function: A pure function of nested dictionaries, tuples and lists of tensors. It must take every tensor that it
             uses as an argument; others get no gradient.
-        *arguments: Its arguments.
+        *arguments: The arguments of the function.
     """
     leaves, structure = tree_flatten(arguments)
     output_structures: list[Any] = []
@@ -62,7 +62,7 @@ class _Recompute(torch.autograd.Function):
             function: Callable[..., tuple[Tensor, ...]] = ctx.function
             return function(*inputs)
 
-        # torch's stub declares another number of results.
+        # torch's type stub declares another number of results.
         _, pullback = vjp(of_floats, *(saved[index] for index in floats))  # type: ignore[misc]
         input_grads: list[Tensor | None] = [None] * len(saved)
         for index, input_grad in zip(floats, pullback(grads), strict=True):

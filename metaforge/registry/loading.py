@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from metaforge.errors import MetaForgeError, PluginError, printable
+from metaforge.system.streams import stdout_to_stderr
 
 if TYPE_CHECKING:
     from metaforge.registry.entry import Entry
@@ -50,7 +49,7 @@ def plugin_errors(
         keep_metaforge_errors: Whether a `MetaForgeError` passes unchanged: its message is written for the user.
     """
     try:
-        with _stdout_to_stderr():
+        with stdout_to_stderr():
             yield
     except KeyboardInterrupt:
         raise
@@ -65,27 +64,18 @@ def plugin_errors(
         ) from error
 
 
-@contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Send to stderr what Python code, C code and child processes print: stdout is for the output of the command."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        # Either file descriptor may be closed; then C code and child processes stay as they are.
-        with contextlib.suppress(OSError):
-            stdout = os.dup(1)
-            stack.callback(os.close, stdout)
-            os.dup2(2, 1)
-            stack.callback(os.dup2, stdout, 1)
-        yield
-
-
 def _summary(error: BaseException) -> str:
     """Return an exception's type and the first line of its message, without control characters."""
+    return f"{type(error).__name__}: {first_line(error)}"[:_MAX_SUMMARY].removesuffix(": ")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, without control characters, cut to 300 characters."""
     try:
         lines = [line for line in str(error).splitlines() if line.strip()]
     except Exception:
         lines = ["its message cannot be read"]
-    return printable(": ".join([type(error).__name__, *lines[:1]]))[:_MAX_SUMMARY]
+    return printable(lines[0])[:_MAX_SUMMARY] if lines else ""
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -13,10 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from metaforge.errors import printable
 from metaforge.results.records import write_in_folder
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, INK, GREY = "#CC79A7", "#56B4E9", "#222222", "#8A8A8A"
+
+# The most characters of a title.
+_MAX_TITLE = 120
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
@@ -24,7 +28,11 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     if title:
-        figure.suptitle(title, fontsize=11, color=INK)
+        # A title has names from a run folder: it is neither parsed as a formula nor longer than the figure is wide.
+        text = "\n".join(
+            printable(line if len(line) <= _MAX_TITLE else f"{line[:_MAX_TITLE]}…") for line in title.split("\n")
+        )
+        figure.suptitle(text, fontsize=11, color=INK, parse_math=False)
     return figure
 
 

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metaforge.errors import ConfigError, DataError, MetaForgeError
+from metaforge.results.markdown import code_block, code_span, inline, line
 from metaforge.results.records import (
     Record,
     headline_score,
+    read_environment,
     read_evaluations,
-    read_json,
+    read_status,
+    read_table,
     read_text,
     read_toml,
     run_seconds,
@@ -72,9 +75,9 @@ def read_run(folder: Path) -> EvaluatedRun:
     return EvaluatedRun(
         folder.resolve().name,
         read_text(folder / "command.txt"),
-        read_json(folder / "status.json"),
-        read_json(folder / "env.json"),
-        read_toml(folder / "config.toml").get("dataset", {}),
+        read_status(folder)[0],
+        read_environment(folder)[0],
+        read_table(read_toml(folder / "config.toml"), "dataset"),
         evaluations,
     )
 
@@ -142,7 +145,8 @@ def _section(group: Sequence[tuple[EvaluatedRun, Record]], published: Published)
         headings.append("published")
     else:
         rows = [row[:-1] for row in rows]
-    parts = [f"## {first['dataset']}, {shape_text(first)}", "; ".join(facts) + ".", *(f"> {note}" for note in notes)]
+    parts = [f"## {inline(first['dataset'])}, {shape_text(first)}", line("; ".join(facts)) + "."]
+    parts += [f"> {line(note)}" for note in notes]
     parts.append(markdown_table(headings, rows))
     if cited:
         parts.append("\n".join(f"{_citation(cited, entry)} {entry['learner']}: {entry['source']}" for entry in cited))
@@ -177,7 +181,7 @@ def _own_metrics(group: Sequence[tuple[EvaluatedRun, Record]]) -> list[str]:
     parts = []
     for (learner, *names), members in tables.items():
         rows = [[run.name, *map(own_metric_text, record["measures"].values())] for run, record in members]
-        parts += [f"Own metrics of {learner}:", markdown_table(["run", *names], rows)]
+        parts += [f"Own metrics of {inline(learner)}:", markdown_table(["run", *names], rows)]
     return parts
 
 
@@ -186,9 +190,9 @@ def _commands(runs: Sequence[EvaluatedRun]) -> list[str]:
     parts = ["## Commands"]
     for run in runs:
         outcome = run.status.get("outcome")
-        parts.append(f"`{run.name}`" + (f" ({outcome})" if outcome else "") + ":")
+        parts.append(code_span(run.name) + (f" ({outcome})" if outcome else "") + ":")
         if run.command:
-            parts.append(f"```sh\n{run.command}\n```")
+            parts.append(code_block(run.command, "sh"))
     return parts
 
 

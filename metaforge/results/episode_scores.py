@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,9 +40,10 @@ class EpisodeScores(NamedTuple):
     measures: Params
 
 
-def episode_chunks(episodes: int, chunk: int) -> list[range]:
-    """Return the numbers of the first `episodes` episodes, as consecutive ranges of at most `chunk`."""
-    return [range(first, min(first + chunk, episodes)) for first in range(0, episodes, chunk)]
+def episode_chunks(episodes: int, chunk: int) -> Iterator[range]:
+    """Yield the numbers of the first `episodes` episodes, as consecutive ranges of at most `chunk`."""
+    for first in range(0, episodes, chunk):
+        yield range(first, min(first + chunk, episodes))
 
 
 @torch.no_grad()

@@ -17,11 +17,13 @@ import torch
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.protocols import Dataset, Kind, Learner, Params, Task, TaskShape, TaskSpec
 from metaforge.config.resolved import Resolved
+from metaforge.config.settings import MAX_SIZE
 from metaforge.engine import plans
-from metaforge.errors import ConfigError
+from metaforge.errors import ConfigError, shown
 from metaforge.results.baselines import chance_level, nearest_neighbour
 from metaforge.results.episode_scores import EvaluationCase, episode_chunks, score_episodes
-from metaforge.results.records import Record, without_per_task, write_evaluation
+from metaforge.results.record_schema import step_label
+from metaforge.results.records import Record, is_file_name, without_per_task, write_evaluation
 from metaforge.results.statistics import StepScore, mean_and_ci, strict_mean_and_ci
 
 # With fewer test tasks a result carries a warning.
@@ -100,7 +102,13 @@ def evaluate_run(
         ConfigError: The learner cannot be evaluated like this.
         DataError: The data set cannot make such tasks.
     """
-    _check_numbers(tasks, shots, steps)
+    _check_numbers(tasks, shots, steps, ways=ways, seed=seed)
+    if run.folder is not None and not is_file_name(split):
+        raise ConfigError(
+            f"The split is {shown(split)}, which cannot be part of a file name.",
+            where="evaluate.split",
+            remedy="use a name of letters, digits, dots, hyphens and underscores",
+        )
     # All cases are checked before the first is computed, so that an impossible one is reported at once.
     cases = [evaluation_case(run, split, shape, steps) for shape in _shapes(run, ways, shots)]
     advance = _counter(progress, tasks * sum(len(case.steps) for case in cases))
@@ -146,7 +154,8 @@ def _add_checkpoint(record: Record, saved: Mapping[str, Any]) -> None:
 
 def evaluation_case(run: TrainedRun, split: str, shape: TaskShape, steps: Sequence[int] | None) -> EvaluationCase:
     """Return how to evaluate a run on tasks of one shape; `ConfigError` or `DataError` if that is impossible."""
-    spec = run.dataset.spec(split, shape)
+    with run.resolved.running_errors("spec", f"of the {split!r} split", owner=run.resolved.dataset):
+        spec = run.dataset.spec(split, shape)
     learner = run.learner(spec)
     settings = run.resolved.run
     trained = settings.train.ways or settings.task.ways
@@ -168,17 +177,28 @@ def evaluation_case(run: TrainedRun, split: str, shape: TaskShape, steps: Sequen
     return EvaluationCase(spec, learner, tuple(sorted({*steps} if steps else {0, learner.steps})))
 
 
-def _check_numbers(tasks: int, shots: Sequence[int] | None, steps: Sequence[int] | None) -> None:
-    """Raise `ConfigError` if a number is too small."""
+def _check_numbers(
+    tasks: int, shots: Sequence[int] | None, steps: Sequence[int] | None, *, ways: int | None, seed: int
+) -> None:
+    """Raise `ConfigError` if a number is outside its bounds, which are those of the settings and of the records."""
     if tasks < 1:
         raise ConfigError(f"An evaluation on {tasks} tasks has no result.", where="evaluate.tasks", remedy="use 1000")
-    for name, numbers, least in (("shots", shots or (), 1), ("steps", steps or (), 0)):
-        if min(numbers, default=least) < least:
-            raise ConfigError(
-                f"evaluate.{name} has {min(numbers)}, but should be {least} or more.",
-                where=f"evaluate.{name}",
-                remedy=f"leave it out to use the run's own {name}",
-            )
+    bounds = {
+        "shots": (shots or (), 1, MAX_SIZE),
+        "steps": (steps or (), 0, 2**63 - 1),
+        "ways": (() if ways is None else (ways,), 1, MAX_SIZE),
+        "tasks": ((tasks,), 1, 2**63 - 1),
+        "seed": ((seed,), 0, 2**63 - 1),
+    }
+    for name, (numbers, least, most) in bounds.items():
+        for number in numbers:
+            if not least <= number <= most:
+                bound = f"{least} or more" if number < least else f"{most} or less"
+                raise ConfigError(
+                    f"evaluate.{name} has {shown(number)}, but should be {bound}.",
+                    where=f"evaluate.{name}",
+                    remedy=f"leave it out to use the run's own {name}",
+                )
 
 
 def _evaluate_case(
@@ -190,26 +210,32 @@ def _evaluate_case(
     plan = plans.choose_plan(case.learner, asked.plan)
     chunk = plans.choose_chunk(case.spec, run.device, asked.chunk, training=False)
     for episodes in episode_chunks(tasks, chunk):
-        result = score_episodes(
-            case,
-            run.values,
-            run.dataset,
-            episodes,
-            split=split,
-            seed=seed,
-            device=run.device,
-            dtype=run.dtype,
-            plan=plan,
-            rescore=True,
-            measure=True,
-        )
+        with run.resolved.running_errors("evaluation", _where(episodes, split)):
+            result = score_episodes(
+                case,
+                run.values,
+                run.dataset,
+                episodes,
+                split=split,
+                seed=seed,
+                device=run.device,
+                dtype=run.dtype,
+                plan=plan,
+                rescore=True,
+                measure=True,
+            )
+            for name, values in result.measures.items():
+                measured.measures.setdefault(name, []).extend(values.cpu().double().tolist())
         _add_baselines(case.spec, result.tasks, measured)
         for steps, scores in zip(case.steps, result.scores, strict=True):
-            measured.scores.setdefault(_label(steps), []).extend(scores.tolist())
-        for name, values in result.measures.items():
-            measured.measures.setdefault(name, []).extend(values.cpu().double().tolist())
+            measured.scores.setdefault(step_label(steps), []).extend(scores.tolist())
         advance(len(episodes) * len(case.steps))
     return _record(run, case, tasks, split, seed, measured)
+
+
+def _where(episodes: range, split: str) -> str:
+    """Return which episodes are computed, for an error message."""
+    return f"on episodes {episodes[0]} to {episodes[-1]} of the {split!r} split"
 
 
 def _add_baselines(spec: TaskSpec, tasks: Task, measured: _TaskValues) -> None:
@@ -223,7 +249,7 @@ def _add_baselines(spec: TaskSpec, tasks: Task, measured: _TaskValues) -> None:
 def _record(run: TrainedRun, case: EvaluationCase, tasks: int, split: str, seed: int, measured: _TaskValues) -> Record:
     shape, learner = case.spec.shape, case.learner
     scores: list[StepScore] = [
-        {"steps": steps, **strict_mean_and_ci(measured.scores[_label(steps)])} for steps in case.steps
+        {"steps": steps, **strict_mean_and_ci(measured.scores[step_label(steps)])} for steps in case.steps
     ]
     return {
         "format": 1,
@@ -263,10 +289,6 @@ def _warning(tasks: int, scores: Sequence[StepScore]) -> str:
             after = "" if one["steps"] is None else f" after {one['steps']} adaptation steps"
             sentences.append(f"On {tasks - one['tasks']} of {tasks} tasks the predictions{after} are not finite.")
     return " ".join(sentences)
-
-
-def _label(steps: int | None) -> str:
-    return "after" if steps is None else str(steps)
 
 
 def _jsonable(values: Sequence[float]) -> list[float | None]:

@@ -30,6 +30,7 @@ from metaforge.results.canvas import (
     save_png,
     style_axes,
 )
+from metaforge.results.record_schema import step_label
 from metaforge.results.records import caption, headline_score, read_metrics, shape_text
 from metaforge.results.tables import CHANCE_WORDS, estimate_text, mean_text
 
@@ -88,10 +89,9 @@ def training_curve(metrics_jsonl_path: Path, out: Path, *, title: str = "", metr
 def score_histogram(record: Mapping[str, Any], out: Path, *, title: str | None = None) -> None:
     """Plot a histogram of the scores of all tasks, with their mean and 95 % interval, chance and nearest neighbour."""
     best = headline_score(record)
-    labels = {one["steps"]: "after" if one["steps"] is None else str(one["steps"]) for one in record["scores"]}
-    scores = _finite(record["per_task"]["scores"][labels[best["steps"]]])
+    scores = _finite(record["per_task"]["scores"][step_label(best["steps"])])
     first = record["scores"][0]
-    before = _finite(record["per_task"]["scores"][labels[0]]) if first["steps"] == 0 and first is not best else None
+    before = _finite(record["per_task"]["scores"][step_label(0)]) if first["steps"] == 0 and first is not best else None
     accuracy = record["metric"] == "accuracy"
     all_scores = np.concatenate([scores] + ([before] if before is not None else []))
     bins, log = _bins(all_scores, record["ways"] * record["queries"] if accuracy else None)
@@ -125,6 +125,8 @@ def _mark_mean_and_baselines(ax: Axes, record: Mapping[str, Any]) -> None:
         ax.axvspan(best["mean"] - half, best["mean"] + half, color=INK, alpha=0.2, lw=0)
     lines = (("chance", CHANCE_WORDS[record["metric"]], "--", VERMILION), ("floor", "nearest neighbour", ":", GREEN))
     for name, text, style, colour in lines:
+        if record[name]["mean"] is None:
+            continue
         label = f"{text} {mean_text(record[name], record['metric'])}"
         ax.axvline(record[name]["mean"], color=colour, ls=style, lw=1.8, label=label, zorder=4)
 
@@ -144,9 +146,10 @@ def steps_curve(results: Sequence[Mapping[str, Any]], out: Path, *, title: str |
         spread = [one["ci"] or 0.0 for one in finite]
         plotted += means
         ax.errorbar(steps, means, spread, color=colour, marker=marker, lw=1.6, capsize=3, label=shape_text(result))
-        ax.axhline(result["floor"]["mean"], color=colour, ls=":", lw=1.2)
-        ax.axhline(result["chance"]["mean"], color=GREY, ls="--", lw=1.2)
-        plotted += [result["floor"]["mean"], result["chance"]["mean"]]
+        for name, line_colour, style in (("floor", colour, ":"), ("chance", GREY, "--")):
+            if result[name]["mean"] is not None:
+                ax.axhline(result[name]["mean"], color=line_colour, ls=style, lw=1.2)
+                plotted.append(result[name]["mean"])
     ax.plot([], [], color=GREY, ls=":", label="nearest neighbour")
     ax.plot([], [], color=GREY, ls="--", label=CHANCE_WORDS[first["metric"]])
     _set_score_axis(ax, first["metric"], plotted)

@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaforge.results.markdown import code_block, inline, line, picture
 from metaforge.results.records import (
     PICTURES,
     Record,
     headline_score,
-    read_evaluations,
-    read_json,
+    read_environment,
     read_metrics,
+    read_status,
+    read_table,
     read_text,
     read_toml,
     run_seconds,
     shape_text,
+    valid_evaluations,
     without_per_task,
     write_in_folder,
 )
@@ -32,21 +35,29 @@ from metaforge.results.tables import (
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write `report.md` into a run folder and return its path; a missing file means a missing section."""
+    """Write `report.md` into a run folder and return its path.
+
+    A missing file means a missing section. Invalid evaluations and invalid fields are named and left out; `DataError`
+    if another file cannot be read at all.
+    """
     config = read_toml(run_folder / "config.toml")
-    evaluations = [without_per_task(record) for record in read_evaluations(run_folder)]
-    names = [str(config.get(key, {}).get("name", "")) for key in ("dataset", "learner")]
+    records, errors = valid_evaluations(run_folder)
+    evaluations = [without_per_task(record) for record in records]
+    names = [str(read_table(config, key).get("name", "")) for key in ("dataset", "learner")]
+    status, status_problems = read_status(run_folder)
+    environment, environment_problems = read_environment(run_folder)
     parts = [
-        f"# {' · '.join(name for name in names if name) or run_folder.name}",
+        f"# {inline(' · '.join(name for name in names if name) or run_folder.name)}",
         *_headlines(evaluations),
         *_evaluations(evaluations),
-        *_training(read_json(run_folder / "status.json"), read_metrics(run_folder / "metrics.jsonl")),
+        *_training(status, read_metrics(run_folder / "metrics.jsonl")),
         *_pictures(run_folder),
         *_command(run_folder, config),
-        *_environment(read_json(run_folder / "env.json")),
+        *_environment(environment),
+        *_left_out([*(error.what for error in errors), *status_problems, *environment_problems]),
     ]
     path = run_folder / "report.md"
-    write_in_folder(path, "\n\n".join(parts) + "\n")
+    write_in_folder(path, "\n\n".join(parts) + "\n", run_folder=run_folder)
     return path
 
 
@@ -80,7 +91,7 @@ def _headlines(evaluations: Sequence[Record]) -> list[str]:
         after = "" if best["steps"] is None else f", {best['steps']} adaptation steps"
         result = f"{shape_text(one)}{after}: {estimate_text(best, metric)} {METRIC_WORDS[metric]}"
         chance, floor = mean_text(one["chance"], metric), estimate_text(one["floor"], metric)
-        where = f"{one['tasks']} tasks of the {one['split']} split"
+        where = f"{one['tasks']} tasks of the {inline(one['split'])} split"
         lines.append(f"- **{result}** on {where} ({CHANCE_WORDS[metric]} {chance}, nearest neighbour {floor})")
     return ["\n".join(lines)] if lines else ["Not evaluated yet."]
 
@@ -94,7 +105,7 @@ def _evaluations(evaluations: Sequence[Record]) -> list[str]:
     parts = []
     for group in groups.values():
         parts += [
-            f"## Evaluation: {group[0]['split']} split",
+            f"## Evaluation: {inline(group[0]['split'])} split",
             summary_markdown({**group[0], "results": group}).rstrip(),
         ]
     return parts
@@ -106,8 +117,7 @@ def _training(status: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
     if (seconds := run_seconds(status)) is not None:
         rows.append(["time", duration_text(seconds)])
     resumed = status.get("resumed")
-    differences = resumed.get("differences") if isinstance(resumed, Mapping) else None
-    rows += [["resumed with this change", str(one)] for one in differences] if isinstance(differences, list) else []
+    rows += [["resumed with this change", text] for text in (resumed or {}).get("differences", ())]
     last = metrics[-1] if metrics else {}
     for name, value in last.items():
         if name not in ("step", "elapsed", "eta", "score_ci", "val_score_ci") and isinstance(value, int | float):
@@ -119,16 +129,16 @@ def _pictures(folder: Path) -> list[str]:
     paths = sorted((folder / PICTURES).glob("*.png"))
     if not paths:
         return []
-    return ["## Pictures", *(f"![{path.stem}]({PICTURES}/{path.name})" for path in paths)]
+    return ["## Pictures", *(picture(path.stem, f"{PICTURES}/{path.name}") for path in paths)]
 
 
 def _command(folder: Path, config: Mapping[str, Any]) -> list[str]:
     command = read_text(folder / "command.txt")
     if not command:
         return []
-    seed = f" (seed {config['seed']})" if "seed" in config else ""
+    seed = f" (seed {config['seed']})" if isinstance(config.get("seed"), int) else ""
     sentence = f"`metaforge train --config config.toml`, with the `config.toml` of this folder, repeats the run{seed}."
-    return ["## Reproduce", f"```sh\n{command}\n```", sentence]
+    return ["## Reproduce", code_block(command, "sh"), sentence]
 
 
 def _environment(environment: Mapping[str, Any]) -> list[str]:
@@ -136,3 +146,8 @@ def _environment(environment: Mapping[str, Any]) -> list[str]:
     for group in (value for value in environment.values() if isinstance(value, Mapping)):
         rows += [[str(name), str(value)] for name, value in group.items()]
     return ["## Environment", markdown_table(["name", "value"], rows)] if rows else []
+
+
+def _left_out(problems: Sequence[str]) -> list[str]:
+    """Return the section on what was invalid in the run folder, and is therefore missing in the report."""
+    return ["## Left out", "\n".join(f"- {line(text)}" for text in problems)] if problems else []

@@ -12,37 +12,41 @@ from torch import Tensor
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.protocols import Task, TaskShape
 from metaforge.engine.batch import prepare, score_tasks
+from metaforge.errors import ConfigError, DataError
 from metaforge.results.episode_picture import episode_grid
 from metaforge.results.episode_scores import EvaluationCase
 from metaforge.results.evaluate import TrainedRun, evaluation_case
 from metaforge.results.plots import Fit, regression_fits, score_histogram, steps_curve, training_curve
-from metaforge.results.records import PICTURES, caption, headline_score, read_evaluations, read_metrics
+from metaforge.results.records import PICTURES, caption, headline_score, path_inside, read_metrics, valid_evaluations
 
 # Regression tasks that are plotted, and the points of each curve.
 _TASKS, _POINTS = 6, 200
+# The largest task and the most adaptation steps of a record for which a task is computed again to be drawn.
+_MAX_EXAMPLES, _MAX_STEPS = 100_000, 10_000
 
 
 def draw(run: TrainedRun, *, split: str) -> list[Path]:
     """Draw a run's training and its evaluations on a split, write the pictures to its folder, return their paths."""
     if run.folder is None:
         return []
-    folder = run.folder / PICTURES
     drawn: list[Path] = []
-    records = [record for record in read_evaluations(run.folder) if record["split"] == split]
+    records = [record for record in valid_evaluations(run.folder)[0] if record["split"] == split]
     if any(row.get("loss") is not None for row in read_metrics(run.folder / "metrics.jsonl")):
-        drawn.append(folder / "training.png")
+        drawn.append(path_inside(run.folder, PICTURES, "training.png"))
         names = [choice.name for choice in (run.resolved.dataset, run.resolved.learner) if choice is not None]
         metric = "mse" if run.dataset.kind == "regression" else "accuracy"
         training_curve(run.folder / "metrics.jsonl", drawn[-1], title=" · ".join([*names, "training"]), metric=metric)
     for record in records:
         if headline_score(record)["mean"] is not None:
-            drawn.append(folder / f"scores-{split}-{record['ways']}w{record['shots']}s.png")
+            name = f"scores-{split}-{record['ways']}w{record['shots']}s.png"
+            drawn.append(path_inside(run.folder, PICTURES, name))
             score_histogram(record, drawn[-1])
     with_steps = [record for record in records if len(record["scores"]) > 1]
     if with_steps:
-        drawn.append(folder / f"steps-{split}.png")
+        drawn.append(path_inside(run.folder, PICTURES, f"steps-{split}.png"))
         steps_curve(with_steps, drawn[-1])
-    return drawn + (_draw_tasks(run, records[0], folder) if records else [])
+    with run.resolved.running_errors("sample", "for the pictures", owner=run.resolved.dataset, always=False):
+        return drawn + (_draw_tasks(run, records[0], run.folder) if records else [])
 
 
 def _draw_tasks(run: TrainedRun, record: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -50,16 +54,22 @@ def _draw_tasks(run: TrainedRun, record: Mapping[str, Any], folder: Path) -> lis
     shape = TaskShape(record["ways"], record["shots"], record["queries"])
     steps = headline_score(record)["steps"]
     split, seed = record["split"], record["seed"]
-    case = evaluation_case(run, split, shape, None if steps is None else [steps])
+    if record["ways"] * (record["shots"] + record["queries"]) > _MAX_EXAMPLES or (steps or 0) > _MAX_STEPS:
+        return []
+    try:
+        case = evaluation_case(run, split, shape, None if steps is None else [steps])
+        run.dataset.sample(split, case.spec.shape, 0, 1, seed=seed)
+    except (ConfigError, DataError):
+        return []  # A record of somebody else may be of tasks that this learner or data set does not have.
     if case.spec.kind == "regression" and case.spec.x_shape == (1,) and case.spec.outputs == 1:
-        out = folder / f"fits-{split}.png"
+        out = path_inside(folder, PICTURES, f"fits-{split}.png")
         # The same tasks with many queries, which show the true curves.
         case = evaluation_case(run, split, shape._replace(queries=_POINTS), None if steps is None else [steps])
         tasks = run.dataset.sample(split, case.spec.shape, 0, _TASKS, seed=seed)
         regression_fits(_fits(run, case, tasks), out, title=caption(record), steps=steps)
         return [out]
     if case.spec.kind == "classification" and len(case.spec.x_shape) == 3:
-        out = folder / f"episode-{split}.png"
+        out = path_inside(folder, PICTURES, f"episode-{split}.png")
         tasks = run.dataset.sample(split, shape, 0, 1, seed=seed)
         episode_grid(one_task(tasks), out, _predict(run, case, tasks, steps)[0], title=f"{caption(record)}, task 0")
         return [out]
@@ -86,5 +96,5 @@ def _fits(run: TrainedRun, case: EvaluationCase, tasks: Task) -> list[Fit]:
 def _predict(run: TrainedRun, case: EvaluationCase, tasks: Task, steps: int | None) -> Tensor:
     """Return predictions `[tasks, n, outputs]` for the queries, after a number of adaptation steps."""
     batch = prepare(tasks, run.device, run.dtype)
-    with torch.no_grad():
+    with torch.no_grad(), run.resolved.running_errors("evaluation", "for the pictures"):
         return score_tasks(case.learner, run.values, batch, steps=steps, outputs=case.spec.outputs).predictions.cpu()

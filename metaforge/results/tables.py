@@ -12,6 +12,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from metaforge.errors import printable
+from metaforge.results.markdown import inline, line
 from metaforge.results.records import shape_text
 from metaforge.results.statistics import Estimate
 
@@ -124,8 +126,8 @@ def own_metrics_table(summary: Mapping[str, Any]) -> Table | None:
 def summary_markdown(summary: Mapping[str, Any]) -> str:
     """Return an evaluation in Markdown: protocol, notes and warnings, scores, and the learner's own metrics."""
     parts = [
-        protocol_text(summary),
-        *(f"> {text}" for text in notes_and_warnings(summary)),
+        line(protocol_text(summary)),
+        *(f"> {line(text)}" for text in notes_and_warnings(summary)),
         markdown_table(*score_rows(summary["results"])),
     ]
     headings, rows = own_metric_rows(summary["results"])
@@ -135,8 +137,11 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table, its columns padded to one width so that the source can be read too."""
-    table = [[_cell(text) for text in row] for row in (headings, *rows)]
+    """Return a Markdown table, its columns padded to one width so that the source can be read too.
+
+    The texts are untrusted: their syntax is escaped.
+    """
+    table = [[inline(text) for text in row] for row in (headings, *rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
     lines = [
         "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in table
@@ -144,16 +149,12 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-def _cell(text: str) -> str:
-    """Return a text in one line, with `|` escaped."""
-    return " ".join(text.replace("|", "\\|").split())
-
-
 def _rich_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> Table:
     # Text, so that rich does not interpret markup in names and notes of plugins.
-    table = Table(title=Text(title), caption=Text(caption) if caption else None, caption_justify="left")
+    below = Text("\n".join(map(printable, caption.split("\n")))) if caption else None
+    table = Table(title=Text(printable(title)), caption=below, caption_justify="left")
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number == 0 else "right")
+        table.add_column(Text(printable(heading)), justify="left" if number == 0 else "right")
     for row in rows:
-        table.add_row(*(Text(text) for text in row))
+        table.add_row(*(Text(printable(text)) for text in row))
     return table

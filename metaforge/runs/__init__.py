@@ -1,1 +1,1 @@
-"""One run, from its first step to a resume."""
+"""Runs: training, checkpoints, resuming, hooks and the run folder."""

@@ -158,7 +158,7 @@ def load(
 
 
 def _for_named(settings: Mapping[str, Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings in which options without a plugin's name are meant for the one that a keyword names."""
+    """Return the settings; a table of options without a `name` gets the name that the keyword argument has, if any."""
     made = dict(settings)
     for key in SINGLES:
         table, chosen = settings.get(key), keywords.get(key)
@@ -169,7 +169,7 @@ def _for_named(settings: Mapping[str, Any], keywords: Mapping[str, Any]) -> dict
 
 
 def _backbone(registry: Registry, backbone: Any) -> tuple[Registry, Any]:
-    """Return a registry that knows the caller's own backbone, and the name it has there."""
+    """Return a registry that contains the caller's own backbone, and the name of the backbone in it."""
     if isinstance(backbone, str) and ":" in backbone and not _installed(registry, backbone):
         return _with_module(registry, backbone.partition(":")[2], _maker(backbone))
     if isinstance(backbone, nn.Module):
@@ -178,7 +178,10 @@ def _backbone(registry: Registry, backbone: Any) -> tuple[Registry, Any]:
 
 
 def _maker(path: str) -> Any:
-    """Return what `module:Class` names; `ConfigError` if that cannot be imported, or called without arguments."""
+    """Return the object that `module:Class` names.
+
+    Raises `ConfigError` if it cannot be imported, or cannot be called without arguments.
+    """
     module, _, attribute = path.partition(":")
     try:
         made = getattr(import_module(module), attribute, None)
@@ -192,7 +195,7 @@ def _maker(path: str) -> Any:
         raise ConfigError(
             f"{path!r} names nothing that builds a module.", where="backbone", remedy="write module:Class"
         )
-    with contextlib.suppress(ValueError):  # Some classes of C have no signature to ask.
+    with contextlib.suppress(ValueError):  # Some classes written in C have no signature.
         try:
             signature(made).bind()
         except TypeError as error:
@@ -210,7 +213,7 @@ def _installed(registry: Registry, name: str) -> bool:
 
 def _with_module(registry: Registry, name: str, make: Any) -> tuple[Registry, str]:
     class Own:
-        """A backbone handed over in Python."""
+        """A backbone that was passed in Python code."""
 
         Config = Options
         reference = ""

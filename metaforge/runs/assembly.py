@@ -18,7 +18,7 @@ from metaforge.registry.loading import plugin_errors
 
 
 class Components:
-    """The plugins of a configuration as objects: data set, regularizers, and learners built on demand."""
+    """The plugins of a configuration as objects: data set, regularizers, and learners, which are built on demand."""
 
     def __init__(self, resolved: Resolved) -> None:
         if resolved.learner is None or resolved.dataset is None:
@@ -38,7 +38,7 @@ class Components:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of values and data; matrix products may use a lower precision."""
+        """The dtype of values and data; matrix products and convolutions may use a lower precision."""
         return torch.float64 if self.resolved.run.engine.dtype == "float64" else torch.float32
 
     @property
@@ -89,7 +89,7 @@ class Components:
             raise type(error)(error.what, where=where, remedy=error.remedy) from error
 
     def learner(self, spec: TaskSpec) -> Learner:
-        """Return the learner for tasks of a spec; all learners of one run can use the same values."""
+        """Return a learner for tasks of a spec; all learners of one run can use the same values."""
         adapters = _instances(self.resolved.adapters)
         parts = Parts(spec, self._backbone_maker(spec), Chain(adapters) if adapters else None, self._regularizers)
         learner: Learner = self._learner.instantiate(parts)
@@ -117,10 +117,10 @@ class Components:
 
 
 def _instances(choices: Sequence[Choice]) -> dict[str, Any]:
-    """Return the plugins by the names that prefix their values.
+    """Return the plugins by the names with which their values are prefixed.
 
-    A name does not depend on which other distributions are installed: the qualified name is used only if two plugins
-    with the same bare name are part of the run.
+    The name is the qualified one only if two plugins of the run have the same bare name. So it does not depend on which
+    other distributions are installed.
     """
     names = [choice.entry.name for choice in choices]
     return {

@@ -62,14 +62,14 @@ def save(folder: Path, step: int, values: Params, training: Params, facts: Mappi
         step: The outer step.
         values: The values of the learner.
         training: The tensors of the outer optimiser.
-        facts: Everything else, as JSON can hold it.
+        facts: Everything else, as values that JSON can represent.
 
     Returns:
         The path of the checkpoint.
 
     Raises:
-        StorageError: If the disk is too full, before anything is written, or not writable.
-        CheckpointError: If `load` would refuse the `state.json` with these facts; nothing is written then.
+        StorageError: The disk has too little space, which is checked before anything is written, or is not writable.
+        CheckpointError: `load` would refuse the `state.json` with these facts; nothing is written then.
     """
     path = _path(folder, step)
     files = {
@@ -139,7 +139,7 @@ def size(folder: Path, step: int) -> int:
 
 
 def best(folder: Path) -> int | None:
-    """Return the step of the best checkpoint in validation, None if there is none."""
+    """Return the step of the checkpoint with the best validation score, None if there is none."""
     try:
         return _step_of((folder / "BEST").read_text("utf-8").strip())
     except (OSError, UnicodeDecodeError):
@@ -147,7 +147,10 @@ def best(folder: Path) -> int | None:
 
 
 def prune(folder: Path, keep: int) -> list[Path]:
-    """Remove all checkpoints except the last `keep` valid ones and the best; return the removed paths."""
+    """Remove all checkpoints before the last `keep` valid ones, except the best; return the removed paths.
+
+    The best one is kept in addition to these. Damaged checkpoints that are not older are kept too.
+    """
     kept = {best(folder)}
     removed = []
     with write_errors(folder):
@@ -185,14 +188,14 @@ def load_latest(folder: Path) -> tuple[Checkpoint, list[CheckpointError]]:
 
 
 def chosen(folder: Path, which: Which) -> tuple[Checkpoint, list[CheckpointError]]:
-    """Return a checkpoint and, for `latest`, one error for each later, damaged one.
+    """Return the checkpoint that is asked for and, for `latest`, one error for each later, damaged one.
 
     Args:
         folder: The folder of all checkpoints of the run.
         which: `"latest"` (the last valid one), `"best"` (in validation), or an outer step.
 
     Raises:
-        CheckpointError: If there is no such checkpoint, or it is damaged.
+        CheckpointError: There is no such checkpoint, or it is damaged.
     """
     if which == "latest":
         return load_latest(folder)
@@ -243,7 +246,7 @@ def _path(folder: Path, step: int) -> Path:
 
 
 def _step_of(name: str) -> int | None:
-    """Return the step in the name of a checkpoint folder, None if it is not such a name."""
+    """Return the step in the name of a checkpoint folder, None if the name is not of that form."""
     number = name.removeprefix("step-")
     # `BEST` could contain more digits than a file name, and more than Python converts.
     step = int(number) if number.isdecimal() and len(number) < 256 else -1

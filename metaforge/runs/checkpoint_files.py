@@ -1,4 +1,4 @@
-"""Read the files of a checkpoint: every file is verified against the manifest before any of it is used."""
+"""The files of a checkpoint: each is verified against the manifest before it is used; tensors are safetensors."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ FILES: Mapping[int, tuple[str, ...]] = {
 }
 MANIFEST = "MANIFEST.json"
 # Far above what MetaForge writes; a larger file is not read into memory.
-_MOST_JSON = 64 << 20
+MOST_JSON = 64 << 20
 
 
 def verified_files(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the name and content of each file of a checkpoint after comparing size and digest with the manifest."""
     if path.is_symlink():
         raise damaged(path, "it is a symbolic link")
-    manifest = parse_object(path / MANIFEST, _read(path / MANIFEST, _MOST_JSON))
+    manifest = parse_object(path / MANIFEST, _read(path / MANIFEST, MOST_JSON))
     names = next((names for names in FILES.values() if set(names) == set(manifest)), None)
     if names is None:
         raise damaged(path / MANIFEST, f"it lists {', '.join(sorted(map(str, manifest)))[:80] or 'no files'}")
     for name in names:
         entry = manifest[name]
         size = entry.get("size") if isinstance(entry, dict) else None
-        if not isinstance(size, int) or isinstance(size, bool) or (name.endswith(".json") and size > _MOST_JSON):
+        if not isinstance(size, int) or isinstance(size, bool) or (name.endswith(".json") and size > MOST_JSON):
             raise damaged(path / MANIFEST, f"it gives no size for {name}")
         data = _read(path / name, size)
         if len(data) != size or hashlib.sha256(data).hexdigest() != entry.get("sha256"):
@@ -53,7 +53,7 @@ def to_bytes(tensors: Params) -> bytes:
 
 
 def from_bytes(data: bytes) -> Params:
-    """Return the tensors of bytes in the safetensors format."""
+    """Return the tensors in bytes of the safetensors format."""
     return load_tensors(data)
 
 
@@ -75,8 +75,8 @@ def _read(path: Path, most: int) -> bytes:
 def require_loadable_json(path: Path, data: bytes) -> None:
     """Raise `CheckpointError` for the content of a JSON file that reading a checkpoint would refuse."""
     problem = ""
-    if len(data) > _MOST_JSON:
-        problem = f"it would have {len(data):,} bytes, and no more than {_MOST_JSON:,} are read"
+    if len(data) > MOST_JSON:
+        problem = f"it would have {len(data):,} bytes, and no more than {MOST_JSON:,} are read"
     else:
         try:
             parse_object(path, data)

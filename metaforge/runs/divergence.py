@@ -13,8 +13,8 @@ from metaforge.authoring.protocols import Params
 from metaforge.engine.batch import MetaStep
 from metaforge.errors import DivergedError
 
-# The running median is taken over the last REMEMBERED norms of the meta-gradient, once there are _ENOUGH of them. It
-# counts as at least _SMALL: near convergence the norms are almost zero, and a single hard task is no divergence.
+# The running median is taken over the last REMEMBERED norms of the meta-gradient, once there are _ENOUGH of them. The
+# median is at least _SMALL: near convergence the norms are almost zero, and then a hard task is not a divergence.
 REMEMBERED, _ENOUGH, _SMALL = 101, 20, 1e-3
 
 
@@ -30,7 +30,7 @@ def limit(norms: Sequence[float], bound: float | None) -> float:
 
 def norm_of(tensors: Params) -> Tensor:
     """Return the norm of all floating-point tensors together, 0 if there are none; finite only if every number is."""
-    # Contiguous, so that the bits do not depend on strides: they differ between one process and several.
+    # Contiguous, so that the bits of the norm do not depend on the strides, which depend on the number of processes.
     floats = [tensor.detach().contiguous() for tensor in tensors.values() if tensor.is_floating_point()]
     return torch.stack(torch._foreach_norm(floats)).norm() if floats else torch.zeros(())
 

@@ -1,4 +1,4 @@
-"""The run folder: the complete record of a run, written while it happens.
+"""The run folder: the complete record of a run, written while the run proceeds.
 
 `config.toml` (resolved), `command.txt`, `env.json`, `metrics.jsonl`, `status.json`, `run.lock`, `ckpt/`,
 `evaluation/`, `pictures/`, `report.md`.
@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metaforge.errors import ConfigError, RunLockedError, StorageError
+from metaforge.errors import ConfigError, RunLockedError, StorageError, exit_code
 from metaforge.system.files import fsync, make_folder, remove_leftovers, write_atomically, write_errors, write_json
 from metaforge.system.line_files import append_lines, kept_lines, write_lines
 from metaforge.system.lock import RunLock
 from metaforge.system.untrusted import UNREADABLE, parse_json, read_object
 
-# What a folder may contain while it is being created, before `config.toml` makes it a run folder.
+# What a folder may contain while it is created, before `config.toml` makes it a run folder.
 _BEGUN = frozenset({"run.lock", "pictures", "command.txt", "env.json", "metrics.jsonl"})
 # The most resumes that `env.json` lists, the last ones: a job that is restarted for months must not make it too large.
 _MOST_RESUMES = 100
@@ -56,7 +56,7 @@ def require_run(path: Path, *, where: str = "") -> None:
             try:
                 mode = (found := Path(folder, name)).lstat().st_mode
             except FileNotFoundError:
-                continue  # A running training removes its temporary files.
+                continue  # A run in progress removes its temporary files.
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
                 raise ConfigError(
@@ -78,13 +78,13 @@ class RunFolder:
         """Create the folder and record the run in it.
 
         Args:
-            path: The folder; it must not exist, except as the remains of an interrupted creation.
+            path: The folder; it must not exist, unless its creation was interrupted earlier.
             config: The resolved configuration as TOML.
             command: The command line.
             environment: The content of `env.json`, to which the git commit is added.
 
         Raises:
-            StorageError: If the folder exists or cannot be written.
+            StorageError: The folder exists or cannot be written.
         """
         if not make_folder(path) and not _begun(path):
             raise _exists(path)
@@ -129,7 +129,7 @@ class RunFolder:
             recorded: The last step whose metrics are kept; later records are removed.
             config: The configuration that it continues with; it replaces the recorded one.
             command: The command line, appended to the recorded ones.
-            facts: What is known about the resume, appended to `env.json`, which keeps the last 100.
+            facts: Facts about the resume, appended to the list `resumed` in `env.json`, which keeps the last 100.
         """
         metrics, env, commands = (self.path / name for name in ("metrics.jsonl", "env.json", "command.txt"))
         write_lines(metrics, kept_lines(metrics, recorded, _step_of)[0] if recorded and metrics.is_file() else [])
@@ -151,12 +151,10 @@ class RunFolder:
         if error is None:
             self.status(outcome, exit_code=0, **facts)
             return
-        default = 130 if isinstance(error, KeyboardInterrupt) else 1
-        code = getattr(error, "exit_code", default)
-        self.status(outcome, exit_code=code, error=str(error) or type(error).__name__, **facts)
+        self.status(outcome, exit_code=exit_code(error), error=str(error) or type(error).__name__, **facts)
 
     def record(self, metrics: Mapping[str, float]) -> None:
-        """Append one line to `metrics.jsonl`; a non-finite number is written as null, because JSON has none."""
+        """Append one line to `metrics.jsonl`; non-finite numbers, which JSON does not have, are written as null."""
         append_lines(self.path / "metrics.jsonl", [json.dumps(_finite(metrics), allow_nan=False)])
 
     def sync_metrics(self) -> None:
@@ -172,7 +170,7 @@ class RunFolder:
 
 
 class Stopwatch:
-    """Measures the duration of a run: the time since it was created, plus `before` seconds of an earlier process."""
+    """Measures the duration of a run: the time since it was created, plus `before` seconds of earlier processes."""
 
     def __init__(self, before: float = 0.0) -> None:
         self._start = time.perf_counter() - before
@@ -195,7 +193,7 @@ def missing_records(folder: Path, step: int) -> list[str]:
 
 
 def default_folder(description: str, job: str | None = None) -> Path:
-    """Return a unique path below `runs/` from a description of the run and its start time, or the id of its job."""
+    """Return a unique path below `runs/`: a description of the run, and its start time or its torchrun job id."""
     unique = job or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     return Path("runs") / f"{description}-{unique}"
 
@@ -209,7 +207,7 @@ def _step_of(line: str) -> int:
 
 
 def _begun(path: Path) -> bool:
-    """Return whether a folder contains nothing but what is written to a run folder before its `config.toml`."""
+    """Return whether a path is a folder with nothing but what is written to a run folder before its `config.toml`."""
     if path.is_symlink() or not path.is_dir():
         return False
     with write_errors(path):

@@ -1,4 +1,4 @@
-"""Call the hooks of a run: in order, with errors that name the plugin, and traced on request."""
+"""Call the hooks of a run in order; errors name the plugin, and calls are traced on request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 import os
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,10 +17,11 @@ import pluggy
 from metaforge.authoring.hooks import Outcome, RunInfo, Specs, Stateful, names
 from metaforge.errors import MetaForgeError, PluginError
 from metaforge.registry.hook_contract import hook_errors, hook_methods, hook_name
+from metaforge.system.streams import note_stream, reopen_descriptors
 
 
 class Trace:
-    """Prints each hook call on stderr: the hook, the step, and every plugin called with its time in milliseconds."""
+    """Prints each hook call on stderr: the hook, the step, and every plugin that is called, with its time in ms."""
 
     def __init__(self, manager: pluggy.PluginManager) -> None:
         self.calls: list[str] = []
@@ -30,17 +30,17 @@ class Trace:
     def print_call(self, outcome: object, hook: str, plugins: Sequence[object], arguments: Mapping[str, Any]) -> None:
         """Print one line about a call that has returned."""
         step = f" at step {arguments['step']}" if "step" in arguments else ""
-        print(f"{hook}{step}: {', '.join(self.calls) or 'no plugin'}", file=sys.stderr)  # noqa: T201
+        print(f"{hook}{step}: {', '.join(self.calls) or 'no plugin'}", file=note_stream())
 
 
 @dataclass(frozen=True)
 class HookCall:
-    """One hook of one plugin: what its errors and its time are reported under.
+    """A call of one hook of one plugin, for reporting its errors and its time.
 
     Attributes:
         cls: The class of the plugin.
         hook: The name of the hook.
-        label: The plugin in a trace.
+        label: The name of the plugin in a trace.
         trace: Where the time of the call is recorded; None if calls are not traced.
     """
 
@@ -51,22 +51,24 @@ class HookCall:
 
     @contextmanager
     def reported(self) -> Iterator[None]:
-        """Run the hook inside: an exception becomes a `PluginError`, except MetaForge's own errors, which pass through.
+        """Turn exceptions of the hook, which is called inside, into `PluginError`; MetaForge's own errors pass through.
 
-        The time of a wrapper includes the time of what it wraps.
+        The time of a wrapper includes the time of the calls that it wraps.
         """
         start = time.perf_counter()
         try:
             yield
-        except MetaForgeError:
+        except (MetaForgeError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise PluginError(
                 f"The hook {self.hook} of {self.cls.__name__} raised {type(error).__name__}: {error}",
                 where=f"{self.cls.__module__}:{self.cls.__qualname__}",
                 remedy="run without this hook, or fix it (METAFORGE_DEBUG=1 shows the traceback)",
             ) from error
         finally:
+            # A hook may have closed stderr or stdout.
+            reopen_descriptors()
             if self.trace is not None:
                 self.trace.calls.append(f"{self.label} {1e3 * (time.perf_counter() - start):.2f} ms")
 
@@ -128,13 +130,13 @@ def hook_manager(plugins: Sequence[object]) -> pluggy.PluginManager:
     With METAFORGE_TRACE_HOOKS=1 every call is printed on stderr.
 
     Raises:
-        PluginError: If a plugin implements a hook that does not exist, or takes an argument that the hook lacks. An
-            exception in a hook surfaces as a `PluginError` later.
+        PluginError: A plugin implements a hook that does not exist, or takes an argument that the hook does not have.
+            Exceptions in the hooks become a `PluginError` when they are called.
     """
     manager = pluggy.PluginManager("metaforge")
     manager.add_hookspecs(Specs)
     trace = Trace(manager) if os.environ.get("METAFORGE_TRACE_HOOKS") == "1" else None
-    # pluggy calls the plugin that was registered last first.
+    # pluggy calls plugins in the reverse order of their registration.
     for number, plugin in reversed(list(enumerate(plugins, start=1))):
         problems = ["it is a class: pass an instance of it"] if inspect.isclass(plugin) else hook_errors(plugin)
         try:
@@ -155,7 +157,7 @@ def hook_manager(plugins: Sequence[object]) -> pluggy.PluginManager:
 
 
 def run_facts(manager: pluggy.PluginManager, run: RunInfo) -> dict[str, dict[str, str]]:
-    """Return `{"facts": ...}` with the facts that hooks want recorded with the run, `{}` if there are none."""
+    """Return `{"facts": ...}` with what `metaforge_run_facts` of the plugins returns, `{}` if that is nothing."""
     facts = {str(name): str(x) for found in manager.hook.metaforge_run_facts(run=run) for name, x in found.items()}
     return {"facts": facts} if facts else {}
 
@@ -178,8 +180,8 @@ def end_run(manager: pluggy.PluginManager, run: RunInfo, outcome: Outcome, error
 def states(plugins: Mapping[str, object]) -> dict[str, Mapping[str, Any]]:
     """Return copies of the states of those plugins (by name) that have one; `PluginError` names one that fails.
 
-    The copies are taken after every step, because a checkpoint may be written later. Whether JSON can hold them is
-    checked when they are saved.
+    They are copied after every step, because a checkpoint may be written later. Whether JSON can represent them is
+    checked only when they are saved.
     """
     found = {}
     for name, plugin in plugins.items():

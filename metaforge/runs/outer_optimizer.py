@@ -15,7 +15,7 @@ from metaforge.errors import CheckpointError
 
 
 class Snapshot(NamedTuple):
-    """Copies of the values of a learner and of the tensors of the optimiser after a step."""
+    """Copies of the values of a learner, and of the tensors in the optimiser's state (`training`), after a step."""
 
     values: Params
     training: Params
@@ -26,11 +26,11 @@ class OuterOptimizer:
 
     Args:
         config: The settings of the outer loop: optimiser, learning rate and its schedule, clipping, weight decay.
-        values: The values of the learner; entries below `state.` are carried along and never optimised.
-        training: The tensors of the optimiser from an earlier `snapshot`; None for a new run.
+        values: The values of the learner. The optimiser updates the parameters, but not the `state.` entries.
+        training: The tensors in the optimiser's state from an earlier `snapshot`; None for a new run.
 
     Raises:
-        CheckpointError: If `training` does not belong to these values.
+        CheckpointError: `training` does not belong to these values.
     """
 
     def __init__(self, config: TrainConfig, values: Params, training: Params | None = None) -> None:
@@ -43,7 +43,7 @@ class OuterOptimizer:
         self._restore(training or {})
 
     def step(self, grads: Params, change: Params, *, norm: float, done: float) -> None:
-        """Update the parameters along a meta-gradient, and the state entries by `change`.
+        """Update the parameters by a meta-gradient, and add `change` to the state entries.
 
         Args:
             grads: The meta-gradient, one tensor for each parameter.
@@ -66,7 +66,7 @@ class OuterOptimizer:
         return Snapshot(values, {name: value.detach().clone() for name, value in self._slots().items()})
 
     def _slots(self) -> Params:
-        """Return the tensors of the torch optimiser as `<slot>.<name of the parameter>`."""
+        """Return the tensors of the torch optimiser's state by `<slot>.<parameter>`, as in `exp_avg.model.0.weight`."""
         tensors = Params()
         for name, leaf in self._leaves.items():
             slots = self._optimizer.state.get(leaf, {})
@@ -108,6 +108,7 @@ def require_matching(config: TrainConfig, values: Params, training: Params) -> N
 
 def _torch_optimizer(config: TrainConfig, leaves: list[Tensor]) -> torch.optim.Optimizer:
     kind = torch.optim.AdamW if config.optimizer == "adam" else torch.optim.SGD
-    # On the CPU the fused form updates all parameters in one call, in a quarter of the time; elsewhere torch chooses.
+    # On the CPU the fused optimiser updates all parameters in one call and takes a quarter of the time. On other
+    # devices torch chooses.
     fused = True if all(leaf.device.type == "cpu" and leaf.is_floating_point() for leaf in leaves) else None
     return kind(leaves, lr=config.lr, weight_decay=config.weight_decay, fused=fused)

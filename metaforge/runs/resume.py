@@ -1,4 +1,4 @@
-"""Resume a run: what must match, and what may differ at the price of a run that is no longer bit-exact."""
+"""Resume a run: check what must match, and list the differences that make the resumed run inexact."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from metaforge.runs.state import Saver, State
 
 # Settings that change neither the weights nor the metrics of the training.
 _HARMLESS = ("evaluate", "checkpoint", "hooks", "device")
-# Where and how the arithmetic is done: results of another environment may differ in the last bits.
+# Facts about the environment: if one of them differs, results may differ in their last bits.
 _ENVIRONMENT = ("device", "threads", "torch", "plan", "chunk", "compiled", "processor", "platform", "python")
 # The most changes that a run remembers over all its resumes, however often it is restarted.
 _MOST_CHANGES = 200
 
 
 def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> Resolved:
-    """Return the configuration of a run with layers of the user on top.
+    """Return the configuration of a run, overridden by the layers of the user.
 
     Args:
         folder: The run folder.
-        layers: What the user changes, lowest first.
+        layers: The settings that the user changes, the lowest layer first.
         registry: The installed plugins.
 
     Raises:
-        PluginError: If a plugin of the run is no longer installed; the error names its distribution.
-        ConfigError: If the layers choose another learner or data set.
+        PluginError: A plugin of the run is no longer installed; the error names its distribution.
+        ConfigError: The layers choose another learner or data set.
     """
     require_run(folder, where="--resume")
     own, *layers = [normalise(layer, KNOWN) for layer in (file_layer(folder / "config.toml"), *layers)]
@@ -89,12 +89,13 @@ def restore_state(
 
     Returns:
         The state, empty if nothing was saved yet; and the facts `exact` (whether the run continues bit-exactly),
-        `differences` (why it does not), `damaged` (what is wrong with later checkpoints) and perhaps a `note`.
+        `differences` (why it does not), `damaged` (what is wrong with later checkpoints, and whether `env.json` is
+        missing), and a `note` if there is nothing left to do.
 
     Raises:
-        CheckpointError: If the state is damaged or belongs to another learner.
-        PluginError: If a plugin has changed and `accept_plugins` is false.
-        ConfigError: If a new setting leaves nothing to do.
+        CheckpointError: The state is damaged or belongs to another learner.
+        PluginError: A plugin now has another version, and `accept_plugins` is false.
+        ConfigError: There is nothing left to do because of a changed setting.
     """
     found = saver.find()
     if found is None:
@@ -102,7 +103,7 @@ def restore_state(
     state, saved, errors = found
     train = resolved.run.train
     _require_resumable(state, saved, initial, train)
-    # In the order of the learner: sums over all entries depend on it in their last bits, and files are sorted by name.
+    # Entries in a file are sorted by name. The last bits of sums over all entries depend on the order of the learner.
     state = replace(state, values={name: state.values[name] for name in initial})
     changes = differences(saved.facts, resolved.to_dict(), environment, accept_plugins=accept_plugins)
     folder = saver.folder.parent
@@ -140,10 +141,10 @@ def _require_resumable(state: State, saved: Checkpoint, initial: Params, train: 
 def continue_run(
     folder: RunFolder | None, resolved: Resolved, command: str, state: State, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Record in a run folder that the run is resumed from a state; return what `status.json` already records.
+    """Record in a run folder that the run is resumed from a state; return what `status.json` shows from the start.
 
     Args:
-        folder: The run folder, reopened; None on every rank but 0, which record nothing.
+        folder: The run folder, reopened; None on all ranks but 0, which record nothing.
         resolved: The configuration to resume with; it replaces the recorded one.
         command: The command line that resumes the run; it is appended to the recorded ones.
         state: The restored state.
@@ -163,8 +164,8 @@ def continue_run(
         status = {}  # It is only displayed; nothing depends on it.
     kept = ("tasks_per_second", "loss", "score") if status.get("steps") == state.step else ()
     train = resolved.run.train
-    # The last record of a run that ended may have been written early. Its window of tasks is then still in the state,
-    # and the next regular record contains it: the early one is removed.
+    # The last record of a run that ended may have been written before it was due. Its metrics are then still in the
+    # window of the state, and the next regular record contains them, so that last record is removed.
     early = bool(state.window) and not state.is_over(train.steps, train.budget)
     folder.resumed(state.step, recorded=state.step - early, config=resolved.to_toml(), command=command, facts=facts)
     return known | {name: status[name] for name in kept if isinstance(status.get(name), float)}
@@ -176,7 +177,7 @@ def damage_of(errors: Sequence[CheckpointError]) -> list[str]:
 
 
 def _nothing_left(state: State, config: TrainConfig, saved: Mapping[str, Any]) -> dict[str, str]:
-    """Return a note if the run has nothing left to do; raise `ConfigError` if a new setting is the reason."""
+    """Return a note if the run has nothing left to do; raise `ConfigError` if a changed setting is the reason."""
     if not state.is_over(config.steps, config.budget):
         return {}
     what = f"Nothing is left to do: the run has taken {state.step} steps in {state.seconds:.4g} s."
@@ -217,7 +218,7 @@ def differences(
         accept_plugins: Whether plugins may have other versions than those that the run was trained with.
 
     Raises:
-        PluginError: If a plugin has another version now and `accept_plugins` is false.
+        PluginError: A plugin now has another version, and `accept_plugins` is false.
     """
     before = _table(saved, "environment")
     old_plugins = {str(name): str(version) for name, version in _table(before, "plugins").items()}
@@ -231,7 +232,7 @@ def differences(
             where="--resume",
             remedy=f"{_install(old_plugins[changed[0]])}, or accept the difference with --accept-plugins",
         )
-    # With sums in a fixed order the number of processes does not change the result.
+    # If sums are added in a fixed order, the number of processes does not change the result.
     compared = (*_ENVIRONMENT, *(() if _table(config, "engine").get("reduce") == "exact" else ("processes",)))
     differing += [
         f"{name}: {before[name]} -> {environment.get(name)}"
@@ -258,7 +259,7 @@ def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _harmless(path: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a setting may change without changing the steps that are still to come."""
+    """Return whether a change of this setting leaves the results of the remaining steps unchanged."""
     lengthens = path in ("train.steps", "train.budget") and config.get("train.schedule") == "constant"
     # The device and the number of threads actually used are compared as part of the environment.
     return lengthens or path == "engine.threads" or path.partition(".")[0] in _HARMLESS

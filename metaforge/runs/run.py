@@ -16,6 +16,7 @@ from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
 from metaforge.config.sources import file_layer
 from metaforge.engine.batch import prepare
+from metaforge.engine.contract import checked_values
 from metaforge.registry.registry import Registry
 from metaforge.results import report_page, run_pictures
 from metaforge.results.evaluate import evaluate_run
@@ -39,8 +40,9 @@ class Run:
         resolved: The configuration.
         parts: The plugins of the run as objects.
         values: The trained values of the learner.
-        device: Where the values are.
-        summary: The outcome of the training, as `status.json` records it, and damaged checkpoints after loading.
+        device: The device of the values.
+        summary: After training, the outcome and what `status.json` records with it; after loading, `steps` (the step
+            of the checkpoint) and `damaged` (one line for each later checkpoint that is damaged).
     """
 
     folder: Path | None
@@ -61,10 +63,11 @@ class Run:
         return self.parts.dataset
 
     def spec(self, split: str | None = None, *, shots: int | None = None) -> TaskSpec:
-        """Return the spec of the tasks that the run is evaluated on, of another split or number of shots if given."""
+        """Return the spec of the tasks that the run is evaluated on, or with another split or number of shots."""
         shape = self.parts.task_shape
         shape = shape if shots is None else shape._replace(shots=shots)
-        return self.dataset.spec(self.resolved.run.evaluate.split if split is None else split, shape)
+        with self.resolved.running_errors("spec", owner=self.resolved.dataset):
+            return self.dataset.spec(self.resolved.run.evaluate.split if split is None else split, shape)
 
     def learner(self, spec: TaskSpec | None = None) -> Learner:
         """Return the learner for tasks of a spec, by default those that the run is evaluated on."""
@@ -76,7 +79,7 @@ class Run:
         """Return one task, ready for the learner: on the device of the run, with images as floats in [0, 1].
 
         Args:
-            index: The episode.
+            index: The number of the episode.
             split: The split; by default the one that the run is evaluated on.
             seed: The seed of the episodes; by default that of the evaluation.
             shots: Support examples per class; by default those of the run.
@@ -105,18 +108,19 @@ class Run:
         Args:
             ways: Classes in a task.
             shots: Support examples per class, one evaluation each; empty for the number of the run.
-            steps: Numbers of adaptation steps, one evaluation each; empty for none and the learner's own number.
+            steps: Numbers of adaptation steps, one evaluation each; empty for 0 and the learner's own number.
             tasks: Number of test tasks.
             split: The split of the data set.
             seed: The seed of the episodes.
-            progress: Called with the number of finished and of all evaluations of a task.
+            progress: Called with (tasks evaluated so far, tasks in all); a task counts once per number of shots and of
+                steps.
 
         Returns:
             The evaluation: mean scores with 95 % confidence intervals, chance level and nearest-neighbour floor.
 
         Raises:
-            ConfigError: If the learner cannot do what is asked.
-            DataError: If the data set cannot make such tasks.
+            ConfigError: The learner cannot be evaluated like this.
+            DataError: The data set cannot make such tasks.
         """
         settings = self.resolved.run.evaluate
         split = settings.split if split is None else split
@@ -154,19 +158,19 @@ def load(
     device: str | None = None,
     which: checkpoint.Which = "latest",
 ) -> Run:
-    """Return the run of a folder with the values of one of its checkpoints.
+    """Load the run in a folder, with the values of one of its checkpoints.
 
     Args:
         folder: The run folder.
         registry: The installed plugins.
-        device: Where to put the values; None for the device of the configuration.
+        device: The device of the values; None for that of the configuration.
         which: `"latest"` (the last valid checkpoint), `"best"` (in validation), or an outer step.
 
     Returns:
         The run; `summary["damaged"]` has one line for each later checkpoint that is damaged.
 
     Raises:
-        CheckpointError: If the checkpoint is missing, damaged or belongs to another learner.
+        CheckpointError: The checkpoint is missing, damaged or belongs to another learner.
     """
     folder = Path(folder)
     require_run(folder)
@@ -178,6 +182,8 @@ def load(
     saved, bad = checkpoint.chosen(folder / "ckpt", which)
     values = {name: value.to(chosen) for name, value in saved.values.items()}
     run = Run(folder, resolved, parts, values, chosen, {"steps": saved.step, "damaged": damage_of(bad)})
-    fresh = run.learner().init(make_key(resolved.run.seed, "init"))
+    learner = run.learner()
+    with resolved.running_errors("init"):
+        fresh = checked_values(learner.init(make_key(resolved.run.seed, "init")))
     check_values(saved, {name: value.to(run.dtype) for name, value in fresh.items()}, where=str(folder))
     return run

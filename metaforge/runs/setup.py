@@ -1,4 +1,4 @@
-"""What a training works with from its first step to its last: processes, computation, hooks, folder and saver."""
+"""The objects that a training uses: process group, computation, hooks, run folder and saver of checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pluggy
 
 from metaforge.authoring.hooks import RunInfo
-from metaforge.authoring.protocols import Params
 from metaforge.config.resolved import Resolved
 from metaforge.engine.processes import World
 from metaforge.registry.hook_contract import with_hooks
@@ -21,18 +20,17 @@ from metaforge.runs.worker import Worker
 
 @dataclass(frozen=True)
 class Setup:
-    """What a training works with from its first step to its last.
+    """The objects that a training uses; they stay the same for all of its steps.
 
     Attributes:
         resolved: The configuration.
-        world: The processes of the run.
+        world: The process group of the run.
         worker: The computation of this process.
-        hooks: The hook manager; without hooks on every rank but 0.
+        hooks: The hook manager; it has no hooks on ranks other than 0.
         plugins: The hook plugins that the configuration names; their states are saved.
-        folder: The run folder; None on every rank but 0, which write nothing.
+        folder: The run folder; None on all ranks but 0, which write nothing.
         saver: Writes checkpoints and finds them again.
-        info: What hooks are told about the run.
-        initial: The values of the learner before any training.
+        info: The description of the run that hooks receive.
         dry: Whether this is a dry run.
     """
 
@@ -44,7 +42,6 @@ class Setup:
     folder: RunFolder | None
     saver: Saver
     info: RunInfo
-    initial: Params
     dry: bool
 
 
@@ -65,15 +62,18 @@ def set_up(
         path: The run folder.
         command: The command line, recorded in the folder.
         hooks: Objects with hooks, called before those of the configuration.
-        world: The processes of the run.
-        dry: Whether this is a dry run, which compiles nothing unless it must and tells hooks of no folder.
+        world: The process group of the run.
+        dry: Whether this is a dry run. It compiles only if `engine.compile` is `on`, and hooks get no folder.
         resuming: Whether the folder exists already.
 
     Raises:
-        MetaForgeError: If a plugin cannot be built, or the folder cannot be created or is in use.
+        MetaForgeError: A plugin cannot be built, or the folder cannot be created or is in use.
     """
     worker = Worker(resolved, world, dry=dry)
-    environment, initial = worker.environment(), worker.initial()
+    environment = worker.environment()
+    # The hooks get their own copy of the settings: what a hook does to it must not reach a checkpoint.
+    info = RunInfo(None if dry else path, resolved.to_dict(), worker.parts.dataset.kind, command, environment)
+    saver = Saver(path, resolved.run.checkpoint, {"config": resolved.to_dict(), "environment": environment})
     plugins: dict[str, object] = {}
     manager, folder = hook_manager([]), None
     if world.is_rank_zero:
@@ -84,7 +84,5 @@ def set_up(
             folder = RunFolder.reopen(path)
         else:
             folder = RunFolder.create(path, config=resolved.to_toml(), command=command, environment=environment)
-    settings = resolved.to_dict()
-    info = RunInfo(None if dry else path, settings, worker.parts.dataset.kind, command, environment)
-    saver = Saver(path, resolved.run.checkpoint, {"config": settings, "environment": environment})
-    return Setup(resolved, world, worker, manager, plugins, folder, saver, info, initial, dry)
+    # Nothing may fail between the folder and the training, which records how the run ends.
+    return Setup(resolved, world, worker, manager, plugins, folder, saver, info, dry)

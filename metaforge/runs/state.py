@@ -1,4 +1,4 @@
-"""The state of a run after an outer step, and how it is saved to checkpoints and found again."""
+"""The state of a run after an outer step, and how it is saved to checkpoints and restored from them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from metaforge.runs.running_summary import RunningSummary
 
 @dataclass(frozen=True)
 class State:
-    """Everything that later steps depend on; it advances only when a step is complete with its hooks and records.
+    """Everything that later steps depend on, after a step that is complete with its hooks and records.
 
     Attributes:
-        step: Outer steps taken.
+        step: Number of outer steps so far, skipped ones included.
         seconds: Duration of the run so far.
         values: The values of the learner.
-        training: The tensors of the outer optimiser.
+        training: The tensors in the outer optimiser's state.
         window: The summary of each per-task metric since the last regular record, by name.
-        norms: The last norms of the meta-gradient, for the detection of divergence.
+        norms: The norms of the latest meta-gradients, for the detection of divergence.
         skipped: The steps that were skipped because they diverged.
         best: The best validation score so far, None before the first validation.
         best_step: The step of that validation.
@@ -52,11 +52,16 @@ class State:
         return self.step >= steps or (budget is not None and self.seconds >= budget)
 
 
+# The most bytes that the states of all hooks may take of a checkpoint's state.json: half of what is read of it.
+_MOST_HOOK_BYTES = checkpoint_files.MOST_JSON // 2
+# Far fewer than Python's recursion limit, which the parser of JSON must not reach.
+_MOST_LEVELS = 25
+
 _FACTS = ("seconds", "norms", "skipped", "best", "best_step", "hooks", "inexact")
 
 
 class Saver:
-    """Writes checkpoints to the `ckpt` folder of a run, keeps the latest and the best, and finds them again.
+    """Writes checkpoints to the `ckpt` folder of a run, removes old ones, and finds the last valid one.
 
     Args:
         folder: The run folder.
@@ -76,7 +81,7 @@ class Saver:
         return state.seconds - seconds >= self._config.interval
 
     def save(self, state: State, *, best: bool = False) -> Path | None:
-        """Save a state and remove older checkpoints.
+        """Save a state and remove old checkpoints.
 
         Args:
             state: The state to save.
@@ -86,21 +91,23 @@ class Saver:
             The path of the new checkpoint, or None if the state was saved before.
 
         Raises:
-            PluginError: If JSON cannot hold the state of a hook plugin; the error names it.
+            PluginError: If the state of a hook plugin cannot be saved and loaded; the error names it. The rest of the
+                state is saved before.
             StorageError: If the disk is full or not writable.
             CheckpointError: If the checkpoint could not be loaded again.
         """
         saved = self._last is not None and self._last[0] == state.step
         if saved and not best:
             return None
-        for name, hook_state in state.hooks.items():
-            _require_json(name, hook_state)
+        state, errors = _without_faulty_hooks(state)
         facts = _to_json(state) | dict(self._facts)
         path = checkpoint.save(self.folder, state.step, state.values, state.training, facts)
         if best:
             checkpoint.mark_best(self.folder, state.step)
         checkpoint.prune(self.folder, self._config.keep)
         self._last = (state.step, state.seconds)
+        if errors:
+            raise errors[0]
         return None if saved else path
 
     def find(self) -> tuple[State, checkpoint.Checkpoint, list[CheckpointError]] | None:
@@ -116,7 +123,7 @@ class Saver:
         return state, saved, bad
 
     def restored(self, state: State) -> None:
-        """Point `BEST` to the best step of a restored state: the process may have died before it did so itself."""
+        """Point `BEST` to the best step of a restored state, in case the earlier process died before it did so."""
         if state.best_step is not None and checkpoint.best(self.folder) != state.best_step:
             checkpoint.mark_best(self.folder, state.best_step)
 
@@ -128,15 +135,57 @@ def better(score: float, best: float | None, kind: str) -> bool:
     return best is None or (score > best if kind == "classification" else score < best)
 
 
-def _require_json(name: str, hook_state: Any) -> None:
-    try:
-        json.dumps(hook_state, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise PluginError(
-            f"The state of the hook {name!r} cannot be saved as JSON: {error}.",
-            where=f"hooks.{name}",
-            remedy="return numbers, strings, lists and dictionaries from its state()",
-        ) from error
+def _without_faulty_hooks(state: State) -> tuple[State, list[PluginError]]:
+    """Return the state without the entries of hooks that could not be loaded again, and an error for each of them.
+
+    A run that is resumed from such a state is inexact: the state records why.
+    """
+    errors: dict[str, PluginError] = {}
+    hooks: dict[str, Any] = {}
+    space = _MOST_HOOK_BYTES
+    for name, hook_state in state.hooks.items():
+        try:
+            space -= _size_as_json(hook_state)
+            if space < 0:
+                raise ValueError(f"the states of all hooks together exceed {_MOST_HOOK_BYTES:,} bytes")
+        except (TypeError, ValueError, RecursionError, CheckpointError) as error:
+            errors[name] = PluginError(
+                f"The state of the hook {name!r} cannot be saved as JSON: {getattr(error, 'what', error)}.",
+                where=f"hooks.{name}",
+                remedy="return a dictionary of numbers, strings, lists and dictionaries from its state()",
+            )
+            errors[name].__cause__ = error
+        else:
+            hooks[name] = hook_state
+    lost = tuple(f"hooks.{name}: its state could not be saved (after step {state.step})" for name in errors)
+    return replace(state, hooks=hooks, inexact=(*state.inexact, *lost)), list(errors.values())
+
+
+def _size_as_json(hook_state: Any) -> int:
+    """Return the bytes that the state of a hook takes in a checkpoint.
+
+    Raises `TypeError`, `ValueError`, `RecursionError` or `CheckpointError` unless it is a dictionary that a checkpoint
+    can hold and that is equal to it after loading, except that tuples become lists.
+    """
+    if not isinstance(hook_state, dict):
+        raise TypeError(f"it is of type {type(hook_state).__name__}, not a dictionary")
+    # Nested and indented as in a checkpoint.
+    text = json.dumps({"hooks": {"name": hook_state}}, allow_nan=False, indent=1)
+    if len(text) > _MOST_HOOK_BYTES:
+        raise ValueError(f"it has {len(text):,} bytes, more than {_MOST_HOOK_BYTES:,}")
+    loaded = checkpoint_files.parse_object(Path("state.json"), text.encode())["hooks"]["name"]
+    if loaded != _with_lists(hook_state):
+        raise ValueError("it differs after loading; keys must be strings")
+    return len(text)
+
+
+def _with_lists(value: Any, depth: int = 0) -> Any:
+    """Return a value with every tuple replaced by a list; raise `ValueError` if it nests deeper than 25 levels."""
+    if depth > _MOST_LEVELS:
+        raise ValueError(f"it nests more than {_MOST_LEVELS} levels deep")
+    if isinstance(value, dict):
+        return {key: _with_lists(entry, depth + 1) for key, entry in value.items()}
+    return [_with_lists(entry, depth + 1) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _finite(value: Any) -> float:
@@ -161,7 +210,7 @@ def _state(saved: checkpoint.Checkpoint, folder: Path) -> State:
         return replace(
             state,
             seconds=_finite(facts["seconds"]),
-            # A learner's own metrics may be any number; what the run itself depends on must be finite.
+            # A learner's own metrics may be NaN or infinite; the numbers that the run depends on must be finite.
             window={str(name): RunningSummary.from_json(metric) for name, metric in facts["window"].items()},
             norms=tuple(_finite(norm) for norm in facts["norms"]),
             skipped=tuple(int(step) for step in facts["skipped"]),

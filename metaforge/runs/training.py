@@ -47,69 +47,65 @@ def run_training(
         resolved: The configuration.
         folder: The run folder; a new one below `runs/` if None.
         command: The command line, recorded in the folder.
-        dry_run: Take one step and evaluate two tasks of each kind in a temporary folder that is removed afterwards.
+        dry_run: Take one step, and validate and evaluate on two tasks each, in a temporary folder that is then removed.
         hooks: Objects with hooks, called in addition to those that the configuration names.
-        resuming: Resume the run in `folder` from its last valid checkpoint.
-        accept_plugins: Resume even if plugins have other versions than those that the run was trained with.
+        resuming: Whether to resume the run in `folder` from its last valid checkpoint.
+        accept_plugins: Whether to resume even if plugins have other versions than those that the run was trained with.
 
     Returns:
         The trained run.
 
     Raises:
-        MetaForgeError: If the run cannot be started, fails or diverges; the exit code of the error says which, and the
+        MetaForgeError: The run cannot be started, fails or diverges. The exit code of the error says which, and the
             `status.json` of the folder records it.
-        KeyboardInterrupt: After SIGINT or SIGTERM, once the step in progress is saved.
+        KeyboardInterrupt: After SIGINT, SIGTERM or SIGHUP, once the step in progress is saved.
     """
     device = machine.choose_device(resolved.run.device, processes.local_rank())
-    # Signals are handled from before the data are read until the report is written, so that the run ends in order.
+    # Signals are handled from before the data are read until the report is written, so that a signal at any time ends
+    # the run gracefully.
     with processes.world(device) as world, stop_requests(exit_on_second=world.size == 1) as signals:
         if dry_run:
             with tempfile.TemporaryDirectory() as temporary:
                 setup = set_up(resolved, Path(temporary) / "run", command, hooks, world, dry=True)
-                return _Training(setup, State(values=setup.initial)).run(signals)
+                return _Training(setup, State()).run(signals)
         names = [choice.entry.name for choice in (resolved.dataset, resolved.learner) if choice is not None]
         path = world.path(folder or default_folder("-".join(names), processes.job_id()))
-        # After a restart rank 0 decides whether to resume; other ranks may not see its disk.
+        # After a restart rank 0 decides whether to resume, because other ranks may not be able to read its disk.
         restarted = world.is_rank_zero and processes.restart_count() > 0 and (path / "config.toml").is_file()
         resuming = resuming or world.maximum(int(restarted)) == [1]
         setup = set_up(resolved, path, command, hooks, world, resuming=resuming)
-        training = (
-            _restored(setup, accept_plugins=accept_plugins)
-            if resuming
-            else _Training(setup, State(values=setup.initial))
-        )
+        training = _restored(setup, accept_plugins=accept_plugins) if resuming else _Training(setup, State())
         return training.run(signals)
 
 
 def _restored(setup: Setup, *, accept_plugins: bool) -> _Training:
     """Return the training that continues from the last valid checkpoint of the run's folder.
 
-    Rank 0 reads the checkpoint, checks it and broadcasts the state: other ranks may not see its disk.
+    Rank 0 reads the checkpoint, checks it and broadcasts the state: other ranks may not be able to read its disk.
     """
     data, folder, info = b"", setup.folder, setup.info
     try:
         if setup.world.is_rank_zero:
             state, facts = resume.restore_state(
-                setup.saver, setup.resolved, info.environment, setup.initial, accept_plugins=accept_plugins
+                setup.saver, setup.resolved, info.environment, setup.worker.initial(), accept_plugins=accept_plugins
             )
             restore_states(setup.plugins, state.hooks)
             setup.saver.restored(state)
             data = to_bytes(state, facts)
         state, facts = from_bytes(setup.world.broadcast(data))
         status = resume.continue_run(folder, setup.resolved, info.command, state, facts)
+        values = {name: value.to(setup.worker.device) for name, value in state.values.items()}
     except BaseException:
         if folder is not None:
             folder.close()
         raise
-    # A run that ended before its first checkpoint starts from its initial values.
-    values = {name: value.to(setup.worker.device) for name, value in (state.values or setup.initial).items()}
     environment = {**info.environment, "resumed": facts}
     setup = replace(setup, info=replace(info, start=state.step, environment=environment))
     return _Training(setup, replace(state, values=values), status)
 
 
 class _StepResult(NamedTuple):
-    """What follows from a step: whether a hook stops the run, and whether this is the best validation so far."""
+    """Whether a hook stops the run after a step, and whether the step's validation score is the best so far."""
 
     stop: bool
     best: bool
@@ -118,15 +114,17 @@ class _StepResult(NamedTuple):
 class _Training:
     """The outer loop of one run.
 
-    `state` is the state after the last complete step, `facts` is what `status.json` records beside the outcome.
+    `state` is the state after the last complete step, `facts` is what `status.json` records besides the outcome.
     """
+
+    # Built in `run`, not in `__init__`: if it fails, the run must end like any other that fails.
+    optimizer: OuterOptimizer
 
     def __init__(self, setup: Setup, state: State, facts: Mapping[str, Any] | None = None) -> None:
         self.setup, self.world, self.worker, self.info = setup, setup.world, setup.worker, setup.info
         self.folder, self.hook, self.config = setup.folder, setup.hooks.hook, setup.resolved.run.train
         self.steps = min(1, self.config.steps) if setup.dry else self.config.steps
-        self.state, self.optimizer = state, OuterOptimizer(self.config, state.values, state.training)
-        self.facts = dict(facts or {})
+        self.state, self.facts = state, dict(facts or {})
         self.learner = f"learner {type(self.worker.learner).__name__}"
 
     def run(self, signals: StopRequests) -> Run:
@@ -137,14 +135,21 @@ class _Training:
                 self.folder.status("running")
             self.hook.metaforge_run_start(run=self.info)
             self.facts |= run_facts(self.setup.hooks, self.info)
-            divergence.require_finite_start(self.learner, self.state.values)
+            self._start()
             ending.outcome = self._loop(signals)
             if self.setup.dry:
                 self._rehearse()
         return self._result(ending.outcome)
 
+    def _start(self) -> None:
+        """Initialise the values, unless they were restored, and build the outer optimiser."""
+        if not self.state.values:
+            self.state = replace(self.state, values=self.worker.initial())
+        divergence.require_finite_start(self.learner, self.state.values)
+        self.optimizer = OuterOptimizer(self.config, self.state.values, self.state.training)
+
     def _loop(self, signals: StopRequests) -> Outcome:
-        """Take outer steps until the run is over, a hook stops it, or a signal arrives; save at every ending."""
+        """Take outer steps until the run is over, a hook stops it, or a signal arrives; then save the state."""
         watch = Stopwatch(self.state.seconds)
         with signals.record_only():
             try:
@@ -159,7 +164,7 @@ class _Training:
                     if number:
                         raise Interrupted(number)
             except BaseException as error:
-                # The last complete step is saved whatever ended the loop.
+                # Whatever ended the loop, the state after the last complete step is saved.
                 try:
                     self._save()
                 except MetaForgeError as failure:
@@ -170,7 +175,7 @@ class _Training:
         return "finished"
 
     def _step(self, watch: Stopwatch) -> _StepResult:
-        """Take one outer step with its hooks, validation and record; only then does the state advance."""
+        """Take one outer step with its hooks, validation and record; the state is replaced only at the end of it."""
         step = self.state.step + 1
         tasks = self.worker.sample(step)
         self.hook.metaforge_before_step(run=self.info, step=step, tasks=tasks)
@@ -191,21 +196,25 @@ class _Training:
         return _StepResult(stop, best=state.best_step == step)
 
     def _updated(self, result: MetaStep, step: int) -> State:
-        """Return the state after the meta-gradient of a step, or after a step that is skipped because it diverged."""
+        """Return the state after an update by a meta-gradient, or after a step that is skipped because it diverged."""
         before = self.state
         try:
             return self._stepped(result, step)
         except DivergedError:
             if self.config.on_nonfinite == "stop" or len(before.skipped) >= self.config.skip_limit:
                 raise
-            # The optimiser may have updated its tensors already: rebuild it from the state before the step.
+            # The optimiser may already have updated the parameters: rebuild it from the state before the step.
             self.optimizer = OuterOptimizer(self.config, before.values, before.training)
             skipped = (*before.skipped, step)
             self.facts["skipped"] = list(skipped)
             return replace(before, step=step, skipped=skipped)
 
     def _stepped(self, result: MetaStep, step: int) -> State:
-        """Return the state after a meta-gradient; `DivergedError` if it, or what it leads to, is not finite."""
+        """Return the state after an update by a meta-gradient.
+
+        Raises `DivergedError` if the losses, the meta-gradient or the updated values are not finite, or if the
+        meta-gradient explodes.
+        """
         before, episodes = self.state, self.worker.episodes(step)
         norm, limit = float(divergence.norm_of(result.grads)), divergence.limit(before.norms, self.config.divergence)
         if not bool(result.losses.isfinite().all()) or not norm <= limit or math.isinf(norm):
@@ -221,10 +230,11 @@ class _Training:
         return replace(before, step=step, values=values, training=training, window=window, norms=norms)
 
     def _recorded(self, state: State, metrics: Mapping[str, float], *, due: bool, last: bool) -> State:
-        """Append the metrics of a step to the record if they are due or the run ends; return the state after that."""
+        """Append a step's metrics to `metrics.jsonl` if they are due or the run ends; return the state after that."""
         if self.folder is not None and (due or last or state.is_over(self.steps, self.config.budget)):
             self.folder.record({"step": state.step, **metrics})
-        # A record that came early because the run ends keeps its window: it is written again if the run is lengthened.
+        # A record that is written early, because the run ends, does not clear the window: if the run is lengthened, the
+        # next regular record replaces it.
         return replace(state, window={}) if due else state
 
     def _seconds(self, watch: Stopwatch) -> float:
@@ -243,12 +253,12 @@ class _Training:
 
     def _validate(self, state: State, tasks: int) -> dict[str, float]:
         """Return the mean score on the first tasks of the validation split, and call the hooks with it."""
-        metrics = score_metrics(self.worker.validation_scores(state.values, tasks))
+        metrics = score_metrics(self.worker.validation_scores(state.values, tasks, state.step))
         self.hook.metaforge_after_eval(run=self.info, step=state.step, split="val", metrics=MappingProxyType(metrics))
         return metrics
 
     def _rehearse(self) -> None:
-        """Try what follows a training: validation and evaluation, on two tasks each."""
+        """Try the validation, and the evaluation after the training, on two tasks each."""
         if self.config.validate_every:
             self._validate(self.state, 2)
         self._result("finished").evaluate(tasks=2)

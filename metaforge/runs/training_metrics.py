@@ -19,9 +19,9 @@ def training_metrics(state: State, config: TrainConfig, steps: int) -> dict[str,
         steps: The number of outer steps of the run.
 
     Returns:
-        The means of `loss`, `score` (with `score_ci`) and the learner's own metrics over the tasks since the last
-        record; `elapsed` and `eta` in seconds, `tasks_per_second` over the whole run, and the number of `skipped`
-        steps if there are any.
+        The means of `loss`, `score` (with `score_ci`) and the learner's other metrics over the tasks since the last
+        regular record; `elapsed` and `eta` in seconds, `tasks_per_second` over the whole run, and the number of
+        `skipped` steps if there are any.
     """
     step, budget, seconds = state.step, config.budget, state.seconds
     total = steps if budget is None else min(steps, budget * step / seconds)

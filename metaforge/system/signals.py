@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT (Ctrl-C) as requests to stop, so that a run saves its state before it ends."""
+"""SIGTERM, SIGINT (Ctrl-C) and SIGHUP as requests to stop, so that a run saves its state before it ends."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+# Windows has no SIGHUP.
+_EXIT_CODES = {
+    signal.Signals[name]: code
+    for name, code in (("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129))
+    if name in signal.Signals.__members__
+}
 # The longest time in seconds between two Ctrl-C that together end the process at once.
 _DOUBLE_PRESS = 2.0
 
 
+def hangup_is_ignored() -> bool:
+    """Return whether this process ignores SIGHUP, as `nohup` makes it do, or the system has no such signal."""
+    return not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 class Interrupted(KeyboardInterrupt):
-    """The process received SIGINT (`exit_code` 130) or SIGTERM (`exit_code` 143)."""
+    """The process received SIGINT (`exit_code` 130), SIGTERM (143) or SIGHUP (129)."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"ended by {signal.Signals(number).name}")
@@ -88,16 +98,18 @@ class StopRequests:
 
 @contextmanager
 def stop_requests(*, exit_on_second: bool = True) -> Iterator[StopRequests]:
-    """Handle SIGTERM and SIGINT inside the block, and restore the previous handlers afterwards.
+    """Handle SIGTERM, SIGINT and SIGHUP inside the block, and restore the previous handlers afterwards.
 
-    Python delivers signals to the main thread only, so in any other thread this changes nothing. Pass
-    `exit_on_second=False` where a launcher forwards Ctrl-C: the process may then receive one Ctrl-C twice.
+    An ignored SIGHUP stays ignored: `nohup` starts a process so that it outlives its terminal. Python delivers signals
+    to the main thread only, so in any other thread this changes nothing. Pass `exit_on_second=False` where a launcher
+    forwards Ctrl-C: the process may then receive one Ctrl-C twice.
     """
     requests = StopRequests(exit_on_second=exit_on_second)
     if threading.current_thread() is not threading.main_thread():
         yield requests
         return
-    before = {number: signal.signal(number, requests.receive) for number in _EXIT_CODES}
+    handled = [number for number in _EXIT_CODES if not (number.name == "SIGHUP" and hangup_is_ignored())]
+    before = {number: signal.signal(number, requests.receive) for number in handled}
     try:
         yield requests
     finally:

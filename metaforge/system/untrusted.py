@@ -24,14 +24,21 @@ def read_regular_file(path: Path, limit: int = _MAX_BYTES) -> bytes:
 
     Raises `OSError` if it is missing, unreadable or not a regular file, `ValueError` if it has more than `limit` bytes.
     """
-    # Checked before the file is opened: opening a named pipe blocks until another process writes into it.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("it is not a regular file")
+    require_regular(path)
     with path.open("rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
     return data
+
+
+def require_regular(path: Path) -> None:
+    """Raise `OSError` if a file is missing or not a regular file.
+
+    To be called before a file is opened: opening a named pipe blocks until another process writes into it.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is not a regular file")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -40,7 +47,7 @@ def parse_json(text: str | bytes) -> Any:
     Raises `ValueError` or `RecursionError` if it is not JSON, nests more than 30 levels deep, or has an integer of more
     than 20 characters or a number beyond 1e300.
     """
-    value = json.loads(text, parse_int=_integer, parse_float=_number, parse_constant=_number)
+    value = _DECODER.decode(text if isinstance(text, str) else text.decode(json.detect_encoding(text)))
     level, depth = [value], 0
     while level := [inner for outer in level for inner in _children(outer)]:
         depth += 1
@@ -75,3 +82,7 @@ def _number(text: str) -> float:
     if not abs(value) < _MAX_NUMBER:
         raise ValueError(f"it has a number that is not finite or is beyond {_MAX_NUMBER:g} ({text[:30]})")
     return value
+
+
+# Made once: json.loads makes a decoder for each call, which takes longer than to parse a short line.
+_DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_number, parse_constant=_number)

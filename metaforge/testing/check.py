@@ -51,9 +51,10 @@ class Check:
         """Test the property; raise `AssertionError` if the subject does not have it or raises another exception."""
         try:
             self.run(subject)
-        except AssertionError:
+        except (AssertionError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
+            # `SystemExit` too: a plugin must not end the command.
             message = str(error).strip() or "no message"
             raise AssertionError(f"{subject.label} raised {type(error).__name__}: {message}") from error
 

@@ -21,7 +21,7 @@ POINTS: dict[str, dict[str, str]] = PYPROJECT["project"]["entry-points"]
 
 # Modules and folders that the command line imports before it knows what to do: importing them must not import torch.
 LIGHT = ("__init__", "__main__", "cli", "registry", "config", "errors", "authoring/__init__", "authoring/hooks")
-LIGHT += ("data/__init__", "data/root", "system/line_files", "system/files")
+LIGHT += ("data/__init__", "data/root", "system/line_files", "system/files", "system/streams")
 # The one module in a light folder that may import torch: it is imported when a plugin is loaded, not when it is listed.
 HEAVY = ("metaforge/registry/contract.py",)
 # What a plugin may import of the core, by these exact names: `metaforge.authoring.keys` is not public.
@@ -127,6 +127,7 @@ FILES = {
     "metaforge/config/sources.py": "run files",
     "metaforge/system/line_files.py": "files that hooks write line by line",
     "metaforge/system/lock.py": "the lock of a run",
+    "metaforge/system/streams.py": "the null device, in place of a closed stream",
     "metaforge/system/untrusted.py": "files of untrusted run folders",
     "metaforge/results/records.py": "the folders of pictures and records",
     "metaforge/runs/folder.py": "run folders",

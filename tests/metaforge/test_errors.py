@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import signal
+
 import pytest
 
 from metaforge import errors
-from metaforge.errors import ConfigError, DataError, MetaForgeError, nearest, printable, shown
+from metaforge.errors import (
+    ConfigError,
+    DataError,
+    MetaForgeError,
+    as_metaforge_error,
+    exit_code,
+    nearest,
+    printable,
+    shown,
+)
+from metaforge.system.signals import Interrupted
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
@@ -29,6 +42,25 @@ def test_every_class_has_its_own_exit_code() -> None:
     assert sorted(cls.exit_code for cls in classes) == list(range(1, 10))
     for cls in set(classes) - {MetaForgeError}:
         assert f"(exit code {cls.exit_code})" in (cls.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError("x"), 3),
+        (KeyboardInterrupt(), 130),
+        (Interrupted(signal.SIGTERM), 143),
+        (OSError(errno.ENOSPC, "No space left", "x"), 8),
+        (OSError(errno.ENOENT, "No such file", "x"), 1),
+        (SystemExit(0), 4),
+        (GeneratorExit(), 4),
+        (ValueError("x"), 1),
+    ],
+)
+def test_every_exception_has_an_exit_code(error: BaseException, code: int) -> None:
+    assert exit_code(error) == code
+    known = as_metaforge_error(error)
+    assert (None if known is None else known.exit_code) == (None if code in (1, 130, 143) else code)
 
 
 def test_values_are_shown_in_bounds() -> None:

@@ -16,6 +16,7 @@ from tests.reliability import (
     bad_numbers,
     checkpoints,
     full_disks,
+    fuzzed_folders,
     hostile_runs,
     interruptions,
     processes,
@@ -43,6 +44,7 @@ SHORT: dict[int, Callable[[Workspace], Measured]] = {
     23: steady_state.corpus,
     24: lambda workspace: steady_state.soak(workspace, steps=100),
     27: lambda workspace: checkpoints.overhead(workspace, saves=2),
+    28: lambda workspace: fuzzed_folders.fuzzed(workspace, count=60),
 }
 
 # Rows whose short form is in another test file.

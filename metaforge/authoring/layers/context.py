@@ -18,7 +18,7 @@ class ForwardContext:
         policy: Which statistics batch norm uses.
         at: The pass that is running: its key, inner step, role (support or query) and draw.
         values: The learner's values, which the taps of regularizers read.
-        state: The batch statistics among the values, by the name of their `state.` entry.
+        state: The entries of the values with statistics of batch norm, by their full names (`state.…`).
         support_statistics: Under the policy `support`, mean and variance of the inputs of each batch norm layer.
         state_changes: Under `running` and `per-step`, what to add to each entry of `state` after a training pass.
     """
@@ -33,7 +33,7 @@ class ForwardContext:
 
     @contextmanager
     def forward_pass(self, at: Pass, state: Params, values: Params) -> Iterator[None]:
-        """Hold the context of one forward pass; it is cleared when the pass ends, also by an error."""
+        """Hold the context of one forward pass; it is cleared when the pass ends or raises an error."""
         self.at, self.state, self.values = at, state, values
         try:
             yield

@@ -1,7 +1,7 @@
 """Replace the layers of a network by equivalents that are exact under every order of `torch.func` transforms.
 
-Norm and dropout layers are always replaced. `Conv2d`, `MaxPool2d` and `ReLU` are replaced by layers that compute what
-torch's own do, and that the engine can switch to channels-last kernels.
+Batch, layer, group and instance norm, and dropout, are always replaced. `Conv2d`, `MaxPool2d` and `ReLU` are replaced
+by layers that compute the same as torch's, and that the engine can switch to channels-last kernels.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _OTHER_NOISE = (nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
 def exchange_layers(module: nn.Module, context: ForwardContext) -> nn.Module:
     """Return a copy of a network in which norm, dropout, convolution, pooling and ReLU layers are replaced.
 
-    The copy is in evaluation mode: what other layers do in training (draw noise, update buffers) depends on more than
-    the values and the key.
+    The copy is in evaluation mode, because other layers may draw noise or update buffers in training mode; then the
+    network would not be a pure function of the values and the key.
 
     Args:
         module: The network, which is not changed.
@@ -38,7 +38,7 @@ def exchange_layers(module: nn.Module, context: ForwardContext) -> nn.Module:
         The copy, with the same parameters under the same names.
 
     Raises:
-        ConfigError: If a layer draws noise for which there is no replacement.
+        ConfigError: A layer draws noise, and there is no replacement for it.
     """
     module = copy.deepcopy(module)
     pooled = pools(module)
@@ -46,7 +46,7 @@ def exchange_layers(module: nn.Module, context: ForwardContext) -> nn.Module:
     if whole is not None:
         return whole.eval()
     new: dict[nn.Module, nn.Module | None] = {}
-    # One layer may have several names: all of them get the same new layer.
+    # A layer may have several names; all of them then refer to the same new layer.
     for name, child in list(module.named_modules(remove_duplicate=False)):
         if child not in new:
             new[child] = _replacement(child, name, context, pooled)
@@ -86,7 +86,7 @@ def replacement(module: nn.Module, *, pooled: bool = False) -> nn.Module | None:
 
     Args:
         module: A layer of torch.
-        pooled: Whether the network of the layer pools.
+        pooled: Whether the network contains max pooling, see `pools`.
 
     Returns:
         A `Conv2d`, `MaxPool2d` or `ReLU` of `metaforge.authoring.layers.images`. None for subclasses of torch's layers

@@ -1,9 +1,10 @@
-"""Convolution, max pooling and ReLU that the engine can switch to kernels on channels-last images of all tasks.
+"""Convolution, max pooling and ReLU that the engine can switch to channels-last kernels for all tasks in one call.
 
-Outside of `channels_last_kernels` each layer is torch's own. Inside, it calls a kernel that folds the task dimension of
-`vmap` into one channels-last batch. Compiled steps are faster with these kernels in every network. In eager mode the
-kernels cost more Python time than torch's, which pays only in networks that pool: torch's max pooling is several times
-slower on images that are not channels-last.
+Outside of the context `channels_last_kernels` each layer computes what torch's does. Inside, it calls a kernel of
+`metaforge.kernels`, which under `vmap` merges the task dimension into the channels and computes in channels-last memory
+format. Compiled steps of every network are faster with these kernels. In eager mode the kernels have more Python
+overhead than torch's, which pays off only in networks with max pooling: torch's max pooling is several times slower on
+images in the contiguous format.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def channels_last_kernels(where: _Where = "everywhere") -> Iterator[None]:
     """Let the layers of this module use the channels-last kernels while the context is active.
 
     Args:
-        where: `everywhere` for all networks, `pooled` for networks that pool, `nowhere` for none.
+        where: `everywhere`: all layers. `pooled`: convolution and max pooling, in networks with max pooling. `nowhere`:
+            no layer.
     """
     token = _kernels_used.set(where)
     try:
@@ -40,7 +42,7 @@ def channels_last_kernels(where: _Where = "everywhere") -> Iterator[None]:
 
 
 class _ViewAsReshape(TorchFunctionMode):
-    """Runs `x.view(shape)` as `x.reshape(shape)`, because `view` raises an error for channels-last images."""
+    """Runs `x.view(shape)` as `x.reshape(shape)`, because `view` cannot flatten images in channels-last format."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -54,7 +56,7 @@ class Conv2d(nn.Conv2d):
     """Convolution with zero padding.
 
     Attributes:
-        pooled: Whether the network of the layer pools.
+        pooled: Whether the network that contains the layer has max pooling.
     """
 
     pooled: bool = False

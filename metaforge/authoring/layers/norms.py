@@ -1,9 +1,9 @@
 """Batch, layer, group and instance norm that are exact under every order of `torch.func` transforms.
 
-Torch's native norm layers give wrong second-order gradients under some orders of `vmap` and `grad`. The layers here
-are built of primitive operations, or of a kernel with its own derivatives.
+Torch's batch, layer and instance norm give wrong second-order gradients under `grad(vmap)`. The layers here are built
+of primitive operations, or of a kernel with its own derivatives.
 
-Batch norm follows one of four policies, which name the statistics that normalise the query set:
+Batch norm follows one of four policies, which differ in the statistics that normalise the query set:
 
 - `transductive`: the statistics of the query batch itself.
 - `support`: the statistics of the support set, computed with the adapted weights.
@@ -27,12 +27,12 @@ class BatchNorm(nn.Module):
     """Batch norm over the batch and all positions, with the statistics that the context's policy selects.
 
     Args:
-        native: A batch norm layer of torch, whose parameters and running statistics are taken over.
+        native: A batch norm layer of torch; the new layer gets its parameters and running statistics.
         name: The layer's name in its network; its statistics are the entries `state.model.<name>.mean` and `.var`.
         context: The context of the network's forward pass.
 
     Raises:
-        ConfigError: If the native layer keeps a cumulative average (`momentum=None`).
+        ConfigError: The native layer keeps a cumulative average (`momentum=None`).
     """
 
     def __init__(self, native: nn.Module, name: str, context: ForwardContext) -> None:
@@ -48,7 +48,7 @@ class BatchNorm(nn.Module):
                 remedy="set its momentum to a number, such as 0.1",
             )
         self.momentum = float(momentum)  # type: ignore[arg-type]
-        # The running statistics of a network that was trained before, or zeros and ones.
+        # The running statistics of a network that was trained earlier, or zeros and ones.
         self.initial_mean, self.initial_var = _running_statistics(native, self.features)
         self.weight: nn.Parameter | None = native.weight  # type: ignore[assignment]
         self.bias: nn.Parameter | None = native.bias  # type: ignore[assignment]
@@ -74,7 +74,7 @@ class BatchNorm(nn.Module):
         return (x * self.broadcast(scale, x) + self.broadcast(bias - mean * scale, x)).to(dtype)
 
     def _by_batch(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return `x` normalised by its own statistics, and store the changes of the running ones, if there are any."""
+        """Return `x` normalised by its own statistics, and store the changes of the running statistics, if any."""
         y, mean, var = batch_norm(x, weight, bias, self.eps)
         if self.context.policy != "transductive":
             count = x.numel() // x.shape[1]
@@ -134,7 +134,8 @@ class GroupNorm(nn.Module):
     """Group norm built of primitive operations; with one group per channel it is instance norm.
 
     Args:
-        native: A group norm or instance norm layer of torch, whose parameters are taken over.
+        native: A group norm or instance norm layer of torch; the new layer gets its parameters, but no running
+            statistics.
         groups: Number of groups into which the channels are divided.
     """
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
 
 from metaforge import hookimpl
-from metaforge.authoring import Hook, Options, RunInfo
+from metaforge.authoring import Hook, Options, RunInfo, note_stream
 from metaforge.errors import ConfigError, nearest
 
 
@@ -70,10 +69,10 @@ class EarlyStop(Hook):
             return None
         best = "without a finite value so far" if self._best is None else f"the best is {self._best:.4g}"
         by = f" by more than {self.config.min_delta:.4g}" if self.config.min_delta else ""
-        print(  # noqa: T201
+        print(
             f"Stopped early at step {step}: {self.config.metric} is {value:.4g}, {best};"
             f" no improvement{by} in {self._waited} validation{'s' if self._waited > 1 else ''}.",
-            file=sys.stderr,
+            file=note_stream(),
         )
         return True
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from rich.console import Console
 
 from metaforge import hookimpl
-from metaforge.authoring import Hook, Options, Outcome, RunInfo
+from metaforge.authoring import Hook, Options, Outcome, RunInfo, note_stream
 
 
 class Progress(Hook):
@@ -20,7 +20,7 @@ class Progress(Hook):
 
     def __init__(self, config: Config, *, console: Console | None = None) -> None:
         self.config = config
-        self.console = console if console is not None else Console(stderr=True)
+        self.console = console if console is not None else Console(file=note_stream())
         self._bar: rich.progress.Progress | None = None
         self._task = rich.progress.TaskID(0)
         self._last_printed = -1.0

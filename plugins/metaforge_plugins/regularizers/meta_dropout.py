@@ -7,15 +7,16 @@ Lee, Nam, Yang, Hwang, "Meta Dropout: Learning to Perturb Latent Features for Ge
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaforge.authoring import Key, Options, Params, Pass, Regularizer, fold_in, make_key, normal, select
 from metaforge.errors import ConfigError
 
+_OF_MASKS = ("mode", "rates", "shape", "query")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -25,6 +26,16 @@ class MetaDropoutOptions(Options):
     test_draws: int = Field(
         30, ge=1, le=1000, description="noise draws over which the loss of each inner step is averaged in evaluation"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_older_run(cls, options: Any) -> Any:
+        """Accept the options in the run folders of a version that had the masks of `task-dropout` as a mode here."""
+        if not isinstance(options, Mapping) or "mode" not in options:
+            return options
+        if options["mode"] != "learned":
+            raise ValueError("the masks are the regularizer task-dropout now: name it in place of meta-dropout")
+        return {name: value for name, value in options.items() if name not in _OF_MASKS}
 
 
 class MetaDropout(Regularizer):

@@ -52,6 +52,7 @@ class Terminal(io.StringIO):
         (KeyboardInterrupt(), 130, "Interrupted."),
         (Interrupted(signal.SIGTERM), 143, "Terminated."),
         (BrokenPipeError(), 0, ""),
+        (SystemExit(0), 4, "Error: The code of a plugin raised SystemExit: 0"),
     ],
 )
 def test_every_exception_ends_with_a_message_and_its_exit_code(
@@ -153,3 +154,18 @@ def test_progress_can_be_off(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_display("evaluating", show=False) as progress:
         assert progress is None
     assert capsys.readouterr().err == ""
+
+
+def test_control_characters_are_inert_on_both_streams(capsys: pytest.CaptureFixture[str]) -> None:
+    print_note("run\x1b[2J\nfolder\x07")
+    print_answer("report: \x9b31m")
+    assert capsys.readouterr() == ("report:  31m\n", "run [2J\nfolder \n")
+
+
+def test_control_characters_are_escaped_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"folder": "a\x1b\x9b\u202e\U000e0001é", "lines": ["x\ny"]}
+    print_json(value)
+    printed = capsys.readouterr().out
+    assert printed.replace("\n", "").isprintable()
+    assert json.loads(printed) == value
+    assert "é" in printed

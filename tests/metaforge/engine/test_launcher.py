@@ -72,15 +72,32 @@ def test_a_second_ctrl_c_kills_the_processes_of_a_launcher(
     assert left == ([130] if killed else [])
 
 
-def test_a_signal_to_the_launcher_ends_all_processes_after_they_have_saved(tmp_path: Path) -> None:
-    process = started(tmp_path / "run", steps=100_000)
+@pytest.mark.parametrize(
+    ("number", "code", "processes"), [(signal.SIGTERM, 143, 2), (signal.SIGHUP, 129, 2), (signal.SIGHUP, 129, 1)]
+)
+def test_a_signal_ends_all_processes_after_they_have_saved(
+    tmp_path: Path, number: signal.Signals, code: int, processes: int
+) -> None:
+    process = started(tmp_path / "run", "--nproc", str(processes), steps=100_000)
     wait_for(tmp_path / "run" / "ckpt" / "step-0000005", process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=100)
-    assert process.returncode == 143, errors
+    assert process.returncode == code, errors
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert (status["outcome"], status["exit_code"]) == ("stopped", 143)
+    assert (status["outcome"], status["exit_code"]) == ("stopped", code)
     assert checkpoint.load_latest(tmp_path / "run" / "ckpt")[0].step == status["steps"]
+
+
+def test_a_hangup_under_nohup_does_not_end_a_run(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = started(tmp_path / "run", steps=300)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_for(tmp_path / "run" / "ckpt" / "step-0000005", process)
+    process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
 
 
 def test_four_processes_train_the_same_weights_as_one(tmp_path: Path) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from failing_learners import train_failing
 from fake_runs import FakeRun, Proportional, Reader, regression_run
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Tags
-from metaforge.errors import ConfigError
+from metaforge.errors import ConfigError, PluginError
 from metaforge.results.statistics import mean_and_ci
+from metaforge.runs.worker import Worker
 from run_folders import run_evaluation
 
 # In odd episodes the queries show the wrong class; in every fourth the learner predicts wrongly on purpose.
@@ -164,3 +167,41 @@ def test_later_checkpoints_that_cannot_be_used_are_in_the_warning(tmp_path: Path
 def test_numbers_that_are_too_small_are_refused(name: str, numbers: list[int]) -> None:
     with pytest.raises(ConfigError, match=f"evaluate.{name} has {min(numbers)}, but should be"):
         run_evaluation(FakeRun(None), **{name: numbers})
+
+
+@pytest.mark.parametrize("place", ["adapt", "predict", "measure"])
+@pytest.mark.parametrize("fault", ["SystemExit", "AssertionError", "RecursionError", "changed values", "meta tensor"])
+@pytest.mark.parametrize("plan", ["loop", "fold"])
+def test_a_learner_that_fails_in_an_evaluation_is_named_with_the_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, fault: str, plan: str
+) -> None:
+    # The prediction that is tried before the first step would fail already.
+    monkeypatch.setattr(Worker, "_require_predictions", lambda self, outputs: None)
+    run = train_failing(tmp_path / "run", place=place, fault=fault, engine={"plan": plan})
+    with pytest.raises(PluginError, match=r"'failing' of python .* on episodes 0 to 1 of the 'test'|predicts shape"):
+        run.evaluate()
+
+
+def test_a_learner_cannot_change_the_values_of_a_run(tmp_path: Path) -> None:
+    run = train_failing(tmp_path / "run", place="adapt", fault="added value")
+    names = list(run.values)
+    run.evaluate()
+    assert list(run.values) == names
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"seed": 10**21}, "evaluate.seed has 1000000000000000000000, but should be 9223372036854775807 or less"),
+        ({"seed": -1}, "evaluate.seed has -1, but should be 0 or more"),
+        ({"tasks": 10**21}, "evaluate.tasks has 1000000000000000000000, but should be"),
+        ({"ways": 10**21}, "evaluate.ways has 1000000000000000000000, but should be 100000 or less"),
+        ({"shots": [10**21]}, "evaluate.shots has 1000000000000000000000, but should be 100000 or less"),
+        ({"split": "../x"}, "The split is '../x', which cannot be part of a file name"),
+    ],
+)
+def test_what_no_record_could_hold_is_refused(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    """A seed of 22 digits was evaluated and saved, and later evaluations of the folder then failed."""
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        run_evaluation(FakeRun(tmp_path), **changes)
+    assert not any(tmp_path.iterdir())

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from fake_runs import FakeRun, regression_run
+from metaforge.errors import DataError
 from metaforge.results.run_pictures import draw
 from pictures import colours
 from run_folders import run_evaluation, write_metrics
@@ -26,3 +31,70 @@ def test_training_scores_steps_and_tasks_are_drawn(tmp_path: Path) -> None:
 def test_without_training_or_evaluation_nothing_is_drawn(tmp_path: Path) -> None:
     assert draw(FakeRun(tmp_path), split="test") == []
     assert draw(FakeRun(None), split="test") == []
+
+
+def evaluated(folder: Path, run: FakeRun | None = None, **changes: Any) -> FakeRun:
+    """Return a run with one evaluation, in whose record some fields are changed."""
+    run = run or FakeRun(folder)
+    run_evaluation(run)
+    path = next((folder / "evaluation").iterdir())
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return run
+
+
+@pytest.mark.parametrize("field", ["shots", "ways", "split"])
+def test_a_path_in_a_record_leads_to_no_file_outside_the_folder(tmp_path: Path, field: str) -> None:
+    """A picture was written to, and folders were made at, a path that somebody else's record named."""
+    folder = tmp_path / "deep" / "run"
+    folder.mkdir(parents=True)
+    for value in ("x/../../../PWNED", f"{tmp_path}/PWNED", "../../evaluation"):
+        run = evaluated(folder, **{field: value})
+        assert draw(run, split="test") == []
+        assert draw(run, split=value) == []
+    assert [path.name for path in tmp_path.rglob("*") if "PWNED" in path.name] == []
+    assert [path.name for path in folder.iterdir()] == ["evaluation"]
+
+
+def test_pictures_are_not_drawn_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run" / "pictures").symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match="would not be a file inside the folder"):
+        draw(evaluated(tmp_path / "run"), split="test")
+    assert not any((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ways": 100_000, "queries": 100_000},
+        {"own_steps": 2, "scores": [{"steps": 10**18, "mean": 0.5, "sd": 0.0, "ci": 0.0, "tasks": 8}]},
+    ],
+)
+def test_a_task_of_a_record_that_would_take_forever_is_not_drawn(tmp_path: Path, changes: dict[str, Any]) -> None:
+    if "scores" in changes:
+        changes["per_task"] = {
+            **{name: [0.5] * 8 for name in ("chance", "floor")},
+            "scores": {str(10**18): [0.5] * 8},
+            "measures": {name: [0.5] * 8 for name in ("instance 1", "key")},
+        }
+    drawn = draw(evaluated(tmp_path, **changes), split="test")
+    assert drawn
+    assert not [path for path in drawn if path.stem == "episode-test"]
+
+
+def test_a_record_of_tasks_that_the_data_set_does_not_have_is_plotted_without_a_task(tmp_path: Path) -> None:
+    run = evaluated(tmp_path)
+
+    def sample(*_: Any, **__: Any) -> Any:
+        raise DataError("there are only 5 classes")
+
+    run.dataset.sample = sample
+    assert [path.stem for path in draw(run, split="test")] == ["scores-test-5w1s", "steps-test"]
+
+
+def test_names_in_titles_are_no_formulas_and_no_control_characters(tmp_path: Path) -> None:
+    """matplotlib parsed a name between dollar signs as a formula, and raised an error for an invalid one."""
+    run = evaluated(tmp_path, learner="$\\frac$ \x1b\n" + "x" * 900, dataset="$")
+    for path in draw(run, split="test"):
+        colours(path)

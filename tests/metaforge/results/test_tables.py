@@ -102,6 +102,16 @@ def test_names_from_plugins_are_no_markup(tmp_path: Path) -> None:
     assert "[red]evil[/red]" in printed(summary_table({**summary, "learner": "[red]evil[/red]"}))
 
 
+def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    summary = run_folder(tmp_path / "run")
+    evil = {"learner": "\x1b[31m", "norm": "\x9b1m", "note": "\x07"}
+    changed = {**summary, **evil, "results": [{**result, **evil} for result in summary["results"]]}
+    for table in (summary_table(changed), own_metrics_table(changed)):
+        assert table is not None
+        assert printed(table).replace("\n", "").isprintable()
+    assert summary_markdown(changed).replace("\n", "").isprintable()
+
+
 def test_markdown_is_a_table_whatever_the_cells_contain() -> None:
     lines = markdown_table(["a", "b"], [["x|y", "two\nlines"]]).splitlines()
     assert lines == ["| a    | b         |", "|------|-----------|", "| x\\|y | two lines |"]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from torch import nn
 
 import metaforge
 from metaforge import hookimpl
 from metaforge.authoring import RunInfo
-from metaforge.errors import PluginError, StorageError
+from metaforge.errors import PluginError, StorageError, exit_code
 from metaforge.runs.ending import Ending
 from metaforge.runs.hook_calls import hook_manager
+from metaforge.system.signals import Interrupted
 from quick_runs import Watch, trained
 
 
@@ -68,6 +71,43 @@ def test_an_interrupted_run_is_saved_and_reported(tmp_path: Path) -> None:
     assert (status["outcome"], status["exit_code"], status["steps"]) == ("stopped", 130, 3)
     assert metaforge.load(tmp_path / "run").summary["steps"] == 3
     assert "stopped" in (tmp_path / "run" / "report.md").read_text()
+
+
+class Damage:
+    """Damages the run folder before the last step."""
+
+    def __init__(self, damage: Callable[[Path], object]) -> None:
+        self.damage = damage
+
+    @hookimpl
+    def metaforge_before_step(self, run: RunInfo, step: int) -> None:
+        if step == 6:
+            assert run.folder is not None
+            self.damage(run.folder)
+
+
+def replace_pictures(folder: Path) -> None:
+    (folder / "pictures").rmdir()
+    (folder / "pictures").write_text("no folder")
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], int]] = {
+    "metrics": (lambda folder: (folder / "metrics.jsonl").write_text("[1, 2\n"), 3),
+    "metrics of another encoding": (lambda folder: (folder / "metrics.jsonl").write_bytes(b"\xff\n"), 3),
+    "pictures": (replace_pictures, 8),
+    "report": (lambda folder: (folder / "report.md").mkdir(), 8),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_the_status_has_the_exit_code_of_a_command_whose_report_fails(tmp_path: Path, name: str) -> None:
+    damage, code = DAMAGES[name]
+    with pytest.raises(Exception, match=r".") as caught:
+        trained(tmp_path / "run", hooks=[Damage(damage)])
+    assert exit_code(caught.value) == code
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["exit_code"]) == ("finished", code)
+    assert status["error"] == str(caught.value)
 
 
 class Recorder:
@@ -128,10 +168,12 @@ def test_an_error_while_reporting_is_raised_only_if_the_training_succeeded() -> 
 
     with pytest.raises(OSError, match="no plot") as only:
         end(finish, report=report)
-    assert only.value.recorder.closed  # type: ignore[attr-defined]
+    folder = only.value.recorder  # type: ignore[attr-defined]
+    assert folder.closed
+    assert folder.statuses == [("finished", "NoneType"), ("finished", "OSError")]
     with pytest.raises(ZeroDivisionError) as first:
         end(fail, report=report)
-    assert first.value.__notes__ == ["The end of the run could not be recorded: no plot"]
+    assert first.value.__notes__ == ["The end of the run failed too: no plot"]
 
 
 def test_an_error_of_a_hook_at_the_end_becomes_the_exit_code() -> None:
@@ -142,6 +184,39 @@ def test_an_error_of_a_hook_at_the_end_becomes_the_exit_code() -> None:
     assert folder.closed
 
 
+def test_a_signal_during_the_report_is_recorded_with_its_exit_code() -> None:
+    def report(outcome: str) -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    watch = Watch()
+    with pytest.raises(Interrupted) as caught:
+        end(finish, watch, report=report)
+    folder = caught.value.recorder  # type: ignore[attr-defined]
+    assert folder.statuses == [("finished", "NoneType"), ("finished", "Interrupted")]
+    assert folder.closed
+    assert watch.seen == ["finished"]
+
+
 def test_other_ranks_end_without_a_folder() -> None:
     with Ending(None, hook_manager([]), RunInfo(None, {}, "classification"), {}, None) as ending:
         ending.outcome = "finished"
+
+
+def test_a_run_that_cannot_start_ends_like_any_other_that_fails(tmp_path: Path) -> None:
+    watch = Watch()
+    # Prototypical networks without a parameter: the outer optimiser refuses to be built.
+    with pytest.raises(ValueError, match="empty parameter list"):
+        metaforge.train("protonet", "glyphs", backbone=nn.Flatten(), steps=1, out=tmp_path / "run", hooks=[watch])
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["exit_code"]) == ("failed", 1)
+    assert watch.seen[-1] == "failed"
+    assert (tmp_path / "run" / "run.lock").read_bytes() == b""
+
+
+def test_a_failed_record_is_raised_before_an_error_of_a_hook() -> None:
+    def report(outcome: str) -> None:
+        raise StorageError("no plot")
+
+    with pytest.raises(StorageError, match="no plot") as caught:
+        end(finish, Clumsy(), report=report)
+    assert "metaforge_run_end of Clumsy" in caught.value.__notes__[0]

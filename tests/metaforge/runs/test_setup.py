@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from metaforge import hookimpl
+from metaforge.authoring import RunInfo
 from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
 from metaforge.config.sources import Layer
 from metaforge.engine.processes import World
 from metaforge.errors import ConfigError, StorageError
 from metaforge.registry.scan import scan
+from metaforge.runs import checkpoint
 from metaforge.runs.setup import set_up
+from quick_runs import trained
 
 
 class Started:
@@ -39,7 +42,6 @@ def test_rank_0_creates_the_folder_and_calls_the_hooks(tmp_path: Path) -> None:
     assert list(setup.plugins) == ["jsonl"]
     assert (setup.info.folder, setup.info.kind, setup.info.command) == (tmp_path / "run", "regression", "a command")
     assert setup.info.settings == resolved.to_dict()
-    assert setup.initial.keys() == setup.worker.initial().keys()
 
 
 def test_other_ranks_have_neither_folder_nor_hooks(tmp_path: Path) -> None:
@@ -64,3 +66,14 @@ def test_only_a_run_that_resumes_may_use_a_folder_that_exists(tmp_path: Path) ->
     (tmp_path / "run" / "mine").mkdir(parents=True)
     with pytest.raises(StorageError, match="already exists"):
         set_up(configuration(), tmp_path / "run", "", [], World())
+
+
+def test_a_hook_that_changes_its_settings_changes_no_checkpoint(tmp_path: Path) -> None:
+    class Meddler:
+        @hookimpl
+        def metaforge_run_start(self, run: RunInfo) -> None:
+            run.settings["train"]["lr"] = 123.0
+
+    trained(tmp_path / "run", hooks=[Meddler()])
+    saved, _ = checkpoint.load_latest(tmp_path / "run" / "ckpt")
+    assert saved.facts["config"]["train"]["lr"] != 123.0

@@ -105,10 +105,59 @@ def test_best_follows_the_state_that_a_run_goes_on_from(tmp_path: Path) -> None:
     assert checkpoint.best(tmp_path / "ckpt") == 3
 
 
-@pytest.mark.parametrize("value", [object(), {1}, math.nan])
-def test_the_state_of_a_hook_must_be_json(tmp_path: Path, value: object) -> None:
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = {"x": value}
+    return value
+
+
+UNSAVABLE = {
+    "an object": {"x": object()},
+    "a set": {"x": {1}},
+    "NaN": {"x": math.nan},
+    "a list": [1, 2],
+    "text": "x",
+    "nothing": None,
+    "70 MB of text": {"x": "y" * 70_000_000},
+    "many numbers": {"x": [0] * 5_000_000},
+    "numbers as keys": {1: "x"},
+    "nested numbers as keys": {"x": [{"y": {2: 3}}]},
+    "keys that are equal as text": {1: "x", "1": "y"},
+    "an integer of 5,000 digits": {"x": 10**5000},
+    "deep nesting": nested(40),
+    "nesting without end": nested(5000),
+}
+
+
+@pytest.mark.parametrize("name", UNSAVABLE)
+def test_a_hook_state_that_could_not_be_loaded_is_refused_and_the_rest_is_saved(tmp_path: Path, name: str) -> None:
+    keep, state = saver(tmp_path), replace(STATE, hooks={"odd": UNSAVABLE[name], "good": {"x": 1}})
     with pytest.raises(PluginError, match="state of the hook 'odd' cannot be saved"):
-        saver(tmp_path).save(replace(STATE, hooks={"odd": {"x": value}}))
+        keep.save(state)
+    # The save at the end of the run finds the step saved.
+    assert keep.save(state) is None
+    found = saver(tmp_path).find()
+    assert found is not None
+    assert found[0].hooks == {"good": {"x": 1}}
+    assert torch.equal(found[0].values["model.w"], STATE.values["model.w"])
+    assert found[0].inexact == (*STATE.inexact, "hooks.odd: its state could not be saved (after step 3)")
+
+
+def test_the_states_of_all_hooks_together_have_a_limit(tmp_path: Path) -> None:
+    hooks = {name: {"x": "y" * 20_000_000} for name in ("first", "second")}
+    with pytest.raises(PluginError, match=r"state of the hook 'second' .* together exceed 33,554,432 bytes"):
+        saver(tmp_path).save(replace(STATE, hooks=hooks))
+    found = saver(tmp_path).find()
+    assert found is not None
+    assert list(found[0].hooks) == ["first"]
+
+
+def test_a_tuple_in_a_hook_state_becomes_a_list(tmp_path: Path) -> None:
+    saver(tmp_path).save(replace(STATE, hooks={"good": {"x": (1, (2, 3)), "y": 2**128}}))
+    found = saver(tmp_path).find()
+    assert found is not None
+    assert found[0].hooks == {"good": {"x": [1, [2, 3]], "y": 2**128}}
 
 
 def test_a_window_that_an_older_checkpoint_lists_task_by_task_is_summarised(tmp_path: Path) -> None:

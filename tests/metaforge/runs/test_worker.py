@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import torch
 from torch import Tensor, nn
 
 import metaforge
+from failing_learners import FAULTS, RETURNED, train_failing
 from metaforge.authoring.protocols import Key, Options, Params, Regularizer
 from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.scan import scan
+from metaforge.runs.worker import Worker
 from metaforge.system import machine
-from metaforge.testing.toy import ToyClasses, ToyLearner
+from metaforge.testing.toy import ToyClasses, ToyDescent, ToyLearner
+
+FATAL = [name for name in FAULTS if name not in ("wrong type", "added value")]
 
 
 class Linear(nn.Module):
@@ -92,10 +97,104 @@ def test_a_network_that_cannot_be_compiled_is_refused_by_name(tmp_path: Path) ->
     assert (caught.value.where, caught.value.remedy) == ("engine.compile", "set engine.compile to off")
 
 
-def test_an_error_under_every_plan_is_raised_unchanged(tmp_path: Path) -> None:
+def test_an_error_under_every_plan_names_the_learner_and_the_step(tmp_path: Path) -> None:
     glyphs = {"name": "glyphs", "train": 60, "val": 5, "test": 5}
-    with pytest.raises(RuntimeError, match="mine"):
+    with pytest.raises(
+        PluginError, match=r"'protonet' .* raised RuntimeError in its prediction before the first step: mine"
+    ):
         metaforge.train("protonet", glyphs, backbone=Wrong(), steps=1, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("plan", ["loop", "vmap", "fold"])
+@pytest.mark.parametrize("fault", [*FATAL, *RETURNED])
+def test_a_learner_that_fails_in_its_loss_is_named_with_the_outer_step(tmp_path: Path, fault: str, plan: str) -> None:
+    # The first call of step 3: one is made before the first step; plan `loop` makes one for each of the two tasks of a
+    # step, and plan `vmap` one more in the first step.
+    call = {"loop": 6, "vmap": 5, "fold": 4}[plan]
+    with pytest.raises(PluginError) as caught:
+        train_failing(tmp_path / "run", place="loss", fault=fault, call=call, engine={"plan": plan})
+    step = 3 if fault in FAULTS else 1
+    assert re.match(
+        rf"The learner 'failing' of python (raised|breaks).* in its loss at outer step {step}\b", str(caught.value)
+    )
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["exit_code"], status.get("steps", 0)) == ("failed", 4, step - 1)
+    assert status["error"] == str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["SystemExit", "None", "detached loss", "number as a metric"])
+def test_a_learner_that_fails_in_a_compiled_step_is_named(tmp_path: Path, fault: str) -> None:
+    if not machine.has_compiler():
+        pytest.skip("no C++ compiler")
+    with pytest.raises(PluginError, match="in its loss at outer step 1"):
+        train_failing(tmp_path / "run", place="loss", fault=fault, call=2, engine={"compile": "on"})
+
+
+@pytest.mark.parametrize("fault", ["SystemExit", "wrong type", "AssertionError"])
+def test_a_learner_that_fails_to_return_initial_values_is_named(tmp_path: Path, fault: str) -> None:
+    with pytest.raises(PluginError, match=r"The learner 'failing' of python .* in its init"):
+        train_failing(tmp_path / "run", place="init", fault=fault)
+
+
+@pytest.mark.parametrize("fault", FATAL)
+@pytest.mark.parametrize("place", ["adapt", "predict"])
+def test_a_learner_that_fails_in_a_validation_is_named_with_the_outer_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, fault: str
+) -> None:
+    if place == "predict" and fault == "changed task":
+        pytest.skip("predict receives no task")
+    # The prediction that is tried before the first step would fail already.
+    monkeypatch.setattr(Worker, "_require_predictions", lambda self, outputs: None)
+    train = {"validate_every": 2, "validate_tasks": 2}
+    # A prediction of a wrong shape has a message of its own.
+    expected = r"'failing' of python .* in its validation at outer step 2\b|Failing predicts shape"
+    with pytest.raises(PluginError, match=expected):
+        train_failing(tmp_path / "run", place=place, fault=fault, train=train)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_running_out_of_memory_is_not_the_learners_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*inputs: object) -> None:
+        raise error
+
+    monkeypatch.setitem(FAULTS, "memory", fail)
+    with pytest.raises(type(error)):
+        train_failing(tmp_path / "run", place="loss", fault="memory", call=2)
+
+
+class Cheating(ToyClasses):
+    """Exits from the second step on."""
+
+    def sample(self, split: str, shape: Any, first: int, count: int, *, seed: int) -> Any:
+        if first == 2:
+            raise SystemExit(0)
+        return super().sample(split, shape, first, count, seed=seed)
+
+
+class Leaving(ToyDescent):
+    """Exits in an inner step."""
+
+    def update(self, *arguments: Any, **named: Any) -> Any:
+        raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "cls", "expected"),
+    [
+        ("dataset", "toy", Cheating, r"The dataset 'toy' of python raised SystemExit in its sample at outer step 2: 0"),
+        (
+            "adapter",
+            "descent",
+            Leaving,
+            r"The adapter 'descent' of python raised SystemExit in the prediction of the learner 'failing'",
+        ),
+    ],
+)
+def test_the_plugin_at_fault_is_named(tmp_path: Path, kind: str, name: str, cls: type, expected: str) -> None:
+    with pytest.raises(PluginError, match=expected):
+        train_failing(tmp_path / "run", place="", fault="", replacing=(kind, name, cls))
 
 
 def test_exact_sums_have_no_more_groups_than_there_are_tasks(tmp_path: Path) -> None:

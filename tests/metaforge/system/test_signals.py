@@ -14,7 +14,7 @@ from metaforge.system import signals
 from metaforge.system.signals import DoublePressDetector, Interrupted, StopRequests, stop_requests
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_raises_outside_a_loop(number: signal.Signals, code: int) -> None:
     with stop_requests() as requests:
         with pytest.raises(Interrupted, match=number.name) as caught:
@@ -84,10 +84,24 @@ def test_a_second_ctrl_c_within_two_seconds_exits(
 
 
 def test_the_previous_handlers_are_restored() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     with stop_requests():
         assert signal.getsignal(signal.SIGTERM) != before[1]
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+        assert signal.getsignal(signal.SIGHUP) != before[2]
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signals.hangup_is_ignored()
+        with stop_requests() as requests:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert requests.number is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not signals.hangup_is_ignored()
 
 
 def test_in_another_thread_nothing_changes() -> None:

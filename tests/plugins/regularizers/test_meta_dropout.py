@@ -213,3 +213,12 @@ def test_what_acts_on_an_inner_loop_alone_is_refused_without_one(name: str) -> N
 
 def test_it_is_accepted_with_an_inner_loop() -> None:
     assert components("maml").regularizers
+
+
+def test_options_of_older_run_folders_are_accepted_for_learned_noise_only() -> None:
+    old = {"mode": "learned", "rates": [0.1], "shape": "channel", "query": True, "test_draws": 7}
+    assert MetaDropout.Config.model_validate(old).test_draws == 7
+    with pytest.raises(ValidationError, match="the regularizer task-dropout now"):
+        MetaDropout.Config.model_validate({**old, "mode": "mask"})
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        MetaDropout.Config.model_validate({"rates": [0.1]})

@@ -1,0 +1,83 @@
+"""Checks of what a learner returns and does in a step; they cost nothing beside the computation itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from metaforge.authoring.protocols import Aux, Params, Task
+from metaforge.errors import ContractError
+
+DETACHED = "the loss depends on no parameter, so there is no gradient: it is detached, or computed from other tensors"
+
+
+def checked_loss(result: Any, state: Params) -> tuple[Tensor, Aux]:
+    """Return what `Learner.loss` returned for one task; under `vmap`, tensors have the shapes that they have for one.
+
+    Args:
+        result: The returned value.
+        state: The `state.` entries of the learner's values.
+
+    Raises:
+        ContractError: It is not a scalar loss with an `Aux` of scalar metrics and of changes of the state entries.
+    """
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Aux)):
+        raise ContractError(f"loss returns {_description(result)}, not a pair of a scalar tensor and an Aux")
+    loss, aux = result
+    if not _is_scalar(loss) or not loss.is_floating_point():
+        raise ContractError(f"the loss is {_description(loss)}, not a scalar floating-point tensor")
+    for name, metric in aux.metrics.items():
+        if not _is_scalar(metric):
+            raise ContractError(f"the metric {name!r} is {_description(metric)}, not a scalar tensor")
+    for name, change in aux.state.items():
+        if name not in state:
+            raise ContractError(f"Aux.state has {name!r}, but the values have no state entry of that name")
+        if not isinstance(change, Tensor) or change.is_meta or change.shape != state[name].shape:
+            raise ContractError(f"the change of {name!r} is {_description(change)}, not like {list(state[name].shape)}")
+    return loss, aux
+
+
+def checked_values(values: Any) -> Params:
+    """Return what `Learner.init` returned; raise `ContractError` unless it has floating-point tensors by name."""
+    if not isinstance(values, dict):
+        raise ContractError(f"init returns {_description(values)}, not a dictionary of tensors")
+    for name, value in values.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or not value.is_floating_point() or value.is_meta:
+            raise ContractError(f"init returns {name!r} as {_description(value)}, not a floating-point tensor")
+    return values
+
+
+@contextmanager
+def unmodified(values: Params, tasks: Task, keys: Tensor | None = None) -> Iterator[None]:
+    """Raise `ContractError` if the block, which runs a learner, changes one of its inputs in place.
+
+    Torch counts the in-place changes of every tensor, views of it included.
+    """
+    tensors = dict(values)
+    for part, examples in zip(Task._fields, tasks, strict=True):
+        tensors |= {f"task.{part}.{name}": tensor for name, tensor in zip(examples._fields, examples, strict=True)}
+    if keys is not None:
+        tensors["key"] = keys
+    before = _versions(tensors)
+    yield
+    if before != (after := _versions(tensors)):
+        changed = [name for name, first, second in zip(tensors, before, after, strict=True) if first != second]
+        raise ContractError(f"an input is changed in place, but inputs are read-only: {', '.join(changed[:5])}")
+
+
+def _versions(tensors: Params) -> list[int]:
+    """Return how often each tensor was changed in place; torch does not count that of inference tensors."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors.values()]
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, Tensor) and not value.dim() and not value.is_meta
+
+
+def _description(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"an object of type {type(value).__name__}"
+    return f"a {'meta ' if value.is_meta else ''}tensor of {value.dtype} and shape {list(value.shape)}"

@@ -1,0 +1,73 @@
+"""Checks of what a learner returns and changes: valid values pass, and each invalid one is described."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from metaforge.authoring.protocols import Aux, Examples, Task
+from metaforge.engine.contract import checked_loss, checked_values, unmodified
+from metaforge.errors import ContractError
+
+LOSS = torch.tensor(0.5)
+STATE = {"state.mean": torch.zeros(3)}
+
+
+def test_a_valid_loss_passes() -> None:
+    aux = Aux({"score": torch.tensor(1)}, {"state.mean": torch.ones(3)})
+    assert checked_loss((LOSS, aux), STATE) == (LOSS, aux)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (None, "loss returns an object of type NoneType, not a pair"),
+        (LOSS, r"loss returns a tensor of torch.float32 and shape \[\], not a pair"),
+        ((LOSS, None), "loss returns an object of type tuple, not a pair of a scalar tensor and an Aux"),
+        ((0.5, Aux({})), "the loss is an object of type float"),
+        ((torch.ones(2), Aux({})), r"the loss is a tensor of torch.float32 and shape \[2\]"),
+        ((torch.tensor(1), Aux({})), "the loss is a tensor of torch.int64"),
+        ((torch.ones((), device="meta"), Aux({})), "the loss is a meta tensor"),
+        ((LOSS, Aux({"score": 0.5})), "the metric 'score' is an object of type float"),  # type: ignore[dict-item]
+        ((LOSS, Aux({"score": torch.ones(2)})), "the metric 'score' is a tensor"),
+        ((LOSS, Aux({}, {"mean": torch.ones(3)})), "Aux.state has 'mean', but the values have no state entry"),
+        ((LOSS, Aux({}, {"state.mean": torch.ones(2)})), r"the change of 'state.mean' is .* not like \[3\]"),
+    ],
+)
+def test_an_invalid_loss_is_described(result: Any, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        checked_loss(result, STATE)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, "init returns an object of type NoneType, not a dictionary"),
+        ({"w": 3}, "init returns 'w' as an object of type int"),
+        ({"w": torch.ones(2, dtype=torch.int64)}, "init returns 'w' as a tensor of torch.int64"),
+        ({"w": torch.ones(2, device="meta")}, "init returns 'w' as a meta tensor"),
+        ({3: torch.ones(2)}, "init returns 3 as a tensor"),
+    ],
+)
+def test_invalid_initial_values_are_described(values: Any, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        checked_values(values)
+    assert checked_values(STATE) is STATE
+
+
+def test_a_change_in_place_is_noticed_through_a_view() -> None:
+    with torch.inference_mode():
+        labels = torch.zeros(2, 4)
+    task = Task(Examples(torch.ones(2, 4), labels), Examples(torch.ones(2, 4), labels))
+    values, key = {"w": torch.ones(3)}, torch.tensor(1)
+    with unmodified(values, task, key):
+        values["w"] + 1
+    for change, name in (
+        (lambda: values["w"].detach()[0].mul_(2), "w"),
+        (lambda: task.query.x[1].add_(1), "task.query.x"),
+        (lambda: key.zero_(), "key"),
+    ):
+        with pytest.raises(ContractError, match=rf"inputs are read-only: {name}$"), unmodified(values, task, key):
+            change()
