@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Few-shot learning and meta-learning in PyTorch, where every algorithm is a plugin.",
     epilog="Exit codes: 0 ok, 1 unexpected error, 2 usage or configuration, 3 data, 4 plugin, 5 checkpoint, "
-    "6 diverged, 7 run in use, 8 storage, 9 process lost, 129 hung up, 129 hung up, 130 interrupted, 143 terminated.",
+    "6 diverged, 7 run in use, 8 storage, 9 process lost, 129 hung up, 130 interrupted, 143 terminated.",
 )
 app.command("list-plugins")(list_plugins.list_plugins)
 app.command("describe")(describe.describe)
