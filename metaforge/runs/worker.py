@@ -155,7 +155,8 @@ class Worker:
 
     def _first_task(self) -> Task:
         """Return the first training task as a batch of one, prepared for the learner."""
-        batch = self.parts.dataset.sample("train", self.parts.training_shape, 0, 1, seed=self.settings.seed)
+        with self.resolved.running_errors("sample", "before the first step", owner=self.resolved.dataset):
+            batch = self.parts.dataset.sample("train", self.parts.training_shape, 0, 1, seed=self.settings.seed)
         return prepare(batch, self.device, self.dtype)
 
     def _require_predictions(self, outputs: int) -> None:
@@ -163,7 +164,9 @@ class Worker:
 
         A training sees only losses, so predictions of a wrong shape would not be noticed before the evaluation.
         """
-        score_tasks(self.learner, self.initial(), self._first_task(), outputs=outputs)
+        task, values = self._first_task(), self.initial()
+        with self.resolved.running_errors("prediction", "before the first step"):
+            score_tasks(self.learner, values, task, outputs=outputs)
 
     def _fused_norms(self) -> list[str]:
         """Return the names of PyTorch's fused norm functions that the loss of the first training task calls.
