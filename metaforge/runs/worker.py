@@ -157,7 +157,7 @@ class Worker:
         """Return the first training task as a batch of one, prepared for the learner."""
         with self.resolved.running_errors("sample", "before the first step", owner=self.resolved.dataset):
             batch = self.parts.dataset.sample("train", self.parts.training_shape, 0, 1, seed=self.settings.seed)
-        return prepare(batch, self.device, self.dtype)
+            return prepare(batch, self.device, self.dtype)
 
     def _require_predictions(self, outputs: int) -> None:
         """Raise `PluginError` unless the learner predicts `[n, outputs]` for the first training task.

@@ -189,7 +189,7 @@ class Leaving(ToyDescent):
             "adapter",
             "descent",
             Leaving,
-            r"The adapter 'descent' of python raised SystemExit in the prediction of the learner 'failing' of python before",
+            r"The adapter 'descent' of python raised SystemExit in the prediction of the learner 'failing'",
         ),
     ],
 )
