@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,21 +56,21 @@ def unmodified(values: Params, tasks: Task, keys: Tensor | None = None) -> Itera
 
     Torch counts the in-place changes of every tensor, views of it included.
     """
-    tensors = dict(values)
-    for part, examples in zip(Task._fields, tasks, strict=True):
-        tensors |= {f"task.{part}.{name}": tensor for name, tensor in zip(examples._fields, examples, strict=True)}
-    if keys is not None:
-        tensors["key"] = keys
-    before = _versions(tensors)
+    inputs = [*values.values(), *tasks.support, *tasks.query, *(() if keys is None else (keys,))]
+    before = _versions(inputs)
     yield
-    if before != (after := _versions(tensors)):
-        changed = [name for name, first, second in zip(tensors, before, after, strict=True) if first != second]
+    if before != (after := _versions(inputs)):
+        names = [*values, "task.support.x", "task.support.y", "task.query.x", "task.query.y", "key"]
+        changed = [name for name, first, second in zip(names, before, after, strict=False) if first != second]
         raise ContractError(f"an input is changed in place, but inputs are read-only: {', '.join(changed[:5])}")
 
 
-def _versions(tensors: Params) -> list[int]:
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
     """Return how often each tensor was changed in place; torch does not count that of inference tensors."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors.values()]
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def _is_scalar(value: object) -> bool:

@@ -99,7 +99,8 @@ def reopen_descriptors() -> None:
     """
     for descriptor in range(3):
         try:
-            os.fstat(descriptor)
+            # The cheapest call that fails for a closed descriptor: hooks are followed by this function.
+            os.get_inheritable(descriptor)
         except OSError:
             null = os.open(os.devnull, os.O_RDWR)
             # It may have got that descriptor, which child processes then must inherit.

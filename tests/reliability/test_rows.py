@@ -50,7 +50,8 @@ SHORT: dict[int, Callable[[Workspace], Measured]] = {
 # Rows whose short form is in another test file.
 ELSEWHERE = dict.fromkeys((11, 12, 13, 14, 15, 16, 22), "tests/attacks/test_data.py")
 ELSEWHERE |= {19: "tests/architecture/test_rooms.py", 20: "tests/thirdparty/test_hostile.py"}
-ELSEWHERE |= {25: "tests/architecture/test_laziness.py"}
+ELSEWHERE |= {25: "tests/architecture/test_laziness.py", 34: "tests/metaforge/runs/test_worker.py"}
+ELSEWHERE |= {35: "tests/metaforge/system/test_streams.py", 36: "tests/metaforge/runs/test_state.py"}
 
 
 @pytest.mark.parametrize("number", SHORT)

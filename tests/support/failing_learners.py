@@ -49,7 +49,7 @@ FAULTS: dict[str, Callable[..., Any]] = {
     "changed values": _changes_values,
     "added value": lambda *inputs: inputs[0].update(mine=torch.ones(())),
     "wrong type": lambda *inputs: 3,
-    "meta tensor": lambda *inputs: torch.zeros(5, 5, device="meta"),
+    "meta tensor": lambda *inputs: torch.zeros(75, 5, device="meta"),
 }
 RETURNED: Mapping[str, Callable[[Tensor, Aux], Any]] = {
     "None": lambda loss, aux: None,

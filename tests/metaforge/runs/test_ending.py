@@ -13,12 +13,14 @@ from torch import nn
 
 import metaforge
 from metaforge import hookimpl
-from metaforge.authoring import RunInfo
+from metaforge.authoring import Hook, Options, RunInfo
 from metaforge.errors import PluginError, StorageError, exit_code
+from metaforge.registry.scan import scan
+from metaforge.runs import checkpoint
 from metaforge.runs.ending import Ending
 from metaforge.runs.hook_calls import hook_manager
 from metaforge.system.signals import Interrupted
-from quick_runs import Watch, trained
+from quick_runs import QUICK, Watch, trained
 
 
 def test_a_run_that_fails_on_a_full_disk_draws_no_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +110,41 @@ def test_the_status_has_the_exit_code_of_a_command_whose_report_fails(tmp_path: 
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["outcome"], status["exit_code"]) == ("finished", code)
     assert status["error"] == str(caught.value)
+
+
+class Listing(Hook):
+    """Has a state that is no dictionary from step 3 on."""
+
+    Config = Options
+
+    def __init__(self, config: Options) -> None:
+        self.step = 0
+
+    @hookimpl
+    def metaforge_before_step(self, step: int) -> None:
+        self.step = step
+
+    def state(self) -> Any:
+        return {"step": self.step} if self.step < 3 else [self.step]
+
+    def restore(self, state: Any) -> None:
+        self.step = state["step"]
+
+
+@pytest.mark.parametrize(("every", "step"), [(1, 3), (100, 6)])
+def test_a_state_of_a_hook_that_cannot_be_saved_does_not_lose_the_weights(
+    tmp_path: Path, every: int, step: int
+) -> None:
+    registry = scan().with_plugin("hook", "listing", Listing)
+    settings = {**QUICK["settings"], "hooks": {"listing": {}}, "checkpoint": {"every": every}}
+    with pytest.raises(PluginError, match="The state of the hook 'listing' cannot be saved"):
+        trained(tmp_path / "run", settings=settings, registry=registry)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["exit_code"], status["steps"]) == ("failed", 4, step)
+    saved = checkpoint.load_latest(tmp_path / "run" / "ckpt")[0]
+    assert saved.step == step
+    assert saved.facts["hooks"] == {}
+    assert saved.facts["inexact"] == [f"hooks.listing: its state could not be saved (after step {step})"]
 
 
 class Recorder:

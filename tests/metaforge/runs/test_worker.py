@@ -17,7 +17,6 @@ from failing_learners import FAULTS, RETURNED, train_failing
 from metaforge.authoring.protocols import Key, Options, Params, Regularizer
 from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.scan import scan
-from metaforge.runs.worker import Worker
 from metaforge.system import machine
 from metaforge.testing.toy import ToyClasses, ToyDescent, ToyLearner
 
@@ -97,11 +96,9 @@ def test_a_network_that_cannot_be_compiled_is_refused_by_name(tmp_path: Path) ->
     assert (caught.value.where, caught.value.remedy) == ("engine.compile", "set engine.compile to off")
 
 
-def test_an_error_under_every_plan_names_the_learner_and_the_step(tmp_path: Path) -> None:
+def test_an_error_of_a_network_names_the_learner(tmp_path: Path) -> None:
     glyphs = {"name": "glyphs", "train": 60, "val": 5, "test": 5}
-    with pytest.raises(
-        PluginError, match=r"'protonet' .* raised RuntimeError in its prediction before the first step: mine"
-    ):
+    with pytest.raises(PluginError, match=r"'protonet' .* RuntimeError in its prediction before the first step: mine"):
         metaforge.train("protonet", glyphs, backbone=Wrong(), steps=1, out=tmp_path / "run")
 
 
@@ -139,17 +136,21 @@ def test_a_learner_that_fails_to_return_initial_values_is_named(tmp_path: Path, 
 @pytest.mark.parametrize("fault", FATAL)
 @pytest.mark.parametrize("place", ["adapt", "predict"])
 def test_a_learner_that_fails_in_a_validation_is_named_with_the_outer_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, fault: str
+    tmp_path: Path, place: str, fault: str
 ) -> None:
     if place == "predict" and fault == "changed task":
         pytest.skip("predict receives no task")
-    # The prediction that is tried before the first step would fail already.
-    monkeypatch.setattr(Worker, "_require_predictions", lambda self, outputs: None)
     train = {"validate_every": 2, "validate_tasks": 2}
-    # A prediction of a wrong shape has a message of its own.
-    expected = r"'failing' of python .* in its validation at outer step 2\b|Failing predicts shape"
+    expected = r"'failing' of python .* in its validation at outer step 2\b"
     with pytest.raises(PluginError, match=expected):
-        train_failing(tmp_path / "run", place=place, fault=fault, train=train)
+        # The second call: the first one is made before the first step.
+        train_failing(tmp_path / "run", place=place, fault=fault, call=2, train=train, engine={"chunk": 1})
+
+
+@pytest.mark.parametrize("place", ["adapt", "predict"])
+def test_a_learner_that_fails_in_its_first_prediction_is_named(tmp_path: Path, place: str) -> None:
+    with pytest.raises(PluginError, match="raised SystemExit in its prediction before the first step: 0"):
+        train_failing(tmp_path / "run", place=place, fault="SystemExit")
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
