@@ -59,7 +59,7 @@ class Scores(NamedTuple):
     measures: Params
 
 
-def prepare(task: Task, device: torch.device, dtype: torch.dtype) -> Task:
+def prepare_tasks(task: Task, device: torch.device, dtype: torch.dtype) -> Task:
     """Return a task, or a batch of tasks, on `device` and in `dtype`.
 
     Tensors of dtype uint8 are divided by 255, so that images are in [0, 1]. Integer labels keep their dtype.

@@ -11,7 +11,6 @@ A plan is the order in which `grad` and `vmap` over the tasks are applied. All p
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,7 +51,15 @@ ChunkGradients = Callable[[Tensor, Params, Params, Task, Tensor], tuple[ChunkRes
 
 def chunk_forward(learner: Learner, plan: Plan) -> ChunkForward:
     """Return the function that computes the losses of a chunk, and their pullback for weights that are known later."""
-    return functools.partial({"loop": _loop, "vmap": _vmap, "fold": _fold}[plan], learner)
+
+    def forward(params: Params, state: Params, tasks: Task, keys: Tensor) -> tuple[ChunkResult, Pullback]:
+        if plan == "loop":
+            return _loop(learner, params, state, tasks, keys)
+        if plan == "vmap":
+            return _vmap(learner, params, state, tasks, keys)
+        return _fold(learner, params, state, tasks, keys)
+
+    return forward
 
 
 def chunk_gradients(learner: Learner, plan: Plan) -> ChunkGradients:

@@ -7,7 +7,6 @@ know whether a run has one process or several.
 from __future__ import annotations
 
 import datetime
-import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +73,11 @@ class World:
         if self.size == 1:
             return LocalBatch(total, tuple(sizes))
         first, add = sum(sizes[: own.start]), self._sum if shards is None else self._ordered_sum
-        return LocalBatch(total, tuple(sizes[own]), first, functools.partial(_reduce, add, total, first))
+
+        def reduce(groups: list[Params], rows: Tensor) -> tuple[Params, Tensor]:
+            return _reduce(add, total, first, groups, rows)
+
+        return LocalBatch(total, tuple(sizes[own]), first, reduce)
 
     def maximum(self, *numbers: int) -> list[int]:
         """Return the maximum of each number over all ranks (an `all_reduce`)."""

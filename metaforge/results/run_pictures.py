@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.protocols import Task, TaskShape
-from metaforge.engine.batch import prepare, score_tasks
+from metaforge.engine.batch import prepare_tasks, score_tasks
 from metaforge.errors import ConfigError, DataError
 from metaforge.results.episode_picture import episode_grid
 from metaforge.results.episode_scores import EvaluationCase
@@ -95,6 +95,6 @@ def _fits(run: TrainedRun, case: EvaluationCase, tasks: Task) -> list[Fit]:
 
 def _predict(run: TrainedRun, case: EvaluationCase, tasks: Task, steps: int | None) -> Tensor:
     """Return predictions `[tasks, n, outputs]` for the queries, after a number of adaptation steps."""
-    batch = prepare(tasks, run.device, run.dtype)
+    batch = prepare_tasks(tasks, run.device, run.dtype)
     with torch.no_grad(), run.resolved.running_errors("evaluation", "for the pictures"):
         return score_tasks(case.learner, run.values, batch, steps=steps, outputs=case.spec.outputs).predictions.cpu()

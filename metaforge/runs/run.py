@@ -15,7 +15,7 @@ from metaforge.authoring.protocols import Dataset, Learner, Params, Task, TaskSp
 from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
 from metaforge.config.sources import file_layer
-from metaforge.engine.batch import prepare
+from metaforge.engine.batch import prepare_tasks
 from metaforge.engine.contract import checked_values
 from metaforge.registry.registry import Registry
 from metaforge.results import report_page, run_pictures
@@ -88,7 +88,7 @@ class Run:
         split = settings.split if split is None else split
         spec = self.spec(split, shots=shots)
         batch = self.dataset.sample(split, spec.shape, index, 1, seed=settings.seed if seed is None else seed)
-        return prepare(one_task(batch), self.device, self.dtype)
+        return prepare_tasks(one_task(batch), self.device, self.dtype)
 
     def evaluate(
         self,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import one_task
@@ -14,7 +13,7 @@ from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Params, Task
 from metaforge.config.resolved import Resolved
 from metaforge.engine import plans
-from metaforge.engine.batch import MetaStep, meta_gradients, prepare, score_tasks
+from metaforge.engine.batch import MetaStep, meta_gradients, prepare_tasks, score_tasks
 from metaforge.engine.chunks import chunk_gradients
 from metaforge.engine.compiler import Compiler
 from metaforge.engine.contract import checked_values
@@ -108,25 +107,26 @@ class Worker:
             PluginError: The learner, or another plugin that it calls, raises an exception or breaks its contract.
         """
         keys = torch.stack([make_key(self.settings.seed, "train", episode) for episode in self._local_episodes(step)])
-        keys, regularizers = keys.to(self.device), self.parts.regularizers
+        keys = keys.to(self.device)
         with (
             self.resolved.running_errors("loss", f"at outer step {step}"),
             rounding(self.device, self.settings.engine.dtype, tf32=self.settings.engine.tf32),
         ):
-            batch = prepare(tasks, self.device, self.dtype)
-            compute = partial(
-                meta_gradients,
-                self.learner,
-                values,
-                batch,
-                keys,
-                chunk=self.decision.chunk,
-                regularizers=regularizers,
-            )
+            batch = prepare_tasks(tasks, self.device, self.dtype)
             try:
-                result = compute(plan=self.plan, local=self.local, compiled=self._compiled)
+                result = meta_gradients(
+                    self.learner,
+                    values,
+                    batch,
+                    keys,
+                    plan=self.plan,
+                    chunk=self.decision.chunk,
+                    regularizers=self.parts.regularizers,
+                    local=self.local,
+                    compiled=self._compiled,
+                )
             except RuntimeError as error:
-                self._refuse_setting_at_fault(compute, error)
+                self._refuse_setting_at_fault(values, batch, keys, error)
                 raise
             if self._is_first_step and self.plan == "vmap":
                 # Under `vmap` a loss that depends on no parameter has a gradient of zeros; plan `loop` refuses it.
@@ -134,7 +134,7 @@ class Worker:
         self._is_first_step = False
         return result
 
-    def _refuse_setting_at_fault(self, compute: Callable[..., MetaStep], error: RuntimeError) -> None:
+    def _refuse_setting_at_fault(self, values: Params, batch: Task, keys: Tensor, error: RuntimeError) -> None:
         """Raise `ConfigError` if the step succeeds eagerly or by plan `loop`: then the setting is at fault."""
         simpler: list[tuple[str, str, str, Plan]] = []
         if self.decision.compiled:
@@ -143,7 +143,8 @@ class Worker:
             simpler.append(("engine.plan", "loop", f"Plan {self.plan!r}", "loop"))
         for setting, value, what, plan in simpler:
             try:
-                compute(plan=plan)
+                chunk, regularizers = self.decision.chunk, self.parts.regularizers
+                meta_gradients(self.learner, values, batch, keys, plan=plan, chunk=chunk, regularizers=regularizers)
             except RuntimeError:
                 continue
             first_line = str(error).strip().partition("\n")[0][:200]
@@ -157,7 +158,7 @@ class Worker:
         """Return the first training task as a batch of one, prepared for the learner."""
         with self.resolved.running_errors("sample", "before the first step", owner=self.resolved.dataset):
             batch = self.parts.dataset.sample("train", self.parts.training_shape, 0, 1, seed=self.settings.seed)
-            return prepare(batch, self.device, self.dtype)
+            return prepare_tasks(batch, self.device, self.dtype)
 
     def _require_predictions(self, outputs: int) -> None:
         """Raise `PluginError` unless the learner predicts `[n, outputs]` for the first training task.

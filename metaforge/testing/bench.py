@@ -27,7 +27,7 @@ from metaforge.authoring.protocols import (
     TaskShape,
     TaskSpec,
 )
-from metaforge.engine.batch import MetaStep, meta_gradients, prepare
+from metaforge.engine.batch import MetaStep, meta_gradients, prepare_tasks
 from metaforge.testing.subject import Subject
 from metaforge.testing.toy import OUTPUTS, ToyClasses, ToyCurves, ToyDescent, ToyLearner, ToyNet, ToyTasksOptions
 
@@ -61,7 +61,7 @@ class Bench(NamedTuple):
             ToyTasksOptions(x_shape=self.spec.x_shape), root=Path()
         )
         batch = dataset.sample(split, self.spec.shape, 0, count, seed=0)
-        return prepare(batch, torch.device("cpu"), dtype)
+        return prepare_tasks(batch, torch.device("cpu"), dtype)
 
     def task(self, index: int = 0) -> Task:
         """Return the toy task with this number, without a task dimension."""

@@ -29,7 +29,7 @@ from engine_toys import (
 from metaforge.authoring.functional import split_state
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Examples, Options, Params, Parts, Task, TaskShape, TaskSpec
-from metaforge.engine.batch import meta_gradients, prepare, score_tasks
+from metaforge.engine.batch import meta_gradients, prepare_tasks, score_tasks
 from metaforge.engine.chunks import chunk_gradients
 from metaforge.engine.local_batch import LocalBatch
 from metaforge_plugins.learners.amortised.cnp import CNP
@@ -131,7 +131,7 @@ def test_the_state_of_several_tasks_is_averaged() -> None:
 def test_prepare_scales_bytes_and_keeps_labels() -> None:
     pixels = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
     batch = Task(Examples(pixels, torch.tensor([1])), Examples(torch.ones(1, 3), torch.ones(1, 1)))
-    ready = prepare(batch, torch.device("cpu"), torch.float64)
+    ready = prepare_tasks(batch, torch.device("cpu"), torch.float64)
     assert ready.support.x.tolist() == [[0.0, 0.2, 1.0]]
     assert ready.support.x.dtype == ready.query.x.dtype == ready.query.y.dtype == torch.float64
     assert ready.support.y.dtype == torch.int64
