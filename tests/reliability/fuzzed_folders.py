@@ -148,6 +148,8 @@ def _fork(arguments: Sequence[str], current: Path, log: Path, *, draw: bool) -> 
         try:
             children.redirect(str(log))
             os.chdir(current)
+            # A command that waits uses no processor time.
+            signal.alarm(10 * _SECONDS)
             resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, 2 * _SECONDS))
             resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
             code = _exit_code(arguments, draw=draw)
