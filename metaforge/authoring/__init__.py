@@ -12,11 +12,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from metaforge.authoring.descent import Adjoint, Chain, Objective, descend
     from metaforge.authoring.functional import (
         add_params,
         advance_state,
         detach_params,
         gradient,
+        matching,
         one_task,
         prefixed,
         select,
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
         sum_of,
     )
     from metaforge.authoring.hooks import Outcome, RunInfo, Stateful, hookimpl
-    from metaforge.authoring.inner_loop import Chain, InnerLoopLearner, InnerLoopOptions, Objective, descend
+    from metaforge.authoring.inner_loop import InnerLoopLearner, InnerLoopOptions
     from metaforge.authoring.keys import fold_in, make_key, normal, permutation, uniform
     from metaforge.authoring.losses import (
         at_least_float32,
@@ -34,11 +36,13 @@ if TYPE_CHECKING:
         one_hot,
         score,
     )
-    from metaforge.authoring.model import Model, ModelLearner
-    from metaforge.authoring.network import feature_size, seeded, with_head
+    from metaforge.authoring.model import Model
+    from metaforge.authoring.model_learner import ModelLearner
+    from metaforge.authoring.network import Headed, blank_examples, feature_size, seeded, with_head
     from metaforge.authoring.protocols import (
         STATE,
         Adapter,
+        AdapterTags,
         Aux,
         Backbone,
         BatchNormPolicy,
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
         Fast,
         GradientTransform,
         Hook,
+        InnerStep,
         Key,
         Kind,
         Learner,
@@ -68,6 +73,8 @@ if TYPE_CHECKING:
 __all__ = [
     "STATE",
     "Adapter",
+    "AdapterTags",
+    "Adjoint",
     "Aux",
     "Backbone",
     "BatchNormPolicy",
@@ -77,9 +84,11 @@ __all__ = [
     "Examples",
     "Fast",
     "GradientTransform",
+    "Headed",
     "Hook",
     "InnerLoopLearner",
     "InnerLoopOptions",
+    "InnerStep",
     "Key",
     "Kind",
     "Learner",
@@ -104,6 +113,7 @@ __all__ = [
     "append_lines",
     "at_least_float32",
     "begin_lines",
+    "blank_examples",
     "criterion",
     "cross_entropy",
     "descend",
@@ -113,6 +123,7 @@ __all__ = [
     "gradient",
     "hookimpl",
     "make_key",
+    "matching",
     "mean_squared_error",
     "normal",
     "note_stream",
@@ -140,6 +151,8 @@ _MODULES = (
     "metaforge.authoring.losses",
     "metaforge.authoring.network",
     "metaforge.authoring.model",
+    "metaforge.authoring.model_learner",
+    "metaforge.authoring.descent",
     "metaforge.authoring.inner_loop",
 )
 

@@ -5,7 +5,8 @@ All of them work under `torch.func.grad` and `torch.func.vmap`, in any order of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from metaforge.authoring.protocols import STATE, Examples, Params, Task
+from metaforge.errors import ConfigError, nearest, shown
 
 
 def prefixed(prefix: str, params: Params) -> Params:
@@ -65,6 +67,33 @@ def select(values: Params, prefix: str) -> Params:
         if name.startswith(state_head):
             selected[STATE + name[len(state_head) :]] = value
     return selected
+
+
+def matching(names: Iterable[str], patterns: Sequence[str], *, where: str) -> tuple[str, ...]:
+    """Return the names that match at least one of the patterns, in the order of the names.
+
+    Args:
+        names: Names of values.
+        patterns: Patterns as of a shell: `*` stands for any text, `?` for one character, `[ab]` for one of these.
+        where: The setting with the patterns, for the message.
+
+    Raises:
+        ConfigError: A pattern matches no name.
+
+    Example:
+        >>> from metaforge.authoring import matching
+        >>> matching(["model.0.weight", "model.0.bias", "model.2.weight"], ["model.0.*"], where="--freeze")
+        ('model.0.weight', 'model.0.bias')
+    """
+    names = tuple(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(
+                f"The pattern {shown(pattern)} matches no value.{nearest(pattern, names)}",
+                where=where,
+                remedy=f"the names are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}",
+            )
+    return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def split_state(values: Params) -> tuple[Params, Params]:

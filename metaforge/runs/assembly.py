@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metaforge.authoring.inner_loop import Chain
+from metaforge.authoring.descent import Chain
 from metaforge.authoring.protocols import Dataset, Learner, Parts, Regularizer, TaskShape, TaskSpec
 from metaforge.config.resolved import Choice, Resolved
 from metaforge.data.checks import checked_spec

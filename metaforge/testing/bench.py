@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
+from metaforge.authoring.descent import Chain
 from metaforge.authoring.functional import add_params, one_task, split_state
-from metaforge.authoring.inner_loop import Chain
 from metaforge.authoring.keys import fold_in, make_key, normal
 from metaforge.authoring.protocols import (
     Adapter,

@@ -22,6 +22,7 @@ from metaforge.authoring.protocols import (
     Backbone,
     Dataset,
     Examples,
+    InnerStep,
     Key,
     Kind,
     Options,
@@ -140,7 +141,9 @@ class ToyDescent(Adapter):
     def __init__(self, config: Options) -> None:
         self.config = config
 
-    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
         """Return the gradients times 0.1."""
         return {name: 0.1 * value for name, value in grads.items()}, state
 

@@ -14,6 +14,7 @@ from metaforge.authoring.hooks import RunInfo
 from metaforge.authoring.protocols import (
     Component,
     Examples,
+    InnerStep,
     Options,
     Params,
     Pass,
@@ -69,15 +70,19 @@ class Counter(Component):
 class Partial(ToyDescent):
     """Returns no updates for the biases."""
 
-    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
         return {name: 0.1 * value for name, value in grads.items() if "bias" not in name}, state
 
 
 class Growing(ToyDescent):
     """Adds an entry to its state at every step."""
 
-    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
-        return {name: 0.1 * value for name, value in grads.items()}, state | {f"step{step}": torch.ones(())}
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
+        return {name: 0.1 * value for name, value in grads.items()}, state | {f"step{step.number}": torch.ones(())}
 
 
 class Smuggler(ToyDescent):
@@ -90,7 +95,9 @@ class Smuggler(ToyDescent):
 class Impatient(ToyDescent):
     """Ascends when the gradients are small, as they are after another adapter in the chain."""
 
-    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
         size = torch.stack([value.abs().max() for value in grads.values()]).max()
         sign = torch.where(size > 0.05, 1.0, -1.0)
         return {name: 0.3 * sign * value for name, value in grads.items()}, state

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from metaforge.authoring.descent import Adjoint
 from metaforge.authoring.inner_loop import InnerLoopOptions
 from metaforge.authoring.keys import fold_in, normal
 from metaforge.authoring.losses import cross_entropy, one_hot
@@ -334,7 +335,9 @@ class Branching(Centres):
 class FirstOrder(Right):
     """Uses first-order gradients, but declares an exact meta-gradient."""
 
-    first_order = True
+    def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.adjoint = Adjoint("first-order")
 
 
 class Detached(Centres):

@@ -16,6 +16,7 @@ class ForwardContext:
 
     Attributes:
         policy: Which statistics batch norm uses.
+        prefix: The prefix of the names of the model's values.
         at: The pass that is running: its key, inner step, role (support or query) and draw.
         values: The learner's values, which the taps of regularizers read.
         state: The entries of the values with statistics of batch norm, by their full names (`state.…`).
@@ -23,8 +24,8 @@ class ForwardContext:
         state_changes: Under `running` and `per-step`, what to add to each entry of `state` after a training pass.
     """
 
-    def __init__(self, policy: NormPolicy) -> None:
-        self.policy = policy
+    def __init__(self, policy: NormPolicy, prefix: str = "model") -> None:
+        self.policy, self.prefix = policy, prefix
         self.at = Pass()
         self.values: Params = {}
         self.state: Params = {}

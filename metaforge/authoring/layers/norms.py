@@ -28,7 +28,7 @@ class BatchNorm(nn.Module):
 
     Args:
         native: A batch norm layer of torch; the new layer gets its parameters and running statistics.
-        name: The layer's name in its network; its statistics are the entries `state.model.<name>.mean` and `.var`.
+        name: The layer's name in its network; its statistics are the entries `state.<prefix>.<name>.mean` and `.var`.
         context: The context of the network's forward pass.
 
     Raises:
@@ -38,7 +38,7 @@ class BatchNorm(nn.Module):
     def __init__(self, native: nn.Module, name: str, context: ForwardContext) -> None:
         super().__init__()
         self.context = context
-        self.state_names = (f"{STATE}model.{name}.mean", f"{STATE}model.{name}.var")
+        self.state_names = (f"{STATE}{context.prefix}.{name}.mean", f"{STATE}{context.prefix}.{name}.var")
         self.features = int(native.num_features)  # type: ignore[arg-type]
         self.eps, momentum = float(native.eps), native.momentum  # type: ignore[arg-type]
         if momentum is None:

@@ -15,7 +15,7 @@ draws it from a key that it documents.
 
 from __future__ import annotations
 
-from metaforge.authoring.protocols.adapter import Adapter, GradientTransform
+from metaforge.authoring.protocols.adapter import Adapter, AdapterTags, GradientTransform, InnerStep
 from metaforge.authoring.protocols.backbone import Backbone
 from metaforge.authoring.protocols.component import Component, Hook, Options
 from metaforge.authoring.protocols.dataset import Dataset
@@ -40,6 +40,7 @@ from metaforge.authoring.protocols.types import (
 __all__ = [
     "STATE",
     "Adapter",
+    "AdapterTags",
     "Aux",
     "Backbone",
     "BatchNormPolicy",
@@ -49,6 +50,7 @@ __all__ = [
     "Fast",
     "GradientTransform",
     "Hook",
+    "InnerStep",
     "Key",
     "Kind",
     "Learner",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from metaforge.authoring.inner_loop import Chain
+from metaforge.authoring.descent import Chain
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.network import with_head
 from metaforge.authoring.protocols import Examples, Parts, Task, TaskShape, TaskSpec

@@ -38,6 +38,7 @@ class ReptileOptions(InnerLoopOptions):
     adapt: Literal["weights", "all"] = Field(
         "all", description="parameters that are adapted and meta-learned: all, or all but those of norm layers"
     )
+    adjoint: Literal["first-order"] = Field("first-order", description="how the inner loop is differentiated")
     batch: int = Field(10, ge=1, description="examples in the mini-batch of an inner step of training")
 
 
@@ -47,7 +48,6 @@ class Reptile(InnerLoopLearner):
     Config = ReptileOptions
     reference: ClassVar[str] = "Nichol, Achiam, Schulman 2018, arXiv 1803.02999, algorithm 1"
     tags: ClassVar[Tags] = replace(InnerLoopLearner.tags, stochastic=True, exact_meta_gradient=False)
-    first_order: ClassVar[bool] = True
     config: ReptileOptions
     defaults: ClassVar = {
         "classification": {
@@ -77,9 +77,11 @@ class Reptile(InnerLoopLearner):
         def objective(values: Params, step: int) -> tuple[Tensor, Params]:
             return self.support_loss(values, batches(step), step, key)
 
-        start = {name: values[name] for name in self.adapted}
-        fast, state = descend(objective, values, start, self.adapter, self.config.steps, first_order=self.first_order)
-        distance = sum_of((start[name] - fast[name].detach()).square().sum() for name in self.adapted)
+        start = self.start(values, task.support, key)
+        how, factor = self.adjoint, self.config.proximal
+        steps = self.config.steps
+        fast, state = descend(objective, values, start, self.adapter, steps, adjoint=how, proximal=factor)
+        distance = sum_of((start[name] - fast[name].detach()).square().sum() for name in start)
         metrics = self.metrics(values | fast, batches(self.config.steps), key)
         return 0.5 * distance, Aux(metrics, state)
 
