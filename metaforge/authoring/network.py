@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from metaforge.authoring.protocols import Examples, Key, TaskSpec
+from metaforge.authoring.protocols import Backbone, ContextBackbone, Examples, Key, TaskSpec
+from metaforge.errors import ConfigError
 
 
 @contextmanager
@@ -63,6 +66,28 @@ class Headed(nn.Sequential):
         body, flatten, head = self
         out: Tensor = head(flatten(body(x, *context)))
         return out
+
+
+def build_backbone(backbone: Backbone, spec: TaskSpec, context: int = 0) -> nn.Module:
+    """Return a new module of a backbone, for inputs and, if `context` is not 0, a context vector of that size.
+
+    Args:
+        backbone: The backbone.
+        spec: Specification of the tasks.
+        context: Size of the context vector that the module takes beside the inputs.
+
+    Raises:
+        ConfigError: A context is wanted, but the backbone's `build` has no parameter `context`.
+    """
+    if not context:
+        return backbone.build(spec)
+    if "context" not in inspect.signature(backbone.build).parameters:
+        raise ConfigError(
+            f"The backbone {type(backbone).__name__} takes no context, which the learner adapts.",
+            where="backbone",
+            remedy="choose another one, such as `mlp` or `conv4`, or give its `build` a parameter `context`",
+        )
+    return cast(ContextBackbone, backbone).build(spec, context=context)
 
 
 def with_head(backbone: Callable[..., nn.Module], outputs: int, x_shape: Sequence[int]) -> Callable[..., nn.Module]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from metaforge.authoring.descent import Chain
+from metaforge.authoring.network import build_backbone
 from metaforge.authoring.protocols import Dataset, Learner, Parts, Regularizer, TaskShape, TaskSpec
 from metaforge.config.resolved import Choice, Resolved
 from metaforge.data.checks import checked_spec
@@ -108,10 +109,9 @@ class Components:
             return None
         backbone = choice.instantiate()
 
-        def build() -> nn.Module:
+        def build(context: int = 0) -> nn.Module:
             with plugin_errors(choice.entry, "cannot build a network for these tasks", keep_metaforge_errors=True):
-                module: nn.Module = backbone.build(spec)
-            return module
+                return build_backbone(backbone, spec, context)
 
         return build
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from metaforge.authoring.descent import Chain
 from metaforge.authoring.functional import add_params, one_task, split_state
 from metaforge.authoring.keys import fold_in, make_key, normal
+from metaforge.authoring.network import build_backbone
 from metaforge.authoring.protocols import (
     Adapter,
     GradientTransform,
@@ -153,7 +155,7 @@ def _build(subject: Subject, spec: TaskSpec, without_regularizer: bool) -> Bench
     needs = cls.tags.needs
     parts = Parts(
         spec,
-        cast(Callable[[], nn.Module], lambda: backbone.build(spec)) if "backbone" in needs else None,
+        partial(build_backbone, backbone, spec) if "backbone" in needs else None,
         Chain(chain) if "adapter" in needs else None,
         regularizers,
     )
@@ -166,7 +168,7 @@ def build_chain_bench(subject: Subject, *, first: bool) -> Bench:
     spec = _spec("classification", subject.x_shape or INPUT_SHAPES[0], TASK_SHAPES["classification"])
     pair: list[tuple[str, Adapter]] = [(subject.name, subject.build()), ("toy", ToyDescent(Options()))]
     backbone = ToyNet(Options())
-    parts = Parts(spec, lambda: backbone.build(spec), Chain(dict(pair if first else reversed(pair))))
+    parts = Parts(spec, partial(build_backbone, backbone, spec), Chain(dict(pair if first else reversed(pair))))
     return Bench(ToyLearner(ToyLearner.Config.model_validate({}), parts), spec)
 
 

@@ -128,9 +128,20 @@ class ToyNet(Backbone):
     def __init__(self, config: Options) -> None:
         self.config = config
 
-    def build(self, spec: TaskSpec) -> nn.Module:
-        """Return a module from `[n, *x_shape]` to `[n, UNITS]`."""
-        return nn.Sequential(nn.Flatten(), nn.Linear(prod(spec.x_shape), UNITS), nn.BatchNorm1d(UNITS), nn.Tanh())
+    def build(self, spec: TaskSpec, context: int = 0) -> nn.Module:
+        """Return a module from `[n, *x_shape]`, and a context `[context]` if there is one, to `[n, UNITS]`."""
+        linear = nn.Linear(prod(spec.x_shape) + context, UNITS)
+        return ToyModule(nn.Flatten(), linear, nn.BatchNorm1d(UNITS), nn.Tanh())
+
+
+class ToyModule(nn.Sequential):
+    """Layers whose input is flattened and joined with the context, if there is one."""
+
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+        """Return the output of the layers `[n, UNITS]`."""
+        joined = torch.cat([x.flatten(1), *(vector.expand(len(x), -1) for vector in context)], 1)
+        out: Tensor = super().forward(joined)  # type: ignore[no-untyped-call]
+        return out
 
 
 class ToyDescent(Adapter):

@@ -16,7 +16,7 @@ draws it from a key that it documents.
 from __future__ import annotations
 
 from metaforge.authoring.protocols.adapter import Adapter, AdapterTags, GradientTransform, InnerStep
-from metaforge.authoring.protocols.backbone import Backbone
+from metaforge.authoring.protocols.backbone import Backbone, ContextBackbone
 from metaforge.authoring.protocols.component import Component, Hook, Options
 from metaforge.authoring.protocols.dataset import Dataset
 from metaforge.authoring.protocols.learner import Learner, Parts, Tags
@@ -45,6 +45,7 @@ __all__ = [
     "Backbone",
     "BatchNormPolicy",
     "Component",
+    "ContextBackbone",
     "Dataset",
     "Examples",
     "Fast",

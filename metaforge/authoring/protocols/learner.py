@@ -46,7 +46,8 @@ class Parts(NamedTuple):
 
     Attributes:
         spec: Specification of the tasks.
-        backbone: A function that returns a new backbone module; None unless the learner's tags need a backbone.
+        backbone: A function that returns a new backbone module; called with `context=n`, one that takes a context
+            vector of that size, see `ContextBackbone`. None unless the learner's tags need a backbone.
         adapter: The chain of the run's adapters; None unless the learner's tags need an adapter.
         regularizers: The run's regularizers, by name.
 
@@ -59,7 +60,7 @@ class Parts(NamedTuple):
     """
 
     spec: TaskSpec
-    backbone: Callable[[], nn.Module] | None = None
+    backbone: Callable[..., nn.Module] | None = None
     adapter: GradientTransform | None = None
     regularizers: Mapping[str, Regularizer] = {}
 

@@ -17,6 +17,7 @@ from metaforge.authoring.losses import one_hot
 from metaforge.authoring.protocols import Aux, Examples, Key, Options, Params, Pass, Regularizer, Task
 from metaforge.errors import ConfigError
 from metaforge_plugins.adapters.meta_sgd import MetaSGD, MetaSGDOptions
+from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.learners.gradient.fomaml import FOMAML
 from metaforge_plugins.learners.gradient.maml import MAML
 from metaforge_plugins.learners.gradient.reptile import Reptile
