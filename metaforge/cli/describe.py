@@ -85,7 +85,7 @@ def description(registry: Registry, entry: Entry, *, data: bool = True) -> dict[
 
 
 def _tags(cls: type[Any]) -> dict[str, Any]:
-    """Return the tags of a learner as plain data; other plugins have none."""
+    """Return the tags of a learner or adapter as plain data; other plugins have none."""
     tags = getattr(cls, "tags", None)
     if not dataclasses.is_dataclass(tags) or isinstance(tags, type):
         return {}

@@ -78,8 +78,9 @@ def _attribute_errors(kind: str, cls: type[Any]) -> list[str]:
     defaults = getattr(cls, "defaults", {})
     if not (isinstance(defaults, Mapping) and all(isinstance(settings, Mapping) for settings in defaults.values())):
         errors.append("'defaults' is not a mapping from kinds of task to settings")
-    if kind == "learner" and not isinstance(getattr(cls, "tags", None), protocols.Tags):
-        errors.append("'tags' is not of type metaforge.authoring.Tags")
+    expected = {"learner": protocols.Tags, "adapter": protocols.AdapterTags}.get(kind)
+    if expected is not None and not isinstance(getattr(cls, "tags", None), expected):
+        errors.append(f"'tags' is not of type metaforge.authoring.{expected.__name__}")
     if kind == "dataset" and getattr(cls, "kind", "") not in get_args(protocols.Kind):
         errors.append(f"'kind' is not one of {', '.join(get_args(protocols.Kind))}")
     return errors

@@ -85,8 +85,9 @@ def test_the_tags_are_listed() -> None:
 
 def test_every_protocol_has_a_section() -> None:
     found = {cls for cls in CLASSES if getattr(cls, "_is_protocol", False)}
-    assert found == {*KINDS, protocols.Component, protocols.GradientTransform}
-    assert len(TUPLES) == 6
+    assert found == {*KINDS, protocols.Component, protocols.GradientTransform, protocols.ContextBackbone}
+    assert "`ContextBackbone`" in section("Backbone")
+    assert len(TUPLES) == 7
 
 
 @pytest.fixture(scope="module")
