@@ -27,8 +27,8 @@ def rounding(device: torch.device, dtype: str, *, tf32: bool) -> Iterator[None]:
 def _tf32(*, allowed: bool) -> Iterator[None]:
     """Allow or forbid TF32 within the context, and restore PyTorch's settings after it.
 
-    PyTorch has two interfaces for them. Its kernels obey the newer one (`fp32_precision`), Inductor reads the older one,
-    and reading the older one raises an error where the two disagree. So both are set, first the older one.
+    PyTorch has two interfaces for them. Its kernels obey the newer one (`fp32_precision`), Inductor reads the older
+    one, and reading the older one raises an error where the two disagree. So both are set, first the older one.
     """
     backends = torch.backends
     convolutions = (backends.cudnn.conv, backends.cudnn.rnn)

@@ -111,7 +111,7 @@ def test_a_learner_that_invents_names_of_metrics_is_refused(tmp_path: Path, monk
     registry = scan().with_plugin("learner", "inventive", Inventive).with_plugin("dataset", "toys", ToyClasses)
     settings = {"engine": {"threads": 1, "plan": "vmap"}, "train": {"log_every": 5}, "adapters": {"sgd": {}}}
     options = {"dataset": "toys", "backbone": "mlp", "tasks": 2, "registry": registry, "settings": settings}
-    with pytest.raises(PluginError, match="The learner 'inventive' .* more than 6 names of metrics") as caught:
+    with pytest.raises(PluginError, match=r"The learner 'inventive' .* more than 6 names of metrics") as caught:
         metaforge.train("inventive", steps=9, out=tmp_path / "long", **options)
     assert "in its metrics at outer step 5" in str(caught.value)
     assert read_status(tmp_path / "long")["exit_code"] == 4

@@ -159,13 +159,3 @@ def test_an_answer_to_a_full_disk_is_an_error_of_every_command() -> None:
         done = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, text=True, check=False)
         assert done.returncode == 8, done.stderr
         assert done.stderr.startswith("Error: The answer cannot be written to stdout: No space left on device.")
-
-
-@pytest.mark.parametrize("words", ["--help", "train --help", "list-plugins"])
-def test_a_reader_that_closes_the_pipe_is_no_error(words: str) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "metaforge", *words.split()]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (0, "")
