@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -30,7 +31,7 @@ def _tf32(*, allowed: bool) -> Iterator[None]:
     PyTorch has two interfaces for them. Its kernels obey the newer one (`fp32_precision`), Inductor reads the older
     one, and reading the older one raises an error where the two disagree. So both are set, first the older one.
     """
-    backends = torch.backends
+    backends: Any = torch.backends
     convolutions = (backends.cudnn.conv, backends.cudnn.rnn)
     operators = (backends.cuda.matmul, backends.mkldnn.matmul, *convolutions)
     before = [operator.fp32_precision for operator in operators]

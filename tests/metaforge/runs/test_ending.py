@@ -272,7 +272,7 @@ def failing_registry() -> Registry:
 
 def train_and_evaluate(out: Path) -> Result:
     """Run `metaforge train --evaluate` with a learner whose own test metrics raise an exception."""
-    words = f"train -l failing -d toy --backbone net --adapter descent --steps 1 --out {out} --evaluate --json --no-progress"
+    words = f"train -l failing -d toy --backbone net --adapter descent --steps 1 --out {out} --evaluate --json"
     for setting in (
         "engine.threads=1",
         "learner.place=measure",
