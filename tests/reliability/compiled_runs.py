@@ -25,11 +25,12 @@ def compiled_runs(
     *,
     times: int = 4,
     learners: Sequence[str] = ("maml", "fomaml", "cnp"),
+    stop_signals: Sequence[signal.Signals] = (*_CODES,),
     steps: int = 400,
     fresh: bool = True,
 ) -> Measured:
     """Interrupt the run of each learner `times` times by each signal; with `fresh`, in a new interpreter each time."""
-    cases = [(learner, stop_signal) for learner in learners for stop_signal in _CODES]
+    cases = [(learner, stop_signal) for learner in learners for stop_signal in stop_signals]
     digests: dict[str, str] = {}
     failures, done, unsaved = [], 0, 0
     for index in workspace.indices(len(cases)):
@@ -44,12 +45,14 @@ def compiled_runs(
             digests[learner] = small_runs.digest(whole)
         for time in range(times):
             with children.running(_train(file, out), log, fresh=fresh) as child:
-                _wait_for_step(child, out, (time + 1) * steps // (times + 1))
+                # In the first half of the run, so that it is not over before the signal arrives.
+                _pause_unsaved(child, out, (time + 1) * steps // (2 * times + 2))
                 child.send(stop_signal)
+                child.send(signal.SIGCONT)
                 if (code := child.wait()) != _CODES[stop_signal]:
                     failures.append(f"{out.name}: exit code {code}: {child.output()[-300:]}")
             done += 1
-            unsaved += _recorded(out) > max(checkpoint.steps(out / "ckpt"), default=0)
+            unsaved += _recorded(out) > _saved(out)
         children.run_successfully(_train(file, out), log)
         failures += _complaints(out, digests[learner], times)
     text = (
@@ -65,9 +68,24 @@ def _train(file: Path, out: Path) -> list[str]:
     return ["train", "--no-progress", *known]
 
 
-def _wait_for_step(child: children.Child, out: Path, step: int) -> None:
+def _pause_unsaved(child: children.Child, out: Path, step: int) -> None:
+    """Pause a run after a step that is not saved, at the earliest after `step`."""
+
+    def paused() -> bool:
+        if _recorded(out) < step:
+            return False
+        child.send(signal.SIGSTOP)
+        if _recorded(out) > _saved(out):
+            return True
+        child.send(signal.SIGCONT)
+        return False
+
     # Compilation takes most of the time.
-    child.wait_for(lambda: _recorded(out) >= step, seconds=120.0)
+    child.wait_for(paused, seconds=120.0)
+
+
+def _saved(out: Path) -> int:
+    return max(checkpoint.steps(out / "ckpt"), default=0)
 
 
 def _recorded(out: Path) -> int:
