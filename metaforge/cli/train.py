@@ -78,13 +78,22 @@ def train(
 
 
 def _answer(run: Run, registry: Registry | None, *, progress: bool) -> dict[str, Any]:
-    """Return the summary of a run; with a registry, evaluate the run too. Invalid records are named on stderr."""
+    """Return the summary of a run; with a registry, evaluate the run too. Invalid records are named on stderr.
+
+    If that fails, the run's status gets the exit code of the command.
+    """
     if run.folder is None:
         return run.summary | {"dry_run": True}
     answer = run.summary | {"folder": str(run.folder)}
-    if registry is not None:
-        answer["evaluation"] = evaluate_folder(run.folder, registry, progress=progress)
-    warn_of_invalid_records(run.folder)
+    try:
+        if registry is not None:
+            answer["evaluation"] = evaluate_folder(run.folder, registry, progress=progress)
+        warn_of_invalid_records(run.folder)
+    except BaseException as error:
+        from metaforge.runs.folder import record_failure
+
+        record_failure(run.folder, error)
+        raise
     return answer
 
 

@@ -144,7 +144,7 @@ class EngineConfig(Section):
         description="Precision of the computation; with bfloat16, parameters stay float32 and only products are"
         " computed in bfloat16.",
     )
-    tf32: bool = Field(default=False, description="Whether a GPU may compute float32 products in TF32.")
+    tf32: bool = Field(default=False, description="Whether a GPU may round float32 products to TF32 in training.")
     # Bounded, because tens of thousands of threads end the process with a segmentation fault.
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="CPU threads; if not set, chosen automatically."

@@ -24,7 +24,7 @@ from metaforge.engine.chunks import ChunkForward, ChunkGradients, ChunkResult, c
 from metaforge.engine.contract import unmodified
 from metaforge.engine.local_batch import LocalBatch
 from metaforge.engine.plans import Plan, combining_regularizers
-from metaforge.engine.precision import primitive_attention
+from metaforge.engine.precision import primitive_attention, rounding
 from metaforge.engine.predictions import require_prediction
 
 
@@ -253,6 +253,8 @@ def score_tasks(
 ) -> Scores:
     """Return the scores of a batch of test tasks after adaptation; no graph is built and no tensor is changed.
 
+    The precision is that of the values: products are rounded neither to bfloat16 nor to TF32.
+
     Args:
         learner: The learner to evaluate.
         values: Its parameters and `state.` entries.
@@ -283,7 +285,12 @@ def score_tasks(
         return Scores(score(kind, prediction, task.query.y), prediction, measures)
 
     device = tasks.support.x.device
-    with torch.no_grad(), unmodified(values, tasks, keys), _batched_image_layers(plan, device):
+    with (
+        torch.no_grad(),
+        rounding(device, "float32", tf32=False),
+        unmodified(values, tasks, keys),
+        _batched_image_layers(plan, device),
+    ):
         if plan == "loop":
             count = len(tasks.support.x)
             each: list[Any] = [score_task(one_task(tasks, i), None if keys is None else keys[i]) for i in range(count)]

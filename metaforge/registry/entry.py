@@ -11,6 +11,8 @@ State = Literal["ready", "incompatible", "ambiguous", "hidden", "broken"]
 KINDS = ("learner", "adapter", "regularizer", "backbone", "dataset", "hook")
 # The distribution that holds MetaForge itself and its built-in plugins.
 CORE = "metaforge"
+# In place of a distribution: a class that Python code passes, which is not installed.
+PYTHON = "python"
 
 
 @dataclass(frozen=True)

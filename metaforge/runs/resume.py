@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,8 @@ from metaforge.config.resolved import Resolved
 from metaforge.config.settings import TrainConfig
 from metaforge.config.sources import Layer, file_layer, normalise
 from metaforge.config.toml_text import flatten
-from metaforge.errors import CheckpointError, ConfigError, PluginError, printable
-from metaforge.registry.registry import Registry
+from metaforge.errors import CheckpointError, ConfigError, PluginError
+from metaforge.registry.registry import Registry, install_remedy
 from metaforge.runs.checkpoint import Checkpoint
 from metaforge.runs.divergence import nonfinite
 from metaforge.runs.folder import RunFolder, missing_records, read_json, require_run
@@ -57,16 +56,9 @@ def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> 
     try:
         return resolve([own, *layers], registry.as_recorded(recorded_plugins(folder)))
     except PluginError as error:
-        plugins = recorded_plugins(folder)
-        used = "; ".join(f"{plugin} of {distribution}" for plugin, distribution in plugins.items())
-        here = {f"{entry.kind} {name}" for entry in registry.entries() for name in (entry.name, entry.qualified)}
-        gone = [str(distribution) for plugin, distribution in plugins.items() if plugin not in here]
-        remedy = _install(gone[0]) if gone else error.remedy
-        raise PluginError(error.what, where=f"{error.where}; the run was trained with {used}", remedy=remedy) from error
-
-
-def _install(provenance: str) -> str:
-    return f"install what it was trained with (pip install {shlex.quote('=='.join(printable(provenance).split()))})"
+        used = "; ".join(f"{plugin} of {provenance}" for plugin, provenance in recorded_plugins(folder).items())
+        where = f"{error.where}; the run was trained with {used}" if error.where else f"the run was trained with {used}"
+        raise PluginError(error.what, where=where, remedy=error.remedy) from error
 
 
 def recorded_plugins(folder: Path) -> Mapping[str, Any]:
@@ -230,7 +222,7 @@ def differences(
         raise PluginError(
             f"The run was trained with other versions of its plugins: {'; '.join(differing)}.",
             where="--resume",
-            remedy=f"{_install(old_plugins[changed[0]])}, or accept the difference with --accept-plugins",
+            remedy=f"{install_remedy(old_plugins[changed[0]])}, or accept the difference with --accept-plugins",
         )
     # If sums are added in a fixed order, the number of processes does not change the result.
     compared = (*_ENVIRONMENT, *(() if _table(config, "engine").get("reduce") == "exact" else ("processes",)))

@@ -21,10 +21,9 @@ from metaforge.runs.folder import Stopwatch, default_folder
 from metaforge.runs.hook_calls import restore_states, run_facts, states
 from metaforge.runs.outer_optimizer import OuterOptimizer
 from metaforge.runs.run import Run
-from metaforge.runs.running_summary import RunningSummary
 from metaforge.runs.setup import Setup, set_up
 from metaforge.runs.state import State, better, from_bytes, to_bytes
-from metaforge.runs.training_metrics import score_metrics, training_metrics
+from metaforge.runs.training_metrics import extended_window, score_metrics, training_metrics
 from metaforge.system import machine
 from metaforge.system.signals import Interrupted, StopRequests, stop_requests
 
@@ -224,8 +223,8 @@ class _Training:
         if bad := [*divergence.nonfinite(values), *divergence.nonfinite(training)]:
             raise divergence.values_error(self.learner, bad, step, episodes)
         by_task = {"loss": result.losses} | {name: x for name, x in result.metrics.items() if name != "loss"}
-        empty = RunningSummary()
-        window = {name: before.window.get(name, empty).extended(x.detach().tolist()) for name, x in by_task.items()}
+        with self.setup.resolved.running_errors("metrics", f"at outer step {step}"):
+            window = extended_window(before.window, {name: x.detach().tolist() for name, x in by_task.items()})
         norms = (*before.norms, norm)[-divergence.REMEMBERED :]
         return replace(before, step=step, values=values, training=training, window=window, norms=norms)
 

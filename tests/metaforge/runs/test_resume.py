@@ -304,7 +304,7 @@ def test_a_missing_plugin_is_reported_with_its_distribution(tmp_path: Path) -> N
     config = tmp_path / "run" / "config.toml"
     config.write_text(config.read_text().replace('name = "maml"', 'name = "gone"'))
     forged(tmp_path / "run", "metaforge-gone 1.2", "learner gone")
-    with pytest.raises(PluginError, match="No learner is called 'gone'") as caught:
+    with pytest.raises(PluginError, match=r"The learner 'gone' of metaforge-gone 1\.2, .* is not installed") as caught:
         resumed(tmp_path / "run")
     assert "metaforge-gone 1.2" in caught.value.where
     assert "pip install metaforge-gone==1.2)" in caught.value.remedy
