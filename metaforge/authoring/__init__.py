@@ -30,14 +30,18 @@ if TYPE_CHECKING:
         at_least_float32,
         criterion,
         cross_entropy,
+        entropy,
         mean_squared_error,
         one_hot,
         score,
     )
     from metaforge.authoring.model import Model, ModelLearner
     from metaforge.authoring.network import feature_size, seeded, with_head
+    from metaforge.authoring.progress import progress_of, training_progress
     from metaforge.authoring.protocols import (
+        SHARE,
         STATE,
+        STEP,
         Adapter,
         Aux,
         Backbone,
@@ -66,7 +70,9 @@ if TYPE_CHECKING:
     from metaforge.system.streams import note_stream
 
 __all__ = [
+    "SHARE",
     "STATE",
+    "STEP",
     "Adapter",
     "Aux",
     "Backbone",
@@ -108,6 +114,7 @@ __all__ = [
     "cross_entropy",
     "descend",
     "detach_params",
+    "entropy",
     "feature_size",
     "fold_in",
     "gradient",
@@ -120,11 +127,13 @@ __all__ = [
     "one_task",
     "permutation",
     "prefixed",
+    "progress_of",
     "score",
     "seeded",
     "select",
     "split_state",
     "sum_of",
+    "training_progress",
     "uniform",
     "with_head",
 ]
@@ -137,6 +146,7 @@ _MODULES = (
     "metaforge.authoring.protocols",
     "metaforge.authoring.keys",
     "metaforge.authoring.functional",
+    "metaforge.authoring.progress",
     "metaforge.authoring.losses",
     "metaforge.authoring.network",
     "metaforge.authoring.model",

@@ -26,6 +26,7 @@ from metaforge.authoring.protocols import (
     Tags,
     Task,
 )
+from metaforge.authoring.terms import INNER_LOOP_TERMS, inner_loop_terms, require_entropies
 from metaforge.kernels.recompute import recompute_in_backward
 
 
@@ -63,6 +64,7 @@ class InnerLoopLearner(ModelLearner):
         adapter: The transform from gradients to updates.
         criterion: The task loss of (prediction, target).
         adapted: Names of the values that the inner loop adapts.
+        terms: Names of the terms that the run's regularizers read.
 
     Example:
         Differentiate through the inner loop; the gradient of `loss` is then the meta-gradient.
@@ -91,18 +93,24 @@ class InnerLoopLearner(ModelLearner):
     """
 
     tags: ClassVar[Tags] = Tags(
-        kinds=frozenset({"classification", "regression"}), needs=frozenset({"backbone", "adapter"}), adapts=True
+        kinds=frozenset({"classification", "regression"}),
+        needs=frozenset({"backbone", "adapter"}),
+        adapts=True,
+        terms=INNER_LOOP_TERMS,
     )
     first_order: ClassVar[bool] = False
     config: InnerLoopOptions
     adapter: GradientTransform
     criterion: Callable[[Tensor, Tensor], Tensor]
     adapted: tuple[str, ...]
+    terms: frozenset[str]
 
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
         super().__init__(config, parts, norm=config.norm, steps=config.steps, outputs=parts.spec.outputs)
         assert parts.adapter is not None, "the learner's tags do not name an adapter among its needs"
         self.adapter, self.criterion, self.steps = parts.adapter, criterion(parts.spec.kind), config.test_steps
+        self.terms = parts.terms
+        require_entropies(self.terms, parts.spec.kind)
         constant = self.model.norm_names if config.adapt == "weights" else frozenset[str]()
         self.adapted = tuple(n for n in (f"model.{name}" for name in self.model.names) if n not in constant)
 
@@ -145,6 +153,9 @@ class InnerLoopLearner(ModelLearner):
     def query_loss(self, values: Params, fast: Params, task: Task, key: Key, state: Params) -> tuple[Tensor, Aux]:
         """Return the task loss on the query set with the adapted parameters, and the score as a metric.
 
+        If regularizers read them, it also gives the terms `loss_before`, `entropy_before` and `entropy_after`. A
+        subclass that does not call this method removes them from its tags.
+
         Args:
             values: The learner's values.
             fast: The adapted parameters.
@@ -155,7 +166,13 @@ class InnerLoopLearner(ModelLearner):
         at = Pass(key, self.config.steps, "query")
         prediction, change = self.model.observe(values | advance_state(values, state) | fast, task.query.x, at)
         metrics = {"score": score(self.spec.kind, prediction, task.query.y).detach()}
-        return self.criterion(prediction, task.query.y), Aux(metrics, add_params(state, change))
+
+        def before() -> Tensor:
+            start = self.descend(values, task.support, 0, key)[0]
+            return self.model(values | start, task.query.x, Pass(key, 0, "query"))
+
+        terms = inner_loop_terms(self.terms, before, prediction, task.query.y, self.criterion)
+        return self.criterion(prediction, task.query.y), Aux(metrics, add_params(state, change), terms)
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
         """Return the adapted parameters after `steps` inner steps, by default `steps` or `test_steps` of the options.

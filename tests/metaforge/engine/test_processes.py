@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import metaforge
-from metaforge.authoring.protocols import Options, Regularizer
+from metaforge.authoring.protocols import Options, Params, Regularizer
 from metaforge.engine import processes
 from metaforge.engine.processes import World, _reduce, _worker_errors
 from metaforge.errors import ConfigError, WorkerError
@@ -34,7 +34,7 @@ class Spread(Regularizer):
 
     def __init__(self, config: Any) -> None: ...
 
-    def combine(self, losses: torch.Tensor) -> torch.Tensor:
+    def combine(self, losses: torch.Tensor, terms: Params) -> torch.Tensor:
         return losses.var()
 
 

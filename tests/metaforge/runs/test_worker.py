@@ -61,7 +61,7 @@ class Spread(Regularizer):
 
     def __init__(self, config: Options) -> None: ...
 
-    def combine(self, losses: Tensor) -> Tensor:
+    def combine(self, losses: Tensor, terms: Params) -> Tensor:
         return losses.var()
 
 
