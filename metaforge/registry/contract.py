@@ -80,6 +80,9 @@ def _attribute_errors(kind: str, cls: type[Any]) -> list[str]:
         errors.append("'defaults' is not a mapping from kinds of task to settings")
     if kind == "learner" and not isinstance(getattr(cls, "tags", None), protocols.Tags):
         errors.append("'tags' is not of type metaforge.authoring.Tags")
+    # A property, if the terms depend on the options.
+    if kind == "regularizer" and not isinstance(getattr(cls, "terms", frozenset()), (frozenset, property)):
+        errors.append("'terms' is not a frozenset of names")
     if kind == "dataset" and getattr(cls, "kind", "") not in get_args(protocols.Kind):
         errors.append(f"'kind' is not one of {', '.join(get_args(protocols.Kind))}")
     return errors

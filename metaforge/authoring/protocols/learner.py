@@ -190,6 +190,22 @@ class Learner(Component, Protocol):
 
         Returns:
             A learner with values of the same names and shapes.
+
+        Example:
+            >>> from metaforge.authoring import InnerLoopLearner
+            >>> class SecondOrder(InnerLoopLearner):
+            ...     def loss(self, values, task, key):
+            ...         fast, state = self.descend(values, task.support, self.config.steps, key)
+            ...         return self.query_loss(values, fast, task, key, state)
+            >>> class FirstOrder(SecondOrder):
+            ...     first_order = True
+            >>> class Annealed(SecondOrder):
+            ...     "First order in the first third of the training, then second order."
+            ...     def __init__(self, config, parts):
+            ...         super().__init__(config, parts)
+            ...         self.early = FirstOrder(config, parts)
+            ...     def during(self, share):
+            ...         return self.early if share < 1 / 3 else self
         """
         return self
 
