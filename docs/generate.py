@@ -95,6 +95,7 @@ def about(facts: dict[str, Any]) -> str:
     clauses += ["uses random numbers in training"] if tags["stochastic"] else []
     if not tags.get("exact_meta_gradient", True):
         clauses.append("its meta-gradient is not the derivative of its loss")
+    clauses += [f"gives regularizers the terms {', '.join(tags['terms'])}"] if tags["terms"] else []
     return f"{'; '.join(clauses)}."
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         at_least_float32,
         criterion,
         cross_entropy,
+        entropy,
         mean_squared_error,
         one_hot,
         score,
@@ -39,8 +40,11 @@ if TYPE_CHECKING:
     from metaforge.authoring.model import Model
     from metaforge.authoring.model_learner import ModelLearner
     from metaforge.authoring.network import Headed, blank_examples, feature_size, seeded, with_head
+    from metaforge.authoring.progress import progress_of, training_progress
     from metaforge.authoring.protocols import (
+        SHARE,
         STATE,
+        STEP,
         Adapter,
         AdapterTags,
         Aux,
@@ -72,7 +76,9 @@ if TYPE_CHECKING:
     from metaforge.system.streams import note_stream
 
 __all__ = [
+    "SHARE",
     "STATE",
+    "STEP",
     "Adapter",
     "AdapterTags",
     "Adjoint",
@@ -120,6 +126,7 @@ __all__ = [
     "cross_entropy",
     "descend",
     "detach_params",
+    "entropy",
     "feature_size",
     "fold_in",
     "gradient",
@@ -133,11 +140,13 @@ __all__ = [
     "one_task",
     "permutation",
     "prefixed",
+    "progress_of",
     "score",
     "seeded",
     "select",
     "split_state",
     "sum_of",
+    "training_progress",
     "uniform",
     "with_head",
 ]
@@ -150,6 +159,7 @@ _MODULES = (
     "metaforge.authoring.protocols",
     "metaforge.authoring.keys",
     "metaforge.authoring.functional",
+    "metaforge.authoring.progress",
     "metaforge.authoring.losses",
     "metaforge.authoring.network",
     "metaforge.authoring.model",

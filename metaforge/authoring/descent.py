@@ -110,7 +110,7 @@ def descend(
             if adjoint.method == "recompute" and loop.tracked:
                 function = partial(recompute_in_backward, function)
             fast, state, changes = function(base, meta, start, fast, state, changes, *inputs)
-    if adjoint.method == "implicit" and loop.tracked:
+    if adjoint.method == "implicit" and loop.tracked and steps:
         slope = partial(loop.slope, max(steps - 1, 0))
         current = values | advance_state(values, changes)
         fast = implicit_solution(slope, detach_params(fast), _solver(adjoint), current, start, *inputs)

@@ -29,6 +29,7 @@ from metaforge.authoring.protocols import (
     Tags,
     Task,
 )
+from metaforge.authoring.terms import INNER_LOOP_TERMS, inner_loop_terms, require_entropies
 from metaforge.system.streams import note_stream
 
 # The largest slope at the end of an inner loop, relative to that at its start, that counts as a minimum.
@@ -81,6 +82,7 @@ class InnerLoopLearner(ModelLearner):
         adapter: The transform from gradients to updates.
         criterion: The task loss of (prediction, target).
         adapted: Names of the values that the inner loop adapts.
+        terms: Names of the terms that the run's regularizers read.
 
     Example:
         Differentiate through the inner loop; the gradient of `loss` is then the meta-gradient.
@@ -109,7 +111,10 @@ class InnerLoopLearner(ModelLearner):
     """
 
     tags: ClassVar[Tags] = Tags(
-        kinds=frozenset({"classification", "regression"}), needs=frozenset({"backbone", "adapter"}), adapts=True
+        kinds=frozenset({"classification", "regression"}),
+        needs=frozenset({"backbone", "adapter"}),
+        adapts=True,
+        terms=INNER_LOOP_TERMS,
     )
     config: InnerLoopOptions
     adjoint: Adjoint
@@ -117,6 +122,7 @@ class InnerLoopLearner(ModelLearner):
     criterion: Callable[[Tensor, Tensor], Tensor]
     adapted: tuple[str, ...]
     noted: bool = False
+    terms: frozenset[str]
 
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
         super().__init__(config, parts, norm=config.norm, steps=config.steps, outputs=parts.spec.outputs)
@@ -126,6 +132,8 @@ class InnerLoopLearner(ModelLearner):
         self.adjoint = Adjoint(config.adjoint, config.solver, config.solver_steps, config.solver_rate)
         if config.adjoint == "first-order" or self.adapter.tags.detaches:
             self.tags = replace(self.tags, exact_meta_gradient=False)  # type: ignore[misc]
+        self.terms = parts.terms
+        require_entropies(self.terms, parts.spec.kind)
 
     def init(self, key: Key) -> Params:
         """Return the values of the network and of the adapter; equal for equal keys."""
@@ -181,6 +189,9 @@ class InnerLoopLearner(ModelLearner):
     def query_loss(self, values: Params, fast: Params, task: Task, key: Key, state: Params) -> tuple[Tensor, Aux]:
         """Return the task loss on the query set with the adapted parameters, and the score as a metric.
 
+        If regularizers read them, it also gives the terms `loss_before`, `entropy_before` and `entropy_after`. A
+        subclass that does not call this method removes them from its tags.
+
         Args:
             values: The learner's values.
             fast: The adapted parameters.
@@ -193,7 +204,13 @@ class InnerLoopLearner(ModelLearner):
         metrics = {"score": score(self.spec.kind, prediction, task.query.y).detach()}
         if self.adjoint.method == "implicit":
             metrics["inner_residual"] = self.inner_residual(values, fast, task.support, key)
-        return self.criterion(prediction, task.query.y), Aux(metrics, add_params(state, change))
+
+        def before() -> Tensor:
+            start = self.descend(values, task.support, 0, key)[0]
+            return self.model(values | start, task.query.x, Pass(key, 0, "query"))
+
+        terms = inner_loop_terms(self.terms, before, prediction, task.query.y, self.criterion)
+        return self.criterion(prediction, task.query.y), Aux(metrics, add_params(state, change), terms)
 
     def inner_residual(self, values: Params, fast: Params, support: Examples, key: Key) -> Tensor:
         """Return how far from a minimum the inner loop ended, relative to its start: see `relative_slope`."""

@@ -81,6 +81,9 @@ def _attribute_errors(kind: str, cls: type[Any]) -> list[str]:
     expected = {"learner": protocols.Tags, "adapter": protocols.AdapterTags}.get(kind)
     if expected is not None and not isinstance(getattr(cls, "tags", None), expected):
         errors.append(f"'tags' is not of type metaforge.authoring.{expected.__name__}")
+    # A property, if the terms depend on the options.
+    if kind == "regularizer" and not isinstance(getattr(cls, "terms", frozenset()), (frozenset, property)):
+        errors.append("'terms' is not a frozenset of names")
     if kind == "dataset" and getattr(cls, "kind", "") not in get_args(protocols.Kind):
         errors.append(f"'kind' is not one of {', '.join(get_args(protocols.Kind))}")
     return errors

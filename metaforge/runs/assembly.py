@@ -48,11 +48,17 @@ class Components:
         return tuple(self._regularizers.values())
 
     def _require_useful_regularizers(self) -> None:
-        """Raise `ConfigError` for a regularizer that needs an inner loop if the learner has none."""
-        if "adapter" in self._learner.cls.tags.needs:
-            return
+        """Raise `ConfigError` for a regularizer that needs an inner loop, or terms, that the learner does not have."""
+        tags = self._learner.cls.tags
         for name, regularizer in self._regularizers.items():
-            if regularizer.needs_inner_loop():
+            if missing := sorted(regularizer.terms - tags.terms):
+                raise ConfigError(
+                    f"The regularizer {name!r} reads {' and '.join(missing)}, which the learner {self._learner.name!r}"
+                    " does not give.",
+                    where=f"regularizers.{name}",
+                    remedy="leave it out, or choose a learner whose terms include them (`metaforge describe LEARNER`)",
+                )
+            if "adapter" not in tags.needs and regularizer.needs_inner_loop():
                 raise ConfigError(
                     f"The regularizer {name!r}, as configured, acts only where an adapter moves the network's"
                     f" weights; the learner {self._learner.name!r} uses none.",

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from metaforge.authoring.hooks import Outcome
+from metaforge.authoring.progress import is_progress, with_progress
 from metaforge.config.resolved import Resolved
 from metaforge.engine import processes
 from metaforge.engine.batch import MetaStep
@@ -145,6 +146,7 @@ class _Training:
         if not self.state.values:
             self.state = replace(self.state, values=self.worker.initial())
         divergence.require_finite_start(self.learner, self.state.values)
+        self.state = self._with_progress(self.state)
         self.optimizer = OuterOptimizer(self.config, self.state.values, self.state.training)
 
     def _loop(self, signals: StopRequests) -> Outcome:
@@ -176,10 +178,11 @@ class _Training:
     def _step(self, watch: Stopwatch) -> _StepResult:
         """Take one outer step with its hooks, validation and record; the state is replaced only at the end of it."""
         step = self.state.step + 1
+        self.worker.begin_step(step, self._share_done(self.state))
         tasks = self.worker.sample(step)
         self.hook.metaforge_before_step(run=self.info, step=step, tasks=tasks)
         state = self._updated(self.worker.gradients(self.state.values, tasks, step), step)
-        state = replace(state, seconds=self._seconds(watch))
+        state = self._with_progress(replace(state, seconds=self._seconds(watch)))
         metrics = training_metrics(state, self.config, self.steps)
         self.hook.metaforge_after_step(run=self.info, step=step, metrics=MappingProxyType(metrics))
         if validated := self.config.validate_every > 0 and step % self.config.validate_every == 0:
@@ -243,9 +246,15 @@ class _Training:
         return self.world.maximum(int(watch.seconds * 1e6))[0] / 1e6
 
     def _share_done(self, state: State) -> float:
-        """Return the fraction of the run that is done, by steps or by time, for the schedule of the learning rate."""
-        by_steps = state.step / self.steps
+        """Return the fraction of the run that is done, by steps or by time, for schedules and for the learner."""
+        by_steps = state.step / max(self.steps, 1)
         return by_steps if self.config.budget is None else max(by_steps, min(1.0, state.seconds / self.config.budget))
+
+    def _with_progress(self, state: State) -> State:
+        """Return the state with the entries of its values that tell plugins where the training stands."""
+        if not any(map(is_progress, state.values)):
+            return state
+        return replace(state, values=with_progress(state.values, state.step, self._share_done(state)))
 
     def _is_over(self) -> bool:
         return self.state.is_over(self.steps, self.config.budget)

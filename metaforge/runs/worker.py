@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,20 +10,29 @@ from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.protocols import Params, Task
+from metaforge.authoring.protocols import Key, Learner, Params, Task
 from metaforge.config.resolved import Resolved
 from metaforge.engine import plans
 from metaforge.engine.batch import MetaStep, meta_gradients, prepare_tasks, score_tasks
-from metaforge.engine.chunks import chunk_gradients
+from metaforge.engine.chunks import ChunkGradients, chunk_gradients
 from metaforge.engine.compiler import Compiler
 from metaforge.engine.contract import checked_values
 from metaforge.engine.plans import Plan
 from metaforge.engine.precision import rounding
 from metaforge.engine.processes import World
-from metaforge.errors import ConfigError
+from metaforge.errors import ConfigError, ContractError
+from metaforge.registry.contract import contract_errors
 from metaforge.results.episode_scores import EvaluationCase, episode_chunks, score_episodes
 from metaforge.runs.assembly import Components
 from metaforge.system import machine
+
+
+class _Phase(NamedTuple):
+    """The learner whose loss the outer steps differentiate, and how they are computed for it."""
+
+    learner: Learner
+    decision: plans.Decision
+    compiled: ChunkGradients | None
 
 
 class Worker:
@@ -46,24 +55,62 @@ class Worker:
         shards = min(engine.shards, train.tasks) if engine.reduce == "exact" else None
         self.local = world.local_batch(train.tasks, shards)
         steps = min(1, train.steps) if dry else train.steps
-        fused_norms = self._fused_norms()
-        with resolved.running_errors("set-up", always=False):
-            self.decision = plans.decide(
-                self.learner,
-                plans.Workload(spec, self.device, train.tasks, self.local.groups, steps, train.budget),
+        self._workload = plans.Workload(spec, self.device, train.tasks, self.local.groups, steps, train.budget)
+        self._phase = self._planned(self.learner)
+        self.decision = self._phase.decision
+        machine.prepare(self.decision.threads)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the engine decided on for the present phase of the training."""
+        return self._phase.decision.plan
+
+    def _planned(self, learner: Learner) -> _Phase:
+        """Return a phase of the training by a learner: decide how its outer steps are computed."""
+        engine, fused_norms = self.settings.engine, self._fused_norms(learner)
+        with self.resolved.running_errors("set-up", always=False):
+            decision = plans.decide(
+                learner,
+                self._workload,
                 plans.Requested(engine.plan, engine.chunk, engine.compile, engine.threads),
                 fused_norms=fused_norms,
                 regularizers=self.parts.regularizers,
             )
-        machine.prepare(self.decision.threads)
-        compiled = self.decision.compiled
-        self._compiled = Compiler(chunk_gradients(self.learner, self.plan)) if compiled else None
         self._is_first_step = True
+        compiled = Compiler(chunk_gradients(learner, decision.plan)) if decision.compiled else None
+        return _Phase(learner, decision, compiled)
 
-    @property
-    def plan(self) -> Plan:
-        """The plan that the engine decided on."""
-        return self.decision.plan
+    def begin_step(self, step: int, share: float) -> None:
+        """Let the learner choose the learner of an outer step (`Learner.during`); for another one, decide anew.
+
+        Args:
+            step: The number of the outer step, from 1.
+            share: The fraction of the training that is done.
+
+        Raises:
+            PluginError: What the learner returns is no learner with values of the same names and shapes.
+        """
+        with self.resolved.running_errors("during", f"at outer step {step}"):
+            learner = self.learner.during(share)
+            if learner is self._phase.learner:
+                return
+            if learner is not self.learner:
+                self._require_same_values(learner)
+        self._phase = self._planned(learner)
+
+    def _require_same_values(self, learner: Learner) -> None:
+        """Raise `ContractError` unless this is a learner with values of the names and shapes of the run's learner."""
+        if errors := contract_errors("learner", type(learner)):
+            raise ContractError(
+                f"it returns an object of type {type(learner).__name__}, which is no learner: {errors[0]}"
+            )
+        shapes = [
+            {name: tuple(value.shape) for name, value in checked_values(one.init(self._initial_key())).items()}
+            for one in (self.learner, learner)
+        ]
+        if different := sorted(dict(shapes[0].items() ^ shapes[1].items())):
+            name = type(learner).__name__
+            raise ContractError(f"the values of {name} differ in names or shapes: {', '.join(different[:5])}")
 
     def environment(self) -> dict[str, Any]:
         """Return the facts of `env.json`: machine, versions, plugins, and how the run is computed."""
@@ -77,8 +124,11 @@ class Worker:
     def initial(self) -> Params:
         """Return the learner's initial values."""
         with self.resolved.running_errors("init"):
-            values = checked_values(self.learner.init(make_key(self.settings.seed, "init")))
+            values = checked_values(self.learner.init(self._initial_key()))
             return {name: value.to(self.device, self.dtype) for name, value in values.items()}
+
+    def _initial_key(self) -> Key:
+        return make_key(self.settings.seed, "init")
 
     def episodes(self, step: int) -> range:
         """Return the indices of the training episodes of an outer step."""
@@ -115,41 +165,42 @@ class Worker:
             batch = prepare_tasks(tasks, self.device, self.dtype)
             try:
                 result = meta_gradients(
-                    self.learner,
+                    self._phase.learner,
                     values,
                     batch,
                     keys,
                     plan=self.plan,
-                    chunk=self.decision.chunk,
+                    chunk=self._phase.decision.chunk,
                     regularizers=self.parts.regularizers,
                     local=self.local,
-                    compiled=self._compiled,
+                    compiled=self._phase.compiled,
                 )
             except RuntimeError as error:
                 self._refuse_setting_at_fault(values, batch, keys, error)
                 raise
             if self._is_first_step and self.plan == "vmap":
                 # Under `vmap` a loss that depends on no parameter has a gradient of zeros; plan `loop` refuses it.
-                meta_gradients(self.learner, values, tree_map(lambda x: x[:1], batch), keys[:1])
+                meta_gradients(self._phase.learner, values, tree_map(lambda x: x[:1], batch), keys[:1])
         self._is_first_step = False
         return result
 
     def _refuse_setting_at_fault(self, values: Params, batch: Task, keys: Tensor, error: RuntimeError) -> None:
         """Raise `ConfigError` if the step succeeds eagerly or by plan `loop`: then the setting is at fault."""
         simpler: list[tuple[str, str, str, Plan]] = []
-        if self.decision.compiled:
+        learner, decision, _ = self._phase
+        if decision.compiled:
             simpler.append(("engine.compile", "off", "A compiled step", self.plan))
         if self.plan != "loop":
             simpler.append(("engine.plan", "loop", f"Plan {self.plan!r}", "loop"))
         for setting, value, what, plan in simpler:
             try:
-                chunk, regularizers = self.decision.chunk, self.parts.regularizers
-                meta_gradients(self.learner, values, batch, keys, plan=plan, chunk=chunk, regularizers=regularizers)
+                chunk, regularizers = decision.chunk, self.parts.regularizers
+                meta_gradients(learner, values, batch, keys, plan=plan, chunk=chunk, regularizers=regularizers)
             except RuntimeError:
                 continue
             first_line = str(error).strip().partition("\n")[0][:200]
             raise ConfigError(
-                f"{what} cannot run {type(self.learner).__name__}: {first_line}",
+                f"{what} cannot run {type(learner).__name__}: {first_line}",
                 where=setting,
                 remedy=f"set {setting} to {value}",
             ) from error
@@ -169,16 +220,16 @@ class Worker:
         with self.resolved.running_errors("prediction", "before the first step"):
             score_tasks(self.learner, values, task, outputs=outputs)
 
-    def _fused_norms(self) -> list[str]:
-        """Return the names of PyTorch's fused norm functions that the loss of the first training task calls.
+    def _fused_norms(self, learner: Learner) -> list[str]:
+        """Return the names of PyTorch's fused norm functions that a learner's loss of the first training task calls.
 
         The list is empty for a learner that does not adapt in steps.
         """
-        if not self.learner.tags.adapts:
+        if not learner.tags.adapts:
             return []
         task, values = one_task(self._first_task(), 0), self.initial()
         with self.resolved.running_errors("loss", "before the first step"):
-            return plans.fused_norms(self.learner, values, task, make_key(self.settings.seed, "train", 0))
+            return plans.fused_norms(learner, values, task, make_key(self.settings.seed, "train", 0))
 
     def validation_scores(self, values: Params, tasks: int, step: int) -> list[float]:
         """Return the scores of the first tasks of the validation split, NaN where a prediction is not finite.

@@ -17,10 +17,11 @@ from metaforge.testing.checks import (
     hooks,
     learners,
     regularizers,
+    training,
 )
 from metaforge.testing.subject import Subject
 
-_MODULES = (general, learners, gradients, adapters, regularizers, backbones, datasets, hooks)
+_MODULES = (general, learners, gradients, training, adapters, regularizers, backbones, datasets, hooks)
 
 
 def all_checks() -> list[Check]:

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from metaforge.authoring.functional import sum_of
 from metaforge.authoring.inner_loop import InnerLoopLearner, InnerLoopOptions
 from metaforge.authoring.keys import fold_in, make_key, normal
 from metaforge.authoring.protocols import (
@@ -27,6 +28,7 @@ from metaforge.authoring.protocols import (
     Kind,
     Options,
     Params,
+    Regularizer,
     Task,
     TaskShape,
     TaskSpec,
@@ -159,12 +161,29 @@ class ToyDescent(Adapter):
         return {name: 0.1 * value for name, value in grads.items()}, state
 
 
+class ToyReader(Regularizer):
+    """Adds the mean squares of some terms, so that their gradients become part of the meta-gradient."""
+
+    Config = Options
+
+    def __init__(self, config: Options, terms: frozenset[str] = frozenset()) -> None:
+        self.terms = terms
+
+    def combine(self, losses: Tensor, terms: Params) -> Tensor | None:
+        """Return the sum of the mean squares of all terms; None without terms."""
+        return sum_of(term.square().mean() for term in terms.values()) if terms else None
+
+
 class ToyLearner(InnerLoopLearner):
-    """Differentiates through its inner loop, so that plugins built into it are differentiated twice."""
+    """Differentiates through its inner loop, so that plugins built into it are differentiated twice.
+
+    A term that only other learners give is replaced by the query loss, so that any regularizer can be checked.
+    """
 
     Config = InnerLoopOptions
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the query loss after the inner steps."""
         fast, state = self.descend(values, task.support, self.config.steps, key)
-        return self.query_loss(values, fast, task, key, state)
+        loss, aux = self.query_loss(values, fast, task, key, state)
+        return loss, aux._replace(terms=dict.fromkeys(self.terms, loss) | aux.terms)

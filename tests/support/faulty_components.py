@@ -44,7 +44,7 @@ class Fairness(Shrinking):
     def penalty(self, values: Params) -> Tensor | None:
         return None
 
-    def combine(self, losses: Tensor) -> Tensor | None:
+    def combine(self, losses: Tensor, terms: Params) -> Tensor | None:
         return 0.5 * (losses - losses.mean()).square().mean()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import ClassVar
 
@@ -14,7 +15,8 @@ from metaforge.authoring.inner_loop import InnerLoopOptions
 from metaforge.authoring.keys import fold_in, normal
 from metaforge.authoring.losses import cross_entropy, one_hot
 from metaforge.authoring.model import Model
-from metaforge.authoring.protocols import Aux, Examples, Key, Learner, Options, Params, Parts, Tags, Task
+from metaforge.authoring.progress import training_progress
+from metaforge.authoring.protocols import SHARE, Aux, Examples, Key, Learner, Options, Params, Parts, Tags, Task
 from metaforge.testing.toy import ToyLearner
 
 
@@ -363,6 +365,59 @@ class Unlearning(Centres):
         return -loss, aux
 
 
+class Dividing(Centres):
+    """Divides its loss by the share of the training that is done, which is 0 at its start."""
+
+    def init(self, key: Key) -> Params:
+        return super().init(key) | training_progress()
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss / values[SHARE], aux
+
+
+class Restarting(Centres):
+    """Returns a new learner before every step."""
+
+    def during(self, share: float) -> Learner:
+        return copy(self)
+
+
+class Dropping(Centres):
+    """Returns a learner without the values of its network."""
+
+    def __init__(self, config: Options, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.late = Level(config, parts)
+
+    def during(self, share: float) -> Learner:
+        return self if share < 0.5 else self.late
+
+
+class Promising(Right):
+    """Does not give the terms that its tags promise."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss, aux._replace(terms={})
+
+
+class Wasteful(Right):
+    """Computes a term that no regularizer reads."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss, aux._replace(terms=aux.terms | {"loss_before": loss})
+
+
+class Unlinked(Right):
+    """Gives terms that are detached from the parameters."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss, aux._replace(terms={name: term.detach() for name, term in aux.terms.items()})
+
+
 # (check that must fail, learner)
 FAULTS: list[tuple[str, type[Learner]]] = [
     ("contract", OtherWords),
@@ -397,6 +452,12 @@ FAULTS: list[tuple[str, type[Learner]]] = [
     ("vectorised", Branching),
     ("meta-gradient", FirstOrder),
     ("meta-gradient", Detached),
+    ("progress", Dividing),
+    ("during", Restarting),
+    ("during", Dropping),
+    ("terms", Promising),
+    ("terms", Wasteful),
+    ("terms", Unlinked),
     ("adapts", Climbing),
     ("learns", Unlearning),
     ("learns", Detached),

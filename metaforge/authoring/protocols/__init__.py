@@ -22,7 +22,9 @@ from metaforge.authoring.protocols.dataset import Dataset
 from metaforge.authoring.protocols.learner import Learner, Parts, Tags
 from metaforge.authoring.protocols.regularizer import Regularizer
 from metaforge.authoring.protocols.types import (
+    SHARE,
     STATE,
+    STEP,
     Aux,
     BatchNormPolicy,
     Examples,
@@ -38,7 +40,9 @@ from metaforge.authoring.protocols.types import (
 )
 
 __all__ = [
+    "SHARE",
     "STATE",
+    "STEP",
     "Adapter",
     "AdapterTags",
     "Aux",

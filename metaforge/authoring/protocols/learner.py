@@ -26,6 +26,7 @@ class Tags:
         stochastic: Whether the loss draws noise from its key.
         exact_meta_gradient: Whether the meta-gradient is the derivative of the value that `loss` returns. It is not
             where a method leaves terms out, as first-order methods do.
+        terms: The names of the terms that `loss` can give to regularizers in `Aux.terms`.
 
     Example:
         >>> from metaforge.authoring import Tags
@@ -39,6 +40,7 @@ class Tags:
     fixed_ways: bool = True
     stochastic: bool = False
     exact_meta_gradient: bool = True
+    terms: frozenset[str] = frozenset()
 
 
 class Parts(NamedTuple):
@@ -63,6 +65,11 @@ class Parts(NamedTuple):
     backbone: Callable[..., nn.Module] | None = None
     adapter: GradientTransform | None = None
     regularizers: Mapping[str, Regularizer] = {}
+
+    @property
+    def terms(self) -> frozenset[str]:
+        """The names of the terms that the regularizers read: those that a learner's `Aux.terms` must have."""
+        return frozenset(name for regularizer in self.regularizers.values() for name in regularizer.terms)
 
 
 class Learner(Component, Protocol):
@@ -105,7 +112,7 @@ class Learner(Component, Protocol):
         >>> learner = ClassMeans(Options(), Parts(TaskSpec("classification", (1,), 2, TaskShape(2, 1, 1))))
         >>> examples = Examples(torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1]))
         >>> learner.loss(learner.init(make_key(0)), Task(examples, examples), make_key(1))
-        (tensor(0.3133), Aux(metrics={'score': tensor(1.)}, state={}))
+        (tensor(0.3133), Aux(metrics={'score': tensor(1.)}, state={}, terms={}))
     """
 
     tags: ClassVar[Tags] = Tags()
@@ -165,9 +172,43 @@ class Learner(Component, Protocol):
             key: The key of the task's noise.
 
         Returns:
-            A scalar; and metrics to log with the changes of the `state.` entries.
+            A scalar; and metrics to log, the changes of the `state.` entries, and the terms that regularizers read.
         """
         ...
+
+    def during(self, share: float) -> Learner:
+        """Return the learner whose `loss` the next outer step differentiates, by default this one.
+
+        It is for a method whose computation changes during the training, such as first order before second order. A
+        number that changes is simpler and cheaper as a state entry, see `metaforge.authoring.training_progress`.
+
+        A run calls this method of its own learner before every outer step, on the host. If it returns another object
+        than for the step before, the plan of the step is chosen anew, and a compiled step is compiled anew. So build
+        one learner for each phase in `__init__`, and return one of them. Evaluation always uses the run's own learner.
+
+        Args:
+            share: The fraction of the training that is done, in [0, 1]: by outer steps, or by time if that is further.
+
+        Returns:
+            A learner with values of the same names and shapes.
+
+        Example:
+            >>> from metaforge.authoring import InnerLoopLearner
+            >>> class SecondOrder(InnerLoopLearner):
+            ...     def loss(self, values, task, key):
+            ...         fast, state = self.descend(values, task.support, self.config.steps, key)
+            ...         return self.query_loss(values, fast, task, key, state)
+            >>> class FirstOrder(SecondOrder):
+            ...     first_order = True
+            >>> class Annealed(SecondOrder):
+            ...     "First order in the first third of the training, then second order."
+            ...     def __init__(self, config, parts):
+            ...         super().__init__(config, parts)
+            ...         self.early = FirstOrder(config, parts)
+            ...     def during(self, share):
+            ...         return self.early if share < 1 / 3 else self
+        """
+        return self
 
     def measure(self, values: Params, task: Task, key: Key) -> Params:
         """Return additional metrics of a test task, such as a log-likelihood.

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from metaforge.authoring.functional import one_task, split_state
 from metaforge.authoring.keys import fold_in, make_key, normal
 from metaforge.authoring.losses import criterion
+from metaforge.authoring.progress import with_progress
 from metaforge.authoring.protocols import Params, Task
 from metaforge.engine.batch import score_tasks
 from metaforge.engine.plans import choose_plan, fused_norms
@@ -32,23 +33,29 @@ def vectorised(subject: Subject) -> None:
     """All plans (loop, vmap, folded tasks) and chunk sizes give equal gradients, state, metrics and predictions."""
     for bench in build_benches(subject):
         values, tasks = bench.values(), bench.tasks(3)
-        reference = bench.step(values, tasks)
-        # torch's own norm layers give wrong second derivatives under grad(vmap), so a learner that adapts through them
-        # is not run with the plan `fold`.
-        unsafe = bench.learner.tags.adapts and fused_norms(bench.learner, values, one_task(tasks), task_keys(1)[0])
-        plans = [("vmap", None), ("vmap", 2), *([] if unsafe else [("fold", None), ("fold", 2)])]
-        for plan, chunk in plans:
-            mismatch = difference(vars(reference), vars(bench.step(values, tasks, plan=plan, chunk=chunk)), 1e-9)
-            assert not mismatch, (
-                f"plan {plan!r} with {chunk or 3} tasks per chunk differs from the loop: {mismatch}; use the layers and"
-                " functions of metaforge.authoring, and do not branch on the value of a tensor"
-            )
+        assert_plans_agree(bench)
         looped = score_tasks(bench.learner, values, tasks, task_keys(3), measure=True)
         batched = score_tasks(bench.learner, values, tasks, task_keys(3), plan="vmap", measure=True)
         mismatch = difference(looped, batched, 1e-9)
         assert not mismatch, (
             f"evaluation under vmap differs from the loop: {mismatch}; use the layers and functions of"
             " metaforge.authoring, and do not branch on the value of a tensor"
+        )
+
+
+def assert_plans_agree(bench: Bench) -> None:
+    """Raise `AssertionError` unless an outer step is the same by every plan and with every chunk size."""
+    values, tasks = bench.values(), bench.tasks(3)
+    reference = bench.step(values, tasks)
+    # torch's own norm layers give wrong second derivatives under grad(vmap), so a learner that adapts through them is
+    # not run with the plan `fold`.
+    unsafe = bench.learner.tags.adapts and fused_norms(bench.learner, values, one_task(tasks), task_keys(1)[0])
+    plans = [("vmap", None), ("vmap", 2), *([] if unsafe else [("fold", None), ("fold", 2)])]
+    for plan, chunk in plans:
+        mismatch = difference(vars(reference), vars(bench.step(values, tasks, plan=plan, chunk=chunk)), 1e-9)
+        assert not mismatch, (
+            f"plan {plan!r} with {chunk or 3} tasks per chunk differs from the loop: {mismatch}; use the layers and"
+            " functions of metaforge.authoring, and do not branch on the value of a tensor"
         )
 
 
@@ -62,21 +69,26 @@ def _inexact(subject: Subject) -> str:
 def meta_gradient(subject: Subject) -> None:
     """The meta-gradient agrees with finite differences of the loss, in float64, to a relative error of 1e-6."""
     for bench in build_benches(subject):
-        with SmoothMode():
-            values, tasks = bench.with_updated_state(bench.values()), bench.tasks(2)
-            params, state = split_state(values)
-            grads = bench.step(values, tasks).grads
-            norm = float(torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt())
-            errors = [_directional_error(bench, params, state, tasks, grads, number) for number in range(DIRECTIONS)]
-        error, change = statistics.median(error for error, _ in errors), max(change for _, change in errors)
-        assert change > 0, (
-            "the loss does not depend on any parameter; compute it from the tensors in `values`, not from copies"
-        )
-        assert error <= 1e-6 * norm, (
-            f"along a random direction the meta-gradient differs from finite differences by {error:.3g}, while its norm"
-            f" is {norm:.3g}; look for detach, no_grad, or layers that vmap differentiates wrongly, or set"
-            " tags.exact_meta_gradient=False"
-        )
+        assert_exact_gradient(bench)
+
+
+def assert_exact_gradient(bench: Bench) -> None:
+    """Raise `AssertionError` unless the meta-gradient of two toy tasks agrees with finite differences."""
+    with SmoothMode():
+        values, tasks = bench.with_updated_state(bench.values()), bench.tasks(2)
+        params, state = split_state(values)
+        grads = bench.step(values, tasks).grads
+        norm = float(torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt())
+        errors = [_directional_error(bench, params, state, tasks, grads, number) for number in range(DIRECTIONS)]
+    error, change = statistics.median(error for error, _ in errors), max(change for _, change in errors)
+    assert change > 0, (
+        "the loss does not depend on any parameter; compute it from the tensors in `values`, not from copies"
+    )
+    assert error <= 1e-6 * norm, (
+        f"along a random direction the meta-gradient differs from finite differences by {error:.3g}, while its norm"
+        f" is {norm:.3g}; look for detach, no_grad, or layers that vmap differentiates wrongly, or set"
+        " tags.exact_meta_gradient=False"
+    )
 
 
 def _directional_error(
@@ -100,15 +112,14 @@ def _directional_error(
 
 def _outer_loss(bench: Bench, values: Params, tasks: Task) -> Tensor:
     """Return the outer loss of a batch of tasks: the mean task loss plus the terms of the regularizers."""
-    losses = _task_losses(bench, values, tasks)
-    terms = [term for r in bench.regularizers for term in (r.combine(losses), r.penalty(values)) if term is not None]
-    return losses.mean() + sum(terms)
-
-
-def _task_losses(bench: Bench, values: Params, tasks: Task) -> Tensor:
-    """Return the losses `[tasks]` of a batch of tasks."""
     keys = task_keys(len(tasks.support.x))
-    return torch.stack([bench.learner.loss(values, one_task(tasks, i), key)[0] for i, key in enumerate(keys)])
+    pairs = [bench.learner.loss(values, one_task(tasks, i), key) for i, key in enumerate(keys)]
+    losses, total = torch.stack([loss for loss, _ in pairs]), torch.zeros(())
+    for regularizer in bench.regularizers:
+        terms = {name: torch.stack([aux.terms[name] for _, aux in pairs]) for name in sorted(regularizer.terms)}
+        for added in (regularizer.combine(losses, terms), regularizer.penalty(values)):
+            total = total if added is None else total + added
+    return losses.mean() + total
 
 
 def _does_not_adapt(subject: Subject) -> str:
@@ -154,8 +165,9 @@ def _train(bench: Bench, values: Params) -> Params:
     tasks = bench.tasks(120)
     for step in range(30):
         batch: Task = tree_map(lambda leaf, first=4 * step: leaf[first : first + 4], tasks)
-        current = {name: leaf.detach() for name, leaf in leaves.items()} | state
-        result = bench.step(current, batch, plan=choose_plan(bench.learner, "auto"))
+        current = with_progress({name: leaf.detach() for name, leaf in leaves.items()} | state, step, step / 30)
+        phase = bench._replace(learner=bench.learner.during(step / 30))
+        result = phase.step(current, batch, plan=choose_plan(phase.learner, "auto"))
         for name, leaf in leaves.items():
             leaf.grad = result.grads[name]
         optimizer.step()

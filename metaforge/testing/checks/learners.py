@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metaforge.authoring.keys import make_key, permutation
+from metaforge.authoring.progress import is_progress
 from metaforge.authoring.protocols import STATE, Params, Task
 from metaforge.runs import checkpoint
 from metaforge.testing.bench import TASK_SHAPES, Bench, build_bench, build_benches, difference, learner_tags
@@ -77,6 +78,7 @@ def _check_state(values: Params, state: Params, dtype: torch.dtype) -> None:
             f"Aux.state has {name!r}, which is not a state entry of the values; let init return it, under a name that"
             f" begins with {STATE!r}"
         )
+        assert not is_progress(name), f"Aux.state has {name!r}, which only the run sets; leave it out"
         valid = change.shape == entries[name].shape and change.dtype == dtype
         assert valid, (
             f"Aux.state has {name!r} as {_description(change)}; it must be {dtype} of shape {list(entries[name].shape)}"
@@ -112,7 +114,14 @@ def _all_results(bench: Bench, values: Params, task: Task) -> tuple[Tensor, ...]
     """Return everything that a learner computes for a task."""
     loss, aux = bench.learner.loss(values, task, KEY)
     measured = bench.learner.measure(values, task, KEY)
-    return loss, *aux.metrics.values(), *aux.state.values(), *measured.values(), bench.predict(values, task)
+    return (
+        loss,
+        *aux.metrics.values(),
+        *aux.state.values(),
+        *aux.terms.values(),
+        *measured.values(),
+        bench.predict(values, task),
+    )
 
 
 @check(*ALL)

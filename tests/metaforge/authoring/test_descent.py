@@ -200,6 +200,11 @@ def test_a_large_proximal_factor_gives_joint_training() -> None:
     torch.testing.assert_close(implicit, grad(query)(THETA), rtol=1e-5, atol=1e-5)
 
 
+def test_zero_steps_return_the_start_under_every_adjoint() -> None:
+    for adjoint in (UNROLL, FIRST_ORDER, Adjoint("recompute"), *IMPLICIT.values()):
+        torch.testing.assert_close(f1_gradient(0, adjoint), grad(query)(THETA))
+
+
 def test_the_implicit_adjoint_keeps_no_graph_of_the_steps() -> None:
     theta = THETA.clone().requires_grad_()
 
