@@ -90,7 +90,7 @@ class InnerLoopLearner(ModelLearner):
         torch.Size([3, 1])
     """
 
-    tags: ClassVar[Tags] = Tags(
+    tags: Tags = Tags(
         kinds=frozenset({"classification", "regression"}), needs=frozenset({"backbone", "adapter"}), adapts=True
     )
     first_order: ClassVar[bool] = False

@@ -66,14 +66,14 @@ class Components:
         The tasks for training, validation and evaluation are checked against the data set here, so that a run does not
         fail after its training. Raises `ConfigError` or `DataError` with the name of the setting.
         """
-        if self._learner.cls.tags.fixed_ways and self.training_shape.ways != self.task_shape.ways:
+        found = self._spec("train", "training (train.ways, train.shots, train.queries)", self.training_shape)
+        if self.training_shape.ways != self.task_shape.ways and self.learner(found).tags.fixed_ways:
             raise ConfigError(
                 f"The learner {self._learner.name!r} has one output per class, so it cannot train with"
                 f" {self.training_shape.ways} ways for tasks of {self.task_shape.ways}.",
                 where="train.ways",
                 remedy="leave train.ways out, or set task.ways to the same number",
             )
-        found = self._spec("train", "training (train.ways, train.shots, train.queries)", self.training_shape)
         settings = self.resolved.run
         if settings.train.validate_every:
             self._spec("val", "validation (train.validate_every)", self.task_shape)

@@ -18,7 +18,7 @@ class FOMAML(InnerLoopLearner):
 
     Config = InnerLoopOptions
     reference: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.2"
-    tags: ClassVar[Tags] = replace(InnerLoopLearner.tags, exact_meta_gradient=False)
+    tags: Tags = replace(InnerLoopLearner.tags, exact_meta_gradient=False)
     first_order: ClassVar[bool] = True
     defaults: ClassVar = {
         "classification": {

@@ -46,7 +46,7 @@ class Reptile(InnerLoopLearner):
 
     Config = ReptileOptions
     reference: ClassVar[str] = "Nichol, Achiam, Schulman 2018, arXiv 1803.02999, algorithm 1"
-    tags: ClassVar[Tags] = replace(InnerLoopLearner.tags, stochastic=True, exact_meta_gradient=False)
+    tags: Tags = replace(InnerLoopLearner.tags, stochastic=True, exact_meta_gradient=False)
     first_order: ClassVar[bool] = True
     config: ReptileOptions
     defaults: ClassVar = {
