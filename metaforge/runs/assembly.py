@@ -13,8 +13,10 @@ from metaforge.authoring.protocols import Dataset, Learner, Parts, Regularizer, 
 from metaforge.config.resolved import Choice, Resolved
 from metaforge.data.checks import checked_spec
 from metaforge.data.root import data_root
+from metaforge.engine.contract import checked_learner
 from metaforge.errors import ConfigError, DataError, PluginError
 from metaforge.registry.loading import plugin_errors
+from metaforge.registry.running import running_errors
 
 
 class Components:
@@ -92,8 +94,15 @@ class Components:
         """Return a learner for tasks of a spec; all learners of one run can use the same values."""
         adapters = _instances(self.resolved.adapters)
         parts = Parts(spec, self._backbone_maker(spec), Chain(adapters) if adapters else None, self._regularizers)
-        learner: Learner = self._learner.instantiate(parts)
-        return learner
+        others = [choice for choice in self.resolved.choices() if choice is not self._learner]
+        with (
+            plugin_errors(self._learner.entry, "cannot be built", keep_metaforge_errors=True),
+            # The learner calls other plugins when it is built; an error in one of them is not the learner's.
+            running_errors(others, self._learner, "construction", always=False),
+        ):
+            learner = self._learner.cls(self._learner.config, parts)
+        with self.resolved.running_errors("construction"):
+            return checked_learner(learner)
 
     def provenance(self) -> dict[str, str]:
         """Return the distribution and version of every plugin of the run, by kind and name."""
@@ -110,7 +119,9 @@ class Components:
 
         def build() -> nn.Module:
             with plugin_errors(choice.entry, "cannot build a network for these tasks", keep_metaforge_errors=True):
-                module: nn.Module = backbone.build(spec)
+                module = backbone.build(spec)
+                if not isinstance(module, nn.Module):
+                    raise TypeError(f"build returns {type(module).__name__}, not a module")
             return module
 
         return build
