@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -110,7 +110,7 @@ class InnerLoopLearner(ModelLearner):
         torch.Size([3, 1])
     """
 
-    tags: ClassVar[Tags] = Tags(
+    tags: Tags = Tags(
         kinds=frozenset({"classification", "regression"}),
         needs=frozenset({"backbone", "adapter"}),
         adapts=True,
@@ -131,7 +131,7 @@ class InnerLoopLearner(ModelLearner):
         self.adapted = self.model.choose(config.adapt)
         self.adjoint = Adjoint(config.adjoint, config.solver, config.solver_steps, config.solver_rate)
         if config.adjoint == "first-order" or self.adapter.tags.detaches:
-            self.tags = replace(self.tags, exact_meta_gradient=False)  # type: ignore[misc]
+            self.tags = replace(self.tags, exact_meta_gradient=False)
         self.terms = parts.terms
         require_entropies(self.terms, parts.spec.kind)
 

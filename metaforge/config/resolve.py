@@ -24,6 +24,7 @@ from metaforge.config.sources import SETS, SINGLES, Layer, normalise
 from metaforge.config.toml_text import flatten
 from metaforge.config.validation import validate
 from metaforge.errors import ConfigError, PluginError
+from metaforge.registry.loading import plugin_errors
 from metaforge.registry.registry import Registry
 
 KNOWN = (*RunConfig.model_fields, *SINGLES, *SETS)
@@ -232,7 +233,9 @@ def _choice(registry: Registry, kind: str, name: str, options: Mapping[str, Any]
         for option, value in options.items()
         if option in known or f"{path}.{option}" not in merged.default_paths
     }
-    return Choice(registry.find(kind, name), cls, validate(cls.Config, options, path, merged.origins))
+    entry = registry.find(kind, name)
+    with plugin_errors(entry, "cannot read its options", keep_metaforge_errors=True):
+        return Choice(entry, cls, validate(cls.Config, options, path, merged.origins))
 
 
 def _check_duplicates(key: str, chosen: Sequence[Choice], merged: Merged) -> None:

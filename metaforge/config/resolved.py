@@ -35,6 +35,11 @@ class Choice:
         with plugin_errors(self.entry, "cannot be built", keep_metaforge_errors=True):
             return self.cls(self.config, *parts, **keywords)
 
+    def options(self) -> dict[str, Any]:
+        """Return the options as a run file has them; raise `PluginError` if they cannot be written."""
+        with plugin_errors(self.entry, "has options that a run file cannot hold"):
+            return self.config.model_dump(mode="json")
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -86,9 +91,9 @@ class Resolved:
         for key in SINGLES:
             choice: Choice | None = getattr(self, key)
             if choice is not None:
-                values[key] = {"name": choice.name, **choice.config.model_dump(mode="json")}
+                values[key] = {"name": choice.name, **choice.options()}
         for key in SETS:
-            values[key] = {choice.name: choice.config.model_dump(mode="json") for choice in getattr(self, key)}
+            values[key] = {choice.name: choice.options() for choice in getattr(self, key)}
         return values
 
     def to_toml(self) -> str:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from metaforge.authoring.progress import is_progress
-from metaforge.authoring.protocols import Aux, Params, Task
+from metaforge.authoring.protocols import Aux, Learner, Params, Tags, Task
 from metaforge.errors import ContractError
 
 DETACHED = "the loss depends on no parameter, so there is no gradient: it is detached, or computed from other tensors"
+
+
+# The attributes of a learner that evaluation and records read, and the type of each.
+_ATTRIBUTES: Mapping[str, type] = MappingProxyType({"tags": Tags, "norm": str, "transductive": bool, "steps": int})
+
+
+def checked_learner(learner: Any) -> Learner:
+    """Return a learner; raise `ContractError` unless its attributes have the types of the protocol."""
+    for name, kind in _ATTRIBUTES.items():
+        value = getattr(learner, name, None)
+        if not isinstance(value, kind):
+            raise ContractError(f"{name} is of type {type(value).__name__}, not {kind.__name__}")
+    if learner.steps < 0:
+        raise ContractError(f"steps is {learner.steps}, but should be 0 or more")
+    checked: Learner = learner
+    return checked
 
 
 def checked_loss(result: Any, state: Params, terms: Sequence[str] = ()) -> tuple[Tensor, Aux]:

@@ -14,8 +14,10 @@ from metaforge.authoring.protocols import Dataset, Learner, Parts, Regularizer, 
 from metaforge.config.resolved import Choice, Resolved
 from metaforge.data.checks import checked_spec
 from metaforge.data.root import data_root
+from metaforge.engine.contract import checked_learner
 from metaforge.errors import ConfigError, DataError, PluginError
 from metaforge.registry.loading import plugin_errors
+from metaforge.registry.running import running_errors
 
 
 class Components:
@@ -73,14 +75,14 @@ class Components:
         The tasks for training, validation and evaluation are checked against the data set here, so that a run does not
         fail after its training. Raises `ConfigError` or `DataError` with the name of the setting.
         """
-        if self._learner.cls.tags.fixed_ways and self.training_shape.ways != self.task_shape.ways:
+        found = self._spec("train", "training (train.ways, train.shots, train.queries)", self.training_shape)
+        if self.training_shape.ways != self.task_shape.ways and self.learner(found).tags.fixed_ways:
             raise ConfigError(
                 f"The learner {self._learner.name!r} has one output per class, so it cannot train with"
                 f" {self.training_shape.ways} ways for tasks of {self.task_shape.ways}.",
                 where="train.ways",
                 remedy="leave train.ways out, or set task.ways to the same number",
             )
-        found = self._spec("train", "training (train.ways, train.shots, train.queries)", self.training_shape)
         settings = self.resolved.run
         if settings.train.validate_every:
             self._spec("val", "validation (train.validate_every)", self.task_shape)
@@ -99,8 +101,15 @@ class Components:
         """Return a learner for tasks of a spec; all learners of one run can use the same values."""
         adapters = _instances(self.resolved.adapters)
         parts = Parts(spec, self._backbone_maker(spec), Chain(adapters) if adapters else None, self._regularizers)
-        learner: Learner = self._learner.instantiate(parts)
-        return learner
+        others = [choice for choice in self.resolved.choices() if choice is not self._learner]
+        with (
+            plugin_errors(self._learner.entry, "cannot be built", keep_metaforge_errors=True),
+            # The learner calls other plugins when it is built; an error in one of them is not the learner's.
+            running_errors(others, self._learner, "construction", always=False),
+        ):
+            learner = self._learner.cls(self._learner.config, parts)
+        with self.resolved.running_errors("construction"):
+            return checked_learner(learner)
 
     def provenance(self) -> dict[str, str]:
         """Return the distribution and version of every plugin of the run, by kind and name."""
@@ -117,7 +126,10 @@ class Components:
 
         def build(context: int = 0) -> nn.Module:
             with plugin_errors(choice.entry, "cannot build a network for these tasks", keep_metaforge_errors=True):
-                return build_backbone(backbone, spec, context)
+                module = build_backbone(backbone, spec, context)
+                if not isinstance(module, nn.Module):
+                    raise TypeError(f"build returns {type(module).__name__}, not a module")
+            return module
 
         return build
 

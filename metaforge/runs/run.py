@@ -15,6 +15,7 @@ from metaforge.authoring.protocols import Dataset, Learner, Params, Task, TaskSp
 from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
 from metaforge.config.sources import file_layer
+from metaforge.data.checks import expected_spec, expected_tasks
 from metaforge.engine.batch import prepare_tasks
 from metaforge.engine.contract import checked_values
 from metaforge.registry.registry import Registry
@@ -67,7 +68,8 @@ class Run:
         shape = self.parts.task_shape
         shape = shape if shots is None else shape._replace(shots=shots)
         with self.resolved.running_errors("spec", owner=self.resolved.dataset):
-            return self.dataset.spec(self.resolved.run.evaluate.split if split is None else split, shape)
+            spec = self.dataset.spec(self.resolved.run.evaluate.split if split is None else split, shape)
+            return expected_spec(self.dataset, spec, shape)
 
     def learner(self, spec: TaskSpec | None = None) -> Learner:
         """Return the learner for tasks of a spec, by default those that the run is evaluated on."""
@@ -87,7 +89,9 @@ class Run:
         settings = self.resolved.run.evaluate
         split = settings.split if split is None else split
         spec = self.spec(split, shots=shots)
-        batch = self.dataset.sample(split, spec.shape, index, 1, seed=settings.seed if seed is None else seed)
+        with self.resolved.running_errors("sample", owner=self.resolved.dataset):
+            batch = self.dataset.sample(split, spec.shape, index, 1, seed=settings.seed if seed is None else seed)
+            batch = expected_tasks(self.dataset, batch, spec, 1)
         return prepare_tasks(one_task(batch), self.device, self.dtype)
 
     def evaluate(

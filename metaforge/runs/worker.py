@@ -12,6 +12,7 @@ from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Key, Learner, Params, Task
 from metaforge.config.resolved import Resolved
+from metaforge.data.checks import expected_tasks
 from metaforge.engine import plans
 from metaforge.engine.batch import MetaStep, meta_gradients, prepare_tasks, score_tasks
 from metaforge.engine.chunks import ChunkGradients, chunk_gradients
@@ -47,7 +48,7 @@ class Worker:
     def __init__(self, resolved: Resolved, world: World, *, dry: bool = False) -> None:
         self.resolved, self.settings, self.world, self.device = resolved, resolved.run, world, world.device
         self.parts = Components(resolved)
-        spec = self.parts.training_spec()
+        self.spec = spec = self.parts.training_spec()
         self.learner = self.parts.learner(spec)
         self.dtype = self.parts.dtype
         self._require_predictions(spec.outputs)
@@ -142,7 +143,8 @@ class Worker:
         """Return this rank's training episodes of an outer step `[episodes, ...]`, as the data set returns them."""
         shape, seed, episodes = self.parts.training_shape, self.settings.seed, self._local_episodes(step)
         with self.resolved.running_errors("sample", f"at outer step {step}", owner=self.resolved.dataset):
-            return self.parts.dataset.sample("train", shape, episodes[0], len(episodes), seed=seed)
+            tasks = self.parts.dataset.sample("train", shape, episodes[0], len(episodes), seed=seed)
+            return expected_tasks(self.parts.dataset, tasks, self.spec, len(episodes))
 
     def gradients(self, values: Params, tasks: Task, step: int) -> MetaStep:
         """Return the meta-gradient of the whole batch of an outer step.

@@ -103,14 +103,27 @@ def task_keys(count: int) -> Tensor:
 
 
 def learner_tags(subject: Subject) -> Tags:
-    """Return the tags of the learner that is the subject, or into which the subject is built."""
-    tags: Tags = (subject.cls if subject.kind == "learner" else ToyLearner).tags
-    return tags
+    """Return the tags of the learner that is the subject, with its options, or into which the subject is built.
+
+    If the learner cannot be built, these are the tags of its class: a check then fails with the reason.
+    """
+    kind = task_kinds(subject)[0]
+    for x_shape in INPUT_SHAPES if subject.x_shape is None else [subject.x_shape]:
+        try:
+            tags = _build(subject, _spec(kind, x_shape, TASK_SHAPES[kind]), without_regularizer=False).learner.tags
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            continue
+        if isinstance(tags, Tags):
+            return tags
+    of_class: Tags = (subject.cls if subject.kind == "learner" else ToyLearner).tags
+    return of_class
 
 
 def task_kinds(subject: Subject) -> list[Kind]:
     """Return the kinds of toy tasks for a subject: all that a learner supports, classification for other plugins."""
-    return sorted(learner_tags(subject).kinds) if subject.kind == "learner" else ["classification"]
+    return sorted(subject.cls.tags.kinds) if subject.kind == "learner" else ["classification"]
 
 
 def build_benches(subject: Subject) -> list[Bench]:
@@ -142,12 +155,13 @@ def build_bench(
     shape = TASK_SHAPES[kind] if ways is None else TASK_SHAPES[kind]._replace(ways=ways)
     if subject.x_shape is not None or subject.kind not in ("learner", "backbone"):
         return _build(subject, _spec(kind, subject.x_shape or INPUT_SHAPES[0], shape), without_regularizer, terms)
-    errors = []
+    errors, last = [], None
     for x_shape in INPUT_SHAPES:
         try:
             trial = _build(subject, _spec(kind, x_shape, shape), without_regularizer, terms)
             trial.predict(trial.values(), trial.task())
         except Exception as error:
+            last = error
             errors.append(f"{list(x_shape)}: {type(error).__name__}: {str(error).strip().splitlines()[0:1]}")
         else:
             # A new instance: what the trial has stored on its instance could hide that a loaded learner fails.
@@ -155,14 +169,14 @@ def build_bench(
     raise AssertionError(
         f"{subject.label} makes no predictions for any of the input shapes tried ({'; '.join(errors)}); correct these"
         " errors, or set the shape that it accepts with Subject(..., x_shape=...)"
-    )
+    ) from last
 
 
 def _spec(kind: Kind, x_shape: tuple[int, ...], shape: TaskShape) -> TaskSpec:
     return TaskSpec(kind, x_shape, OUTPUTS if kind == "regression" else shape.ways, shape)
 
 
-def _build(subject: Subject, spec: TaskSpec, without_regularizer: bool, terms: frozenset[str]) -> Bench:
+def _build(subject: Subject, spec: TaskSpec, without_regularizer: bool, terms: frozenset[str] = frozenset()) -> Bench:
     backbone = subject.build() if subject.kind == "backbone" else ToyNet(Options())
     chain: Mapping[str, GradientTransform] = {"toy": ToyDescent(Options())}
     regularizers: dict[str, Regularizer] = {"reader": ToyReader(Options(), terms)} if terms else {}

@@ -24,7 +24,7 @@ class Centres(Learner):
     """A correct learner without adaptation steps: logits from the class centres of the network's features."""
 
     Config = Options
-    tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), fixed_ways=False)
+    tags: Tags = Tags(needs=frozenset({"backbone"}), fixed_ways=False)
     defaults: ClassVar = {"classification": {"task": {"ways": 3}}}
 
     def __init__(self, config: Options, parts: Parts) -> None:
@@ -61,7 +61,7 @@ class Level(Learner):
     """A correct learner for regression only, without a network: the mean target plus a learned offset."""
 
     Config = Options
-    tags: ClassVar[Tags] = Tags(kinds=frozenset({"regression"}), fixed_ways=False)
+    tags: Tags = Tags(kinds=frozenset({"regression"}), fixed_ways=False)
 
     def __init__(self, config: Options, parts: Parts) -> None: ...
 
@@ -164,7 +164,7 @@ class Sideways(Centres):
 class Hardcoded(Centres):
     """Predicts three classes, however many there are."""
 
-    tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), fixed_ways=True)
+    tags: Tags = Tags(needs=frozenset({"backbone"}), fixed_ways=True)
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         return super().predict(values, fast, x)[:, :3]
@@ -215,7 +215,7 @@ class Mindful(Centres):
 class GlobalNoise(Centres):
     """Draws the noise of its loss from the global generator."""
 
-    tags: ClassVar[Tags] = replace(Centres.tags, stochastic=True)
+    tags: Tags = replace(Centres.tags, stochastic=True)
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(values, task, key)
@@ -280,7 +280,7 @@ class Noisy(Centres):
 class Silent(Centres):
     """Declares that its loss draws noise, but draws none."""
 
-    tags: ClassVar[Tags] = replace(Centres.tags, stochastic=True)
+    tags: Tags = replace(Centres.tags, stochastic=True)
 
 
 class Stubborn(Right):
@@ -293,13 +293,13 @@ class Stubborn(Right):
 class Secret(Right):
     """Adapts in steps, but declares that it does not."""
 
-    tags: ClassVar[Tags] = replace(Right.tags, adapts=False)
+    tags: Tags = replace(Right.tags, adapts=False)
 
 
 class Boundless(Right):
     """Has a fixed number of outputs, but declares that it accepts any number of ways."""
 
-    tags: ClassVar[Tags] = replace(Right.tags, fixed_ways=False)
+    tags: Tags = replace(Right.tags, fixed_ways=False)
 
 
 class Hoarder(Centres):

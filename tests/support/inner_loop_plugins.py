@@ -7,7 +7,7 @@ They import what a plugin may import.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -63,7 +63,7 @@ class Twins(Learner):
     """Two networks: one embeds support examples, the other queries; a class scores by its mean's inner product."""
 
     Config = Options
-    tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), fixed_ways=False)
+    tags: Tags = Tags(needs=frozenset({"backbone"}), fixed_ways=False)
 
     def __init__(self, config: Options, parts: Parts) -> None:
         self.ways = parts.spec.outputs
@@ -102,7 +102,7 @@ class PrototypeHead(InnerLoopLearner):
 
     Config = InnerLoopOptions
     reference = "Triantafillou et al. 2020, arXiv 1903.03096"
-    tags: ClassVar[Tags] = replace(InnerLoopLearner.tags, kinds=frozenset({"classification"}), fixed_ways=False)
+    tags: Tags = replace(InnerLoopLearner.tags, kinds=frozenset({"classification"}), fixed_ways=False)
 
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
         super().__init__(config, parts)
@@ -151,7 +151,7 @@ class ContextOnly(Learner):
 
     Config = ContextOptions
     reference = "Zintgraf et al. 2019, arXiv 1810.03642, algorithm 1"
-    tags: ClassVar[Tags] = Tags(
+    tags: Tags = Tags(
         kinds=frozenset({"classification", "regression"}), needs=frozenset({"backbone", "adapter"}), adapts=True
     )
 
@@ -202,6 +202,7 @@ class Implicit(InnerLoopLearner):
 
     Config = ImplicitOptions
     reference = "Rajeswaran, Finn, Kakade, Levine 2019, arXiv 1909.04630"
+    tags: Tags = replace(InnerLoopLearner.tags, converges_at=200)
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the query loss after the inner loop."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -16,7 +16,11 @@ from metaforge.authoring.protocols.types import Aux, Examples, Fast, Key, Kind, 
 
 @dataclass(frozen=True)
 class Tags:
-    """Static facts about a learner class, which commands and conformance checks read.
+    """Facts about a learner, which the engine, the commands and the conformance checks read.
+
+    The tags of a class are those of its default options. A learner whose tags depend on its options sets `self.tags` in
+    `__init__`; wherever there is an instance, its tags are read. `kinds` and `needs` are read before there is one, so
+    they must be the same for all options.
 
     Attributes:
         kinds: The kinds of tasks that the learner solves.
@@ -27,6 +31,9 @@ class Tags:
         exact_meta_gradient: Whether the meta-gradient is the derivative of the value that `loss` returns. It is not
             where a method leaves terms out, as first-order methods do.
         terms: The names of the terms that `loss` can give to regularizers in `Aux.terms`.
+        converges_at: Number of inner steps from which on the meta-gradient is exact, for methods that differentiate
+            the solution of the inner problem and not the steps to it. The learner then has an option `steps`, the
+            number of inner steps in training. 0: the number of steps does not matter.
 
     Example:
         >>> from metaforge.authoring import Tags
@@ -41,6 +48,7 @@ class Tags:
     stochastic: bool = False
     exact_meta_gradient: bool = True
     terms: frozenset[str] = frozenset()
+    converges_at: int = 0
 
 
 class Parts(NamedTuple):
@@ -84,7 +92,7 @@ class Learner(Component, Protocol):
             for tasks of several shapes and share their values.
 
     Attributes:
-        tags: Static facts about the learner.
+        tags: Facts about the learner; those of the class, or of the instance if they depend on the options.
         norm: The batch norm policy; `"none"` without batch norm.
         transductive: Whether the prediction for a query depends on the other queries.
         steps: Number of adaptation steps in evaluation; 0 if the learner takes none.
@@ -115,7 +123,7 @@ class Learner(Component, Protocol):
         (tensor(0.3133), Aux(metrics={'score': tensor(1.)}, state={}, terms={}))
     """
 
-    tags: ClassVar[Tags] = Tags()
+    tags: Tags = Tags()
     norm: str = "none"
     transductive: bool = False
     steps: int = 0

@@ -25,7 +25,7 @@ class FOMAML(InnerLoopLearner):
 
     Config = FOMAMLOptions
     reference: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.2"
-    tags: ClassVar[Tags] = replace(InnerLoopLearner.tags, exact_meta_gradient=False)
+    tags: Tags = replace(InnerLoopLearner.tags, exact_meta_gradient=False)
     defaults: ClassVar = {
         "classification": {
             "learner": {"steps": 3, "test_steps": 5},

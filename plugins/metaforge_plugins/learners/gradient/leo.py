@@ -72,7 +72,7 @@ class LEO(ModelLearner):
 
     Config = LEOOptions
     reference: ClassVar[str] = "Rusu et al. 2019, arXiv 1807.05960, algorithm 1"
-    tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), adapts=True, fixed_ways=False, stochastic=True)
+    tags: Tags = Tags(needs=frozenset({"backbone"}), adapts=True, fixed_ways=False, stochastic=True)
     config: LEOOptions
     defaults: ClassVar = {
         "classification": {

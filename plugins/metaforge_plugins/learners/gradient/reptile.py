@@ -47,7 +47,7 @@ class Reptile(InnerLoopLearner):
 
     Config = ReptileOptions
     reference: ClassVar[str] = "Nichol, Achiam, Schulman 2018, arXiv 1803.02999, algorithm 1"
-    tags: ClassVar[Tags] = replace(InnerLoopLearner.tags, stochastic=True, exact_meta_gradient=False, terms=frozenset())
+    tags: Tags = replace(InnerLoopLearner.tags, stochastic=True, exact_meta_gradient=False, terms=frozenset())
     config: ReptileOptions
     defaults: ClassVar = {
         "classification": {

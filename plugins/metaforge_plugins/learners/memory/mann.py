@@ -79,7 +79,7 @@ class MANN(ModelLearner):
 
     Config = MANNOptions
     reference: ClassVar[str] = "Santoro et al. 2016, arXiv 1605.06065, section 3"
-    tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), stochastic=True)
+    tags: Tags = Tags(needs=frozenset({"backbone"}), stochastic=True)
     config: MANNOptions
     defaults: ClassVar = {
         "classification": {
