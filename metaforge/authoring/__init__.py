@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from metaforge.authoring.model import Model, ModelLearner
     from metaforge.authoring.network import feature_size, seeded, with_head
+    from metaforge.authoring.optimizers import MomentOptions, fused
     from metaforge.authoring.protocols import (
         STATE,
         Adapter,
@@ -52,11 +53,13 @@ if TYPE_CHECKING:
         Kind,
         Learner,
         NormPolicy,
+        Optimizer,
         Options,
         Params,
         Parts,
         Pass,
         Regularizer,
+        Schedule,
         Tags,
         Task,
         TaskShape,
@@ -85,8 +88,10 @@ __all__ = [
     "Learner",
     "Model",
     "ModelLearner",
+    "MomentOptions",
     "NormPolicy",
     "Objective",
+    "Optimizer",
     "Options",
     "Outcome",
     "Params",
@@ -94,6 +99,7 @@ __all__ = [
     "Pass",
     "Regularizer",
     "RunInfo",
+    "Schedule",
     "Stateful",
     "Tags",
     "Task",
@@ -110,6 +116,7 @@ __all__ = [
     "detach_params",
     "feature_size",
     "fold_in",
+    "fused",
     "gradient",
     "hookimpl",
     "make_key",
@@ -141,6 +148,7 @@ _MODULES = (
     "metaforge.authoring.network",
     "metaforge.authoring.model",
     "metaforge.authoring.inner_loop",
+    "metaforge.authoring.optimizers",
 )
 
 

@@ -13,6 +13,8 @@ def config(
     backbone: options.Backbone = None,
     adapter: options.Adapter = None,
     regularizer: options.RegularizerSet = None,
+    optimizer: options.Optimizer = None,
+    schedule: options.Schedule = None,
     hook: options.HookSet = None,
     config: options.ConfigFile = None,
     settings: options.Settings = None,
@@ -27,7 +29,20 @@ def config(
     The output is a valid run file.
     """
     flags = options.RunFlags(
-        learner, dataset, backbone, adapter, regularizer, hook, steps, budget, seed, device, config, settings
+        learner=learner,
+        dataset=dataset,
+        backbone=backbone,
+        adapter=adapter,
+        regularizer=regularizer,
+        optimizer=optimizer,
+        schedule=schedule,
+        hook=hook,
+        steps=steps,
+        budget=budget,
+        seed=seed,
+        device=device,
+        config=config,
+        settings=settings,
     )
     _, resolved = flags.resolve(complete=False)
     if as_json:

@@ -2,7 +2,7 @@
 
 The layers, from the lowest to the highest:
 
-1. the defaults of the core;
+1. the defaults of the core, and the default optimiser and schedule;
 2. the `defaults` of the data set for its kind of task;
 3. the `defaults` of the learner for that kind of task;
 4. the user's layers: a TOML file, then the command line.
@@ -34,6 +34,9 @@ _NEEDS = (
     ("adapters", "adapter", "adapter", "uses no adapter"),
     ("regularizers", "regularizer", "backbone", "has no backbone for a regularizer to act on"),
 )
+
+# The kinds of plugin of which every run has one, whatever its learner; the registry knows their defaults.
+_ALWAYS = ("optimizer", "schedule")
 
 
 def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = True) -> Resolved:
@@ -96,6 +99,11 @@ def _merged_defaults(
 ) -> Merged:
     """Return the names of the learner and the data set, merged with the defaults of both."""
     merged = Merged()
+    for kind in _ALWAYS:
+        entry = registry.default(kind)
+        if entry is not None:
+            name = entry.qualified if entry.state == "ambiguous" else entry.name
+            merged.apply(Layer("default", {kind: {"name": name}}, explicit=False))
     if learner_class is not None:
         merged.apply(Layer("default", {"learner": {"name": learner}}, explicit=False))
     if dataset is not None:
@@ -210,12 +218,8 @@ def _validate(merged: Merged, registry: Registry, learner: type[Any] | None) -> 
         _check_duplicates(key, chosen, merged)
     resolved = Resolved(
         run,
-        learner=singles["learner"],
-        dataset=singles["dataset"],
-        backbone=singles["backbone"],
-        adapters=sets["adapters"],
-        regularizers=sets["regularizers"],
-        hooks=sets["hooks"],
+        **singles,
+        **sets,
         notes=tuple(merged.notes),
     )
     origins = {path: _origin(merged.origins, path) for path, _ in flatten(resolved.to_dict())}

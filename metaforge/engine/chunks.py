@@ -117,6 +117,8 @@ def _by_autograd(
         losses, (_, (metrics, change)) = function(leaves, *rest)
 
     def pullback(weights: Tensor) -> Params:
+        if not leaves:
+            return {}
         if not losses.requires_grad:
             raise ContractError(DETACHED)
         grads = torch.autograd.grad(losses, list(leaves.values()), weights.to(losses.dtype), allow_unused=True)
