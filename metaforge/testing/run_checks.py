@@ -16,11 +16,13 @@ from metaforge.testing.checks import (
     gradients,
     hooks,
     learners,
+    optimizers,
     regularizers,
+    schedules,
 )
 from metaforge.testing.subject import Subject
 
-_MODULES = (general, learners, gradients, adapters, regularizers, backbones, datasets, hooks)
+_MODULES = (general, learners, gradients, adapters, regularizers, backbones, datasets, optimizers, schedules, hooks)
 
 
 def all_checks() -> list[Check]:

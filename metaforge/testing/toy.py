@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -24,8 +24,10 @@ from metaforge.authoring.protocols import (
     Examples,
     Key,
     Kind,
+    Optimizer,
     Options,
     Params,
+    Schedule,
     Task,
     TaskShape,
     TaskSpec,
@@ -143,6 +145,32 @@ class ToyDescent(Adapter):
     def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
         """Return the gradients times 0.1."""
         return {name: 0.1 * value for name, value in grads.items()}, state
+
+
+class ToyOptimizer(Optimizer):
+    """Gradient descent with momentum."""
+
+    Config = Options
+
+    def __init__(self, config: Options) -> None:
+        self.config = config
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return torch's SGD with a momentum of 0.5."""
+        return torch.optim.SGD(groups, momentum=0.5)
+
+
+class ToySchedule(Schedule):
+    """A rate that falls linearly to half of its first value."""
+
+    Config = Options
+
+    def __init__(self, config: Options) -> None:
+        self.config = config
+
+    def factor(self, step: int, share: float) -> float:
+        """Return 1 - share / 2."""
+        return 1 - share / 2
 
 
 class ToyLearner(InnerLoopLearner):
