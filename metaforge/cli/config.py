@@ -28,22 +28,8 @@ def config(
 
     The output is a valid run file.
     """
-    flags = options.RunFlags(
-        learner=learner,
-        dataset=dataset,
-        backbone=backbone,
-        adapter=adapter,
-        regularizer=regularizer,
-        optimizer=optimizer,
-        schedule=schedule,
-        hook=hook,
-        steps=steps,
-        budget=budget,
-        seed=seed,
-        device=device,
-        config=config,
-        settings=settings,
-    )
+    plugins = (learner, dataset, backbone, adapter, regularizer, optimizer, schedule, hook)
+    flags = options.RunFlags(*plugins, steps, budget, seed, device, config, settings)
     _, resolved = flags.resolve(complete=False)
     if as_json:
         print_json({"values": resolved.to_dict(), "origins": dict(resolved.origins), "notes": list(resolved.notes)})

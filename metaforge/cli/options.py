@@ -57,9 +57,7 @@ Restarts = Annotated[
 ]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
-KindOption = Annotated[
-    str | None, typer.Option("--kind", "-k", help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.")
-]
+KindOption = Annotated[str | None, typer.Option("--kind", "-k", help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.")]
 
 
 class RunFlags(NamedTuple):

@@ -53,22 +53,8 @@ def train(
 ) -> None:
     """Train a learner, or resume a run; configuration, checkpoints, metrics and report are kept in a run folder."""
     _reject_with_resume(resume, out=out, config=config, dry_run=dry_run)
-    flags = options.RunFlags(
-        learner=learner,
-        dataset=dataset,
-        backbone=backbone,
-        adapter=adapter,
-        regularizer=regularizer,
-        optimizer=optimizer,
-        schedule=schedule,
-        hook=hook,
-        steps=steps,
-        budget=budget,
-        seed=seed,
-        device=device,
-        config=config,
-        settings=settings,
-    )
+    plugins = (learner, dataset, backbone, adapter, regularizer, optimizer, schedule, hook)
+    flags = options.RunFlags(*plugins, steps, budget, seed, device, config, settings)
     registry, resolved = flags.resolve(folder=resume)
     from metaforge.engine import processes
     from metaforge.runs.training import run_training

@@ -33,7 +33,9 @@ class Choice:
     def defaults(self) -> dict[str, Any]:
         """Return the default values of the plugin's options that have one."""
         fields = type(self.config).model_fields.items()
-        known = {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
+        known = {
+            name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()
+        }
         dumped: dict[str, Any] = self.config.model_copy(update=known).model_dump(mode="json")
         return {name: dumped[name] for name in known}
 

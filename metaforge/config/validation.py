@@ -171,7 +171,9 @@ def _misread_values(path: str, value: Any, result: Any) -> list[tuple[str, str]]
     `value` is the value before validation, `result` after it.
     """
     if isinstance(value, Mapping):
-        triples = [(f"{path}.{paths.quoted(key)}".lstrip("."), inner, _member(result, key)) for key, inner in value.items()]
+        triples = [
+            (f"{path}.{paths.quoted(key)}".lstrip("."), inner, _member(result, key)) for key, inner in value.items()
+        ]
         return [problem for triple in triples for problem in _misread_values(*triple)]
     if isinstance(value, (list, tuple)) and isinstance(result, (list, tuple)) and len(value) == len(result):
         pairs = zip(value, result, strict=True)
