@@ -88,10 +88,13 @@ def _chosen_name(layers: Sequence[Layer], key: str) -> str | None:
 def _default_dataset(registry: Registry, learner: type[Any] | None) -> str | None:
     """Return the data set used when none is named: the default for the first kind of task that the learner solves."""
     kinds = ["classification"] if learner is None else sorted(learner.tags.kinds)
-    entries = [entry for kind in kinds if (entry := registry.default(kind)) is not None]
-    if not entries:
-        return None
-    return entries[0].qualified if entries[0].state == "ambiguous" else entries[0].name
+    return next((name for kind in kinds if (name := _default_name(registry, kind)) is not None), None)
+
+
+def _default_name(registry: Registry, key: str) -> str | None:
+    """Return the name of the plugin used when none is named, for a kind of task or a kind of plugin."""
+    entry = registry.default(key)
+    return None if entry is None else entry.qualified if entry.state == "ambiguous" else entry.name
 
 
 def _merged_defaults(
@@ -100,10 +103,8 @@ def _merged_defaults(
     """Return the names of the learner and the data set, merged with the defaults of both."""
     merged = Merged()
     for kind in _ALWAYS:
-        entry = registry.default(kind)
-        if entry is not None:
-            name = entry.qualified if entry.state == "ambiguous" else entry.name
-            merged.apply(Layer("default", {kind: {"name": name}}, explicit=False))
+        if (default := _default_name(registry, kind)) is not None:
+            merged.apply(Layer("default", {kind: {"name": default}}, explicit=False))
     if learner_class is not None:
         merged.apply(Layer("default", {"learner": {"name": learner}}, explicit=False))
     if dataset is not None:
@@ -218,8 +219,14 @@ def _validate(merged: Merged, registry: Registry, learner: type[Any] | None) -> 
         _check_duplicates(key, chosen, merged)
     resolved = Resolved(
         run,
-        **singles,
-        **sets,
+        learner=singles["learner"],
+        dataset=singles["dataset"],
+        backbone=singles["backbone"],
+        optimizer=singles["optimizer"],
+        schedule=singles["schedule"],
+        adapters=sets["adapters"],
+        regularizers=sets["regularizers"],
+        hooks=sets["hooks"],
         notes=tuple(merged.notes),
     )
     origins = {path: _origin(merged.origins, path) for path, _ in flatten(resolved.to_dict())}

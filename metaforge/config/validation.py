@@ -83,8 +83,13 @@ def check_bounds(values: object, origin: str) -> None:
 def _children(path: str, value: Any) -> list[tuple[str, Any]]:
     """Return the values in a table or list, each with its dotted path."""
     if isinstance(value, Mapping):
-        return [(f"{path}.{paths.quoted(str(key))}".lstrip("."), inner) for key, inner in value.items()]
+        return [(_dotted(path, (str(key),)), inner) for key, inner in value.items()]
     return [(path, inner) for inner in value]
+
+
+def _dotted(path: str, keys: Sequence[str]) -> str:
+    """Return the path of a value by the keys that lead to it from the table at `path`, which may be empty."""
+    return ".".join([*([path] if path else []), *map(paths.quoted, keys)])
 
 
 def _problems(
@@ -99,12 +104,13 @@ def _problems(
 
 def _problem(model: type[BaseModel], path: str, location: tuple[str, ...], errors: list[Any]) -> tuple[str, str]:
     """Return the dotted path of an invalid value and a sentence on it, from the errors of pydantic at its location."""
-    dotted = ".".join([*([path] if path else []), *map(paths.quoted, location)])
+    dotted = _dotted(path, location)
     kinds = [details["type"] for details in errors]
     if "extra_forbidden" in kinds:
         inner = _model_at(model, location[:-1])
         names = list(inner.model_fields) if inner is not None else []
-        known = f" The options of {'.'.join([path, *map(paths.quoted, location[:-1])]).strip('.') or 'a run'} are {', '.join(names)}."
+        table = _dotted(path, location[:-1]) or "a run"
+        known = f" The options of {table} are {', '.join(names)}."
         return dotted, f"There is no option {shown(dotted)}.{nearest(location[-1], names)}{known if names else ''}"
     if "missing" in kinds:
         return dotted, f"{dotted} is required."
@@ -171,9 +177,7 @@ def _misread_values(path: str, value: Any, result: Any) -> list[tuple[str, str]]
     `value` is the value before validation, `result` after it.
     """
     if isinstance(value, Mapping):
-        triples = [
-            (f"{path}.{paths.quoted(key)}".lstrip("."), inner, _member(result, key)) for key, inner in value.items()
-        ]
+        triples = [(_dotted(path, (key,)), inner, _member(result, key)) for key, inner in value.items()]
         return [problem for triple in triples for problem in _misread_values(*triple)]
     if isinstance(value, (list, tuple)) and isinstance(result, (list, tuple)) and len(value) == len(result):
         pairs = zip(value, result, strict=True)

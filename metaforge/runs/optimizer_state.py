@@ -91,10 +91,9 @@ class OptimizerState:
         """Return whether a value is or contains an optimiser, a generator, or a tensor other than a parameter."""
         if isinstance(value, Tensor):
             return value not in self._names
-        inside = (
-            value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, set)) else ()
-        )
-        nested = depth > 0 and any(self._holds_state(each, depth - 1) for each in inside)
+        inside = list(value.values()) if isinstance(value, Mapping) else value
+        is_container = isinstance(inside, (list, tuple, set))
+        nested = is_container and depth > 0 and any(self._holds_state(each, depth - 1) for each in inside)
         return isinstance(value, (torch.optim.Optimizer, torch.Generator)) or nested
 
     def restore(self, kept: Kept, expected: Kept) -> None:

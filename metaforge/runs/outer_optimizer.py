@@ -124,8 +124,8 @@ class OuterOptimizer:
         other = OuterOptimizer(self._config, self._plugin, values)
         zeros = {name: torch.zeros_like(leaf) for name, leaf in self._leaves.items()}
         other.step(zeros, {}, norm=0.0, factor=1.0)
-        _, *expected = other.snapshot()
-        self._kept.restore(kept, Kept(*expected))
+        expected = other.snapshot()
+        self._kept.restore(kept, Kept(expected.training, expected.scalars))
 
 
 def torch_optimizer(plugin: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -225,15 +225,15 @@ class _Training:
         factor = self.worker.rate_factor(before.step, self._share_done(before))
         with self.worker.optimizer_errors("step", step):
             self.optimizer.step(result.grads, result.state, norm=norm, factor=factor)
-            values, training, scalars = self.optimizer.snapshot()
-        if bad := [*divergence.nonfinite(values), *divergence.nonfinite(training)]:
+            kept = self.optimizer.snapshot()
+        if bad := [*divergence.nonfinite(kept.values), *divergence.nonfinite(kept.training)]:
             raise divergence.values_error(self.learner, bad, step, episodes)
         by_task = {"loss": result.losses} | {name: x for name, x in result.metrics.items() if name != "loss"}
         empty = RunningSummary()
         window = {name: before.window.get(name, empty).extended(x.detach().tolist()) for name, x in by_task.items()}
         norms = (*before.norms, norm)[-divergence.REMEMBERED :]
-        kept = {"values": values, "training": training, "scalars": scalars}
-        return replace(before, step=step, **kept, window=window, norms=norms)
+        state = replace(before, values=kept.values, training=kept.training, scalars=kept.scalars)
+        return replace(state, step=step, window=window, norms=norms)
 
     def _recorded(self, state: State, metrics: Mapping[str, float], *, due: bool, last: bool) -> State:
         """Append a step's metrics to `metrics.jsonl` if they are due or the run ends; return the state after that."""

@@ -64,7 +64,7 @@ def rates(subject: Subject) -> None:
             _step(other)
         ours, theirs = _step(whole).values["head.scale"], _step(other, factor).values["head.scale"]
         assert not torch.equal(ours, theirs), (
-            "the parameters do not depend on the rate of their group in each step; read group['lr'] in `step`, for every"
+            "the parameters do not depend on the rate of their group in each step; read group['lr'] in `step`, for each"
             " group"
         )
 
@@ -81,6 +81,6 @@ def resumes(subject: Subject) -> None:
         for expected in snapshots[taken:]:
             mismatch = difference(expected._asdict(), _step(restored)._asdict())
             assert not mismatch, (
-                f"restored after step {taken}, it takes other steps: {mismatch}; keep everything that later steps depend"
-                " on in `state` of the parameters or in their groups, as tensors, numbers, strings, booleans or None"
+                f"restored after step {taken}, it takes other steps: {mismatch}; keep all that later steps depend on in"
+                " `state` of the parameters or in their groups, as tensors, numbers, strings, booleans or None"
             )
