@@ -241,17 +241,17 @@ def differences(
     old_config, _ = renamed(_table(saved, "config"))
     old, new = dict(flatten(old_config)), dict(flatten(resolved.to_dict()))
     # What a table of the checkpoint lacks is newer than the checkpoint, which was computed as if it had its default.
-    old = {path: value for path, value in flatten(resolved.defaults()) if _holds(old, path)} | old
+    old = {path: value for path, value in flatten(resolved.defaults()) if _is_newer(path, old)} | old
     for path in {**old, **new}:
         if old.get(path) != new.get(path) and not _harmless(path, resolved):
             differing.append(f"{path}: {old.get(path)} -> {new.get(path)}")
     return differing
 
 
-def _holds(paths: Iterable[str], path: str) -> bool:
-    """Return whether some of the paths are in the table that a path is in."""
+def _is_newer(path: str, old: Iterable[str]) -> bool:
+    """Return whether a setting is in a table that the paths `old` have, but is not among them itself."""
     table = f"{path.rpartition('.')[0]}."
-    return any(known.startswith(table) for known in paths)
+    return any(known.startswith(table) for known in old) and not any(f"{known}.".startswith(f"{path}.") for known in old)
 
 
 def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
