@@ -251,7 +251,8 @@ def differences(
 def _is_newer(path: str, old: Iterable[str]) -> bool:
     """Return whether a setting is in a table that the paths `old` have, but is not among them itself."""
     table = f"{path.rpartition('.')[0]}."
-    return any(known.startswith(table) for known in old) and not any(f"{known}.".startswith(f"{path}.") for known in old)
+    holds = any(known.startswith(table) for known in old)
+    return holds and not any(f"{known}.".startswith(f"{path}.") for known in old)
 
 
 def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""An outer optimiser and a schedule of a third party: a momentum and a rate of their own, trained, killed and resumed."""
+"""An outer optimiser and a schedule of a third party are checked, trained, killed and resumed to the bit."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_a_tensor_that_grows_is_restored() -> None:
         for _ in range(steps):
             optimizer.step()
         kept.append(state.kept())
-    _, restored, leaf = keeping(grow)
+    _, restored, _ = keeping(grow)
     restored.restore(*kept)
     assert restored.kept().tensors["history.model.w"].shape == (4, 3)
 
