@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from metaforge.authoring.model import Model
     from metaforge.authoring.model_learner import ModelLearner
     from metaforge.authoring.network import Headed, blank_examples, feature_size, seeded, with_head
+    from metaforge.authoring.optimizers import MomentOptions, fused
     from metaforge.authoring.progress import progress_of, training_progress
     from metaforge.authoring.protocols import (
         SHARE,
@@ -62,11 +63,13 @@ if TYPE_CHECKING:
         Kind,
         Learner,
         NormPolicy,
+        Optimizer,
         Options,
         Params,
         Parts,
         Pass,
         Regularizer,
+        Schedule,
         Tags,
         Task,
         TaskShape,
@@ -102,8 +105,10 @@ __all__ = [
     "Learner",
     "Model",
     "ModelLearner",
+    "MomentOptions",
     "NormPolicy",
     "Objective",
+    "Optimizer",
     "Options",
     "Outcome",
     "Params",
@@ -111,6 +116,7 @@ __all__ = [
     "Pass",
     "Regularizer",
     "RunInfo",
+    "Schedule",
     "Stateful",
     "Tags",
     "Task",
@@ -129,6 +135,7 @@ __all__ = [
     "entropy",
     "feature_size",
     "fold_in",
+    "fused",
     "gradient",
     "hookimpl",
     "make_key",
@@ -166,6 +173,7 @@ _MODULES = (
     "metaforge.authoring.model_learner",
     "metaforge.authoring.descent",
     "metaforge.authoring.inner_loop",
+    "metaforge.authoring.optimizers",
 )
 
 

@@ -28,6 +28,8 @@ _COMMANDS = {
     "regularizer": "metaforge train --learner {learner} --regularizer {name}",
     "backbone": "metaforge train --learner {learner} --backbone {name}",
     "dataset": "metaforge train --learner {learner} --dataset {name}",
+    "optimizer": "metaforge train --learner {learner} --optimizer {name}",
+    "schedule": "metaforge train --learner {learner} --schedule {name}",
     # With validation, so that every hook is called.
     "hook": "metaforge train --learner {learner} --hook {name} --set train.validate_every=100",
 }
@@ -36,6 +38,8 @@ _TABLES = {
     "learner": "learner",
     "dataset": "dataset",
     "backbone": "backbone",
+    "optimizer": "optimizer",
+    "schedule": "schedule",
     "adapter": "adapters.{name}",
     "regularizer": "regularizers.{name}",
     "hook": "hooks.{name}",

@@ -32,6 +32,8 @@ def train(
     backbone: options.Backbone = None,
     adapter: options.Adapter = None,
     regularizer: options.RegularizerSet = None,
+    optimizer: options.Optimizer = None,
+    schedule: options.Schedule = None,
     hook: options.HookSet = None,
     config: options.ConfigFile = None,
     settings: options.Settings = None,
@@ -51,9 +53,8 @@ def train(
 ) -> None:
     """Train a learner, or resume a run; configuration, checkpoints, metrics and report are kept in a run folder."""
     _reject_with_resume(resume, out=out, config=config, dry_run=dry_run)
-    flags = options.RunFlags(
-        learner, dataset, backbone, adapter, regularizer, hook, steps, budget, seed, device, config, settings
-    )
+    plugins = (learner, dataset, backbone, adapter, regularizer, optimizer, schedule, hook)
+    flags = options.RunFlags(*plugins, steps, budget, seed, device, config, settings)
     registry, resolved = flags.resolve(folder=resume)
     from metaforge.engine import processes
     from metaforge.runs.training import run_training

@@ -166,6 +166,8 @@ def _by_autograd(
         losses, (_, aux) = function(leaves, *rest)
 
     def pullback(weights: ByTask) -> Params:
+        if not leaves:
+            return {}
         if not losses.requires_grad:
             raise ContractError(DETACHED)
         weighted = [(losses, weights.losses), *((aux.terms[name], weight) for name, weight in weights.terms.items())]

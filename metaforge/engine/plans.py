@@ -27,7 +27,7 @@ class Workload(NamedTuple):
         device: The device of the computation.
         tasks: The number of tasks of an outer step, over all ranks.
         groups: The number of tasks in each group that this rank computes.
-        steps: The number of outer steps.
+        steps: The number of batches: of outer steps, times the batches of each.
         budget: The longest duration of the training in seconds; None for no limit.
     """
 

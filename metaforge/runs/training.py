@@ -89,6 +89,9 @@ def _restored(setup: Setup, *, accept_plugins: bool) -> _Training:
             state, facts = resume.restore_state(
                 setup.saver, setup.resolved, info.environment, setup.worker.initial(), accept_plugins=accept_plugins
             )
+            if state.values:
+                # Raises if the state of the optimiser does not belong to this learner and these options.
+                setup.worker.outer_optimizer(state.values, state.training, state.scalars)
             restore_states(setup.plugins, state.hooks)
             setup.saver.restored(state)
             data = to_bytes(state, facts)
@@ -147,7 +150,7 @@ class _Training:
             self.state = replace(self.state, values=self.worker.initial())
         divergence.require_finite_start(self.learner, self.state.values)
         self.state = self._with_progress(self.state)
-        self.optimizer = OuterOptimizer(self.config, self.state.values, self.state.training)
+        self.optimizer = self.worker.outer_optimizer(self.state.values, self.state.training, self.state.scalars)
 
     def _loop(self, signals: StopRequests) -> Outcome:
         """Take outer steps until the run is over, a hook stops it, or a signal arrives; then save the state."""
@@ -206,7 +209,7 @@ class _Training:
             if self.config.on_nonfinite == "stop" or len(before.skipped) >= self.config.skip_limit:
                 raise
             # The optimiser may already have updated the parameters: rebuild it from the state before the step.
-            self.optimizer = OuterOptimizer(self.config, before.values, before.training)
+            self.optimizer = self.worker.outer_optimizer(before.values, before.training, before.scalars)
             skipped = (*before.skipped, step)
             self.facts["skipped"] = list(skipped)
             return replace(before, step=step, skipped=skipped)
@@ -221,15 +224,18 @@ class _Training:
         norm, limit = float(divergence.norm_of(result.grads)), divergence.limit(before.norms, self.config.divergence)
         if not bool(result.losses.isfinite().all()) or not norm <= limit or math.isinf(norm):
             raise divergence.step_error(self.learner, result, norm, limit, step, episodes)
-        self.optimizer.step(result.grads, result.state, norm=norm, done=self._share_done(before))
-        values, training = self.optimizer.snapshot()
-        if bad := [*divergence.nonfinite(values), *divergence.nonfinite(training)]:
+        factor = self.worker.rate_factor(before.step, self._share_done(before))
+        with self.worker.optimizer_errors("step", step):
+            self.optimizer.step(result.grads, result.state, norm=norm, factor=factor)
+            kept = self.optimizer.snapshot()
+        if bad := [*divergence.nonfinite(kept.values), *divergence.nonfinite(kept.training)]:
             raise divergence.values_error(self.learner, bad, step, episodes)
         by_task = {"loss": result.losses} | {name: x for name, x in result.metrics.items() if name != "loss"}
         with self.setup.resolved.running_errors("metrics", f"at outer step {step}"):
             window = extended_window(before.window, {name: x.detach().tolist() for name, x in by_task.items()})
         norms = (*before.norms, norm)[-divergence.REMEMBERED :]
-        return replace(before, step=step, values=values, training=training, window=window, norms=norms)
+        state = replace(before, values=kept.values, training=kept.training, scalars=kept.scalars)
+        return replace(state, step=step, window=window, norms=norms)
 
     def _recorded(self, state: State, metrics: Mapping[str, float], *, due: bool, last: bool) -> State:
         """Append a step's metrics to `metrics.jsonl` if they are due or the run ends; return the state after that."""

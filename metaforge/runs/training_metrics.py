@@ -59,7 +59,7 @@ def training_metrics(state: State, config: TrainConfig, steps: int) -> dict[str,
         **({"skipped": float(len(state.skipped))} if state.skipped else {}),
         "elapsed": seconds,
         "eta": max(0.0, (total - step) * seconds / step),
-        "tasks_per_second": step * config.tasks / seconds,
+        "tasks_per_second": step * config.tasks * config.accumulate / seconds,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +12,11 @@ from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.protocols import Key, Learner, Params, Task
+from metaforge.authoring.protocols import Key, Learner, Optimizer, Params, Schedule, Task
 from metaforge.config.resolved import Resolved
 from metaforge.data.checks import expected_tasks
 from metaforge.engine import plans
+from metaforge.engine.accumulation import mean_step
 from metaforge.engine.batch import MetaStep, meta_gradients, prepare_tasks, score_tasks
 from metaforge.engine.chunks import ChunkGradients, chunk_gradients
 from metaforge.engine.compiler import Compiler
@@ -25,6 +28,9 @@ from metaforge.errors import ConfigError, ContractError
 from metaforge.registry.contract import contract_errors
 from metaforge.results.episode_scores import EvaluationCase, episode_chunks, score_episodes
 from metaforge.runs.assembly import Components
+from metaforge.runs.learning_rate import rate_factor
+from metaforge.runs.optimizer_state import Scalar
+from metaforge.runs.outer_optimizer import OuterOptimizer
 from metaforge.system import machine
 
 
@@ -52,11 +58,15 @@ class Worker:
         self.learner = self.parts.learner(spec)
         self.dtype = self.parts.dtype
         self._require_predictions(spec.outputs)
+        self.optimizer, self.schedule = self._optimizer()
+        # Built once for its errors: later ones would leave a run folder behind.
+        self.outer_optimizer(self.initial())
         engine, train = resolved.run.engine, resolved.run.train
         shards = min(engine.shards, train.tasks) if engine.reduce == "exact" else None
         self.local = world.local_batch(train.tasks, shards)
         steps = min(1, train.steps) if dry else train.steps
-        self._workload = plans.Workload(spec, self.device, train.tasks, self.local.groups, steps, train.budget)
+        batches = steps * train.accumulate
+        self._workload = plans.Workload(spec, self.device, train.tasks, self.local.groups, batches, train.budget)
         self._phase = self._planned(self.learner)
         self.decision = self._phase.decision
         machine.prepare(self.decision.threads)
@@ -131,34 +141,76 @@ class Worker:
     def _initial_key(self) -> Key:
         return make_key(self.settings.seed, "init")
 
+    def _optimizer(self) -> tuple[Optimizer, Schedule]:
+        """Return the outer optimiser and its schedule; raise `ConfigError` if there are none."""
+        choices = (self.resolved.optimizer, self.resolved.schedule)
+        optimizer, schedule = (None if choice is None else choice.instantiate() for choice in choices)
+        if optimizer is None or schedule is None:
+            raise ConfigError(
+                "A training needs an optimizer and a schedule, and none is the default.",
+                remedy="choose them with --optimizer and --schedule",
+            )
+        return optimizer, schedule
+
+    def outer_optimizer(
+        self, values: Params, training: Params | None = None, scalars: Mapping[str, Scalar] | None = None
+    ) -> OuterOptimizer:
+        """Return the outer optimiser for the learner's values, new or as it was when a state was saved."""
+        with self.resolved.running_errors("build", owner=self.resolved.optimizer):
+            return OuterOptimizer(self.settings.train, self.optimizer, values, training, scalars)
+
+    def optimizer_errors(self, doing: str, step: int) -> AbstractContextManager[None]:
+        """Return a context in which an exception of the outer optimiser becomes a `PluginError` that names it."""
+        return self.resolved.running_errors(doing, f"at outer step {step}", owner=self.resolved.optimizer)
+
+    def rate_factor(self, step: int, share: float) -> float:
+        """Return what the learning rate is multiplied by after `step` outer steps and the share `share` of the run."""
+        with self.resolved.running_errors("factor", f"at outer step {step + 1}", owner=self.resolved.schedule):
+            return rate_factor(self.schedule, self.settings.train.warmup, step, share)
+
     def episodes(self, step: int) -> range:
         """Return the indices of the training episodes of an outer step."""
-        return range((step - 1) * self.local.total, step * self.local.total)
+        size = self.local.total * self.settings.train.accumulate
+        return range((step - 1) * size, step * size)
 
-    def _local_episodes(self, step: int) -> range:
-        """Return the indices of the training episodes of an outer step that this rank computes."""
-        return self.episodes(step)[self.local.first : self.local.first + sum(self.local.groups)]
+    def _local_episodes(self, step: int) -> list[range]:
+        """Return the indices of the training episodes of an outer step that this rank computes, for each batch."""
+        episodes, total = self.episodes(step), self.local.total
+        own = slice(self.local.first, self.local.first + sum(self.local.groups))
+        return [episodes[first : first + total][own] for first in range(0, len(episodes), total)]
 
     def sample(self, step: int) -> Task:
         """Return this rank's training episodes of an outer step `[episodes, ...]`, as the data set returns them."""
-        shape, seed, episodes = self.parts.training_shape, self.settings.seed, self._local_episodes(step)
+        shape, seed = self.parts.training_shape, self.settings.seed
         with self.resolved.running_errors("sample", f"at outer step {step}", owner=self.resolved.dataset):
-            tasks = self.parts.dataset.sample("train", shape, episodes[0], len(episodes), seed=seed)
-            return expected_tasks(self.parts.dataset, tasks, self.spec, len(episodes))
+            batches = []
+            for episodes in self._local_episodes(step):
+                tasks = self.parts.dataset.sample("train", shape, episodes[0], len(episodes), seed=seed)
+                batches.append(expected_tasks(self.parts.dataset, tasks, self.spec, len(episodes)))
+        return batches[0] if len(batches) == 1 else tree_map(lambda *x: torch.cat(x), *batches)
 
     def gradients(self, values: Params, tasks: Task, step: int) -> MetaStep:
-        """Return the meta-gradient of the whole batch of an outer step.
+        """Return the meta-gradient of an outer step: the mean of those of its batches.
 
         Args:
             values: The learner's values.
-            tasks: This rank's part of the batch, as `sample` returns it.
+            tasks: This rank's part of the batches, as `sample` returns it.
             step: The number of the outer step, from 1.
 
         Raises:
             ConfigError: The step fails by this plan or compiled, but succeeds by plan `loop` or eagerly.
             PluginError: The learner, or another plugin that it calls, raises an exception or breaks its contract.
         """
-        keys = torch.stack([make_key(self.settings.seed, "train", episode) for episode in self._local_episodes(step)])
+        batches, first = [], 0
+        for episodes in self._local_episodes(step):
+            part = slice(first, first + len(episodes))
+            batches.append((tree_map(lambda x, part=part: x[part], tasks), episodes))
+            first += len(episodes)
+        return mean_step(self._batch_gradients(values, batch, episodes, step) for batch, episodes in batches)
+
+    def _batch_gradients(self, values: Params, tasks: Task, episodes: range, step: int) -> MetaStep:
+        """Return the meta-gradient of one batch, of which `tasks` and `episodes` are this rank's part."""
+        keys = torch.stack([make_key(self.settings.seed, "train", episode) for episode in episodes])
         keys = keys.to(self.device)
         with (
             self.resolved.running_errors("loss", f"at outer step {step}"),

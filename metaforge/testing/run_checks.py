@@ -16,12 +16,26 @@ from metaforge.testing.checks import (
     gradients,
     hooks,
     learners,
+    optimizers,
     regularizers,
+    schedules,
     training,
 )
 from metaforge.testing.subject import Subject
 
-_MODULES = (general, learners, gradients, training, adapters, regularizers, backbones, datasets, hooks)
+_MODULES = (
+    general,
+    learners,
+    gradients,
+    training,
+    adapters,
+    regularizers,
+    backbones,
+    datasets,
+    optimizers,
+    schedules,
+    hooks,
+)
 
 
 def all_checks() -> list[Check]:

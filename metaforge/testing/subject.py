@@ -22,6 +22,8 @@ _BASES = (
     ("regularizer", protocols.Regularizer),
     ("backbone", protocols.Backbone),
     ("dataset", protocols.Dataset),
+    ("optimizer", protocols.Optimizer),
+    ("schedule", protocols.Schedule),
     ("hook", protocols.Hook),
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -26,9 +26,11 @@ from metaforge.authoring.protocols import (
     InnerStep,
     Key,
     Kind,
+    Optimizer,
     Options,
     Params,
     Regularizer,
+    Schedule,
     Task,
     TaskShape,
     TaskSpec,
@@ -172,6 +174,32 @@ class ToyReader(Regularizer):
     def combine(self, losses: Tensor, terms: Params) -> Tensor | None:
         """Return the sum of the mean squares of all terms; None without terms."""
         return sum_of(term.square().mean() for term in terms.values()) if terms else None
+
+
+class ToyOptimizer(Optimizer):
+    """Gradient descent with momentum."""
+
+    Config = Options
+
+    def __init__(self, config: Options) -> None:
+        self.config = config
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return torch's SGD with a momentum of 0.5."""
+        return torch.optim.SGD(groups, momentum=0.5)
+
+
+class ToySchedule(Schedule):
+    """A rate that falls linearly to half of its first value."""
+
+    Config = Options
+
+    def __init__(self, config: Options) -> None:
+        self.config = config
+
+    def factor(self, step: int, share: float) -> float:
+        """Return 1 - share / 2."""
+        return 1 - share / 2
 
 
 class ToyLearner(InnerLoopLearner):

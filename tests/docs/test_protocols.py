@@ -21,6 +21,8 @@ KINDS = (
     protocols.Regularizer,
     protocols.Backbone,
     protocols.Dataset,
+    protocols.Optimizer,
+    protocols.Schedule,
     protocols.Hook,
 )
 PUBLIC = [getattr(protocols, name) for name in protocols.__all__]

@@ -1,4 +1,4 @@
-"""Correct adapters, regularizers, backbones, data sets and hooks, and variants of them with one fault each."""
+"""Correct plugins of all kinds but learners, and variants of them with one fault each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from metaforge.authoring.protocols import (
     TaskShape,
     TaskSpec,
 )
-from metaforge.testing.toy import ToyClasses, ToyCurves, ToyDescent, ToyNet
+from metaforge.testing.toy import ToyClasses, ToyCurves, ToyDescent, ToyNet, ToyOptimizer, ToySchedule
 
 
 class Shrinking(Regularizer):
@@ -328,6 +328,81 @@ class Unrepresentable(Counter):
         return {"count": {1, 2}}
 
 
+class Ascending(ToyOptimizer):
+    """Adds the gradients instead of subtracting them."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, maximize=True)
+
+
+class Searching(ToyOptimizer):
+    """Evaluates the loss again within a step."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS([param for group in groups for param in group["params"]])
+
+
+class Stubborn(ToyOptimizer):
+    """Takes steps of the size that the group had at first, whatever the schedule says."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        rates = [group["lr"] for group in groups]
+
+        class Fixed(torch.optim.SGD):
+            def step(self, closure: Any = None) -> Any:
+                for group, rate in zip(self.param_groups, rates, strict=True):
+                    group["lr"] = rate
+                return super().step(closure)
+
+        return Fixed(groups)
+
+
+class Uniform(ToyOptimizer):
+    """Gives all groups the rate of the first one."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD([group | {"lr": groups[0]["lr"]} for group in groups])
+
+
+class Forgetful(ToyOptimizer):
+    """Keeps its momentum where no checkpoint finds it."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        sums: dict[Tensor, Tensor] = {}
+
+        class Hidden(torch.optim.SGD):
+            def step(self, closure: Any = None) -> Any:
+                for group in self.param_groups:
+                    for param in group["params"]:
+                        sums[param] = param.grad = 0.5 * sums.get(param, torch.zeros_like(param)) + param.grad
+                return super().step(closure)
+
+        return Hidden(groups)
+
+
+class Aware(ToySchedule):
+    """Falls from call to call."""
+
+    calls = 0
+
+    def factor(self, step: int, share: float) -> float:
+        self.calls += 1
+        return 1 / self.calls
+
+
+class Negative(ToySchedule):
+    """Has negative factors at the end."""
+
+    def factor(self, step: int, share: float) -> float:
+        return 0.5 - share
+
+
+class Secretive(ToySchedule):
+    """Does not say that its factor depends on the length of the run."""
+
+    uses_share = False
+
+
 # (check that must fail, kind of the plugin, plugin class)
 FAULTS: list[tuple[str, str, type[Any]]] = [
     ("updates", "adapter", Partial),
@@ -353,6 +428,14 @@ FAULTS: list[tuple[str, str, type[Any]]] = [
     ("too-large", "dataset", Clumsy),
     ("unknown-split", "dataset", Agreeable),
     ("facts", "dataset", Wordy),
+    ("descends", "optimizer", Ascending),
+    ("descends", "optimizer", Searching),
+    ("rates", "optimizer", Stubborn),
+    ("rates", "optimizer", Uniform),
+    ("resumes", "optimizer", Forgetful),
+    ("factors", "schedule", Aware),
+    ("factors", "schedule", Negative),
+    ("share", "schedule", Secretive),
     ("lives", "hook", Hasty),
     ("lives", "hook", Homeless),
     ("watches", "hook", Meddling),
@@ -368,5 +451,7 @@ RIGHT: list[tuple[str, type[Any]]] = [
     ("backbone", ToyNet),
     ("dataset", ToyClasses),
     ("dataset", ToyCurves),
+    ("optimizer", ToyOptimizer),
+    ("schedule", ToySchedule),
     ("hook", Counter),
 ]

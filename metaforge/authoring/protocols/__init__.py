@@ -1,4 +1,4 @@
-"""The contracts: what a task is, and what a learner, adapter, regularizer, backbone, data set and hook must offer.
+"""The contracts: what a task is, and what a plugin of each kind must offer.
 
 A learner gets one task and is a pure function of (values, task, key). Only the engine and data sets handle batches of
 tasks.
@@ -20,6 +20,7 @@ from metaforge.authoring.protocols.backbone import Backbone, ContextBackbone
 from metaforge.authoring.protocols.component import Component, Hook, Options
 from metaforge.authoring.protocols.dataset import Dataset
 from metaforge.authoring.protocols.learner import Learner, Parts, Tags
+from metaforge.authoring.protocols.optimizer import Optimizer, Schedule
 from metaforge.authoring.protocols.regularizer import Regularizer
 from metaforge.authoring.protocols.types import (
     SHARE,
@@ -60,11 +61,13 @@ __all__ = [
     "Kind",
     "Learner",
     "NormPolicy",
+    "Optimizer",
     "Options",
     "Params",
     "Parts",
     "Pass",
     "Regularizer",
+    "Schedule",
     "Tags",
     "Task",
     "TaskShape",

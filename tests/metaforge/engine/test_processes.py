@@ -67,6 +67,17 @@ EXACT = {**SHARED, "engine": {"threads": 1, "reduce": "exact", "shards": 2}}
 RUNS: Mapping[str, tuple[Mapping[str, Any], float]] = {
     "exact": ({"learner": "maml", "dataset": "sinusoid", "tasks": 5, "settings": EXACT}, 0.0),
     "fast": ({"learner": "maml", "dataset": "sinusoid", "tasks": 5, "settings": SHARED}, 1e-6),
+    "accumulate": (
+        {
+            "learner": "maml",
+            "dataset": "sinusoid",
+            "tasks": 3,
+            "optimizer": {"name": "sgd", "momentum": 0.9},
+            "regularizers": ["spread"],
+            "settings": {**EXACT, "train": {**SHARED["train"], "accumulate": 2, "warmup": 5}},
+        },
+        0.0,
+    ),
     "state": (
         {
             "learner": "protonet",

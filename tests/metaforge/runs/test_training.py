@@ -201,21 +201,18 @@ def test_non_finite_initial_values_are_refused_with_a_remedy(tmp_path: Path) -> 
 class Poisoned(torch.optim.SGD):
     """Steps to a place that is not finite, at its third step."""
 
-    count = 0
-
     def step(self, closure: Any = None) -> Any:
-        self.count += 1
+        group = self.param_groups[0]
+        group["count"] = group.get("count", 0) + 1
         super().step(closure)
-        if self.count == 3:
-            self.param_groups[0]["params"][0].data.flatten()[0] = torch.inf
+        if group["count"] == 3:
+            group["params"][0].data.flatten()[0] = torch.inf
 
 
 def test_values_that_the_last_step_made_non_finite_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "metaforge.runs.outer_optimizer._torch_optimizer", lambda config, leaves: Poisoned(leaves, lr=1e-3)
-    )
+    monkeypatch.setattr("metaforge.runs.outer_optimizer.torch_optimizer", lambda plugin, groups: Poisoned(groups))
     with pytest.raises(DivergedError, match=r"The value 'model\.\S+' is no longer finite after outer step 3") as caught:
         trained(tmp_path / "run", steps=3)
     assert "training episodes 6 to 8" in caught.value.where

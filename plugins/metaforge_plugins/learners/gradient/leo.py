@@ -76,15 +76,8 @@ class LEO(ModelLearner):
     config: LEOOptions
     defaults: ClassVar = {
         "classification": {
-            "train": {
-                "ways": 20,
-                "queries": 5,
-                "tasks": 1,
-                "steps": 1500,
-                "schedule": "cosine",
-                "lr": 1e-3,
-                "clip": 0.1,
-            },
+            "train": {"ways": 20, "queries": 5, "tasks": 1, "steps": 1500, "lr": 1e-3, "clip": 0.1},
+            "schedule": {"name": "cosine"},
             "backbone": {"variant": "pool"},
         }
     }

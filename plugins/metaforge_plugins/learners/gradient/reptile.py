@@ -52,20 +52,16 @@ class Reptile(InnerLoopLearner):
     defaults: ClassVar = {
         "classification": {
             "adapters": {"adam": {"lr": 3e-3, "beta1": 0.0}},
-            "train": {
-                "shots": 5,
-                "queries": 5,
-                "tasks": 5,
-                "optimizer": "sgd",
-                "lr": 1.0,
-                "schedule": "linear",
-                "steps": 2000,
-            },
+            "train": {"shots": 5, "queries": 5, "tasks": 5, "lr": 1.0, "steps": 2000},
+            "optimizer": {"name": "sgd"},
+            "schedule": {"name": "linear"},
         },
         "regression": {
             "learner": {"steps": 5, "test_steps": 32},
             "adapters": {"sgd": {"lr": 0.02}},
-            "train": {"tasks": 5, "optimizer": "sgd", "lr": 0.5, "schedule": "linear", "steps": 10000},
+            "train": {"tasks": 5, "lr": 0.5, "steps": 10000},
+            "optimizer": {"name": "sgd"},
+            "schedule": {"name": "linear"},
         },
     }
 

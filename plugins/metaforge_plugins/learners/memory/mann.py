@@ -89,10 +89,10 @@ class MANN(ModelLearner):
                 "queries": 9,
                 "tasks": 16,
                 "steps": 3000,
-                "schedule": "cosine",
                 "lr": 3e-3,
                 "clip": 10.0,
             },
+            "schedule": {"name": "cosine"},
             "backbone": {"variant": "stride-flat"},
         }
     }

@@ -47,7 +47,8 @@ class ProtoNet(ModelLearner):
     # The authors train with 60 ways. At an equal number of images, more classes train faster than more queries.
     defaults: ClassVar = {
         "classification": {
-            "train": {"ways": 60, "queries": 2, "tasks": 1, "steps": 1500, "schedule": "cosine", "lr": 3e-3},
+            "train": {"ways": 60, "queries": 2, "tasks": 1, "steps": 1500, "lr": 3e-3},
+            "schedule": {"name": "cosine"},
             "backbone": {"name": "conv4", "variant": "pool"},
         }
     }
