@@ -122,7 +122,7 @@ class InnerLoopLearner(ModelLearner):
 
         Returns:
             The adapted parameters, together with the statistics that batch norm uses for queries if they depend on the
-            support set or the step; and what to add to the `state.` entries.
+            support set; and what to add to the `state.` entries.
         """
 
         def objective(values: Params, step: int, x: Tensor, y: Tensor, *keys: Tensor) -> tuple[Tensor, Params]:

@@ -32,7 +32,7 @@ BatchNormPolicy = Literal["transductive", "support", "running"]
 """
 
 NormPolicy = Literal["transductive", "support", "running", "per-step"]
-"""A `BatchNormPolicy`, or `per-step`: like `running`, with one running average per inner step."""
+"""A `BatchNormPolicy`, or `per-step`: like `transductive`, and it also collects a running average per inner step."""
 
 STATE = "state."
 """The prefix of the names of state entries, such as running statistics, which no optimiser updates."""
