@@ -26,13 +26,26 @@ if TYPE_CHECKING:
     from metaforge.authoring.hooks import Outcome, RunInfo, Stateful, hookimpl
     from metaforge.authoring.inner_loop import Chain, InnerLoopLearner, InnerLoopOptions, Objective, descend
     from metaforge.authoring.keys import fold_in, make_key, normal, permutation, uniform
-    from metaforge.authoring.losses import (
-        at_least_float32,
+    from metaforge.authoring.kinds import (
+        CLASSIFICATION,
+        INTERACTION,
+        KINDS,
+        MULTI_LABEL,
+        REGRESSION,
+        TaskKind,
         criterion,
+        nearest_targets,
+        score,
+        task_kind,
+    )
+    from metaforge.authoring.losses import (
+        accuracy,
+        at_least_float32,
+        binary_cross_entropy,
         cross_entropy,
+        label_accuracy,
         mean_squared_error,
         one_hot,
-        score,
     )
     from metaforge.authoring.model import Model, ModelLearner
     from metaforge.authoring.network import feature_size, seeded, with_head
@@ -62,10 +75,16 @@ if TYPE_CHECKING:
         TaskShape,
         TaskSpec,
     )
+    from metaforge.authoring.scale import Scale
     from metaforge.system.line_files import append_lines, begin_lines
     from metaforge.system.streams import note_stream
 
 __all__ = [
+    "CLASSIFICATION",
+    "INTERACTION",
+    "KINDS",
+    "MULTI_LABEL",
+    "REGRESSION",
     "STATE",
     "Adapter",
     "Aux",
@@ -94,16 +113,20 @@ __all__ = [
     "Pass",
     "Regularizer",
     "RunInfo",
+    "Scale",
     "Stateful",
     "Tags",
     "Task",
+    "TaskKind",
     "TaskShape",
     "TaskSpec",
+    "accuracy",
     "add_params",
     "advance_state",
     "append_lines",
     "at_least_float32",
     "begin_lines",
+    "binary_cross_entropy",
     "criterion",
     "cross_entropy",
     "descend",
@@ -112,8 +135,10 @@ __all__ = [
     "fold_in",
     "gradient",
     "hookimpl",
+    "label_accuracy",
     "make_key",
     "mean_squared_error",
+    "nearest_targets",
     "normal",
     "note_stream",
     "one_hot",
@@ -125,19 +150,22 @@ __all__ = [
     "select",
     "split_state",
     "sum_of",
+    "task_kind",
     "uniform",
     "with_head",
 ]
 
-# Searched in this order. The first three do not import torch.
+# Searched in this order. The first four do not import torch.
 _MODULES = (
     "metaforge.authoring.hooks",
+    "metaforge.authoring.scale",
     "metaforge.system.line_files",
     "metaforge.system.streams",
     "metaforge.authoring.protocols",
     "metaforge.authoring.keys",
     "metaforge.authoring.functional",
     "metaforge.authoring.losses",
+    "metaforge.authoring.kinds",
     "metaforge.authoring.network",
     "metaforge.authoring.model",
     "metaforge.authoring.inner_loop",

@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor
 
 from metaforge.authoring.functional import add_params, advance_state, detach_params, gradient, prefixed, select, sum_of
-from metaforge.authoring.losses import criterion, score
 from metaforge.authoring.model import ModelLearner
 from metaforge.authoring.protocols import (
     Aux,
@@ -91,7 +90,10 @@ class InnerLoopLearner(ModelLearner):
     """
 
     tags: ClassVar[Tags] = Tags(
-        kinds=frozenset({"classification", "regression"}), needs=frozenset({"backbone", "adapter"}), adapts=True
+        kinds=frozenset({"classification", "regression"}),
+        needs=frozenset({"backbone", "adapter"}),
+        adapts=True,
+        other_kinds=True,
     )
     first_order: ClassVar[bool] = False
     config: InnerLoopOptions
@@ -102,7 +104,7 @@ class InnerLoopLearner(ModelLearner):
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
         super().__init__(config, parts, norm=config.norm, steps=config.steps, outputs=parts.spec.outputs)
         assert parts.adapter is not None, "the learner's tags do not name an adapter among its needs"
-        self.adapter, self.criterion, self.steps = parts.adapter, criterion(parts.spec.kind), config.test_steps
+        self.adapter, self.criterion, self.steps = parts.adapter, parts.spec.kind.loss, config.test_steps
         constant = self.model.norm_names if config.adapt == "weights" else frozenset[str]()
         self.adapted = tuple(n for n in (f"model.{name}" for name in self.model.names) if n not in constant)
 
@@ -154,16 +156,18 @@ class InnerLoopLearner(ModelLearner):
         """
         at = Pass(key, self.config.steps, "query")
         prediction, change = self.model.observe(values | advance_state(values, state) | fast, task.query.x, at)
-        metrics = {"score": score(self.spec.kind, prediction, task.query.y).detach()}
+        metrics = {"score": self.spec.kind.score(prediction, task.query.y).detach()}
         return self.criterion(prediction, task.query.y), Aux(metrics, add_params(state, change))
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
         """Return the adapted parameters after `steps` inner steps, by default `steps` or `test_steps` of the options.
 
-        With a key, as in training, the default is the option `steps`; without a key it is `test_steps`.
+        With a key, as in training, the default is the option `steps`; without a key it is `test_steps`. In a kind of
+        task whose evaluation needs a key, it is `test_steps` in any case.
         """
         if steps is None:
-            steps = self.config.test_steps if key is None else self.config.steps
+            training = key is not None and not self.spec.kind.needs_key
+            steps = self.config.steps if training else self.config.test_steps
         return self.descend(values, support, steps, key)[0]
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:

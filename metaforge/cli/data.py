@@ -26,10 +26,11 @@ SPLITS = ("train", "val", "test")
 @handle_errors
 def inspect(name: Name, settings: options.Settings = None, as_json: options.AsJson = False) -> None:
     """Show what the splits of a data set contain, and the shape of its tasks."""
+    from metaforge.authoring.kinds import task_kind
     from metaforge.errors import DataError
 
     with _opened(name, settings) as (dataset, shape):
-        facts: dict[str, Any] = {"name": name, "kind": dataset.kind, "note": dataset.note, "splits": {}}
+        facts: dict[str, Any] = {"name": name, "kind": task_kind(dataset.kind).name, "note": dataset.note, "splits": {}}
         for split in SPLITS:
             try:
                 facts["splits"][split] = {**dataset.facts(split)}
@@ -43,7 +44,7 @@ def inspect(name: Name, settings: options.Settings = None, as_json: options.AsJs
     if as_json:
         print_json(facts)
         return
-    print_answer(f"{name}: {dataset.kind}" + (f" ({dataset.note})" if dataset.note else ""))
+    print_answer(f"{name}: {facts['kind']}" + (f" ({dataset.note})" if dataset.note else ""))
     for split, split_facts in facts["splits"].items():
         print_answer(f"  {split}: {_facts_text(split_facts)}")
     print_answer(f"  task: {_facts_text(facts['task'])}")
@@ -84,14 +85,15 @@ def preview(
     as_json: options.AsJson = False,
 ) -> None:
     """Draw one task of a data set as a picture."""
-    from metaforge.authoring.protocols import Examples, Task
+    from metaforge.authoring.functional import one_task
+    from metaforge.authoring.kinds import task_kind
     from metaforge.results.episode_picture import episode_grid
 
     with _opened(name, settings) as (dataset, shape):
         batch = dataset.sample(split, shape, index, 1, seed=seed)
-        task = Task(*(Examples(part.x[0], part.y[0]) for part in batch))
+        task, kind = one_task(batch), task_kind(dataset.kind)
     out.parent.mkdir(parents=True, exist_ok=True)
-    episode_grid(task, out)
+    episode_grid(task, out, kind)
     if as_json:
         answer = {"name": name, "split": split, "index": index, "seed": seed, **shape._asdict(), "picture": str(out)}
         print_json(answer)

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
+from metaforge.authoring.kinds import task_kind
 from metaforge.authoring.protocols import Dataset, Task, TaskShape, TaskSpec
 from metaforge.errors import DataError, MetaForgeError, PluginError
 
@@ -30,15 +31,19 @@ def checked_spec(dataset: Dataset, split: str, shape: TaskShape, *, seed: int) -
         MetaForgeError: Whatever error of this class the data set itself raises.
     """
     spec = _call(dataset, "spec", lambda: dataset.spec(split, shape))
-    if not isinstance(spec, TaskSpec) or (spec.kind, spec.shape) != (dataset.kind, shape):
-        _contract_error(dataset, f"spec returns {spec!r:.200} for {dataset.kind} tasks of {shape}")
+    kind = task_kind(dataset.kind)
+    if not isinstance(spec, TaskSpec) or (spec.kind, spec.shape) != (kind, shape):
+        _contract_error(dataset, f"spec returns {spec!r:.200} for {kind.name} tasks of {shape}")
     task = _call(dataset, "sample", lambda: dataset.sample(split, shape, 0, 1, seed=seed))
     for part, per_class in (("support", shape.shots), ("query", shape.queries)):
         x, y = _inputs_and_targets(dataset, task, part)
         leading = (1, shape.ways * per_class)
         _check_tensor(dataset, f"the inputs of the {part} set", x, (*leading, *spec.x_shape), integral=torch.uint8)
-        if spec.kind == "regression":
-            _check_tensor(dataset, f"the targets of the {part} set", y, (*leading, spec.outputs))
+        if not kind.classes:
+            what = f"the targets of the {part} set"
+            _check_tensor(dataset, what, y, (*leading, *kind.shape_of_target(spec.outputs)))
+            if wrong := "" if kind.wrong_targets is None else kind.wrong_targets(y):
+                _contract_error(dataset, f"{what} {wrong}")
         else:
             _check_tensor(dataset, f"the labels of the {part} set", y, leading, integral=torch.int64, floating=False)
             _check_labels(dataset, part, y[0], shape.ways, per_class)

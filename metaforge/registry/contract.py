@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
 from metaforge.authoring import hooks, protocols
+from metaforge.authoring.kinds import KINDS, TaskKind
 from metaforge.authoring.protocols import Hook
 from metaforge.registry.hook_contract import hook_errors, with_hooks
 
@@ -80,9 +81,18 @@ def _attribute_errors(kind: str, cls: type[Any]) -> list[str]:
         errors.append("'defaults' is not a mapping from kinds of task to settings")
     if kind == "learner" and not isinstance(getattr(cls, "tags", None), protocols.Tags):
         errors.append("'tags' is not of type metaforge.authoring.Tags")
-    if kind == "dataset" and getattr(cls, "kind", "") not in get_args(protocols.Kind):
-        errors.append(f"'kind' is not one of {', '.join(get_args(protocols.Kind))}")
+    if kind == "dataset":
+        errors += _kind_errors(getattr(cls, "kind", None))
     return errors
+
+
+def _kind_errors(kind: Any) -> list[str]:
+    """Return what is wrong with the kind of task of a data set."""
+    if isinstance(kind, TaskKind) and kind.name in KINDS and kind != KINDS[kind.name]:
+        return [f"'kind' has the name of the built-in kind {kind.name!r}"]
+    if isinstance(kind, TaskKind) or (isinstance(kind, str) and kind in KINDS):
+        return []
+    return [f"'kind' is not one of {', '.join(KINDS)}, nor a metaforge.authoring.TaskKind"]
 
 
 def _members(protocol: type[Any]) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metaforge.authoring.protocols.adapter import GradientTransform
 from metaforge.authoring.protocols.component import Component
 from metaforge.authoring.protocols.regularizer import Regularizer
-from metaforge.authoring.protocols.types import Aux, Examples, Fast, Key, Kind, Params, Task, TaskSpec
+from metaforge.authoring.protocols.types import Aux, Examples, Fast, Key, Params, Task, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,15 @@ class Tags:
     """Static facts about a learner class, which commands and conformance checks read.
 
     Attributes:
-        kinds: The kinds of tasks that the learner solves.
+        kinds: Names of the kinds of tasks that the learner solves.
         needs: The components that it is built from: `"backbone"`, `"adapter"`, both or none.
         adapts: Whether adaptation takes steps that can be counted.
         fixed_ways: Whether the number of outputs is fixed when the learner is built.
         stochastic: Whether the loss draws noise from its key.
         exact_meta_gradient: Whether the meta-gradient is the derivative of the value that `loss` returns. It is not
             where a method leaves terms out, as first-order methods do.
+        other_kinds: Whether the learner also solves supervised tasks of any other kind, such as that of a third
+            party's data set. It then uses nothing of a kind but its loss and its score.
 
     Example:
         >>> from metaforge.authoring import Tags
@@ -33,12 +35,13 @@ class Tags:
         False
     """
 
-    kinds: frozenset[Kind] = frozenset({"classification"})
+    kinds: frozenset[str] = frozenset({"classification"})
     needs: frozenset[Literal["backbone", "adapter"]] = frozenset()
     adapts: bool = False
     fixed_ways: bool = True
     stochastic: bool = False
     exact_meta_gradient: bool = True
+    other_kinds: bool = False
 
 
 class Parts(NamedTuple):
@@ -132,7 +135,7 @@ class Learner(Component, Protocol):
             values: The learner's values.
             support: The support set.
             steps: Number of adaptation steps; None means the learner's own number. Every learner must accept 0.
-            key: The key of the task's noise; None in evaluation.
+            key: The key of the task's noise; None in evaluation, unless the kind of task needs a key.
 
         Returns:
             Tensors in any pytree, such as a dictionary of adapted weights.
@@ -146,10 +149,10 @@ class Learner(Component, Protocol):
             values: The learner's values.
             fast: What `adapt` returned.
             x: Query inputs `[n, *x_shape]`. Their order must not affect the predictions.
-            key: The key of the task's noise; None in evaluation.
+            key: The key of the task's noise; None in evaluation, unless the kind of task needs a key.
 
         Returns:
-            Logits or predicted means `[n, outputs]`.
+            Logits or predicted means `[n, outputs]`; in interaction, returns.
         """
         ...
 
