@@ -28,14 +28,27 @@ if TYPE_CHECKING:
     from metaforge.authoring.hooks import Outcome, RunInfo, Stateful, hookimpl
     from metaforge.authoring.inner_loop import InnerLoopLearner, InnerLoopOptions
     from metaforge.authoring.keys import fold_in, make_key, normal, permutation, uniform
-    from metaforge.authoring.losses import (
-        at_least_float32,
+    from metaforge.authoring.kinds import (
+        CLASSIFICATION,
+        INTERACTION,
+        KINDS,
+        MULTI_LABEL,
+        REGRESSION,
+        TaskKind,
         criterion,
+        nearest_targets,
+        score,
+        task_kind,
+    )
+    from metaforge.authoring.losses import (
+        accuracy,
+        at_least_float32,
+        binary_cross_entropy,
         cross_entropy,
         entropy,
+        label_accuracy,
         mean_squared_error,
         one_hot,
-        score,
     )
     from metaforge.authoring.model import Model
     from metaforge.authoring.model_learner import ModelLearner
@@ -75,10 +88,16 @@ if TYPE_CHECKING:
         TaskShape,
         TaskSpec,
     )
+    from metaforge.authoring.scale import Scale
     from metaforge.system.line_files import append_lines, begin_lines
     from metaforge.system.streams import note_stream
 
 __all__ = [
+    "CLASSIFICATION",
+    "INTERACTION",
+    "KINDS",
+    "MULTI_LABEL",
+    "REGRESSION",
     "SHARE",
     "STATE",
     "STEP",
@@ -116,17 +135,21 @@ __all__ = [
     "Pass",
     "Regularizer",
     "RunInfo",
+    "Scale",
     "Schedule",
     "Stateful",
     "Tags",
     "Task",
+    "TaskKind",
     "TaskShape",
     "TaskSpec",
+    "accuracy",
     "add_params",
     "advance_state",
     "append_lines",
     "at_least_float32",
     "begin_lines",
+    "binary_cross_entropy",
     "blank_examples",
     "criterion",
     "cross_entropy",
@@ -138,9 +161,11 @@ __all__ = [
     "fused",
     "gradient",
     "hookimpl",
+    "label_accuracy",
     "make_key",
     "matching",
     "mean_squared_error",
+    "nearest_targets",
     "normal",
     "note_stream",
     "one_hot",
@@ -153,14 +178,16 @@ __all__ = [
     "select",
     "split_state",
     "sum_of",
+    "task_kind",
     "training_progress",
     "uniform",
     "with_head",
 ]
 
-# Searched in this order. The first three do not import torch.
+# Searched in this order. The first four do not import torch.
 _MODULES = (
     "metaforge.authoring.hooks",
+    "metaforge.authoring.scale",
     "metaforge.system.line_files",
     "metaforge.system.streams",
     "metaforge.authoring.protocols",
@@ -168,6 +195,7 @@ _MODULES = (
     "metaforge.authoring.functional",
     "metaforge.authoring.progress",
     "metaforge.authoring.losses",
+    "metaforge.authoring.kinds",
     "metaforge.authoring.network",
     "metaforge.authoring.model",
     "metaforge.authoring.model_learner",

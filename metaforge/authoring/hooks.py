@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import pluggy
 
 if TYPE_CHECKING:
-    from metaforge.authoring.protocols import Kind, Task
+    from metaforge.authoring.kinds import TaskKind
+    from metaforge.authoring.protocols import Task
 
 Outcome = Literal["finished", "stopped", "failed"]
 """How a run ended: after its last step, early (by a hook or Ctrl-C), or with an error."""
@@ -37,7 +38,8 @@ class RunInfo:
         folder: The run folder; None in a dry run, which keeps nothing.
         settings: The resolved configuration, nested as in a run file: `settings["train"]["steps"]`. The values are
             those that JSON has.
-        kind: The kind of task that the data set of the run has: `"classification"` or `"regression"`.
+        kind: The kind of task that the data set of the run has, a `TaskKind`: `run.kind.scale` says what its score is
+            called, which direction is better and how it is printed. The name of a built-in kind stands for it.
         command: The command line of the run.
         environment: The content of `env.json`: the machine, the versions of all plugins, the plan and chunk of the
             engine.
@@ -47,16 +49,22 @@ class RunInfo:
     Example:
         >>> from metaforge.authoring import RunInfo
         >>> run = RunInfo(folder=None, settings={"train": {"steps": 100}}, kind="classification")
-        >>> run.settings["train"]["steps"], run.start
-        (100, 0)
+        >>> run.settings["train"]["steps"], run.kind.scale.higher_is_better
+        (100, True)
     """
 
     folder: Path | None
     settings: Mapping[str, Any]
-    kind: Kind
+    kind: TaskKind
     command: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     start: int = 0
+
+    def __post_init__(self) -> None:
+        # Imported here, because the module of the kinds imports torch.
+        from metaforge.authoring.kinds import task_kind
+
+        object.__setattr__(self, "kind", task_kind(self.kind))
 
 
 @runtime_checkable

@@ -13,7 +13,6 @@ from metaforge.authoring.descent import Adjoint, descend, relative_slope
 from metaforge.authoring.functional import add_params, advance_state, prefixed, sum_of
 from metaforge.authoring.hooks import hookimpl
 from metaforge.authoring.keys import fold_in
-from metaforge.authoring.losses import criterion, score
 from metaforge.authoring.model_learner import ModelLearner
 from metaforge.authoring.network import blank_examples
 from metaforge.authoring.protocols import (
@@ -115,6 +114,7 @@ class InnerLoopLearner(ModelLearner):
         needs=frozenset({"backbone", "adapter"}),
         adapts=True,
         terms=INNER_LOOP_TERMS,
+        other_kinds=True,
     )
     config: InnerLoopOptions
     adjoint: Adjoint
@@ -127,7 +127,7 @@ class InnerLoopLearner(ModelLearner):
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
         super().__init__(config, parts, norm=config.norm, steps=config.steps, outputs=parts.spec.outputs)
         assert parts.adapter is not None, "the learner's tags do not name an adapter among its needs"
-        self.adapter, self.criterion, self.steps = parts.adapter, criterion(parts.spec.kind), config.test_steps
+        self.adapter, self.criterion, self.steps = parts.adapter, parts.spec.kind.loss, config.test_steps
         self.adapted = self.model.choose(config.adapt)
         self.adjoint = Adjoint(config.adjoint, config.solver, config.solver_steps, config.solver_rate)
         if config.adjoint == "first-order" or self.adapter.tags.detaches:
@@ -170,7 +170,7 @@ class InnerLoopLearner(ModelLearner):
 
         Returns:
             The adapted parameters, together with the statistics that batch norm uses for queries if they depend on the
-            support set or the step; and what to add to the `state.` entries.
+            support set; and what to add to the `state.` entries.
         """
         start = self.start(values, support, key)
         inputs = support if key is None else (*support, key)
@@ -201,7 +201,7 @@ class InnerLoopLearner(ModelLearner):
         """
         at = Pass(key, self.config.steps, "query")
         prediction, change = self.model.observe(values | advance_state(values, state) | fast, task.query.x, at)
-        metrics = {"score": score(self.spec.kind, prediction, task.query.y).detach()}
+        metrics = {"score": self.spec.kind.score(prediction, task.query.y).detach()}
         if self.adjoint.method == "implicit":
             metrics["inner_residual"] = self.inner_residual(values, fast, task.support, key)
 
@@ -233,10 +233,12 @@ class InnerLoopLearner(ModelLearner):
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
         """Return the adapted parameters after `steps` inner steps, by default `steps` or `test_steps` of the options.
 
-        With a key, as in training, the default is the option `steps`; without a key it is `test_steps`.
+        With a key, as in training, the default is the option `steps`; without a key it is `test_steps`. In a kind of
+        task whose evaluation needs a key, it is `test_steps` in any case.
         """
         if steps is None:
-            steps = self.config.test_steps if key is None else self.config.steps
+            training = key is not None and not self.spec.kind.needs_key
+            steps = self.config.steps if training else self.config.test_steps
         return self.descend(values, support, steps, key)[0]
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:

@@ -1,16 +1,12 @@
-"""Losses and scores of one task.
+"""Losses and scores of one task; `metaforge.authoring.kinds` says which kind of task has which of them.
 
 All functions work under `torch.func.grad` and `torch.func.vmap`, in any order of nesting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-
-from metaforge.authoring.protocols import Kind
 
 
 def one_hot(y: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -115,40 +111,62 @@ def mean_squared_error(prediction: Tensor, y: Tensor) -> Tensor:
     return (at_least_float32(prediction) - y).square().mean()
 
 
-def criterion(kind: Kind) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the task loss for a kind of task.
+def binary_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the mean binary cross-entropy over all examples and labels, computed in float32 or wider.
+
+    It is `softplus(z) - y z`, whose first and second derivatives are those of the sigmoid at every logit, zero
+    included; forms with `abs` or `clamp` have a kink there.
 
     Args:
-        kind: `"classification"` or `"regression"`.
-
-    Returns:
-        `cross_entropy` or `mean_squared_error`.
-
-    Example:
-        >>> from metaforge.authoring import criterion
-        >>> criterion("regression").__name__
-        'mean_squared_error'
-    """
-    return cross_entropy if kind == "classification" else mean_squared_error
-
-
-def score(kind: Kind, prediction: Tensor, y: Tensor) -> Tensor:
-    """Return the score of a task: the accuracy in [0, 1] in classification, the mean squared error in regression.
-
-    Args:
-        kind: `"classification"` or `"regression"`.
-        prediction: Logits `[n, classes]`, or predictions `[n, outputs]`.
-        y: Class indices `[n]`, or targets `[n, outputs]`.
+        logits: Logits `[n, labels]`.
+        y: Zeros and ones, or probabilities, `[n, labels]`.
 
     Returns:
         A scalar.
 
     Example:
         >>> import torch
-        >>> from metaforge.authoring import score
-        >>> score("classification", torch.tensor([[2.0, 0.0], [3.0, 1.0]]), torch.tensor([0, 1]))
+        >>> from metaforge.authoring import binary_cross_entropy
+        >>> binary_cross_entropy(torch.zeros(4, 2), torch.ones(4, 2))
+        tensor(0.6931)
+    """
+    logits = at_least_float32(logits)
+    return (torch.nn.functional.softplus(logits) - logits * y).mean()
+
+
+def accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the share of examples whose largest logit is that of their class.
+
+    Args:
+        logits: Logits `[n, classes]`.
+        y: Class indices `[n]`, int64.
+
+    Returns:
+        A scalar in [0, 1], in float32 or wider.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import accuracy
+        >>> accuracy(torch.tensor([[2.0, 0.0], [3.0, 1.0]]), torch.tensor([0, 1]))
         tensor(0.5000)
     """
-    if kind == "classification":
-        return (prediction.argmax(-1) == y).to(at_least_float32(prediction).dtype).mean()
-    return mean_squared_error(prediction, y)
+    return (logits.argmax(-1) == y).to(at_least_float32(logits).dtype).mean()
+
+
+def label_accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the share of labels that are predicted right, over all examples; a positive logit predicts the label.
+
+    Args:
+        logits: Logits `[n, labels]`.
+        y: Zeros and ones `[n, labels]`.
+
+    Returns:
+        A scalar in [0, 1], in float32 or wider.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import label_accuracy
+        >>> label_accuracy(torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 1.0]]))
+        tensor(0.5000)
+    """
+    return ((logits > 0) == (y > 0.5)).to(at_least_float32(logits).dtype).mean()

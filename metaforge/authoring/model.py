@@ -143,7 +143,7 @@ class Model:
     @property
     def transductive(self) -> bool:
         """Whether a query's prediction depends on the other queries."""
-        return self.norm == "transductive"
+        return self.norm in ("transductive", "per-step")
 
     @property
     def norm(self) -> str:
@@ -229,7 +229,7 @@ class Model:
     def observe_task(self, values: Params, task: Task, key: Key | None) -> tuple[Tensor, Tensor, Params]:
         """Return the features of the support and the query set of a task, and the changes of the running statistics.
 
-        Under the policies `transductive` and `support`, each set is a forward pass of its own, because batch norm takes
+        Under `transductive`, `per-step` and `support`, each set is a forward pass of its own, because batch norm takes
         its statistics from one of the sets. Otherwise both sets are one batch.
 
         Args:
@@ -240,7 +240,7 @@ class Model:
         Returns:
             Support features `[n, features]`, query features `[m, features]`, and what to add to the `state.` entries.
         """
-        if self.norm in ("transductive", "support"):
+        if self.transductive or self.norm == "support":
             at = Pass(key, 0, "support")
             support = self(values, task.support.x, at)
             values = values | self.statistics(values, task.support.x, at)
@@ -261,11 +261,8 @@ class Model:
             context: The context `[context]` of a model that was built with one.
 
         Returns:
-            Under `support` the statistics of `x`; under `per-step`, in evaluation, the running statistics of the step;
-            otherwise `{}`.
+            Under `support` the statistics of `x`; otherwise `{}`.
         """
-        if self.forward_context.policy == "per-step" and at.key is None:
-            return {name: values[name][min(at.step, len(values[name]) - 1)].unsqueeze(0) for name in self._state_names}
         if self.forward_context.policy != "support" or not self._norm_layers:
             return {}
         with self.forward_context.forward_pass(at, {}, values):

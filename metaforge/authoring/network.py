@@ -164,8 +164,8 @@ def blank_examples(spec: TaskSpec) -> Examples:
         tensor([0, 0, 1, 1])
     """
     count = spec.shape.ways * spec.shape.shots
-    if spec.kind == "classification":
+    if spec.kind.classes:
         y = torch.arange(spec.shape.ways).repeat_interleave(spec.shape.shots)
     else:
-        y = torch.zeros(count, spec.outputs)
+        y = torch.zeros(count, *spec.kind.shape_of_target(spec.outputs))
     return Examples(torch.zeros(count, *spec.x_shape), y)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from metaforge.authoring.kinds import TaskKind
 from metaforge.authoring.losses import entropy
-from metaforge.authoring.protocols import Kind, Params
+from metaforge.authoring.protocols import Params
 from metaforge.errors import ConfigError
 
 _BEFORE = frozenset({"loss_before", "entropy_before"})
@@ -15,12 +16,12 @@ _ENTROPIES = frozenset({"entropy_before", "entropy_after"})
 INNER_LOOP_TERMS = _BEFORE | _ENTROPIES
 
 
-def require_entropies(asked: frozenset[str], kind: Kind) -> None:
+def require_entropies(asked: frozenset[str], kind: TaskKind) -> None:
     """Raise `ConfigError` if regularizers read the entropy of predictions that are no class distributions."""
-    if kind != "classification" and (unknown := sorted(asked & _ENTROPIES)):
+    if not kind.classes and (unknown := sorted(asked & _ENTROPIES)):
         raise ConfigError(
-            f"A regularizer reads {' and '.join(unknown)}, which predictions have in classification only; these tasks"
-            f" are of the kind {kind!r}.",
+            f"A regularizer reads {' and '.join(unknown)}, which only predictions of classes have; these tasks are of"
+            f" the kind {kind.name!r}.",
             where="regularizers",
             remedy="leave the regularizer out, or choose a data set of classification tasks",
         )

@@ -26,11 +26,12 @@ SPLITS = ("train", "val", "test")
 @handle_errors
 def inspect(name: Name, settings: options.Settings = None, as_json: options.AsJson = False) -> None:
     """Show what the splits of a data set contain, and the shape of its tasks."""
+    from metaforge.authoring.kinds import task_kind
     from metaforge.data.checks import expected_spec
     from metaforge.errors import DataError
 
     with _opened(name, settings) as (dataset, shape):
-        facts: dict[str, Any] = {"name": name, "kind": dataset.kind, "note": dataset.note, "splits": {}}
+        facts: dict[str, Any] = {"name": name, "kind": task_kind(dataset.kind).name, "note": dataset.note, "splits": {}}
         for split in SPLITS:
             try:
                 facts["splits"][split] = {**dataset.facts(split)}
@@ -44,7 +45,7 @@ def inspect(name: Name, settings: options.Settings = None, as_json: options.AsJs
     if as_json:
         print_json(facts)
         return
-    print_answer(f"{name}: {dataset.kind}" + (f" ({dataset.note})" if dataset.note else ""))
+    print_answer(f"{name}: {facts['kind']}" + (f" ({dataset.note})" if dataset.note else ""))
     for split, split_facts in facts["splits"].items():
         print_answer(f"  {split}: {_facts_text(split_facts)}")
     print_answer(f"  task: {_facts_text(facts['task'])}")
@@ -93,7 +94,7 @@ def preview(
         spec = expected_spec(dataset, dataset.spec(split, shape), shape)
         task = one_task(expected_tasks(dataset, dataset.sample(split, shape, index, 1, seed=seed), spec, 1))
     out.parent.mkdir(parents=True, exist_ok=True)
-    episode_grid(task, out)
+    episode_grid(task, out, spec.kind)
     if as_json:
         answer = {"name": name, "split": split, "index": index, "seed": seed, **shape._asdict(), "picture": str(out)}
         print_json(answer)

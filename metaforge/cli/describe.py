@@ -66,6 +66,7 @@ def description(registry: Registry, entry: Entry, *, data: bool = True) -> dict[
 
     With `data`, the facts of a data set include what its splits contain, if its files are present.
     """
+    from metaforge.authoring.kinds import task_kind
     from metaforge.config.schema import options_schema
 
     name = entry.qualified if entry.state == "ambiguous" else entry.name
@@ -83,7 +84,7 @@ def description(registry: Registry, entry: Entry, *, data: bool = True) -> dict[
         "command": _COMMANDS[entry.kind].format(name=name, learner=_suitable_learner(registry, entry.kind, cls)),
     }
     if entry.kind == "dataset":
-        facts["tags"] = {"kind": cls.kind} | ({"note": cls.note} if cls.note else {})
+        facts["tags"] = {"kind": task_kind(cls.kind).name} | ({"note": cls.note} if cls.note else {})
         facts["splits"] = _splits(entry, cls) if data else {}
     return facts
 
@@ -101,10 +102,12 @@ def _tags(cls: type[Any]) -> dict[str, Any]:
 
 def _suitable_learner(registry: Registry, kind: str, cls: type[Any]) -> str:
     """Return the name of a built-in learner that can use the plugin, or `LEARNER` if there is none."""
+    from metaforge.authoring.kinds import task_kind
+
     for entry in registry.entries("learner") if kind != "learner" else ():
         if entry.distribution == CORE and entry.state == "ready":
             tags = registry.load("learner", entry.name).tags
-            if cls.kind in tags.kinds if kind == "dataset" else _NEEDED.get(kind) in (None, *tags.needs):
+            if task_kind(cls.kind).solved_by(tags) if kind == "dataset" else _NEEDED.get(kind) in (None, *tags.needs):
                 return entry.name
     return "LEARNER"
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaforge.config.merge import Merged
 from metaforge.config.resolved import Choice, Resolved
@@ -26,6 +26,9 @@ from metaforge.config.validation import validate
 from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.loading import plugin_errors
 from metaforge.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from metaforge.authoring.kinds import TaskKind
 
 KNOWN = (*RunConfig.model_fields, *SINGLES, *SETS)
 # For each table that only some learners use: its kind of plugin, the item of the learner's `tags.needs` that it
@@ -115,7 +118,7 @@ def _merged_defaults(
         merged.apply(Layer("default", {"dataset": {"name": dataset}}, explicit=False))
         for kind, name, cls in (("dataset", dataset, dataset_class), ("learner", learner, learner_class)):
             if cls is not None:
-                merged.apply(_plugin_defaults(registry, kind, str(name), cls, dataset_class.kind))
+                merged.apply(_plugin_defaults(registry, kind, str(name), cls, _kind_of(dataset_class).name))
     return merged
 
 
@@ -123,14 +126,23 @@ def _check_kinds(
     learner_class: type[Any], learner: str | None, dataset_class: type[Any], dataset: str, registry: Registry
 ) -> None:
     """Raise `ConfigError` unless the learner solves the kind of task that the data set has."""
-    if dataset_class.kind in learner_class.tags.kinds:
+    kind = _kind_of(dataset_class)
+    if kind.solved_by(learner_class.tags):
         return
     kinds = " and ".join(sorted(learner_class.tags.kinds))
     default = _default_dataset(registry, learner_class)
     raise ConfigError(
-        f"The learner {learner!r} solves {kinds} tasks, but the data set {dataset!r} has {dataset_class.kind} tasks.",
+        f"The learner {learner!r} solves {kinds} tasks, but the data set {dataset!r} has {kind.name} tasks.",
         remedy=f"choose a data set of {kinds} tasks" + (f", such as {default}" if default else ""),
     )
+
+
+def _kind_of(dataset_class: type[Any]) -> TaskKind:
+    """Return the kind of task of a data set's class."""
+    # Imported here, because the module of the kinds imports torch; the class has imported it already.
+    from metaforge.authoring.kinds import task_kind
+
+    return task_kind(dataset_class.kind)
 
 
 def _plugin_defaults(registry: Registry, kind: str, name: str, cls: type[Any], task_kind: str) -> Layer:

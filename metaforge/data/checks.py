@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
+from metaforge.authoring.kinds import task_kind
 from metaforge.authoring.protocols import Dataset, Task, TaskShape, TaskSpec
 from metaforge.errors import DataError, MetaForgeError, PluginError
 
@@ -35,17 +36,20 @@ def checked_spec(dataset: Dataset, split: str, shape: TaskShape, *, seed: int) -
     for part, per_class in (("support", shape.shots), ("query", shape.queries)):
         x, y = getattr(task, part)
         _require_finite(dataset, f"the inputs of the {part} set", x)
-        if spec.kind == "regression":
-            _require_finite(dataset, f"the targets of the {part} set", y)
-        else:
+        if spec.kind.classes:
             _check_labels(dataset, part, y[0], shape.ways, per_class)
+            continue
+        _require_finite(dataset, f"the targets of the {part} set", y)
+        if wrong := "" if spec.kind.wrong_targets is None else spec.kind.wrong_targets(y):
+            _contract_error(dataset, f"the targets of the {part} set {wrong}")
     return spec
 
 
 def expected_spec(dataset: Dataset, spec: Any, shape: TaskShape) -> TaskSpec:
     """Return what `Dataset.spec` returned for a shape; raise `PluginError` unless it is a spec of such tasks."""
-    if not isinstance(spec, TaskSpec) or (spec.kind, spec.shape) != (dataset.kind, shape):
-        _contract_error(dataset, f"spec returns {spec!r:.200} for {dataset.kind} tasks of {shape}")
+    kind = task_kind(dataset.kind)
+    if not isinstance(spec, TaskSpec) or (spec.kind, spec.shape) != (kind, shape):
+        _contract_error(dataset, f"spec returns {spec!r:.200} for {kind.name} tasks of {shape}")
     return spec
 
 
@@ -67,8 +71,9 @@ def expected_tasks(dataset: Dataset, tasks: Any, spec: TaskSpec, count: int) -> 
         x, y = _inputs_and_targets(dataset, tasks, part)
         leading = (count, spec.shape.ways * per_class)
         _check_tensor(dataset, f"the inputs of the {part} set", x, (*leading, *spec.x_shape), integral=torch.uint8)
-        if spec.kind == "regression":
-            _check_tensor(dataset, f"the targets of the {part} set", y, (*leading, spec.outputs))
+        if not spec.kind.classes:
+            targets = (*leading, *spec.kind.shape_of_target(spec.outputs))
+            _check_tensor(dataset, f"the targets of the {part} set", y, targets)
         else:
             _check_tensor(dataset, f"the labels of the {part} set", y, leading, integral=torch.int64, floating=False)
     batch: Task = tasks

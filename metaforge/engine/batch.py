@@ -17,9 +17,10 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import add_params, one_task, split_state
+from metaforge.authoring.keys import fold_in
+from metaforge.authoring.kinds import TaskKind
 from metaforge.authoring.layers import images
-from metaforge.authoring.losses import score
-from metaforge.authoring.protocols import Examples, Kind, Learner, Params, Regularizer, Task
+from metaforge.authoring.protocols import Examples, Learner, Params, Regularizer, Task
 from metaforge.engine.chunks import ByTask, ChunkForward, ChunkGradients, ChunkResult, chunk_forward, chunk_gradients
 from metaforge.engine.combining import combined_weights, terms_read
 from metaforge.engine.contract import unmodified
@@ -50,7 +51,7 @@ class Scores(NamedTuple):
     """The scores of a batch of test tasks.
 
     Attributes:
-        scores: The accuracy or mean squared error of each task `[tasks]`.
+        scores: The score of each task `[tasks]`, by the kind of the tasks.
         predictions: The predictions for the queries `[tasks, n, outputs]`.
         measures: The learner's own test metrics (`Learner.measure`), each `[tasks]`, by name.
     """
@@ -237,6 +238,13 @@ def _batched_image_layers(plan: Plan, device: torch.device) -> Iterator[None]:
         yield
 
 
+def evaluation_keys(kind: TaskKind, key: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return the keys that evaluation passes to `adapt` and to `predict`: two of the task's key, or None for both."""
+    if key is None or not kind.needs_key:
+        return None, None
+    return fold_in(key, "adapt"), fold_in(key, "predict")
+
+
 @primitive_attention()
 def score_tasks(
     learner: Learner,
@@ -244,6 +252,7 @@ def score_tasks(
     tasks: Task,
     keys: Tensor | None = None,
     *,
+    kind: TaskKind,
     steps: int | None = None,
     plan: Plan = "loop",
     measure: bool = False,
@@ -257,7 +266,9 @@ def score_tasks(
         learner: The learner to evaluate.
         values: Its parameters and `state.` entries.
         tasks: The test tasks; every tensor has a leading task dimension, `[tasks, ...]`.
-        keys: One key per task, `[tasks]`, for the noise of the learner's own metrics; needed only with `measure`.
+        keys: One key per task, `[tasks]`, for the noise of the learner's own metrics and of an environment; needed only
+            with `measure`, and where the kind of the tasks needs keys.
+        kind: The kind of the tasks, which scores the predictions.
         steps: The number of adaptation steps; None for the learner's own.
         plan: `loop` computes one task after another; `vmap` and `fold` compute all tasks in one `vmap` call.
         measure: Whether to compute the learner's own test metrics too.
@@ -269,18 +280,21 @@ def score_tasks(
     Raises:
         ContractError: The learner changes an input in place.
         PluginError: The predictions for a task do not have the shape `[n, outputs]`.
+        ValueError: The kind of the tasks needs keys, and there are none.
     """
+    if kind.needs_key and keys is None:
+        raise ValueError(f"The evaluation of {kind.name} tasks needs keys.")
 
     def score_task(task: Task, key: Tensor | None) -> Scores:
         # A copy, so that entries that the learner adds or removes do not reach the next task.
         own = dict(values)
-        fast = learner.adapt(own, task.support, steps=steps)
-        prediction = learner.predict(own, fast, task.query.x)
+        adapting, predicting = evaluation_keys(kind, key)
+        fast = learner.adapt(own, task.support, steps=steps, key=adapting)
+        prediction = learner.predict(own, fast, task.query.x, key=predicting)
         if outputs is not None:
             require_prediction(learner, prediction, len(task.query.x), outputs)
-        kind: Kind = "regression" if task.query.y.is_floating_point() else "classification"
         measures = learner.measure(own, task, key) if measure and key is not None else {}
-        return Scores(score(kind, prediction, task.query.y), prediction, measures)
+        return Scores(kind.score(prediction, task.query.y), prediction, measures)
 
     device = tasks.support.x.device
     with (

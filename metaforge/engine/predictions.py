@@ -17,7 +17,7 @@ def require_prediction(learner: Learner, prediction: object, queries: int, outpu
         learner: The learner, for the message.
         prediction: What its `predict` returned.
         queries: The number of queries of the task.
-        outputs: The number of classes, or of targets in regression.
+        outputs: The number of predictions per query.
     """
     if isinstance(prediction, Tensor) and prediction.shape == (queries, outputs):
         return

@@ -6,11 +6,12 @@ import inspect
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
 from metaforge.authoring import hooks, protocols
+from metaforge.authoring.kinds import KINDS, TaskKind
 from metaforge.authoring.protocols import Hook
 from metaforge.registry.hook_contract import hook_errors, with_hooks
 
@@ -89,8 +90,8 @@ def _attribute_errors(kind: str, cls: type[Any]) -> list[str]:
     # A property, if the terms depend on the options.
     if kind == "regularizer" and not isinstance(getattr(cls, "terms", frozenset()), (frozenset, property)):
         errors.append("'terms' is not a frozenset of names")
-    if kind == "dataset" and getattr(cls, "kind", "") not in get_args(protocols.Kind):
-        errors.append(f"'kind' is not one of {', '.join(get_args(protocols.Kind))}")
+    if kind == "dataset":
+        errors += _kind_errors(getattr(cls, "kind", None))
     if kind == "optimizer" and not _is_weight_decay(getattr(cls, "weight_decay", None)):
         errors.append("'weight_decay' is not a finite number of at least 0")
     if kind == "schedule" and not isinstance(getattr(cls, "uses_share", None), bool):
@@ -100,6 +101,15 @@ def _attribute_errors(kind: str, cls: type[Any]) -> list[str]:
 
 def _is_weight_decay(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _kind_errors(kind: Any) -> list[str]:
+    """Return what is wrong with the kind of task of a data set."""
+    if isinstance(kind, TaskKind) and kind.name in KINDS and kind != KINDS[kind.name]:
+        return [f"'kind' has the name of the built-in kind {kind.name!r}"]
+    if isinstance(kind, TaskKind) or (isinstance(kind, str) and kind in KINDS):
+        return []
+    return [f"'kind' is not one of {', '.join(KINDS)}, nor a metaforge.authoring.TaskKind"]
 
 
 def _members(protocol: type[Any]) -> list[str]:

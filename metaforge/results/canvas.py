@@ -49,6 +49,11 @@ def save_png(figure: Figure, out: Path) -> None:
     for ax in figure.axes:
         if ax.axison:
             style_axes(ax)
+    # Labels have texts from a run folder, as titles do: they are not parsed as formulas.
+    legends = [*figure.legends, *(legend for ax in figure.axes if (legend := ax.get_legend()) is not None)]
+    labels = [label for ax in figure.axes for label in (ax.xaxis.label, ax.yaxis.label)]
+    for text in (*labels, *(text for legend in legends for text in legend.get_texts())):
+        text.set_parse_math(False)
     buffer = io.BytesIO()
     # Without the version of matplotlib, equal figures give equal bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})

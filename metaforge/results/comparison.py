@@ -24,17 +24,16 @@ from metaforge.results.records import (
     read_text,
     read_toml,
     run_seconds,
+    scale_of,
     shape_text,
     without_per_task,
     write_in_folder,
 )
 from metaforge.results.report_page import duration_text, machine_text
 from metaforge.results.tables import (
-    CHANCE_WORDS,
-    METRIC_WORDS,
+    baseline_texts,
     estimate_text,
     markdown_table,
-    mean_text,
     notes_and_warnings,
     own_metric_text,
 )
@@ -119,21 +118,19 @@ def comparison_page(runs: Sequence[EvaluatedRun], published: Published = ()) -> 
 def _section(group: Sequence[tuple[EvaluatedRun, Record]], published: Published) -> list[str]:
     """Return the tables of one protocol."""
     run, first = group[0]
-    metric = first["metric"]
     options = ", ".join(f"{name} = {value}" for name, value in run.options.items() if name != "name")
     facts = [
         f"{first['tasks']} tasks of the {first['split']} split, seed {first['seed']}, "
         f"{first['queries']} queries per class",
         *([options] if options else []),
-        f"{CHANCE_WORDS[metric]} {mean_text(first['chance'], metric)}",
-        f"nearest neighbour {estimate_text(first['floor'], metric)}",
+        *(f"{name} {text}" for name, text in baseline_texts(first).items()),
     ]
     notes = dict.fromkeys(text for _, record in group for text in notes_and_warnings(record))
     cited = [entry for entry in published if _same_task(entry, first)]
     rows = [_row(run, record, cited) for run, record in group]
     headings = [
         "learner",
-        METRIC_WORDS[metric],
+        scale_of(first).title,
         "by adaptation steps",
         "norm",
         "transductive",
@@ -155,12 +152,12 @@ def _section(group: Sequence[tuple[EvaluatedRun, Record]], published: Published)
 
 def _row(run: EvaluatedRun, record: Record, cited: Published) -> list[str]:
     """Return one run's row of a table; the last cell has the published scores."""
-    metric = record["metric"]
-    steps = [f"{one['steps']}: {estimate_text(one, metric)}" for one in record["scores"] if one["steps"] is not None]
+    scale = scale_of(record)
+    steps = [f"{one['steps']}: {estimate_text(one, scale)}" for one in record["scores"] if one["steps"] is not None]
     seconds = run_seconds(run.status)
     return [
         record["learner"],
-        estimate_text(headline_score(record), metric),
+        estimate_text(headline_score(record), scale),
         ", ".join(steps) or "–",
         record["norm"],
         "yes" if record["transductive"] else "no",

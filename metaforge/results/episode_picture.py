@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaforge.authoring.kinds import TaskKind
 from metaforge.authoring.protocols import Examples, Task
 from metaforge.errors import DataError
 from metaforge.results.canvas import BLUE, GREY, INK, VERMILION, new_figure, save_png
@@ -20,27 +21,32 @@ _SHOTS, _QUERIES = 5, 8
 _CELL, _GAP, _TEXT = 1.0, 0.16, 0.26
 
 
-def episode_grid(task: Task, out: Path, predictions: Tensor | None = None, *, title: str = "") -> None:
+def episode_grid(task: Task, out: Path, kind: TaskKind, predictions: Tensor | None = None, *, title: str = "") -> None:
     """Draw one task with a row per class: its support images, then its queries with the predicted class below.
 
-    A regression task of scalars is drawn as points.
+    A task of scalars whose kind is drawn as curves is drawn as points.
 
     Args:
         task: The task, without a task dimension.
         out: PNG file to write.
+        kind: The kind of the task, which says how it is drawn.
         predictions: For the queries: class indices `[n]`, logits `[n, ways]`, or the predicted numbers.
         title: Title of the picture.
 
     Raises:
-        DataError: The inputs are neither images nor scalars with scalar targets.
+        DataError: The inputs are neither images of classes nor scalars with scalar targets.
     """
-    if task.support.x.dim() == 4 and not task.support.y.is_floating_point():
+    x_shape, y_shape = task.support.x.shape[1:], task.support.y.shape[1:]
+    if kind.picture == "classes" and len(x_shape) == 3:
         _draw_images(task, out, predictions, title)
-    elif task.support.x.dim() == 2 and task.support.x.shape[1] == 1 and task.support.y.is_floating_point():
+    elif kind.picture == "curves" and x_shape == y_shape == (1,):
         _draw_points(task, out, predictions, title)
     else:
-        shape = tuple(task.support.x.shape[1:])
-        raise DataError(f"Inputs of shape {shape} cannot be drawn.", where="episode", remedy="draw a task of images")
+        raise DataError(
+            f"A {kind.name} task with inputs of shape {tuple(x_shape)} cannot be drawn.",
+            where="episode",
+            remedy="draw a task of images with classes",
+        )
 
 
 def _draw_images(task: Task, out: Path, predictions: Tensor | None, title: str) -> None:

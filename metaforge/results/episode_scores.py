@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.losses import score
-from metaforge.authoring.protocols import Dataset, Kind, Learner, Params, Task, TaskSpec
+from metaforge.authoring.kinds import TaskKind
+from metaforge.authoring.protocols import Dataset, Learner, Params, Task, TaskSpec
 from metaforge.data.checks import expected_tasks
 from metaforge.engine.batch import Scores, prepare_tasks, score_tasks
 from metaforge.engine.plans import Plan
@@ -83,7 +83,9 @@ def score_episodes(
     sampled = dataset.sample(split, case.spec.shape, episodes[0], len(episodes), seed=seed)
     tasks = expected_tasks(dataset, sampled, case.spec, len(episodes))
     batch = prepare_tasks(tasks, device, dtype)
-    keys = torch.stack([make_key(seed, split, episode) for episode in episodes]).to(device) if measure else None
+    kind = case.spec.kind
+    with_keys = measure or kind.needs_key
+    keys = torch.stack([make_key(seed, split, episode) for episode in episodes]).to(device) if with_keys else None
     scores: list[Tensor] = []
     measures: Params = {}
     for steps in case.steps:
@@ -93,21 +95,22 @@ def score_episodes(
             values,
             batch,
             keys,
+            kind=kind,
             steps=steps,
             plan=plan,
             measure=measure and last,
             outputs=case.spec.outputs,
         )
-        scores.append(_finite_scores(case.spec.kind, result, tasks.query.y, rescore=rescore))
+        scores.append(_finite_scores(kind, result, tasks.query.y, rescore=rescore))
         measures = result.measures
     return EpisodeScores(tasks, tuple(scores), measures)
 
 
-def _finite_scores(kind: Kind, result: Scores, targets: Tensor, *, rescore: bool) -> Tensor:
+def _finite_scores(kind: TaskKind, result: Scores, targets: Tensor, *, rescore: bool) -> Tensor:
     """Return scores `[tasks]`, NaN for each task with a prediction that is not finite."""
     predictions, scores = result.predictions, result.scores
     if rescore:
         predictions, targets = predictions.cpu().double(), targets.cpu()
         targets = targets.double() if targets.is_floating_point() else targets
-        scores = torch.stack([score(kind, *pair) for pair in zip(predictions, targets, strict=True)])
+        scores = torch.stack([kind.score(*pair) for pair in zip(predictions, targets, strict=True)])
     return scores.where(predictions.flatten(1).isfinite().all(1), torch.nan)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from metaforge.authoring.functional import one_task
-from metaforge.authoring.protocols import Dataset, Kind, Learner, Params, Task, TaskShape, TaskSpec
+from metaforge.authoring.kinds import TaskKind
+from metaforge.authoring.protocols import Dataset, Learner, Params, Task, TaskShape, TaskSpec
 from metaforge.config.resolved import Resolved
 from metaforge.config.settings import MAX_SIZE
 from metaforge.data.checks import expected_spec
 from metaforge.engine import plans
 from metaforge.errors import ConfigError, shown
-from metaforge.results.baselines import chance_level, nearest_neighbour
 from metaforge.results.episode_scores import EvaluationCase, episode_chunks, score_episodes
 from metaforge.results.record_schema import step_label
 from metaforge.results.records import Record, is_file_name, without_per_task, write_evaluation
@@ -29,7 +29,6 @@ from metaforge.results.statistics import StepScore, mean_and_ci, strict_mean_and
 
 # With fewer test tasks a result carries a warning.
 ENOUGH_TASKS = 600
-METRICS: dict[Kind, str] = {"classification": "accuracy", "regression": "mse"}
 # Fields of a record that are equal for all task shapes of one evaluation.
 _SHARED = (
     *("learner", "dataset", "step", "damaged", "split", "seed", "tasks", "ways"),
@@ -161,7 +160,7 @@ def evaluation_case(run: TrainedRun, split: str, shape: TaskShape, steps: Sequen
     settings = run.resolved.run
     trained = settings.train.ways or settings.task.ways
     name = _name(run.resolved.learner, learner)
-    if learner.tags.fixed_ways and spec.kind == "classification" and shape.ways != trained:
+    if learner.tags.fixed_ways and spec.kind.classes and shape.ways != trained:
         raise ConfigError(
             f"The learner {name!r} was trained on {trained} ways; it cannot be evaluated on {shape.ways} ways.",
             where="evaluate, ways",
@@ -240,15 +239,17 @@ def _where(episodes: range, split: str) -> str:
 
 
 def _add_baselines(spec: TaskSpec, tasks: Task, measured: _TaskValues) -> None:
-    """Add both baselines of some tasks, computed from the data as sampled: precision and device do not matter."""
-    for index in range(len(tasks.support.x)):
-        task = one_task(tasks, index)
-        measured.floor.append(float(nearest_neighbour(spec.kind, task)))
-        measured.chance.append(float(chance_level(spec.kind, task, spec.shape.ways)))
+    """Add the baselines of some tasks that their kind has.
+
+    They are computed from the data as sampled: precision and device do not matter.
+    """
+    for baseline, values in ((spec.kind.floor, measured.floor), (spec.kind.chance, measured.chance)):
+        if baseline is not None:
+            values += [float(baseline(one_task(tasks, index), spec)) for index in range(len(tasks.support.x))]
 
 
 def _record(run: TrainedRun, case: EvaluationCase, tasks: int, split: str, seed: int, measured: _TaskValues) -> Record:
-    shape, learner = case.spec.shape, case.learner
+    shape, kind, learner = case.spec.shape, case.spec.kind, case.learner
     scores: list[StepScore] = [
         {"steps": steps, **strict_mean_and_ci(measured.scores[step_label(steps)])} for steps in case.steps
     ]
@@ -260,24 +261,30 @@ def _record(run: TrainedRun, case: EvaluationCase, tasks: int, split: str, seed:
         "seed": seed,
         "tasks": tasks,
         **shape._asdict(),
-        "kind": case.spec.kind,
-        "metric": METRICS[case.spec.kind],
+        "kind": kind.name,
+        **_scale(kind),
         "norm": learner.norm,
         "transductive": learner.transductive,
         "note": run.dataset.note,
         "warn": _warning(tasks, scores),
         "own_steps": learner.steps if learner.tags.adapts else None,
-        "chance": mean_and_ci(measured.chance),
-        "floor": mean_and_ci(measured.floor),
+        "chance": None if kind.chance is None else mean_and_ci(measured.chance),
+        "floor": None if kind.floor is None else mean_and_ci(measured.floor),
         "scores": scores,
         "measures": {name: strict_mean_and_ci(values) for name, values in measured.measures.items()},
         "per_task": {
-            "chance": measured.chance,
-            "floor": measured.floor,
+            "chance": _jsonable(measured.chance),
+            "floor": _jsonable(measured.floor),
             "scores": {label: _jsonable(values) for label, values in measured.scores.items()},
             "measures": {name: _jsonable(values) for name, values in measured.measures.items()},
         },
     }
+
+
+def _scale(kind: TaskKind) -> Record:
+    """Return the fields of a record from which its scores can be printed and compared without the plugin."""
+    scale = asdict(kind.scale) | ({"examples": ""} if kind.classes else {})
+    return {"metric": scale.pop("metric"), "scale": scale}
 
 
 def _warning(tasks: int, scores: Sequence[StepScore]) -> str:

@@ -16,6 +16,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaforge.authoring.kinds import REGRESSION, TaskKind
+from metaforge.authoring.scale import ACCURACY, Scale
 from metaforge.errors import DataError
 from metaforge.results.canvas import (
     BLUE,
@@ -31,8 +33,8 @@ from metaforge.results.canvas import (
     style_axes,
 )
 from metaforge.results.record_schema import step_label
-from metaforge.results.records import caption, headline_score, read_metrics, shape_text
-from metaforge.results.tables import CHANCE_WORDS, estimate_text, mean_text
+from metaforge.results.records import caption, headline_score, read_metrics, scale_of, shape_text
+from metaforge.results.tables import estimate_text, mean_text
 
 _LINES = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY, "P"))
 
@@ -53,7 +55,7 @@ class Fit(NamedTuple):
     before: Tensor | None = None
 
 
-def training_curve(metrics_jsonl_path: Path, out: Path, *, title: str = "", metric: str = "accuracy") -> None:
+def training_curve(metrics_jsonl_path: Path, out: Path, *, title: str = "", scale: Scale = ACCURACY) -> None:
     """Plot the loss, and the scores if there are any, against the outer step; `DataError` if there are no metrics."""
     rows = [row for row in read_metrics(metrics_jsonl_path) if row.get("loss") is not None]
     if not rows:
@@ -80,21 +82,21 @@ def training_curve(metrics_jsonl_path: Path, out: Path, *, title: str = "", metr
             steps, heights, spread, color=VERMILION, marker="s", ms=4, lw=1.2, capsize=2, label="validation"
         )
     if with_scores:
-        _set_score_axis(axes[1], metric, [row["score"] for row in scored])
+        _set_score_axis(axes[1], scale, [row["score"] for row in scored])
         axes[1].legend(frameon=False, loc="best")
     axes[-1].set_xlabel("outer step")
     save_png(figure, out)
 
 
 def score_histogram(record: Mapping[str, Any], out: Path, *, title: str | None = None) -> None:
-    """Plot a histogram of the scores of all tasks, with their mean and 95 % interval, chance and nearest neighbour."""
+    """Plot a histogram of the scores of all tasks, with their mean and 95 % interval, and the baselines."""
     best = headline_score(record)
     scores = _finite(record["per_task"]["scores"][step_label(best["steps"])])
     first = record["scores"][0]
     before = _finite(record["per_task"]["scores"][step_label(0)]) if first["steps"] == 0 and first is not best else None
-    accuracy = record["metric"] == "accuracy"
+    scale = scale_of(record)
     all_scores = np.concatenate([scores] + ([before] if before is not None else []))
-    bins, log = _bins(all_scores, record["ways"] * record["queries"] if accuracy else None)
+    bins, log = _bins(all_scores, record["ways"] * record["queries"] if scale.counts else None)
     figure = new_figure(7.2, 4.4, caption(record) if title is None else title)
     ax = figure.subplots()
     if before is not None:
@@ -106,8 +108,8 @@ def score_histogram(record: Mapping[str, Any], out: Path, *, title: str | None =
     _mark_mean_and_baselines(ax, record)
     ax.set_ylabel("tasks")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("accuracy of a task" if accuracy else "mean squared error of a task")
-    if accuracy:
+    ax.set_xlabel(f"{scale.title} of a task{_in_unit(scale)}")
+    if scale.percent:
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         ax.set_xlim(right=min(ax.get_xlim()[1], 1.015))
     elif log:
@@ -117,23 +119,23 @@ def score_histogram(record: Mapping[str, Any], out: Path, *, title: str | None =
 
 
 def _mark_mean_and_baselines(ax: Axes, record: Mapping[str, Any]) -> None:
-    """Draw vertical lines at the mean (with its interval), at chance and at the nearest neighbour's score."""
-    best = headline_score(record)
+    """Draw vertical lines at the mean (with its interval) and at the scores of the baselines."""
+    best, scale = headline_score(record), scale_of(record)
     if best["mean"] is not None:
         half = best["ci"] or 0.0
-        ax.axvline(best["mean"], color=INK, lw=1.8, label=f"mean {estimate_text(best, record['metric'])}")
+        ax.axvline(best["mean"], color=INK, lw=1.8, label=f"mean {estimate_text(best, scale)}")
         ax.axvspan(best["mean"] - half, best["mean"] + half, color=INK, alpha=0.2, lw=0)
-    lines = (("chance", CHANCE_WORDS[record["metric"]], "--", VERMILION), ("floor", "nearest neighbour", ":", GREEN))
+    lines = (("chance", scale.chance, "--", VERMILION), ("floor", scale.floor, ":", GREEN))
     for name, text, style, colour in lines:
-        if record[name]["mean"] is None:
+        if record[name] is None or record[name]["mean"] is None:
             continue
-        label = f"{text} {mean_text(record[name], record['metric'])}"
+        label = f"{text} {mean_text(record[name], scale)}"
         ax.axvline(record[name]["mean"], color=colour, ls=style, lw=1.8, label=label, zorder=4)
 
 
 def steps_curve(results: Sequence[Mapping[str, Any]], out: Path, *, title: str | None = None) -> None:
     """Plot the score and its 95 % interval against the number of adaptation steps, one line for each task shape."""
-    first = results[0]
+    first, scale = results[0], scale_of(results[0])
     if title is None:
         title = f"{first['dataset']} · {first['learner']} · {first['split']} split"
     figure = new_figure(6.4, 4.4, title)
@@ -147,12 +149,13 @@ def steps_curve(results: Sequence[Mapping[str, Any]], out: Path, *, title: str |
         plotted += means
         ax.errorbar(steps, means, spread, color=colour, marker=marker, lw=1.6, capsize=3, label=shape_text(result))
         for name, line_colour, style in (("floor", colour, ":"), ("chance", GREY, "--")):
-            if result[name]["mean"] is not None:
+            if result[name] is not None and result[name]["mean"] is not None:
                 ax.axhline(result[name]["mean"], color=line_colour, ls=style, lw=1.2)
                 plotted.append(result[name]["mean"])
-    ax.plot([], [], color=GREY, ls=":", label="nearest neighbour")
-    ax.plot([], [], color=GREY, ls="--", label=CHANCE_WORDS[first["metric"]])
-    _set_score_axis(ax, first["metric"], plotted)
+    for name, text, style in (("floor", scale.floor, ":"), ("chance", scale.chance, "--")):
+        if first[name] is not None:
+            ax.plot([], [], color=GREY, ls=style, label=text)
+    _set_score_axis(ax, scale, plotted)
     ax.set_xlabel("adaptation steps")
     ticks = sorted({one["steps"] for result in results for one in result["scores"] if one["steps"] is not None})
     if 0 < len(ticks) <= 12:
@@ -161,8 +164,10 @@ def steps_curve(results: Sequence[Mapping[str, Any]], out: Path, *, title: str |
     save_png(figure, out)
 
 
-def regression_fits(fits: Sequence[Fit], out: Path, *, title: str = "", steps: int | None = None) -> None:
-    """Plot regression tasks in a grid: true curve, support points, predictions before and after adaptation."""
+def regression_fits(
+    fits: Sequence[Fit], out: Path, kind: TaskKind = REGRESSION, *, title: str = "", steps: int | None = None
+) -> None:
+    """Plot tasks of a kind in a grid: true curve, support points, predictions before and after adaptation."""
     columns = min(3, len(fits))
     rows = math.ceil(len(fits) / columns)
     figure = new_figure(3.1 * columns + 0.4, 2.5 * rows + 0.9, title)
@@ -173,15 +178,15 @@ def regression_fits(fits: Sequence[Fit], out: Path, *, title: str = "", steps: i
         x, truth, predicted = _array(fit.x), _array(fit.truth), _array(fit.after)
         order = np.argsort(x)
         ax.plot(x[order], truth[order], color=GREY, lw=4, alpha=0.5, label="truth", solid_capstyle="round")
-        heading = _digits(_mean_squared_error(predicted, truth))
+        heading = _score_text(kind, fit.after, fit.truth)
         if fit.before is not None:
             before = _array(fit.before)
-            heading = f"{_digits(_mean_squared_error(before, truth))} → {heading}"
+            heading = f"{_score_text(kind, fit.before, fit.truth)} → {heading}"
             ax.plot(x[order], before[order], color=ORANGE, lw=1.6, ls="--", label="before adaptation")
         ax.plot(x[order], predicted[order], color=BLUE, lw=1.8, label=after)
         ax.plot(_array(fit.support_x), _array(fit.support_y), "^", color=INK, ms=6, mec="white", label="support points")
         style_axes(ax)
-        ax.set_title(f"task {number}: mse {heading}", fontsize=9, color=INK)
+        ax.set_title(f"task {number}: {kind.scale.metric} {heading}", fontsize=9, color=INK)
     for ax in list(axes.flat)[len(fits) :]:
         ax.set_axis_off()
     handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -210,14 +215,18 @@ def _plot_series(ax: Axes, rows: Sequence[Mapping[str, Any]], name: str, colour:
         ax.fill_between(steps, heights - spread, heights + spread, color=colour, alpha=0.15, lw=0)
 
 
-def _set_score_axis(ax: Axes, metric: str, values: Sequence[float]) -> None:
-    if metric == "accuracy":
-        ax.set_ylabel("accuracy")
+def _in_unit(scale: Scale) -> str:
+    """Return the unit of a score for the label of an axis; an empty string if it has none."""
+    return f" [{scale.unit}]" if scale.unit else ""
+
+
+def _set_score_axis(ax: Axes, scale: Scale, values: Sequence[float]) -> None:
+    ax.set_ylabel(f"{scale.title}{_in_unit(scale)}")
+    if scale.percent:
         # On a narrow range, labels in whole per cent would repeat.
         narrow = max(values, default=1.0) - min(values, default=0.0) < 0.06
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if narrow else 0))
         return
-    ax.set_ylabel("mean squared error")
     _use_log_if_wide(ax, values)
 
 
@@ -258,9 +267,5 @@ def _array(values: Tensor) -> Floats:
     return array
 
 
-def _mean_squared_error(predicted: Floats, truth: Floats) -> float:
-    return float(np.mean((predicted - truth) ** 2))
-
-
-def _digits(value: float) -> str:
-    return f"{value:.3g}"
+def _score_text(kind: TaskKind, predictions: Tensor, targets: Tensor) -> str:
+    return f"{float(kind.score(predictions.detach().cpu().double(), targets.cpu().double())):.3g}"

@@ -7,10 +7,12 @@ every field has a strict type and bounds, and no value reaches them unchecked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from metaforge.authoring.scale import ACCURACY, MEAN_SQUARED_ERROR, Scale
 from metaforge.config.problems import location_in, sentence
 from metaforge.config.settings import MAX_SIZE, SplitName
 
@@ -20,6 +22,8 @@ Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Sentences = Annotated[str, Field(max_length=100_000)]
 Duration = Annotated[float, Field(ge=0, le=1e12)]
 PerTask: TypeAlias = list[float | None]
+# The scales of records that have none, by metric.
+OLD_SCALES: Mapping[str, Scale] = MappingProxyType({scale.metric: scale for scale in (ACCURACY, MEAN_SQUARED_ERROR)})
 
 
 class Record(BaseModel):
@@ -52,6 +56,20 @@ class PerTaskRecord(Record):
     measures: dict[str, PerTask]
 
 
+class ScaleRecord(Record):
+    """How the scores of an evaluation read: the fields of a `Scale`, but its metric."""
+
+    higher_is_better: bool
+    words: str
+    percent: bool
+    unit: str
+    minimum: float | None
+    counts: bool
+    chance: str
+    floor: str
+    examples: str
+
+
 class EvaluationRecord(Record):
     """`evaluation/<split>-<ways>w<shots>s.json`: the scores on tasks of one shape."""
 
@@ -66,15 +84,18 @@ class EvaluationRecord(Record):
     ways: Size
     shots: Size
     queries: Size
-    kind: Literal["classification", "regression"]
-    metric: Literal["accuracy", "mse"]
+    kind: Name
+    metric: Name
+    # Absent in older records, which are of classification or regression.
+    scale: ScaleRecord | None = None
     norm: Name
     transductive: bool
     note: Sentences
     warn: Sentences
     own_steps: Count | None
-    chance: EstimateRecord
-    floor: EstimateRecord
+    # None where the kind of task has none; the list of the tasks' values is then empty.
+    chance: EstimateRecord | None
+    floor: EstimateRecord | None
     scores: list[StepScoreRecord] = Field(min_length=1)
     measures: dict[str, EstimateRecord]
     per_task: PerTaskRecord
@@ -87,18 +108,30 @@ class EvaluationRecord(Record):
             raise ValueError("scores and per_task.scores should have the same numbers of steps, each once")
         if self.measures.keys() != self.per_task.measures.keys():
             raise ValueError("measures and per_task.measures should have the same names")
-        values = (self.per_task.chance, self.per_task.floor, *self.per_task.scores.values())
+        given = {"chance": self.chance, "floor": self.floor}
+        baselines = [getattr(self.per_task, name) for name, estimate in given.items() if estimate is not None]
+        values = (*baselines, *self.per_task.scores.values())
         if any(len(column) != self.tasks for column in (*values, *self.per_task.measures.values())):
             raise ValueError(f"each list in per_task should have one value for each of the {self.tasks} tasks")
-        means = [estimate.mean for estimate in (self.chance, self.floor, *self.scores)]
-        upper = 1.0 if self.metric == "accuracy" else _LARGEST_ERROR
-        if not all(0.0 <= value <= upper for column in (means, *values) for value in column if value is not None):
-            raise ValueError(f"every score should be between 0 and {upper:g}")
+        if any(getattr(self.per_task, name) for name, estimate in given.items() if estimate is None):
+            raise ValueError("a baseline that is null should have no values in per_task")
+        means = [one.mean for one in (*given.values(), *self.scores) if one is not None]
+        lower, upper = self._bounds()
+        if not all(lower <= value <= upper for column in (means, *values) for value in column if value is not None):
+            raise ValueError(f"every score should be between {lower:g} and {upper:g}")
         return self
 
+    def _bounds(self) -> tuple[float, float]:
+        """Return the lowest and the highest score that the scale allows, and that can be drawn on an axis."""
+        if self.scale is None and self.metric not in OLD_SCALES:
+            raise ValueError(f"scale is missing, and the metric is none of {', '.join(OLD_SCALES)}")
+        scale = OLD_SCALES[self.metric] if self.scale is None else Scale(self.metric, **self.scale.model_dump())
+        lower, upper = scale.bounds
+        return -_LARGEST_SCORE if lower is None else lower, _LARGEST_SCORE if upper is None else upper
 
-# Squares of single-precision numbers are far below; larger errors cannot be drawn on an axis.
-_LARGEST_ERROR = 1e200
+
+# Squares of single-precision numbers are far below; larger scores cannot be drawn on an axis.
+_LARGEST_SCORE = 1e200
 
 
 class ResumeRecord(BaseModel):

@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from metaforge.authoring.scale import Scale
 from metaforge.errors import DataError, shown
-from metaforge.results.record_schema import EnvironmentRecord, EvaluationRecord, StatusRecord, problems
+from metaforge.results.record_schema import OLD_SCALES, EnvironmentRecord, EvaluationRecord, StatusRecord, problems
 from metaforge.results.statistics import StepScore
 from metaforge.system.files import write_atomically, write_errors
 from metaforge.system.untrusted import UNREADABLE, parse_json, read_object, read_regular_file, require_regular
@@ -258,10 +259,17 @@ def without_per_task(record: Mapping[str, Any]) -> Record:
     return {name: value for name, value in record.items() if name != "per_task"}
 
 
+def scale_of(record: Mapping[str, Any]) -> Scale:
+    """Return how the scores of an evaluation read; records without it are older, and of one of two kinds of task."""
+    if record.get("scale") is None:
+        return OLD_SCALES[record["metric"]]
+    return Scale(record["metric"], **record["scale"])
+
+
 def shape_text(record: Mapping[str, Any]) -> str:
     """Return the shape of an evaluation's tasks in words, e.g. `5-way 1-shot` or `10 points`."""
-    if record["kind"] == "regression":
-        return f"{record['shots']} points"
+    if examples := scale_of(record).examples:
+        return f"{record['shots']} {examples}"
     return f"{record['ways']}-way {record['shots']}-shot"
 
 

@@ -18,17 +18,16 @@ from metaforge.results.records import (
     read_text,
     read_toml,
     run_seconds,
+    scale_of,
     shape_text,
     valid_evaluations,
     without_per_task,
     write_in_folder,
 )
 from metaforge.results.tables import (
-    CHANCE_WORDS,
-    METRIC_WORDS,
+    baseline_texts,
     estimate_text,
     markdown_table,
-    mean_text,
     plus_minus,
     summary_markdown,
 )
@@ -87,12 +86,12 @@ def _headlines(evaluations: Sequence[Record]) -> list[str]:
     lines = []
     for one in evaluations:
         best = headline_score(one)
-        metric = one["metric"]
+        scale = scale_of(one)
         after = "" if best["steps"] is None else f", {best['steps']} adaptation steps"
-        result = f"{shape_text(one)}{after}: {estimate_text(best, metric)} {METRIC_WORDS[metric]}"
-        chance, floor = mean_text(one["chance"], metric), estimate_text(one["floor"], metric)
+        result = f"{shape_text(one)}{after}: {estimate_text(best, scale)} {scale.title}"
         where = f"{one['tasks']} tasks of the {inline(one['split'])} split"
-        lines.append(f"- **{result}** on {where} ({CHANCE_WORDS[metric]} {chance}, nearest neighbour {floor})")
+        baselines = ", ".join(f"{name} {text}" for name, text in baseline_texts(one).items())
+        lines.append(f"- **{result}** on {where}" + (f" ({baselines})" if baselines else ""))
     return ["\n".join(lines)] if lines else ["Not evaluated yet."]
 
 

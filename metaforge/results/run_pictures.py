@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from metaforge.authoring.functional import one_task
+from metaforge.authoring.keys import make_key
+from metaforge.authoring.kinds import task_kind
 from metaforge.authoring.protocols import Task, TaskShape
 from metaforge.engine.batch import prepare_tasks, score_tasks
 from metaforge.errors import ConfigError, DataError
@@ -34,8 +36,8 @@ def draw(run: TrainedRun, *, split: str) -> list[Path]:
     if any(row.get("loss") is not None for row in read_metrics(run.folder / "metrics.jsonl")):
         drawn.append(path_inside(run.folder, PICTURES, "training.png"))
         names = [choice.name for choice in (run.resolved.dataset, run.resolved.learner) if choice is not None]
-        metric = "mse" if run.dataset.kind == "regression" else "accuracy"
-        training_curve(run.folder / "metrics.jsonl", drawn[-1], title=" · ".join([*names, "training"]), metric=metric)
+        scale = task_kind(run.dataset.kind).scale
+        training_curve(run.folder / "metrics.jsonl", drawn[-1], title=" · ".join([*names, "training"]), scale=scale)
     for record in records:
         if headline_score(record)["mean"] is not None:
             name = f"scores-{split}-{record['ways']}w{record['shots']}s.png"
@@ -61,25 +63,27 @@ def _draw_tasks(run: TrainedRun, record: Mapping[str, Any], folder: Path) -> lis
         run.dataset.sample(split, case.spec.shape, 0, 1, seed=seed)
     except (ConfigError, DataError):
         return []  # A record of somebody else may be of tasks that this learner or data set does not have.
-    if case.spec.kind == "regression" and case.spec.x_shape == (1,) and case.spec.outputs == 1:
+    kind = case.spec.kind
+    if kind.picture == "curves" and case.spec.x_shape == (1,) and case.spec.outputs == 1:
         out = path_inside(folder, PICTURES, f"fits-{split}.png")
         # The same tasks with many queries, which show the true curves.
         case = evaluation_case(run, split, shape._replace(queries=_POINTS), None if steps is None else [steps])
         tasks = run.dataset.sample(split, case.spec.shape, 0, _TASKS, seed=seed)
-        regression_fits(_fits(run, case, tasks), out, title=caption(record), steps=steps)
+        regression_fits(_fits(run, case, tasks, record), out, kind, title=caption(record), steps=steps)
         return [out]
-    if case.spec.kind == "classification" and len(case.spec.x_shape) == 3:
+    if kind.picture == "classes" and len(case.spec.x_shape) == 3:
         out = path_inside(folder, PICTURES, f"episode-{split}.png")
         tasks = run.dataset.sample(split, shape, 0, 1, seed=seed)
-        episode_grid(one_task(tasks), out, _predict(run, case, tasks, steps)[0], title=f"{caption(record)}, task 0")
+        title = f"{caption(record)}, task 0"
+        episode_grid(one_task(tasks), out, kind, _predict(run, case, tasks, steps, record)[0], title=title)
         return [out]
     return []
 
 
-def _fits(run: TrainedRun, case: EvaluationCase, tasks: Task) -> list[Fit]:
+def _fits(run: TrainedRun, case: EvaluationCase, tasks: Task, record: Mapping[str, Any]) -> list[Fit]:
     """Return the plots of some tasks, with predictions before and after adaptation."""
-    after = _predict(run, case, tasks, case.steps[0])
-    before = _predict(run, case, tasks, 0) if case.learner.tags.adapts else None
+    after = _predict(run, case, tasks, case.steps[0], record)
+    before = _predict(run, case, tasks, 0, record) if case.learner.tags.adapts else None
     return [
         Fit(
             x=tasks.query.x[index],
@@ -93,8 +97,14 @@ def _fits(run: TrainedRun, case: EvaluationCase, tasks: Task) -> list[Fit]:
     ]
 
 
-def _predict(run: TrainedRun, case: EvaluationCase, tasks: Task, steps: int | None) -> Tensor:
-    """Return predictions `[tasks, n, outputs]` for the queries, after a number of adaptation steps."""
-    batch = prepare_tasks(tasks, run.device, run.dtype)
+def _predict(
+    run: TrainedRun, case: EvaluationCase, tasks: Task, steps: int | None, record: Mapping[str, Any]
+) -> Tensor:
+    """Return predictions `[tasks, n, outputs]` for the queries of the first tasks of an evaluation, after `steps`."""
+    batch, spec = prepare_tasks(tasks, run.device, run.dtype), case.spec
+    keys = torch.stack([make_key(record["seed"], record["split"], i) for i in range(len(tasks.query.x))])
     with torch.no_grad(), run.resolved.running_errors("evaluation", "for the pictures"):
-        return score_tasks(case.learner, run.values, batch, steps=steps, outputs=case.spec.outputs).predictions.cpu()
+        scored = score_tasks(
+            case.learner, run.values, batch, keys.to(run.device), kind=spec.kind, steps=steps, outputs=spec.outputs
+        )
+    return scored.predictions.cpu()

@@ -12,16 +12,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from metaforge.authoring.scale import Scale
 from metaforge.errors import printable
 from metaforge.results.markdown import inline, line
-from metaforge.results.records import shape_text
+from metaforge.results.records import scale_of, shape_text
 from metaforge.results.statistics import Estimate
 
 Row = list[str]
-
-METRIC_WORDS = {"accuracy": "accuracy", "mse": "mean squared error"}
-# Names of the score that needs no look at the inputs.
-CHANCE_WORDS = {"accuracy": "chance", "mse": "support mean"}
 
 
 def plus_minus(mean: float, half: float | None) -> str:
@@ -34,22 +31,29 @@ def plus_minus(mean: float, half: float | None) -> str:
     return f"{mean:.{decimals}f} ± {half:.{decimals}f}"
 
 
-def estimate_text(estimate: Estimate, metric: str) -> str:
-    """Return a mean with its 95 % confidence interval, accuracies in per cent."""
+def estimate_text(estimate: Estimate, scale: Scale) -> str:
+    """Return a mean with its 95 % confidence interval, shares in per cent, other scores with their unit."""
     mean, half = estimate["mean"], estimate["ci"]
     if mean is None:
         return "not finite"
-    if metric != "accuracy":
-        return plus_minus(mean, half)
+    if not scale.percent:
+        return f"{plus_minus(mean, half)} {scale.unit}".rstrip()
     return f"{100 * mean:.2f}" + (f" ± {100 * half:.2f}" if half is not None else "") + " %"
 
 
-def mean_text(estimate: Estimate, metric: str) -> str:
-    """Return a mean without its interval, accuracies in per cent: for chance, which hardly varies between tasks."""
+def mean_text(estimate: Estimate, scale: Scale) -> str:
+    """Return a mean without its interval, shares in per cent: for chance, which hardly varies between tasks."""
     mean = estimate["mean"]
     if mean is None:
         return "not finite"
-    return f"{100 * mean:.1f} %" if metric == "accuracy" else f"{mean:.4g}"
+    return f"{100 * mean:.1f} %" if scale.percent else f"{mean:.4g} {scale.unit}".rstrip()
+
+
+def baseline_texts(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the scores of an evaluation's baselines by their names: none where the kind of task has none."""
+    scale, chance, floor = scale_of(record), record["chance"], record["floor"]
+    texts = {} if chance is None else {scale.chance: mean_text(chance, scale)}
+    return texts if floor is None else {**texts, scale.floor: estimate_text(floor, scale)}
 
 
 def steps_text(steps: int | None) -> str:
@@ -59,21 +63,14 @@ def steps_text(steps: int | None) -> str:
 
 def score_rows(results: Sequence[Mapping[str, Any]]) -> tuple[Row, list[Row]]:
     """Return headings and rows: one row per task shape and number of adaptation steps."""
-    metric = results[0]["metric"]
-    headings = [
-        "tasks",
-        "adaptation steps",
-        f"{METRIC_WORDS[metric]} ± 95 % CI",
-        CHANCE_WORDS[metric],
-        "nearest neighbour",
-    ]
+    scale = scale_of(results[0])
+    headings = ["tasks", "adaptation steps", f"{scale.title} ± 95 % CI", *baseline_texts(results[0])]
     rows = [
         [
             shape_text(result),
             steps_text(score["steps"]),
-            estimate_text(score, metric),
-            mean_text(result["chance"], metric),
-            estimate_text(result["floor"], metric),
+            estimate_text(score, scale),
+            *baseline_texts(result).values(),
         ]
         for result in results
         for score in result["scores"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pluggy
 
 from metaforge.authoring.hooks import RunInfo
+from metaforge.authoring.kinds import task_kind
 from metaforge.config.resolved import Resolved
 from metaforge.engine.processes import World
 from metaforge.registry.hook_contract import with_hooks
@@ -72,7 +73,9 @@ def set_up(
     worker = Worker(resolved, world, dry=dry)
     environment = worker.environment()
     # The hooks get their own copy of the settings: what a hook does to it must not reach a checkpoint.
-    info = RunInfo(None if dry else path, resolved.to_dict(), worker.parts.dataset.kind, command, environment)
+    info = RunInfo(
+        None if dry else path, resolved.to_dict(), task_kind(worker.parts.dataset.kind), command, environment
+    )
     saver = Saver(path, resolved.run.checkpoint, {"config": resolved.to_dict(), "environment": environment})
     plugins: dict[str, object] = {}
     manager, folder = hook_manager([]), None

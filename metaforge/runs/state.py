@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metaforge.authoring.functional import prefixed, select
+from metaforge.authoring.kinds import TaskKind
 from metaforge.authoring.protocols import Params
 from metaforge.config.settings import CheckpointConfig
 from metaforge.errors import CheckpointError, PluginError
@@ -131,11 +132,11 @@ class Saver:
             checkpoint.mark_best(self.folder, state.best_step)
 
 
-def better(score: float, best: float | None, kind: str) -> bool:
-    """Return whether a validation score is better than the best so far: a higher accuracy, or a lower error."""
+def better(score: float, best: float | None, kind: TaskKind) -> bool:
+    """Return whether a validation score is better than the best so far, in the direction of the kind of task."""
     if not math.isfinite(score):
         return False
-    return best is None or (score > best if kind == "classification" else score < best)
+    return best is None or (score > best if kind.scale.higher_is_better else score < best)
 
 
 def _without_faulty_hooks(state: State) -> tuple[State, list[PluginError]]:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.protocols import Key, Learner, Optimizer, Params, Schedule, Task
+from metaforge.authoring.protocols import Key, Learner, Optimizer, Params, Schedule, Task, TaskSpec
 from metaforge.config.resolved import Resolved
 from metaforge.data.checks import expected_tasks
 from metaforge.engine import plans
@@ -57,7 +57,7 @@ class Worker:
         self.spec = spec = self.parts.training_spec()
         self.learner = self.parts.learner(spec)
         self.dtype = self.parts.dtype
-        self._require_predictions(spec.outputs)
+        self._require_predictions(spec)
         self.optimizer, self.schedule = self._optimizer()
         # Built once for its errors: later ones would leave a run folder behind.
         self.outer_optimizer(self.initial())
@@ -265,14 +265,15 @@ class Worker:
             batch = self.parts.dataset.sample("train", self.parts.training_shape, 0, 1, seed=self.settings.seed)
             return prepare_tasks(batch, self.device, self.dtype)
 
-    def _require_predictions(self, outputs: int) -> None:
+    def _require_predictions(self, spec: TaskSpec) -> None:
         """Raise `PluginError` unless the learner predicts `[n, outputs]` for the first training task.
 
         A training sees only losses, so predictions of a wrong shape would not be noticed before the evaluation.
         """
         task, values = self._first_task(), self.initial()
+        keys = make_key(self.settings.seed, "train", 0).to(self.device).unsqueeze(0)
         with self.resolved.running_errors("prediction", "before the first step"):
-            score_tasks(self.learner, values, task, outputs=outputs)
+            score_tasks(self.learner, values, task, keys, kind=spec.kind, outputs=spec.outputs)
 
     def _fused_norms(self, learner: Learner) -> list[str]:
         """Return the names of PyTorch's fused norm functions that a learner's loss of the first training task calls.

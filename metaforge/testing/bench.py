@@ -14,10 +14,13 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 from metaforge.authoring.descent import Chain
 from metaforge.authoring.functional import add_params, one_task, split_state
 from metaforge.authoring.keys import fold_in, make_key, normal
+from metaforge.authoring.kinds import CLASSIFICATION, MULTI_LABEL, task_kind
 from metaforge.authoring.network import build_backbone
 from metaforge.authoring.progress import with_progress
 from metaforge.authoring.protocols import (
     Adapter,
+    Dataset,
+    Fast,
     GradientTransform,
     Kind,
     Learner,
@@ -30,32 +33,27 @@ from metaforge.authoring.protocols import (
     TaskShape,
     TaskSpec,
 )
-from metaforge.engine.batch import MetaStep, meta_gradients, prepare_tasks
+from metaforge.data.root import data_root
+from metaforge.engine.batch import MetaStep, evaluation_keys, meta_gradients, prepare_tasks
 from metaforge.testing.subject import Subject
-from metaforge.testing.toy import (
-    OUTPUTS,
-    ToyClasses,
-    ToyCurves,
-    ToyDescent,
-    ToyLearner,
-    ToyNet,
-    ToyReader,
-    ToyTasksOptions,
-)
+from metaforge.testing.toy import TOYS, ToyDescent, ToyLearner, ToyNet, ToyReader, ToyTasksOptions
 
 # Standard deviation of the noise that is added to initial parameters. At initial values of 0 and 1 (biases, scales of
 # norm layers) some mistakes have no effect.
 PERTURBATION = 0.01
 # Shapes of an input, tried in this order for a subject that does not set `x_shape`.
 INPUT_SHAPES = ((6,), (1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 84, 84))
-TASK_SHAPES: dict[Kind, TaskShape] = {"classification": TaskShape(3, 2, 3), "regression": TaskShape(1, 6, 6)}
+TASK_SHAPES: Mapping[str, TaskShape] = {
+    name: TaskShape(3, 2, 3) if toy.kind.classes else TaskShape(1, 6, 6) for name, toy in TOYS.items()
+}
 
 
 class Bench(NamedTuple):
-    """A learner built for toy tasks of one spec, with the regularizers that contribute terms to the outer loss."""
+    """A learner built for the tasks of a data set, with the regularizers that contribute terms to the outer loss."""
 
     learner: Learner
     spec: TaskSpec
+    dataset: Dataset
     regularizers: tuple[Regularizer, ...] = ()
 
     def values(self, seed: int = 0, *, perturbed: bool = True) -> Params:
@@ -72,10 +70,7 @@ class Bench(NamedTuple):
 
     def tasks(self, count: int, *, split: str = "train", dtype: torch.dtype = torch.float64) -> Task:
         """Return toy tasks `[count, ...]`."""
-        dataset = (ToyCurves if self.spec.kind == "regression" else ToyClasses)(
-            ToyTasksOptions(x_shape=self.spec.x_shape), root=Path()
-        )
-        batch = dataset.sample(split, self.spec.shape, 0, count, seed=0)
+        batch = self.dataset.sample(split, self.spec.shape, 0, count, seed=0)
         return prepare_tasks(batch, torch.device("cpu"), dtype)
 
     def task(self, index: int = 0) -> Task:
@@ -84,7 +79,18 @@ class Bench(NamedTuple):
 
     def predict(self, values: Params, task: Task, **options: Any) -> Tensor:
         """Return predictions `[n, outputs]` for the query set as in evaluation; `options` are passed to `adapt`."""
-        return self.learner.predict(values, self.learner.adapt(values, task.support, **options), task.query.x)
+        return self.answers(values, self.adapt(values, task, **options), task.query.x)
+
+    def adapt(self, values: Params, task: Task, **options: Any) -> Fast:
+        """Return what the learner learns from the support set as in evaluation; `options` are passed to `adapt`."""
+        return self.learner.adapt(values, task.support, key=self._keys()[0], **options)
+
+    def answers(self, values: Params, fast: Fast, x: Tensor) -> Tensor:
+        """Return predictions `[n, outputs]` for inputs `[n, *x_shape]` as in evaluation."""
+        return self.learner.predict(values, fast, x, key=self._keys()[1])
+
+    def _keys(self) -> tuple[Tensor | None, Tensor | None]:
+        return evaluation_keys(self.spec.kind, task_keys(1)[0])
 
     def step(self, values: Params, tasks: Task, **options: Any) -> MetaStep:
         """Return losses, gradients and state of an outer step; `options` are passed to `meta_gradients`."""
@@ -110,7 +116,8 @@ def learner_tags(subject: Subject) -> Tags:
     kind = task_kinds(subject)[0]
     for x_shape in INPUT_SHAPES if subject.x_shape is None else [subject.x_shape]:
         try:
-            tags = _build(subject, _spec(kind, x_shape, TASK_SHAPES[kind]), without_regularizer=False).learner.tags
+            tasks = _toy_tasks(kind, x_shape, TASK_SHAPES[kind]) if kind in TOYS else _own_tasks(subject, kind)
+            tags = _build(subject, *tasks, without_regularizer=False).learner.tags
         except KeyboardInterrupt:
             raise
         except BaseException:
@@ -121,9 +128,15 @@ def learner_tags(subject: Subject) -> Tags:
     return of_class
 
 
-def task_kinds(subject: Subject) -> list[Kind]:
-    """Return the kinds of toy tasks for a subject: all that a learner supports, classification for other plugins."""
-    return sorted(subject.cls.tags.kinds) if subject.kind == "learner" else ["classification"]
+def task_kinds(subject: Subject) -> list[str]:
+    """Return the kinds of tasks for a subject by name: all that a learner names, classification for other plugins.
+
+    A learner that solves other kinds of supervised tasks is checked on one that it may not name.
+    """
+    if subject.kind != "learner":
+        return [CLASSIFICATION.name]
+    tags: Tags = subject.cls.tags
+    return sorted(tags.kinds | ({MULTI_LABEL.name} if tags.other_kinds else set()))
 
 
 def build_benches(subject: Subject) -> list[Bench]:
@@ -151,32 +164,58 @@ def build_bench(
     Raises:
         AssertionError: The subject has no `x_shape`, and a learner or backbone fails for all input shapes tried.
     """
-    kind = kind or task_kinds(subject)[0]
-    shape = TASK_SHAPES[kind] if ways is None else TASK_SHAPES[kind]._replace(ways=ways)
+    name = task_kinds(subject)[0] if kind is None else kind if isinstance(kind, str) else kind.name
+    if name not in TOYS:
+        return _build(subject, *_own_tasks(subject, name), without_regularizer, terms)
+    shape = TASK_SHAPES[name] if ways is None else TASK_SHAPES[name]._replace(ways=ways)
     if subject.x_shape is not None or subject.kind not in ("learner", "backbone"):
-        return _build(subject, _spec(kind, subject.x_shape or INPUT_SHAPES[0], shape), without_regularizer, terms)
+        tasks = _toy_tasks(name, subject.x_shape or INPUT_SHAPES[0], shape)
+        return _build(subject, *tasks, without_regularizer, terms)
     errors, last = [], None
     for x_shape in INPUT_SHAPES:
         try:
-            trial = _build(subject, _spec(kind, x_shape, shape), without_regularizer, terms)
+            trial = _build(subject, *_toy_tasks(name, x_shape, shape), without_regularizer, terms)
             trial.predict(trial.values(), trial.task())
         except Exception as error:
             last = error
             errors.append(f"{list(x_shape)}: {type(error).__name__}: {str(error).strip().splitlines()[0:1]}")
         else:
             # A new instance: what the trial has stored on its instance could hide that a loaded learner fails.
-            return _build(subject, trial.spec, without_regularizer, terms)
+            return _build(subject, trial.dataset, trial.spec, without_regularizer, terms)
     raise AssertionError(
         f"{subject.label} makes no predictions for any of the input shapes tried ({'; '.join(errors)}); correct these"
         " errors, or set the shape that it accepts with Subject(..., x_shape=...)"
     ) from last
 
 
-def _spec(kind: Kind, x_shape: tuple[int, ...], shape: TaskShape) -> TaskSpec:
-    return TaskSpec(kind, x_shape, OUTPUTS if kind == "regression" else shape.ways, shape)
+def _toy_tasks(kind: str, x_shape: tuple[int, ...], shape: TaskShape) -> tuple[Dataset, TaskSpec]:
+    """Return the toy tasks of a kind with these inputs, and their spec."""
+    dataset = TOYS[kind](ToyTasksOptions(x_shape=x_shape), root=Path())
+    return dataset, dataset.spec("train", shape)
 
 
-def _build(subject: Subject, spec: TaskSpec, without_regularizer: bool, terms: frozenset[str] = frozenset()) -> Bench:
+def _own_tasks(subject: Subject, kind: str) -> tuple[Dataset, TaskSpec]:
+    """Return the tasks of an installed data set of a kind that the kit has no toy tasks of, and their spec."""
+    for entry in subject.registry.entries("dataset"):
+        if entry.state == "ready":
+            cls = subject.registry.load("dataset", entry.qualified)
+            if task_kind(cls.kind).name == kind:
+                dataset: Dataset = cls(cls.Config.model_validate({}), root=data_root())
+                shape = TaskShape(3, 2, 3) if task_kind(cls.kind).classes else TaskShape(1, 6, 6)
+                return dataset, dataset.spec("train", shape)
+    raise AssertionError(
+        f"{subject.label} solves {kind} tasks, but no data set of this kind is installed; install one, or pass"
+        " Subject.of(..., registry) with a registry that has one"
+    )
+
+
+def _build(
+    subject: Subject,
+    dataset: Dataset,
+    spec: TaskSpec,
+    without_regularizer: bool,
+    terms: frozenset[str] = frozenset(),
+) -> Bench:
     backbone = subject.build() if subject.kind == "backbone" else ToyNet(Options())
     chain: Mapping[str, GradientTransform] = {"toy": ToyDescent(Options())}
     regularizers: dict[str, Regularizer] = {"reader": ToyReader(Options(), terms)} if terms else {}
@@ -193,16 +232,17 @@ def _build(subject: Subject, spec: TaskSpec, without_regularizer: bool, terms: f
         regularizers,
     )
     config = subject.config if subject.kind == "learner" else ToyLearner.Config.model_validate({})
-    return Bench(cls(config, parts), spec, tuple(regularizers.values()))
+    return Bench(cls(config, parts), spec, dataset, tuple(regularizers.values()))
 
 
 def build_chain_bench(subject: Subject, *, first: bool) -> Bench:
     """Return a bench of the toy learner with an adapter in a chain, before (`first`) or after gradient descent."""
-    spec = _spec("classification", subject.x_shape or INPUT_SHAPES[0], TASK_SHAPES["classification"])
+    kind = CLASSIFICATION.name
+    dataset, spec = _toy_tasks(kind, subject.x_shape or INPUT_SHAPES[0], TASK_SHAPES[kind])
     pair: list[tuple[str, Adapter]] = [(subject.name, subject.build()), ("toy", ToyDescent(Options()))]
     backbone = ToyNet(Options())
     parts = Parts(spec, partial(build_backbone, backbone, spec), Chain(dict(pair if first else reversed(pair))))
-    return Bench(ToyLearner(ToyLearner.Config.model_validate({}), parts), spec)
+    return Bench(ToyLearner(ToyLearner.Config.model_validate({}), parts), spec, dataset)
 
 
 def difference(first: Any, second: Any, tolerance: float = 0.0) -> str:

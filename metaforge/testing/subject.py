@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaforge.authoring import protocols
+from metaforge.authoring.kinds import task_kind
 from metaforge.authoring.protocols import Dataset, TaskShape
 from metaforge.config.validation import validate
 from metaforge.data.root import data_root
@@ -132,7 +133,7 @@ class Subject:
         """Return ways, shots and queries of the episodes that are sampled from a data set."""
         if self.shape is not None:
             return self.shape
-        return TaskShape(3, 2, 3) if self.cls.kind == "classification" else TaskShape(1, 4, 5)
+        return TaskShape(3, 2, 3) if task_kind(self.cls.kind).classes else TaskShape(1, 4, 5)
 
     def require_data(self) -> None:
         """Raise the data set's own error, usually `DataError`, if its files are missing.

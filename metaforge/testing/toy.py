@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from metaforge.authoring.functional import sum_of
 from metaforge.authoring.inner_loop import InnerLoopLearner, InnerLoopOptions
 from metaforge.authoring.keys import fold_in, make_key, normal
+from metaforge.authoring.kinds import CLASSIFICATION, INTERACTION, MULTI_LABEL, REGRESSION, TaskKind
 from metaforge.authoring.protocols import (
     Adapter,
     Aux,
@@ -25,7 +27,6 @@ from metaforge.authoring.protocols import (
     Examples,
     InnerStep,
     Key,
-    Kind,
     Optimizer,
     Options,
     Params,
@@ -55,7 +56,7 @@ class ToyClasses(Dataset):
     """
 
     Config = ToyTasksOptions
-    kind: ClassVar[Kind] = "classification"
+    kind: ClassVar[TaskKind] = CLASSIFICATION
 
     def __init__(self, config: ToyTasksOptions, *, root: Path) -> None:
         self.x_shape = config.x_shape
@@ -96,13 +97,13 @@ class ToyClasses(Dataset):
 class ToyCurves(ToyClasses):
     """Regression of one family of curves: `amplitude * tanh(2 x @ directions) + shift`, with common directions."""
 
-    kind: ClassVar[Kind] = "regression"
+    kind: ClassVar[TaskKind] = REGRESSION
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         """Return the spec of tasks with one way and `OUTPUTS` targets; raise `DataError` for other ways."""
         spec = super().spec(split, shape)
         if shape.ways != 1:
-            raise DataError(f"A regression task cannot have {shape.ways} ways.", remedy="use 1 way")
+            raise DataError(f"A {self.kind.name} task cannot have {shape.ways} ways.", remedy="use 1 way")
         return TaskSpec(self.kind, spec.x_shape, OUTPUTS, shape)
 
     def episode(self, spec: TaskSpec, key: Key) -> Task:
@@ -116,6 +117,38 @@ class ToyCurves(ToyClasses):
             return Examples(x.reshape(count, *spec.x_shape), amplitude * (2 * x @ directions).tanh() + shift)
 
         return Task(examples("support", spec.shape.shots), examples("query", spec.shape.queries))
+
+
+class ToyLabels(ToyCurves):
+    """Labels of random vectors: a label is set where the curve of a task of `ToyCurves` is positive."""
+
+    kind: ClassVar[TaskKind] = MULTI_LABEL
+
+    def episode(self, spec: TaskSpec, key: Key) -> Task:
+        """Return the task of a key."""
+        return Task(*(Examples(part.x, (part.y > 0).float()) for part in super().episode(spec, key)))
+
+
+class ToyWorlds(ToyCurves):
+    """Environments: their parameters are a random vector, almost the same for all rollouts of a task."""
+
+    kind: ClassVar[TaskKind] = INTERACTION
+
+    def episode(self, spec: TaskSpec, key: Key) -> Task:
+        """Return the task of a key."""
+        world = normal(fold_in(key, "world"), spec.x_shape)
+
+        def rollouts(part: str, count: int) -> Examples:
+            noise = normal(fold_in(key, part), (count, *spec.x_shape))
+            return Examples(world + 0.01 * noise, torch.zeros(count, spec.outputs))
+
+        return Task(rollouts("support", spec.shape.shots), rollouts("query", spec.shape.queries))
+
+
+TOYS: Mapping[str, type[ToyClasses]] = MappingProxyType(
+    {toy.kind.name: toy for toy in (ToyClasses, ToyCurves, ToyLabels, ToyWorlds)}
+)
+"""The toy tasks by the name of their kind."""
 
 
 def stack_tasks(tasks: list[Task]) -> Task:

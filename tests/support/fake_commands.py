@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from typer.testing import CliRunner, Result
 
+from metaforge.authoring.kinds import TaskKind
 from metaforge.authoring.protocols import Adapter, Dataset, Examples, Learner, Options, Task, TaskShape, TaskSpec
 from metaforge.cli.app import app
 from metaforge.errors import DataError
@@ -136,8 +137,8 @@ def record_calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
         return SimpleNamespace(evaluate=evaluate, summary={"damaged": ["state.json is damaged"]})
 
-    def episode_grid(task: Task, path: Path) -> None:
-        calls.append(SimpleNamespace(task=task))
+    def episode_grid(task: Task, path: Path, kind: TaskKind) -> None:
+        calls.append(SimpleNamespace(task=task, kind=kind))
         path.write_bytes(b"picture")
 
     for name, function in [

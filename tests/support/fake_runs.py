@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaforge.authoring.keys import normal
 from metaforge.authoring.protocols import (
     Dataset,
     Examples,
@@ -129,6 +130,25 @@ class Proportional(Reader):
         return values["w"] * x * (fast > 0)
 
 
+class Worlds(Lines):
+    """Interaction: the parameter of a world is a number, and there is no target."""
+
+    kind = "interaction"
+
+    def spec(self, split: str, shape: TaskShape) -> TaskSpec:
+        return TaskSpec("interaction", (1,), 1, shape)
+
+
+class Player(Reader):
+    """Returns minus the parameter of the world plus noise of its key, and after a step the noise alone."""
+
+    tags = Tags(kinds=frozenset({"interaction"}), adapts=True)
+
+    def predict(self, values: Params, fast: Fast, x: Tensor, *, key: Key | None = None) -> Tensor:
+        assert key is not None
+        return 0.01 * normal(key, x.shape) - x * (fast == 0)
+
+
 class FakeRun:
     """A run with the attributes that evaluation uses."""
 
@@ -142,6 +162,11 @@ class FakeRun:
 
     def learner(self, spec: TaskSpec) -> Learner:
         return self.make(spec.outputs)
+
+
+def interaction_run(folder: Path | None) -> FakeRun:
+    """Return a run of a learner that acts in environments."""
+    return FakeRun(folder, Worlds(), Player, task={"ways": 1, "shots": 2, "queries": 4})
 
 
 def regression_run(folder: Path | None) -> FakeRun:

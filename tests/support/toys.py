@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from metaforge.authoring.descent import Chain
 from metaforge.authoring.functional import split_state
 from metaforge.authoring.keys import make_key
+from metaforge.authoring.kinds import MULTI_LABEL, task_kind
 from metaforge.authoring.protocols import (
     Adapter,
     Examples,
@@ -56,9 +57,9 @@ def sgd(lr: float) -> Chain:
 
 def spec(kind: Kind = "classification", ways: int = 3, shots: int = 2, queries: int = 3) -> TaskSpec:
     """Return the spec of toy tasks: inputs `[FEATURES]`."""
-    if kind == "regression":
-        return TaskSpec(kind, (FEATURES,), 2, TaskShape(1, shots, queries))
-    return TaskSpec(kind, (FEATURES,), ways, TaskShape(ways, shots, queries))
+    if not task_kind(kind).classes:
+        return TaskSpec(task_kind(kind), (FEATURES,), 2, TaskShape(1, shots, queries))
+    return TaskSpec(task_kind(kind), (FEATURES,), ways, TaskShape(ways, shots, queries))
 
 
 def task(seed: int = 0, kind: Kind = "classification", *, ways: int = 3, shots: int = 2, queries: int = 3) -> Task:
@@ -66,9 +67,10 @@ def task(seed: int = 0, kind: Kind = "classification", *, ways: int = 3, shots: 
     draw = torch.Generator().manual_seed(seed)
 
     def examples(n: int) -> Examples:
-        if kind == "regression":
+        if not task_kind(kind).classes:
             x = torch.randn(n, FEATURES, generator=draw, dtype=torch.float64)
-            return Examples(x, torch.randn(n, 2, generator=draw, dtype=torch.float64))
+            y = torch.randn(n, 2, generator=draw, dtype=torch.float64)
+            return Examples(x, (y > 0).double() if task_kind(kind) is MULTI_LABEL else y)
         y = torch.arange(ways).repeat_interleave(n)
         x = torch.randn(ways * n, FEATURES, generator=draw, dtype=torch.float64)
         return Examples(x + centres[y], y)

@@ -3,12 +3,18 @@
 Torch's batch, layer and instance norm give wrong second-order gradients under `grad(vmap)`. The layers here are built
 of primitive operations, or of a kernel with its own derivatives.
 
-Batch norm follows one of four policies, which differ in the statistics that normalise the query set:
+Batch norm follows one of four policies. In training, every pass over the support set is normalised by that set's own
+statistics. What normalises the queries, and what changes in evaluation:
 
-- `transductive`: the statistics of the query batch itself.
-- `support`: the statistics of the support set, computed with the adapted weights.
-- `running`: batch statistics in training, their running average in evaluation.
-- `per-step`: as `running`, with one running average for each inner step.
+- `transductive`: the query batch's own statistics. Evaluation is the same.
+- `support`: the statistics of the support set, computed with the adapted weights. Evaluation is the same.
+- `running`: the query batch's own statistics in training. In evaluation, running averages normalise both sets. An inner
+  loop in evaluation then takes its gradients with statistics that it never had in training, and scores far below
+  training: the policy is for learners without an inner loop.
+- `per-step`: as `transductive`. In addition, a running average of each inner step is collected in training. It is
+  saved, but it normalises nothing: this is what the code of MAML++ does (Antoniou et al. 2019, arXiv 1810.09502). Its
+  paper suggests these averages for evaluation; but each is an average over tasks of networks that were adapted to
+  different tasks, and fits none of them.
 """
 
 from __future__ import annotations
@@ -66,17 +72,17 @@ class BatchNorm(nn.Module):
         policy, training = self.context.policy, self.context.at.key is not None
         if policy == "support":
             mean, var = self._support_statistics(x)
-        elif policy != "transductive" and not training:
-            mean, var = (self._of_step(self.context.state[name]) for name in self.state_names)
+        elif policy == "running" and not training:
+            mean, var = (self.context.state[name] for name in self.state_names)
         else:
             return self._by_batch(x, weight, bias).to(dtype)
         scale = (var + self.eps).rsqrt() * weight
         return (x * self.broadcast(scale, x) + self.broadcast(bias - mean * scale, x)).to(dtype)
 
     def _by_batch(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return `x` normalised by its own statistics, and store the changes of the running statistics, if any."""
+        """Return `x` normalised by its own statistics; in training, store the changes of the running statistics."""
         y, mean, var = batch_norm(x, weight, bias, self.eps)
-        if self.context.policy != "transductive":
+        if self.context.policy != "transductive" and self.context.at.key is not None:
             count = x.numel() // x.shape[1]
             unbiased = var.detach() * (count / max(count - 1, 1))
             for name, statistic in zip(self.state_names, (mean.detach(), unbiased), strict=True):
@@ -97,14 +103,11 @@ class BatchNorm(nn.Module):
         self.context.support_statistics.update({mean_name: mean, var_name: var})
         return mean, var
 
-    def _of_step(self, statistic: Tensor) -> Tensor:
-        """Return the entry of the current inner step `[features]`; steps beyond the last entry use the last."""
-        if self.context.policy == "running":
-            return statistic
-        return statistic[min(self.context.at.step, statistic.shape[0] - 1)]
-
     def _change(self, old: Tensor, new: Tensor) -> Tensor:
-        """Return what to add to a running average; per step, it is zero for all entries but the current step's."""
+        """Return what to add to a running average; per step, it is zero for all entries but the current step's.
+
+        Steps beyond the last entry change the last.
+        """
         if self.context.policy == "running":
             return self.momentum * (new - old)
         steps = torch.arange(old.shape[0], device=old.device)

@@ -7,8 +7,6 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from metaforge.authoring.protocols.types import Kind
-
 
 class Options(BaseModel):
     """Base class of every plugin's `Config`: a pydantic model that is frozen and rejects unknown options.
@@ -40,8 +38,8 @@ class Component(Protocol):
     Attributes:
         Config: The plugin's options, a subclass of `Options`.
         reference: The paper that the plugin follows, with section or equation; empty if there is none.
-        defaults: Settings that suit the plugin, by kind of task, nested as in a run file. They override MetaForge's
-            own defaults, and the user's settings override them.
+        defaults: Settings that suit the plugin, by the name of a kind of task, nested as in a run file. They override
+            MetaForge's own defaults, and the user's settings override them.
 
     Example:
         >>> from metaforge.authoring import Component, Options
@@ -56,7 +54,7 @@ class Component(Protocol):
 
     Config: ClassVar[type[Options]]
     reference: ClassVar[str] = ""
-    defaults: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {}
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
 
 class Hook(Component, Protocol):

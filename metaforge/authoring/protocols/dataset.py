@@ -20,7 +20,7 @@ class Dataset(Component, Protocol):
         root: The folder that contains the data sets' folders. Read files at the first use and not in `__init__`.
 
     Attributes:
-        kind: The kind of the tasks.
+        kind: The kind of the tasks, a `TaskKind`; the name of a built-in kind stands for it.
         note: A remark that is printed beside every result, for example that the data are synthetic.
 
     Example:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metaforge.authoring.protocols.adapter import GradientTransform
 from metaforge.authoring.protocols.component import Component
 from metaforge.authoring.protocols.regularizer import Regularizer
-from metaforge.authoring.protocols.types import Aux, Examples, Fast, Key, Kind, Params, Task, TaskSpec
+from metaforge.authoring.protocols.types import Aux, Examples, Fast, Key, Params, Task, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Tags:
     they must be the same for all options.
 
     Attributes:
-        kinds: The kinds of tasks that the learner solves.
+        kinds: Names of the kinds of tasks that the learner solves.
         needs: The components that it is built from: `"backbone"`, `"adapter"`, both or none.
         adapts: Whether adaptation takes steps that can be counted.
         fixed_ways: Whether the number of outputs is fixed when the learner is built.
@@ -34,6 +34,8 @@ class Tags:
         converges_at: Number of inner steps from which on the meta-gradient is exact, for methods that differentiate
             the solution of the inner problem and not the steps to it. The learner then has an option `steps`, the
             number of inner steps in training. 0: the number of steps does not matter.
+        other_kinds: Whether the learner also solves supervised tasks of any other kind, such as that of a third
+            party's data set. It then uses nothing of a kind but its loss and its score.
 
     Example:
         >>> from metaforge.authoring import Tags
@@ -41,7 +43,7 @@ class Tags:
         False
     """
 
-    kinds: frozenset[Kind] = frozenset({"classification"})
+    kinds: frozenset[str] = frozenset({"classification"})
     needs: frozenset[Literal["backbone", "adapter"]] = frozenset()
     adapts: bool = False
     fixed_ways: bool = True
@@ -49,6 +51,7 @@ class Tags:
     exact_meta_gradient: bool = True
     terms: frozenset[str] = frozenset()
     converges_at: int = 0
+    other_kinds: bool = False
 
 
 class Parts(NamedTuple):
@@ -148,7 +151,7 @@ class Learner(Component, Protocol):
             values: The learner's values.
             support: The support set.
             steps: Number of adaptation steps; None means the learner's own number. Every learner must accept 0.
-            key: The key of the task's noise; None in evaluation.
+            key: The key of the task's noise; None in evaluation, unless the kind of task needs a key.
 
         Returns:
             Tensors in any pytree, such as a dictionary of adapted weights.
@@ -162,10 +165,10 @@ class Learner(Component, Protocol):
             values: The learner's values.
             fast: What `adapt` returned.
             x: Query inputs `[n, *x_shape]`. Their order must not affect the predictions.
-            key: The key of the task's noise; None in evaluation.
+            key: The key of the task's noise; None in evaluation, unless the kind of task needs a key.
 
         Returns:
-            Logits or predicted means `[n, outputs]`.
+            Logits or predicted means `[n, outputs]`; in interaction, returns.
         """
         ...
 

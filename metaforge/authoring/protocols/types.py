@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from metaforge.authoring.kinds import TaskKind, task_kind
+
 Params = dict[str, Tensor]
 """A flat dictionary of tensors with dotted names, such as `model.0.weight`."""
 
@@ -20,8 +22,8 @@ Key = Tensor
 Fast = Any
 """What `Learner.adapt` returns for one task: tensors in any pytree, such as a dictionary of adapted weights."""
 
-Kind = Literal["classification", "regression"]
-"""The kind of a task. It decides the task loss (cross-entropy or squared error) and the score (accuracy or MSE)."""
+Kind = TaskKind | str
+"""A kind of task, or the name of a built-in one. It decides the task loss, the score, and how the score reads."""
 
 BatchNormPolicy = Literal["transductive", "support", "running"]
 """Which mean and variance batch norm uses.
@@ -32,7 +34,7 @@ BatchNormPolicy = Literal["transductive", "support", "running"]
 """
 
 NormPolicy = Literal["transductive", "support", "running", "per-step"]
-"""A `BatchNormPolicy`, or `per-step`: like `running`, with one running average per inner step."""
+"""A `BatchNormPolicy`, or `per-step`: like `transductive`, and it also collects a running average per inner step."""
 
 STATE = "state."
 """The prefix of the names of state entries, such as running statistics, which no optimiser updates."""
@@ -49,7 +51,8 @@ class Examples(NamedTuple):
 
     Attributes:
         x: Inputs `[n, *x_shape]`.
-        y: Class indices `[n]` (int64) in classification, targets `[n, outputs]` (floating point) in regression.
+        y: Class indices `[n]` (int64) in classification; otherwise floating-point targets, `[n, outputs]` unless the
+            kind of task has another shape.
 
     Example:
         >>> import torch
@@ -91,7 +94,7 @@ class TaskShape(NamedTuple):
     """How many classes and examples a task has.
 
     Attributes:
-        ways: Number of classes; 1 in regression.
+        ways: Number of classes; 1 in a task without classes.
         shots: Number of support examples per class.
         queries: Number of query examples per class.
 
@@ -112,21 +115,28 @@ class TaskSpec:
     """What a learner must know about its tasks when it is built.
 
     Attributes:
-        kind: `"classification"` or `"regression"`.
+        kind: The kind of the tasks. The name of a built-in kind stands for it.
         x_shape: Shape of one input, without the batch dimension.
-        outputs: Number of classes, or of target dimensions in regression.
+        outputs: Number of predictions per query: of classes, or of target dimensions in regression.
         shape: Numbers of classes and examples.
 
+    Raises:
+        ContractError: The kind is neither a `TaskKind` nor the name of a built-in one.
+
     Example:
-        >>> from metaforge.authoring import TaskShape, TaskSpec
-        >>> TaskSpec("classification", x_shape=(1, 28, 28), outputs=5, shape=TaskShape(5, 1, 15)).x_shape
-        (1, 28, 28)
+        >>> from metaforge.authoring import CLASSIFICATION, TaskShape, TaskSpec
+        >>> spec = TaskSpec(CLASSIFICATION, x_shape=(1, 28, 28), outputs=5, shape=TaskShape(5, 1, 15))
+        >>> spec.kind.scale.metric
+        'accuracy'
     """
 
-    kind: Kind
+    kind: TaskKind
     x_shape: tuple[int, ...]
     outputs: int
     shape: TaskShape
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", task_kind(self.kind))
 
 
 class Pass(NamedTuple):
@@ -154,7 +164,7 @@ class Aux(NamedTuple):
     """What a learner's loss returns in addition to its value.
 
     Attributes:
-        metrics: Detached scalars to log, by name. The metric `score` is the accuracy or mean squared error.
+        metrics: Detached scalars to log, by name. The metric `score` is the score of the task's kind.
         state: What to add to the `state.` entries, by name. The engine adds the mean over the tasks of an outer step.
         terms: Scalars that the regularizers of the run read (`Parts.terms`), by name, and that are differentiated like
             the loss. A learner computes none that is not asked for; the engine ignores others.

@@ -6,10 +6,14 @@ import hashlib
 import itertools
 
 import torch
+from torch import Tensor
 
 from metaforge.authoring.functional import one_task
-from metaforge.authoring.protocols import Dataset, Examples, TaskShape
-from metaforge.errors import ConfigError, DataError
+from metaforge.authoring.keys import make_key, normal
+from metaforge.authoring.kinds import CLASSIFICATION, TaskKind, task_kind
+from metaforge.authoring.protocols import Dataset, Examples, TaskShape, TaskSpec
+from metaforge.engine.batch import prepare_tasks
+from metaforge.errors import ConfigError, ContractError, DataError
 from metaforge.testing.bench import difference
 from metaforge.testing.check import Skipped, check
 from metaforge.testing.global_state import assert_generators_unchanged
@@ -52,8 +56,10 @@ def spec(subject: Subject) -> None:
     dataset, shape = subject.build_dataset(), subject.episode_shape()
     for split in _splits(subject, dataset):
         spec = dataset.spec(split, shape)
-        assert spec.kind == subject.cls.kind, (
-            f"the kind must be the same everywhere: spec returns {spec.kind}, the class has {subject.cls.kind}"
+        kind = task_kind(subject.cls.kind)
+        assert spec.kind == kind, (
+            f"the kind must be the same everywhere: spec returns {spec.kind.name}, the class has {kind.name}; make the"
+            " kind once, and use this object in both"
         )
         assert spec.shape == shape, (
             f"spec must return the task shape it was called with: {tuple(spec.shape)} instead of {tuple(shape)}"
@@ -61,35 +67,81 @@ def spec(subject: Subject) -> None:
         batch = dataset.sample(split, shape, 0, 3, seed=0)
         for part, per_class in zip(batch, (shape.shots, shape.queries), strict=True):
             leading = (3, shape.ways * per_class)
-            _check_examples(part, (*leading, *spec.x_shape), leading, spec.outputs, spec.kind)
+            _check_examples(part, (*leading, *spec.x_shape), leading, spec)
 
 
-def _check_examples(
-    part: Examples, x_shape: tuple[int, ...], leading: tuple[int, ...], outputs: int, kind: str
-) -> None:
-    """Check inputs of shape `x_shape`, and labels `leading` or regression targets `[*leading, outputs]`."""
+def _check_examples(part: Examples, x_shape: tuple[int, ...], leading: tuple[int, ...], spec: TaskSpec) -> None:
+    """Check inputs of shape `x_shape`, and labels `leading` or the targets of the kind of task."""
     x, y = part
     assert x.shape == x_shape, f"x has the shape {list(x.shape)}, but spec promises {list(x_shape)}; make them agree"
     valid = x.dtype == torch.uint8 or x.is_floating_point()
     assert valid, f"x has the dtype {x.dtype}; return uint8 or a floating dtype"
     assert bool(x.isfinite().all()), "x has values that are not finite; correct or remove these examples"
-    if kind == "regression":
-        targets = [*leading, outputs]
-        assert y.shape == (*leading, outputs), (
+    if not spec.kind.classes:
+        targets = [*leading, *spec.kind.shape_of_target(spec.outputs)]
+        assert list(y.shape) == targets, (
             f"y has the shape {list(y.shape)}, but spec promises {targets}; make them agree"
         )
         assert y.is_floating_point(), f"y has the dtype {y.dtype}; return a floating dtype"
         assert bool(y.isfinite().all()), "y has values that are not finite; correct or remove these examples"
+        wrong = "" if spec.kind.wrong_targets is None else spec.kind.wrong_targets(y)
+        assert not wrong, f"targets of {spec.kind.name} tasks {wrong}; correct `sample`"
         return
     valid = y.shape == leading and y.dtype == torch.int64
     assert valid, f"y is {y.dtype} of shape {list(y.shape)}; return int64 labels of shape {list(leading)}"
 
 
-def _is_regression(subject: Subject) -> str:
-    return "its tasks are regression tasks, which have no labels" if subject.cls.kind == "regression" else ""
+@check("dataset", name="task-kind")
+def kind_of_task(subject: Subject) -> None:
+    """The loss of its kind of task can be differentiated twice; scores and baselines are scalars within the scale."""
+    dataset, shape = subject.build_dataset(), subject.episode_shape()
+    spec = dataset.spec("train", shape)
+    batch = prepare_tasks(dataset.sample("train", shape, 0, 3, seed=0), torch.device("cpu"), torch.float64)
+    y, kind = batch.query.y, spec.kind
+    predictions = normal(make_key(0, "predictions"), (3, shape.ways * shape.queries, spec.outputs), torch.float64)
+    for name, function in (("loss", kind.loss), ("score", kind.score)):
+        one, batched = function(predictions[0], y[0]), torch.func.vmap(function)(predictions, y)
+        assert one.shape == (), f"the {name} has the shape {list(one.shape)}; it must be a scalar per task"
+        mismatch = difference(one, batched[0], 1e-9)
+        assert not mismatch, f"the {name} under vmap differs from that of one task: {mismatch}; use torch functions"
+    first = torch.func.grad(kind.loss)(predictions[0], y[0])
+    second = torch.func.grad(lambda p: torch.func.grad(kind.loss)(p, y[0]).square().sum())(predictions[0])
+    useful = bool(first.isfinite().all() & second.isfinite().all() & first.any())
+    assert useful, (
+        "the derivatives of the loss by the predictions are zero or not finite; inner loops need the first and second"
+    )
+    _check_score("score", kind.score(predictions[0], y[0]), kind)
+    for name, baseline in (("chance level", kind.chance), ("floor", kind.floor)):
+        if baseline is not None:
+            _check_score(name, baseline(one_task(batch), spec), kind)
 
 
-@check("dataset", skip_reason=_is_regression)
+def _check_score(name: str, value: Tensor, kind: TaskKind) -> None:
+    """Check that a score is a scalar that the scale of its kind allows."""
+    assert value.shape == (), f"the {name} has the shape {list(value.shape)}; it must be a scalar"
+    lowest, highest = kind.scale.bounds
+    number = float(value)
+    allowed = (lowest is None or number >= lowest) and (highest is None or number <= highest)
+    assert allowed, (
+        f"the {name} is {number:.4g}, but the scale allows {lowest} to {highest} (None: no bound); correct it, or"
+        " `percent` and `minimum` of the scale"
+    )
+
+
+def _kind_of(subject: Subject) -> TaskKind:
+    """Return the kind of task of a data set; for one without a valid kind, which `contract` reports, the first."""
+    try:
+        return task_kind(subject.cls.kind)
+    except ContractError:
+        return CLASSIFICATION
+
+
+def _has_no_labels(subject: Subject) -> str:
+    kind = _kind_of(subject)
+    return "" if kind.classes else f"its tasks are {kind.name} tasks, which have no labels"
+
+
+@check("dataset", skip_reason=_has_no_labels)
 def labels(subject: Subject) -> None:
     """In each episode every label from 0 to ways - 1 has exactly as many support and query examples as requested."""
     dataset, shape = subject.build_dataset(), subject.episode_shape()
@@ -144,7 +196,12 @@ def splits(subject: Subject) -> None:
         split_of |= dict.fromkeys(digests, split)
 
 
-@check("dataset")
+def _has_no_targets(subject: Subject) -> str:
+    kind = _kind_of(subject)
+    return "" if kind.supervised else f"its tasks are {kind.name} tasks: a rollout of the support set gives no answer"
+
+
+@check("dataset", skip_reason=_has_no_targets)
 def apart(subject: Subject) -> None:
     """No example of an episode is in both its support set and its query set."""
     dataset = subject.build_dataset()
@@ -164,13 +221,13 @@ def _episode_digests(
     Raises `Skipped` if the examples have fewer different digests than one episode has examples. Then some episodes must
     repeat them, and equal inputs need not be the same example: the inputs of a bandit are constant, for instance.
     """
-    digests, examples = [], 0
+    digests, examples, kind = [], 0, task_kind(subject.cls.kind)
     # A few episodes at a time, because hundreds of episodes of large images may not fit into memory.
     for first in range(0, count, _TOGETHER):
         batch = dataset.sample(split, subject.episode_shape(), first, min(_TOGETHER, count - first), seed=0)
         for index in range(len(batch.support.x)):
             task = one_task(batch, index)
-            digests.append((_digests(task.support, subject.cls.kind), _digests(task.query, subject.cls.kind)))
+            digests.append((_digests(task.support, kind), _digests(task.query, kind)))
             examples = len(task.support.x) + len(task.query.x)
     different = len(set().union(*itertools.chain(*digests)))
     if different < examples:
@@ -181,10 +238,10 @@ def _episode_digests(
     return digests
 
 
-def _digests(part: Examples, kind: str) -> frozenset[bytes]:
-    """Return the digests of some examples: of the input, and in regression of the target, too."""
+def _digests(part: Examples, kind: TaskKind) -> frozenset[bytes]:
+    """Return the digests of some examples: of the input, and of the target too unless that is a class."""
     x, y = (leaf.reshape(len(leaf), -1) for leaf in part)
-    rows = torch.cat([x, y], -1) if kind == "regression" else x
+    rows = x if kind.classes else torch.cat([x, y], -1)
     return frozenset(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows.contiguous().numpy())
 
 
@@ -193,7 +250,7 @@ def too_large(subject: Subject) -> None:
     """`spec` raises `DataError` for a task that is larger than the data."""
     dataset, shape = subject.build_dataset(), subject.episode_shape()
     shapes = [shape._replace(ways=TOO_MANY)]
-    if subject.cls.kind == "classification":
+    if task_kind(subject.cls.kind).classes:
         shapes += [shape._replace(shots=TOO_MANY), shape._replace(queries=TOO_MANY)]
     for large in shapes:
         remedy = "raise DataError and name the largest possible shape"

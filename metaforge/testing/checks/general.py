@@ -8,19 +8,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
+from metaforge.authoring.kinds import task_kind
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
 from metaforge.errors import MetaForgeError
 from metaforge.registry.contract import contract_errors
 from metaforge.registry.entry import KINDS
+from metaforge.registry.registry import Registry
 from metaforge.testing.check import check
 from metaforge.testing.subject import Subject
-from metaforge.testing.toy import ToyClasses, ToyCurves
+from metaforge.testing.toy import TOYS, ToyNet
 
 # Runs in a new interpreter. Its last line of output is the result; anything before it was printed by the imports.
 _PROBE = """
@@ -150,17 +152,25 @@ _NESTED = ("items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalPropert
 def defaults(subject: Subject) -> None:
     """A run that sets only its name is valid: its `defaults` name all plugins that it needs, and existing options."""
     registry = subject.registry.with_plugin(subject.kind, subject.name, subject.cls)
-    for kind, toy in (("classification", ToyClasses), ("regression", ToyCurves)):
-        values = {subject.kind: {"name": subject.name}}
-        if subject.kind == "learner":
-            if kind not in subject.cls.tags.kinds:
-                continue
-            dataset = registry.default(kind)
-            values["dataset"] = {"name": "toy-tasks" if dataset is None else dataset.name}
-            registry = registry if dataset else registry.with_plugin("dataset", "toy-tasks", toy)
-        elif subject.cls.kind != kind:
+    if subject.kind == "dataset":
+        _resolve(subject, task_kind(subject.cls.kind).name, {}, registry)
+        return
+    tags = subject.cls.tags
+    kinds = tags.kinds | (subject.cls.defaults.keys() if tags.other_kinds else set())
+    for kind in sorted(kinds & TOYS.keys()):
+        if (dataset := registry.default(kind)) is not None:
+            _resolve(subject, kind, {"dataset": {"name": dataset.name}}, registry)
             continue
-        try:
-            resolve([Layer("the conformance kit", values)], registry, complete=subject.kind == "learner")
-        except MetaForgeError as error:
-            raise AssertionError(f"its defaults for {kind} do not give a valid run; correct them: {error}") from error
+        # A backbone is usually the choice of the data set.
+        values = {"dataset": {"name": "toy-tasks"}} | ({"backbone": "toy-net"} if "backbone" in tags.needs else {})
+        toys = registry.with_plugin("dataset", "toy-tasks", TOYS[kind]).with_plugin("backbone", "toy-net", ToyNet)
+        _resolve(subject, kind, values, toys)
+
+
+def _resolve(subject: Subject, kind: str, values: Mapping[str, Any], registry: Registry) -> None:
+    """Check that the name of a subject and these values give a valid run with tasks of a kind."""
+    layer = Layer("the conformance kit", {subject.kind: {"name": subject.name}, **values})
+    try:
+        resolve([layer], registry, complete=subject.kind == "learner")
+    except MetaForgeError as error:
+        raise AssertionError(f"its defaults for {kind} do not give a valid run; correct them: {error}") from error

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import one_task, split_state
 from metaforge.authoring.keys import fold_in, make_key, normal
-from metaforge.authoring.losses import criterion
 from metaforge.authoring.progress import with_progress
 from metaforge.authoring.protocols import Params, Task
 from metaforge.engine.batch import score_tasks
@@ -38,8 +37,9 @@ def vectorised(subject: Subject) -> None:
     for bench in build_benches(subject):
         values, tasks = bench.values(), bench.tasks(3)
         assert_plans_agree(bench)
-        looped = score_tasks(bench.learner, values, tasks, task_keys(3), measure=True)
-        batched = score_tasks(bench.learner, values, tasks, task_keys(3), plan="vmap", measure=True)
+        kind = bench.spec.kind
+        looped = score_tasks(bench.learner, values, tasks, task_keys(3), kind=kind, measure=True)
+        batched = score_tasks(bench.learner, values, tasks, task_keys(3), kind=kind, plan="vmap", measure=True)
         mismatch = difference(looped, batched, 1e-9)
         assert not mismatch, (
             f"evaluation under vmap differs from the loop: {mismatch}; use the layers and functions of"
@@ -222,6 +222,7 @@ def _train(bench: Bench, values: Params) -> Params:
 
 def _mean_loss(bench: Bench, values: Params, tasks: Task, steps: int | None) -> float:
     """Return the mean loss of the predictions for a batch of tasks after `steps` inner steps (None: the default)."""
-    scored = score_tasks(bench.learner, values, tasks, steps=steps, plan="vmap")
-    losses = [criterion(bench.spec.kind)(*pair) for pair in zip(scored.predictions, tasks.query.y, strict=True)]
+    keys, kind = task_keys(len(tasks.support.x)), bench.spec.kind
+    scored = score_tasks(bench.learner, values, tasks, keys, kind=kind, steps=steps, plan="vmap")
+    losses = [kind.loss(*pair) for pair in zip(scored.predictions, tasks.query.y, strict=True)]
     return float(torch.stack(losses).mean())

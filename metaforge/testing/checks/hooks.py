@@ -12,6 +12,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from metaforge.authoring.hooks import RunInfo
+from metaforge.authoring.kinds import CLASSIFICATION
 from metaforge.authoring.protocols import Params
 from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
@@ -57,7 +58,7 @@ def toy_run(steps: int = STEPS) -> Resolved:
 
 def toy_info(folder: Path | None, resolved: Resolved) -> RunInfo:
     """Return the run information that hooks receive in a run of the toy learner."""
-    return RunInfo(folder, resolved.to_dict(), "classification")
+    return RunInfo(folder, resolved.to_dict(), CLASSIFICATION)
 
 
 def call_all(hook: object, run: RunInfo, metrics: Mapping[str, float], tasks: Any) -> None:

@@ -16,10 +16,11 @@ from metaforge.authoring.keys import make_key, permutation
 from metaforge.authoring.progress import is_progress
 from metaforge.authoring.protocols import STATE, Params, Tags, Task
 from metaforge.runs import checkpoint
-from metaforge.testing.bench import TASK_SHAPES, Bench, build_bench, build_benches, difference, learner_tags
+from metaforge.testing.bench import Bench, build_bench, build_benches, difference, learner_tags, task_kinds
 from metaforge.testing.check import check
 from metaforge.testing.global_state import assert_generators_unchanged
 from metaforge.testing.subject import Subject
+from metaforge.testing.toy import TOYS
 
 # The toy learner is built around plugins of the last three kinds.
 ALL = ("learner", "adapter", "regularizer", "backbone")
@@ -47,9 +48,8 @@ def init(subject: Subject) -> None:
 @check(*ALL)
 def shapes(subject: Subject) -> None:
     """Predictions are `[n, outputs]`, losses and metrics are scalars, and dtypes are those of the inputs."""
-    kinds = [bench.spec.kind for bench in build_benches(subject)]
     # With another number of ways too: the number of outputs must not be a constant of the learner.
-    more_ways = [build_bench(subject, kind, ways=4) for kind in kinds if kind == "classification"]
+    more_ways = [build_bench(subject, kind, ways=4) for kind in _kinds_with_ways(subject)]
     for bench in (*build_benches(subject), *more_ways):
         for dtype in (torch.float32, torch.float64):
             values = {name: value.to(dtype) for name, value in bench.values().items()}
@@ -68,6 +68,11 @@ def shapes(subject: Subject) -> None:
                 assert scalar.shape == (), f"{name} has the shape {list(scalar.shape)}; it must be a scalar per task"
             assert loss.dtype == dtype, f"the loss is {loss.dtype} for {dtype} inputs; it must keep the dtype"
             _check_state(values, aux.state, dtype)
+
+
+def _kinds_with_ways(subject: Subject) -> list[str]:
+    """Return the kinds of toy tasks for a subject that have classes, of which there can be any number."""
+    return [kind for kind in task_kinds(subject) if kind in TOYS and TOYS[kind].kind.classes]
 
 
 def _check_state(values: Params, state: Params, dtype: torch.dtype) -> None:
@@ -146,9 +151,9 @@ def transductive(subject: Subject) -> None:
     """`transductive` is True if and only if the prediction for a query depends on the other queries."""
     for bench in build_benches(subject):
         values, task, other = bench.with_updated_state(bench.values()), bench.task(0), bench.task(1)
-        fast = bench.learner.adapt(values, task.support)
+        fast = bench.adapt(values, task)
         mixed = torch.cat([task.query.x[:1], other.query.x[1:]])
-        original, exchanged = (bench.learner.predict(values, fast, x)[0] for x in (task.query.x, mixed))
+        original, exchanged = (bench.answers(values, fast, x)[0] for x in (task.query.x, mixed))
         depends = bool(difference(original, exchanged, 1e-9))
         assert depends == bench.learner.transductive, (
             f"transductive is {bench.learner.transductive}, but the prediction for a query"
@@ -160,10 +165,12 @@ def transductive(subject: Subject) -> None:
 def query_order(subject: Subject) -> None:
     """Permuting the queries permutes the predictions and changes nothing else."""
     for bench in build_benches(subject):
+        if bench.spec.kind.needs_key:
+            continue  # The noise of an environment may differ from one place to the next.
         values, task = bench.values(), bench.task()
         order = permutation(make_key(5, "order"), len(task.query.x))
-        fast = bench.learner.adapt(values, task.support)
-        original, permuted = (bench.learner.predict(values, fast, x) for x in (task.query.x, task.query.x[order]))
+        fast = bench.adapt(values, task)
+        original, permuted = (bench.answers(values, fast, x) for x in (task.query.x, task.query.x[order]))
         mismatch = difference(original[order], permuted, 1e-9)
         assert not mismatch, (
             f"the prediction for a query depends on its position: {mismatch}; treat all queries in the same way"
@@ -215,19 +222,19 @@ def steps(subject: Subject) -> None:
 
 
 def _cannot_change_ways(subject: Subject) -> str:
-    if "classification" not in subject.cls.tags.kinds:
-        return "tags.kinds has no classification, and only classification tasks have ways"
+    if not _kinds_with_ways(subject):
+        return "none of tags.kinds has classes, and only classes are ways"
     return "tags.fixed_ways is True: it has one output per class" if learner_tags(subject).fixed_ways else ""
 
 
 @check("learner", skip_reason=_cannot_change_ways)
 def ways(subject: Subject) -> None:
     """A learner whose tag `fixed_ways` is False can use values of 3-way tasks for 5-way tasks."""
-    small, large = (build_bench(subject, "classification", ways=ways) for ways in (3, 5))
+    small, large = (build_bench(subject, _kinds_with_ways(subject)[0], ways=ways) for ways in (3, 5))
     values, task = small.values(), large.task()
     mismatch = difference(values, large.values())
     assert not mismatch, f"the values of init depend on the number of ways: {mismatch}; set fixed_ways=True"
-    prediction, expected = large.predict(values, task), (TASK_SHAPES["classification"].queries * 5, 5)
+    prediction, expected = large.predict(values, task), (large.spec.shape.queries * 5, 5)
     assert prediction.shape == expected, (
         f"for 5 ways predict returns shape {list(prediction.shape)}; return {list(expected)}, or set fixed_ways=True"
     )

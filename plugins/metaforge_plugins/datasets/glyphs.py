@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydantic import Field
 
-from metaforge.authoring import Dataset, Kind, Options, Task, TaskShape, TaskSpec
+from metaforge.authoring import CLASSIFICATION, Dataset, Options, Task, TaskKind, TaskShape, TaskSpec
 from metaforge.data import (
     Bits,
     ClassPool,
@@ -67,8 +67,8 @@ class Glyphs(Dataset):
     """
 
     Config = GlyphsOptions
-    defaults: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {"classification": {"backbone": {"name": "conv4"}}}
-    kind: ClassVar[Kind] = "classification"
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"classification": {"backbone": {"name": "conv4"}}}
+    kind: ClassVar[TaskKind] = CLASSIFICATION
     note: ClassVar[str] = "synthetic glyphs: compare learners with each other, not with published Omniglot results"
 
     def __init__(self, config: GlyphsOptions, *, root: Path) -> None:
@@ -78,7 +78,7 @@ class Glyphs(Dataset):
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         """Return the spec of tasks of `[1, size, size]` images; raise `DataError` if the split is too small."""
         check_shape(self.pool(split), shape)
-        return TaskSpec("classification", (1, self.config.size, self.config.size), shape.ways, shape)
+        return TaskSpec(CLASSIFICATION, (1, self.config.size, self.config.size), shape.ways, shape)
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
         """Return a batched task: x `[count, n, 1, size, size]` uint8 (255 is ink) and y `[count, n]` int64."""

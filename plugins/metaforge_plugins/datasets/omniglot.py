@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from metaforge import data
-from metaforge.authoring import Dataset, Kind, Options, Task, TaskShape, TaskSpec
+from metaforge.authoring import CLASSIFICATION, Dataset, Options, Task, TaskKind, TaskShape, TaskSpec
 from metaforge.errors import DataError, nearest
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
@@ -88,8 +88,8 @@ class Omniglot(Dataset):
 
     Config = OmniglotOptions
     reference: ClassVar[str] = "https://doi.org/10.1126/science.aab3050"
-    defaults: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {"classification": {"backbone": {"name": "conv4"}}}
-    kind: ClassVar[Kind] = "classification"
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"classification": {"backbone": {"name": "conv4"}}}
+    kind: ClassVar[TaskKind] = CLASSIFICATION
 
     def __init__(self, config: OmniglotOptions, *, root: Path) -> None:
         self.config = config
@@ -100,7 +100,7 @@ class Omniglot(Dataset):
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         """Return the spec of tasks of `[1, size, size]` images; raise `DataError` if the split is too small."""
         data.check_shape(self.pool(split), shape)
-        return TaskSpec("classification", (1, self.config.size, self.config.size), shape.ways, shape)
+        return TaskSpec(CLASSIFICATION, (1, self.config.size, self.config.size), shape.ways, shape)
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
         """Return a batched task: x `[count, n, 1, size, size]` uint8 and y `[count, n]` int64."""

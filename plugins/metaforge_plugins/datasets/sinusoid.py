@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
-from metaforge.authoring import Dataset, Examples, Kind, Options, Task, TaskShape, TaskSpec
+from metaforge.authoring import REGRESSION, Dataset, Examples, Options, Task, TaskKind, TaskShape, TaskSpec
 from metaforge.data import Bits, bits, check_split, episode_keys, uniforms
 from metaforge.errors import DataError
 
@@ -54,10 +54,10 @@ class Sinusoid(Dataset):
 
     Config = SinusoidOptions
     reference: ClassVar[str] = "https://arxiv.org/abs/1703.03400"
-    defaults: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "regression": {"task": {"ways": 1, "shots": 10, "queries": 10}, "backbone": {"name": "mlp"}}
     }
-    kind: ClassVar[Kind] = "regression"
+    kind: ClassVar[TaskKind] = REGRESSION
 
     def __init__(self, config: SinusoidOptions, *, root: Path) -> None:
         self.config = config
@@ -65,7 +65,7 @@ class Sinusoid(Dataset):
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         """Return the spec of tasks from x `[n, 1]` to y `[n, 1]`; raise `DataError` unless the shape has one way."""
         self._check(split, shape)
-        return TaskSpec("regression", (1,), 1, shape)
+        return TaskSpec(REGRESSION, (1,), 1, shape)
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
         """Return a batched task of float32: support `[count, shots, 1]`, query `[count, queries, 1]`."""

@@ -23,8 +23,8 @@ class EarlyStop(Hook):
         patience: int = Field(default=5, ge=1, description="Validations in a row without improvement that end the run.")
         mode: Literal["auto", "max", "min"] = Field(
             default="auto",
-            description="Whether larger (max) or smaller (min) values are better; auto: max for accuracies, min for all"
-            " other metrics.",
+            description="Whether larger (max) or smaller (min) values are better; auto: max for scores such as"
+            " accuracies, min for errors and all other metrics.",
         )
         min_delta: float = Field(
             default=0.0, ge=0, allow_inf_nan=False, description="Smallest change that counts as an improvement."
@@ -104,4 +104,4 @@ class EarlyStop(Hook):
     def _larger(self, run: RunInfo) -> bool:
         if self.config.mode != "auto":
             return self.config.mode == "max"
-        return run.kind == "classification" and self.config.metric in ("score", "val_score")
+        return run.kind.scale.higher_is_better and self.config.metric in ("score", "val_score")

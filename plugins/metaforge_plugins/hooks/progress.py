@@ -9,7 +9,7 @@ from pydantic import Field
 from rich.console import Console
 
 from metaforge import hookimpl
-from metaforge.authoring import Hook, Options, Outcome, RunInfo, note_stream
+from metaforge.authoring import Hook, Options, Outcome, RunInfo, Scale, note_stream
 
 
 class Progress(Hook):
@@ -77,7 +77,7 @@ def formatted(run: RunInfo, metrics: Mapping[str, float]) -> list[str]:
     if "loss" in metrics:
         parts.append(f"loss {metrics['loss']:.4g}")
     if "score" in metrics:
-        parts.append(accuracy(metrics) if run.kind == "classification" else score(metrics))
+        parts.append(score(run.kind.scale, metrics))
     if "tasks_per_second" in metrics:
         parts.append(f"{metrics['tasks_per_second']:.3g} tasks/s")
     if "eta" in metrics:
@@ -85,16 +85,14 @@ def formatted(run: RunInfo, metrics: Mapping[str, float]) -> list[str]:
     return parts
 
 
-def accuracy(metrics: Mapping[str, float]) -> str:
-    """Return an accuracy as a percentage with its confidence interval."""
-    interval = f" ± {100 * metrics['score_ci']:.1f}" if "score_ci" in metrics else ""
-    return f"accuracy {100 * metrics['score']:.1f}{interval} %"
-
-
-def score(metrics: Mapping[str, float]) -> str:
-    """Return any other score with its confidence interval."""
-    interval = f" ± {metrics['score_ci']:.2g}" if "score_ci" in metrics else ""
-    return f"score {metrics['score']:.4g}{interval}"
+def score(scale: Scale, metrics: Mapping[str, float]) -> str:
+    """Return the score with its confidence interval: a share as a percentage, any other score as a number."""
+    value, half = metrics["score"], metrics.get("score_ci")
+    if scale.percent:
+        interval = "" if half is None else f" ± {100 * half:.1f}"
+        return f"{scale.metric} {100 * value:.1f}{interval} %"
+    interval = "" if half is None else f" ± {half:.2g}"
+    return f"score {value:.4g}{interval} {scale.unit}".rstrip()
 
 
 def completed_fraction(run: RunInfo, step: int, metrics: Mapping[str, float]) -> float:

@@ -8,6 +8,7 @@ import pytest
 
 from metaforge.authoring import hooks
 from metaforge.authoring.hooks import RunInfo
+from metaforge.authoring.kinds import REGRESSION
 
 
 def test_the_eight_hooks() -> None:
@@ -25,7 +26,7 @@ def test_the_eight_hooks() -> None:
 
 def test_a_new_run_starts_at_step_0_with_an_empty_environment() -> None:
     run = RunInfo(None, {"seed": 3}, "regression")
-    assert (run.folder, run.settings, run.kind) == (None, {"seed": 3}, "regression")
+    assert (run.folder, run.settings, run.kind) == (None, {"seed": 3}, REGRESSION)
     assert (run.command, run.environment, run.start) == ("", {}, 0)
 
 

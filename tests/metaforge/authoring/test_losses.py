@@ -10,13 +10,14 @@ from torch.func import grad, vmap
 from torch.nn import functional as F
 
 from metaforge.authoring.losses import (
+    accuracy,
     at_least_float32,
-    criterion,
+    binary_cross_entropy,
     cross_entropy,
     entropy,
+    label_accuracy,
     mean_squared_error,
     one_hot,
-    score,
 )
 
 
@@ -27,10 +28,27 @@ def test_losses_equal_torch(dtype: torch.dtype) -> None:
     assert torch.equal(one_hot(y, 4, dtype), F.one_hot(y, 4).to(dtype))
     torch.testing.assert_close(cross_entropy(logits, y), F.cross_entropy(logits, y))
     torch.testing.assert_close(mean_squared_error(logits, -logits), F.mse_loss(logits, -logits))
-    assert criterion("classification") is cross_entropy
-    assert criterion("regression") is mean_squared_error
-    assert score("classification", logits, logits.argmax(-1)) == 1
-    torch.testing.assert_close(score("regression", logits, -logits), F.mse_loss(logits, -logits))
+    labels = torch.randint(2, (6, 4), generator=generator).to(dtype)
+    expected = F.binary_cross_entropy_with_logits(30 * logits, labels)
+    torch.testing.assert_close(binary_cross_entropy(30 * logits, labels), expected)
+
+
+def test_accuracies_count_what_is_right() -> None:
+    logits = torch.tensor([[2.0, -1.0], [0.5, 3.0], [-1.0, -2.0]])
+    assert accuracy(logits, torch.tensor([0, 0, 0])) == pytest.approx(2 / 3)
+    # A logit of zero does not predict the label.
+    assert label_accuracy(torch.tensor([[2.0, -1.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 0.0, 1.0]])) == 0.5
+
+
+@pytest.mark.parametrize("logit", [0.0, 1e-9, -3.0, 40.0, -90.0, 800.0])
+def test_binary_cross_entropy_has_the_derivatives_of_the_sigmoid_everywhere(logit: float) -> None:
+    z = torch.tensor([[logit]], dtype=torch.float64)
+    sigmoid = z.sigmoid()
+    for y in (0.0, 1.0):
+        loss = partial(binary_cross_entropy, y=torch.full_like(z, y))
+        torch.testing.assert_close(grad(loss)(z), sigmoid - y, rtol=1e-6, atol=1e-8)
+        second = grad(lambda x, loss=loss: grad(loss)(x).sum())(z)
+        torch.testing.assert_close(second, sigmoid * (1 - sigmoid), rtol=1e-6, atol=1e-8)
 
 
 def test_the_entropy_is_that_of_torch_and_finite_for_certain_predictions() -> None:
@@ -45,11 +63,17 @@ def test_the_entropy_is_that_of_torch_and_finite_for_certain_predictions() -> No
 def test_losses_and_scores_of_bfloat16_predictions_are_computed_in_float32() -> None:
     generator = torch.Generator().manual_seed(3)
     logits, y = torch.randn(300, 3, generator=generator).bfloat16(), torch.arange(300) % 3
-    for kind, target in (("classification", y), ("regression", logits.flip(0))):
-        for function in (criterion(kind), partial(score, kind)):  # type: ignore[arg-type]
+    labels = (logits.flip(0) > 0).bfloat16()
+    for target, functions in (
+        (y, (cross_entropy, accuracy)),
+        (logits.flip(0), (mean_squared_error,)),
+        (labels, (binary_cross_entropy, label_accuracy)),
+    ):
+        for function in functions:
             result = function(logits, target)
             assert result.dtype == torch.float32
-            assert torch.equal(result, function(logits.float(), target.float() if kind == "regression" else target))
+            wide = target.float() if target.is_floating_point() else target
+            assert torch.equal(result, function(logits.float(), wide))
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_policies_say_what_a_query_depends_on() -> None:
         alone[policy] = torch.allclose(whole[:1], one, rtol=1e-12)
         assert model.norm == policy
         assert model.transductive is (not alone[policy])
-    assert alone == {"transductive": False, "support": True, "running": True, "per-step": True}
+    assert alone == {"transductive": False, "support": True, "running": True, "per-step": False}
 
 
 def test_a_network_without_batch_norm_has_no_policy() -> None:
@@ -150,10 +150,12 @@ def test_per_step_statistics_have_a_slot_for_every_step() -> None:
         change = model.observe(values, inputs(), TRAINING._replace(step=step))[1]
         changed = change[MEAN].abs().sum(1) > 0
         assert changed.nonzero().flatten().tolist() == [slot]
-    values[MEAN] = values[MEAN] + torch.arange(3, dtype=torch.float64).unsqueeze(1)
-    outputs = [model(values, inputs(), Pass(step=step)) for step in (0, 1, 2, 7)]
-    assert not torch.allclose(outputs[0], outputs[1])
-    assert torch.equal(outputs[2], outputs[3])
+    # They normalise nothing, in training and in evaluation.
+    moved = values | {MEAN: values[MEAN] + 1.0}
+    for at in (Pass(step=1), TRAINING._replace(step=1)):
+        assert torch.equal(model(values, inputs(), at), model(moved, inputs(), at))
+    assert torch.equal(model(values, inputs(), Pass(step=1)), model(values, inputs(), TRAINING._replace(step=1)))
+    assert model.observe(values, inputs(), Pass(step=1))[1] == {}
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -292,11 +294,12 @@ def test_a_task_is_embedded_as_one_batch_unless_statistics_are_of_one_set(policy
     x, y = inputs(7), torch.zeros(7, dtype=torch.int64)
     task = Task(Examples(x[:3], y[:3]), Examples(x[3:], y[3:]))
     support, query, state = model.observe_task(values, task, KEY)
-    if policy in ("transductive", "support"):
+    if policy in ("transductive", "support", "per-step"):
         at = Pass(KEY, 0, "support")
         expected = model(values, x[:3], at)
         fixed = values | model.statistics(values, x[:3], at)
-        after, change = model(fixed, x[3:], Pass(KEY, 0, "query")), {}
+        after, change = model.observe(fixed, x[3:], Pass(KEY, 0, "query"))
+        assert bool(change) is (policy == "per-step")
     else:
         output, change = model.observe(values, x, Pass(KEY, 0, "query"))
         expected, after = output[:3], output[3:]
@@ -323,7 +326,7 @@ def test_a_learner_of_a_model_has_its_values_and_its_norm_policy() -> None:
     parts = Parts(SPEC, lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
     options = Options()
     one = Small(options, parts, norm="per-step", steps=2, outputs=5)  # type: ignore[abstract]
-    assert (one.config, one.spec, one.norm, one.transductive) == (options, SPEC, "per-step", False)
+    assert (one.config, one.spec, one.norm, one.transductive) == (options, SPEC, "per-step", True)
     values = one.init(KEY)
     expected = one.model.init(fold_in(KEY, "model"))
     assert values["state.model.0.1.mean"].shape == (3, 4)

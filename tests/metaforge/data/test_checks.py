@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from metaforge.authoring.kinds import REGRESSION
 from metaforge.authoring.protocols import Dataset, Examples, Task, TaskShape, TaskSpec
 from metaforge.data.checks import checked_spec
 from metaforge.errors import ConfigError, DataError, PluginError
@@ -39,7 +40,7 @@ def test_correct_data_sets_pass() -> None:
     assert checked_spec(changed(lambda x, y: (x, y)), "train", SHAPE, seed=0).outputs == 3
     assert checked_spec(changed(lambda x, y: (x.double(), y)), "test", SHAPE, seed=0).x_shape == (1, 8, 8)
     sinusoid = Sinusoid(SinusoidOptions(), root=Path())
-    assert checked_spec(sinusoid, "train", TaskShape(1, 2, 3), seed=0).kind == "regression"
+    assert checked_spec(sinusoid, "train", TaskShape(1, 2, 3), seed=0).kind == REGRESSION
 
 
 @pytest.mark.parametrize(

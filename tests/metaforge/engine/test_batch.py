@@ -27,8 +27,9 @@ from engine_toys import (
     wide,
 )
 from metaforge.authoring.functional import split_state
-from metaforge.authoring.keys import make_key
-from metaforge.authoring.protocols import Examples, Options, Params, Parts, Task, TaskShape, TaskSpec
+from metaforge.authoring.keys import fold_in, make_key, normal
+from metaforge.authoring.kinds import CLASSIFICATION, INTERACTION, MULTI_LABEL, REGRESSION
+from metaforge.authoring.protocols import Examples, Learner, Options, Params, Parts, Task, TaskShape, TaskSpec
 from metaforge.engine.batch import meta_gradients, prepare_tasks, score_tasks
 from metaforge.engine.chunks import chunk_gradients
 from metaforge.engine.local_batch import LocalBatch
@@ -144,30 +145,75 @@ def test_evaluation_changes_nothing_and_its_plans_agree(norm: str, plan: str) ->
     built = maml(norm)
     values, batch = fresh(built), tasks(4)
     before, generator = {n: v.clone() for n, v in values.items()}, torch.random.get_rng_state()
-    result = score_tasks(built, values, batch, plan=plan)  # type: ignore[arg-type]
+    result = score_tasks(built, values, batch, kind=CLASSIFICATION, plan=plan)  # type: ignore[arg-type]
     assert result.scores.shape == (4,)
     assert result.predictions.shape == (4, 9, 3)
     assert not result.predictions.requires_grad
     assert values.keys() == before.keys()
     assert all(torch.equal(value, values[name]) for name, value in before.items())
     assert torch.equal(generator, torch.random.get_rng_state())
-    again = score_tasks(built, values, batch, plan="loop")
+    again = score_tasks(built, values, batch, kind=CLASSIFICATION, plan="loop")
     torch.testing.assert_close(result.predictions, again.predictions, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(result.scores, (result.predictions.argmax(-1) == batch.query.y).double().mean(-1))
+
+
+class Gambler(Learner):
+    """Returns the support and query parameters plus noise, which it draws from the keys of an evaluation."""
+
+    Config = Options
+
+    def __init__(self) -> None:
+        pass
+
+    def init(self, key: Tensor) -> Params:
+        return {"w": torch.ones(1)}
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Any = None) -> Any:
+        return support.x.mean() if key is None else support.x.mean() + normal(key, ())
+
+    def predict(self, values: Params, fast: Any, x: Tensor, *, key: Any = None) -> Tensor:
+        return x + fast if key is None else x + fast + normal(key, x.shape)
+
+    def loss(self, values: Params, task: Task, key: Tensor) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("plan", ["loop", "vmap"])
+def test_only_a_kind_that_needs_a_key_gets_one_in_evaluation(plan: Any) -> None:
+    worlds = Task(*(Examples(torch.ones(3, n, 1), torch.zeros(3, n, 1)) for n in (2, 4)))
+    plain = score_tasks(Gambler(), {}, worlds, keys(3), kind=REGRESSION, plan=plan)
+    assert torch.equal(plain.predictions, torch.full((3, 4, 1), 2.0))
+    noisy, again = (score_tasks(Gambler(), {}, worlds, keys(3), kind=INTERACTION, plan=plan) for _ in range(2))
+    assert torch.equal(noisy.predictions, again.predictions)
+    assert len(noisy.predictions.unique()) == 12
+    torch.testing.assert_close(noisy.scores, noisy.predictions.mean((1, 2)))
+    # Adaptation and prediction draw from two keys.
+    adapted, predicted = fold_in(keys(3)[0], "adapt"), fold_in(keys(3)[0], "predict")
+    expected = 2 + normal(adapted, ()) + normal(predicted, (4, 1))
+    torch.testing.assert_close(noisy.predictions[0], expected)
+    with pytest.raises(ValueError, match="interaction tasks needs keys"):
+        score_tasks(Gambler(), {}, worlds, kind=INTERACTION)
+
+
+def test_targets_of_floats_are_scored_by_their_kind() -> None:
+    built = learner(MAML, kind="multi-label")
+    values, batch = fresh(built), tasks(3, "multi-label")
+    scored = score_tasks(built, values, batch, kind=MULTI_LABEL)
+    torch.testing.assert_close(scored.scores, ((scored.predictions > 0) == (batch.query.y > 0)).double().mean((1, 2)))
 
 
 def test_evaluation_takes_a_number_of_steps_and_the_learner_s_own_metrics() -> None:
     built = maml()
     values, batch = fresh(built), tasks(2)
-    zero, three = (score_tasks(built, values, batch, steps=n).predictions for n in (0, 3))
+    zero, three = (score_tasks(built, values, batch, kind=CLASSIFICATION, steps=n).predictions for n in (0, 3))
     assert not torch.allclose(zero, three)
     torch.testing.assert_close(zero[0], built.predict(values, {}, batch.query.x[0]))
     process = learner(CNP, kind="regression")
     measured = fresh(process)
     waves = tasks(2, "regression")
-    assert score_tasks(process, measured, waves, keys(2)).measures == {}
+    assert score_tasks(process, measured, waves, keys(2), kind=REGRESSION).measures == {}
     for plan in ("loop", "vmap"):
-        result = score_tasks(process, measured, waves, keys(2), plan=plan, measure=True)  # type: ignore[arg-type]
+        result = score_tasks(process, measured, waves, keys(2), kind=REGRESSION, plan=plan, measure=True)  # type: ignore[arg-type]
         assert result.measures["log_likelihood"].shape == (2,)
         torch.testing.assert_close(result.scores, (result.predictions - waves.query.y).square().mean((1, 2)))
 
@@ -200,7 +246,7 @@ def test_every_plan_agrees_on_a_network_that_pools(backbone: Any, cls: Any) -> N
     looped = step(built, values, batch)
     for plan in ("vmap", "fold"):
         assert_equal_steps(step(built, values, batch, plan), looped)
-    one, two = score_tasks(built, values, batch), score_tasks(built, values, batch, plan="vmap")
+    one, two = (score_tasks(built, values, batch, kind=CLASSIFICATION, plan=plan) for plan in ("loop", "vmap"))
     torch.testing.assert_close(one.predictions, two.predictions, rtol=1e-9, atol=1e-12)
 
 
@@ -227,7 +273,7 @@ def peak(
     built = cls(cls.Config(steps=steps, test_steps=steps, **options), parts)
     values, batch = fresh(built), images(count)
     if adapt_only:
-        return added_peak(lambda: score_tasks(built, values, batch, plan="vmap"))
+        return added_peak(lambda: score_tasks(built, values, batch, kind=CLASSIFICATION, plan="vmap"))
     return added_peak(lambda: step(built, values, batch, plan, chunk=chunk))
 
 
@@ -271,7 +317,7 @@ def test_memory_is_constant_over_two_thousand_steps_and_evaluations() -> None:
     values, batch, sizes = fresh(built), tasks(1), []
     for number in range(2000):
         step(built, values, batch, "fold")
-        score_tasks(built, values, batch, plan="vmap")
+        score_tasks(built, values, batch, kind=CLASSIFICATION, plan="vmap")
         if number in (200, 1999):
             gc.collect()
             sizes.append(int(Path("/proc/self/statm").read_text().split()[1]))

@@ -9,6 +9,7 @@ import pytest
 from fake_runs import regression_run
 from metaforge.errors import ConfigError, DataError
 from metaforge.results.comparison import main, read_published, read_run, write_comparison
+from metaforge.results.records import scale_of
 from metaforge.results.tables import estimate_text
 from run_folders import run_folder
 
@@ -24,7 +25,7 @@ def test_runs_of_one_protocol_share_a_table(tmp_path: Path) -> None:
     assert text.count("## pixels, 2 points") == 1
     for result in (*first["results"], *lines["results"]):
         for score in result["scores"]:
-            assert estimate_text(score, result["metric"]) in text
+            assert estimate_text(score, scale_of(result)) in text
     for part in ("side = 4", "support", "400", "1 min 23 s", "x86_64", "The data are synthetic.", "| instance 1"):
         assert part in text
     assert text.count("metaforge train --learner reader --seed 3") == 3

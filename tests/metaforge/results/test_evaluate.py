@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from failing_learners import train_failing
-from fake_runs import FakeRun, Proportional, Reader, regression_run
+from fake_runs import FakeRun, Proportional, Reader, interaction_run, regression_run
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Tags
+from metaforge.authoring.scale import ACCURACY as ACCURACY_SCALE
 from metaforge.errors import ConfigError, PluginError
+from metaforge.results.records import read_evaluations, scale_of, shape_text
 from metaforge.results.statistics import mean_and_ci
 from run_folders import run_evaluation
 
@@ -101,6 +103,33 @@ def test_regression_is_compared_with_the_support_mean_and_the_nearest_point(tmp_
     floor = [slope**2 * (0.25**2 + 0.75**2) / 2 for slope in slopes]
     assert result["floor"] == pytest.approx(mean_and_ci(floor))
     assert (summary["metric"], result["kind"]) == ("mse", "regression")
+
+
+def test_a_kind_without_baselines_has_none_and_its_noise_is_that_of_the_episode(tmp_path: Path) -> None:
+    summary = run_evaluation(interaction_run(tmp_path))
+    (result,) = summary["results"]
+    before, after = (one["mean"] for one in result["scores"])
+    assert before == pytest.approx(-1, abs=0.02)
+    assert after == pytest.approx(0, abs=0.02)
+    assert (result["metric"], result["kind"], result["chance"], result["floor"]) == (
+        "return",
+        "interaction",
+        None,
+        None,
+    )
+    assert (result["scale"]["higher_is_better"], result["scale"]["percent"]) == (True, False)
+    (record,) = read_evaluations(tmp_path)
+    assert (record["per_task"]["chance"], record["per_task"]["floor"]) == ([], [])
+    again = run_evaluation(interaction_run(None))["results"][0]
+    assert again["scores"] == result["scores"]
+    # The keys depend on the seed of the evaluation.
+    assert run_evaluation(interaction_run(None), seed=8)["results"][0]["scores"] != result["scores"]
+
+
+def test_the_record_of_a_kind_with_classes_calls_its_tasks_by_their_ways() -> None:
+    (result,) = run_evaluation(FakeRun(None))["results"]
+    assert shape_text(result) == "5-way 1-shot"
+    assert scale_of(result) == ACCURACY_SCALE
 
 
 def test_a_learner_without_steps_is_evaluated_once_and_refuses_steps() -> None:

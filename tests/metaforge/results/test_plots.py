@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from fake_runs import FakeRun, regression_run
+from fake_runs import FakeRun, interaction_run, regression_run
+from metaforge.authoring.scale import ACCURACY, MEAN_SQUARED_ERROR, Scale
 from metaforge.errors import DataError
 from metaforge.results.plots import Fit, regression_fits, score_histogram, steps_curve, training_curve
 from metaforge.results.records import Record, read_evaluations
 from pictures import BLUE, VERMILION, colours
 from run_folders import run_evaluation, write_metrics
+
+# Texts that matplotlib would refuse as formulas.
+DOLLARS = Scale("cost $x^$", higher_is_better=False, unit="$\\frac$", chance="$^$", floor="$_$", examples="$^$")
 
 
 def records(folder: Path, run: FakeRun, **changes: object) -> list[Record]:
@@ -22,10 +26,10 @@ def records(folder: Path, run: FakeRun, **changes: object) -> list[Record]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 30, 200])
-@pytest.mark.parametrize("metric", ["accuracy", "mse"])
-def test_training_curve(tmp_path: Path, count: int, metric: str) -> None:
+@pytest.mark.parametrize("scale", [ACCURACY, MEAN_SQUARED_ERROR, DOLLARS], ids=lambda scale: scale.metric)
+def test_training_curve(tmp_path: Path, count: int, scale: Scale) -> None:
     write_metrics(tmp_path / "metrics.jsonl", count, val_score=0.5, val_score_ci=0.1)
-    training_curve(tmp_path / "metrics.jsonl", tmp_path / "curve.png", title="pixels · reader", metric=metric)
+    training_curve(tmp_path / "metrics.jsonl", tmp_path / "curve.png", title="pixels · reader", scale=scale)
     assert {BLUE, VERMILION} <= colours(tmp_path / "curve.png")
 
 
@@ -60,6 +64,17 @@ def test_score_histogram(tmp_path: Path) -> None:
     (record,) = records(tmp_path / "lines", regression_run(tmp_path / "lines"), tasks=200)
     score_histogram(record, tmp_path / "errors.png")
     assert VERMILION in colours(tmp_path / "errors.png")
+
+
+@pytest.mark.parametrize("words", ["", "return $_^$"])
+def test_plots_of_a_kind_without_baselines(tmp_path: Path, words: str) -> None:
+    (record,) = records(tmp_path, interaction_run(tmp_path))
+    record["scale"] |= {"words": words, "unit": "$^", "examples": "$"}
+    score_histogram(record, tmp_path / "scores.png")
+    steps_curve([record], tmp_path / "steps.png")
+    assert BLUE in colours(tmp_path / "steps.png")
+    # Chance would be drawn in this colour.
+    assert VERMILION not in colours(tmp_path / "scores.png")
 
 
 def test_histogram_of_equal_scores(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from fake_runs import interaction_run
+from metaforge.authoring.scale import RETURN
 from metaforge.results.record_schema import EnvironmentRecord, EvaluationRecord, StatusRecord, problems, step_label
-from metaforge.results.records import read_evaluations, read_metrics
+from metaforge.results.records import read_evaluations, read_metrics, scale_of
 from run_folders import run_folder
 
 ROOT = Path(__file__).parents[3]
@@ -55,11 +57,13 @@ def test_what_an_evaluation_writes_is_valid(record: dict[str, Any]) -> None:
         ("ways", 10**6, "but should be less than or equal to 100000"),
         ("seed", 2**63, "but should be less than 9223372036854775808"),
         ("seed", -1, "but should be greater than or equal to 0"),
-        ("metric", "evil", "metric is 'evil', but should be 'accuracy' or 'mse'"),
+        ("metric", 3, "metric is 3, but should be a string"),
+        ("metric", "", "metric is '', but should"),
+        ("scale", {}, "scale.higher_is_better is missing"),
         ("scores", "abc", "scores is 'abc', but should be a list"),
         ("scores", [], "scores is [], but should be a list of at least 1 item"),
         ("scores", [1], "scores.0 is 1, but should be a table"),
-        ("chance", None, "chance is None, but should be a table"),
+        ("chance", 1, "chance is 1, but should be a table"),
         ("extra", 1, "extra is unknown"),
         ("note", 3, "note is 3, but should be a string"),
         ("transductive", 1, "transductive is 1, but should be true or false"),
@@ -73,7 +77,7 @@ def test_an_invalid_field_is_named(record: dict[str, Any], field: str, value: An
 
 def test_a_missing_field_is_named(record: dict[str, Any]) -> None:
     assert problems(EvaluationRecord, {"note": "1"})["format"] == "format is missing."
-    for name in record.keys() - {"step", "damaged"}:
+    for name in record.keys() - {"step", "damaged", "scale"}:
         assert problems(EvaluationRecord, {key: value for key, value in record.items() if key != name})
 
 
@@ -90,6 +94,23 @@ def test_fields_that_contradict_each_other_are_refused(record: dict[str, Any]) -
         record | {"tasks": record["tasks"] + 1},
     ):
         assert list(problems(EvaluationRecord, invalid)) == [""]
+
+
+def test_scales_of_other_kinds_are_read_and_checked(tmp_path: Path) -> None:
+    run_folder(tmp_path / "run", interaction_run(tmp_path / "run"), shots=None)
+    (record,) = read_evaluations(tmp_path / "run")
+    assert min(record["per_task"]["scores"]["0"]) < -0.5
+    assert scale_of(record) == RETURN
+    scale = record["scale"]
+    for invalid in (
+        {key: value for key, value in record.items() if key != "scale"},
+        record | {"scale": scale | {"percent": True}},
+        record | {"scale": scale | {"minimum": 0.0}},
+        record | {"scale": scale | {"unit": "\x1b[31m"}},
+        record | {"chance": record["scores"][1] | {"steps": 2}},
+        record | {"per_task": record["per_task"] | {"floor": [0.5] * 8}},
+    ):
+        assert problems(EvaluationRecord, invalid)
 
 
 def test_status_and_environment_may_have_more_fields_but_none_of_another_type() -> None:

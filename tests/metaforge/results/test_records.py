@@ -156,7 +156,7 @@ def test_values_of_every_task_can_be_left_out() -> None:
 
 def test_texts_name_shape_learner_and_data_set() -> None:
     assert shape_text(RECORD) == "5-way 1-shot"
-    assert shape_text({**RECORD, "kind": "regression", "shots": 10}) == "10 points"
+    assert shape_text({**RECORD, "kind": "regression", "metric": "mse", "shots": 10}) == "10 points"
     assert caption(RECORD) == "pixels · reader · 5-way 1-shot · test split"
 
 

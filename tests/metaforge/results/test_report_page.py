@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from metaforge.authoring.scale import ACCURACY
 from metaforge.errors import DataError
 from metaforge.results.records import read_evaluations
 from metaforge.results.report_page import duration_text, machine_text, write_report
@@ -22,7 +23,7 @@ def test_the_report_contains_every_score(tmp_path: Path) -> None:
     assert text.startswith("# pixels · reader\n")
     for result in summary["results"]:
         for estimate in (*result["scores"], result["floor"]):
-            assert estimate_text(estimate, "accuracy") in text
+            assert estimate_text(estimate, ACCURACY) in text
         for estimate in result["measures"].values():
             assert plus_minus(estimate["mean"], estimate["ci"]) in text
     for part in ("chance 20.0 %", "norm: support", "transductive: yes", "![training](pictures/training.png)"):

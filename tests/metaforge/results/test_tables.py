@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from fake_runs import FakeRun, interaction_run, regression_run
+from metaforge.authoring.scale import ACCURACY, MEAN_SQUARED_ERROR, Scale
 from metaforge.results.statistics import Estimate
 from metaforge.results.tables import (
+    baseline_texts,
     estimate_text,
     markdown_table,
     mean_text,
@@ -23,7 +27,7 @@ from metaforge.results.tables import (
     summary_markdown,
     summary_table,
 )
-from run_folders import run_folder
+from run_folders import run_evaluation, run_folder
 
 
 def estimate(mean: float | None, ci: float | None) -> Estimate:
@@ -53,13 +57,36 @@ def test_a_mean_has_as_many_decimals_as_its_interval(mean: float, half: float | 
     assert plus_minus(mean, half) == text
 
 
+def test_scores_have_the_unit_of_their_scale() -> None:
+    degrees = Scale("angle", higher_is_better=False, unit="°")
+    assert estimate_text(estimate(12.345, 1.6), degrees) == "12.3 ± 1.6 °"
+    assert mean_text(estimate(12.345, 1.6), degrees) == "12.35 °"
+    assert mean_text(estimate(None, None), degrees) == "not finite"
+
+
+def test_a_kind_without_baselines_has_no_column_for_them(tmp_path: Path) -> None:
+    summary = run_evaluation(interaction_run(None))
+    text = printed(summary_table(summary)) + summary_markdown(summary)
+    assert "mean return ± 95 % CI" in text
+    assert "2 rollouts" in text
+    assert not re.search("chance|nearest|None", text)
+    assert baseline_texts(summary["results"][0]) == {}
+
+
+@pytest.mark.parametrize("run", [FakeRun(None), regression_run(None)], ids=["accuracy", "error"])
+def test_records_that_are_older_than_scales_read_the_same(run: FakeRun) -> None:
+    summary = run_evaluation(run)
+    old = {**summary, "results": [{k: v for k, v in one.items() if k != "scale"} for one in summary["results"]]}
+    assert summary_markdown(old) == summary_markdown(summary)
+
+
 def test_accuracies_are_per_cent_and_errors_are_not() -> None:
-    assert estimate_text(estimate(0.98213, 0.00151), "accuracy") == "98.21 ± 0.15 %"
-    assert estimate_text(estimate(0.084, 0.00684), "mse") == "0.0840 ± 0.0068"
-    assert estimate_text(estimate(None, None), "mse") == "not finite"
-    assert mean_text(estimate(0.2, 0.1), "accuracy") == "20.0 %"
-    assert mean_text(estimate(4.4051, 0.1), "mse") == "4.405"
-    assert mean_text(estimate(None, None), "mse") == "not finite"
+    assert estimate_text(estimate(0.98213, 0.00151), ACCURACY) == "98.21 ± 0.15 %"
+    assert estimate_text(estimate(0.084, 0.00684), MEAN_SQUARED_ERROR) == "0.0840 ± 0.0068"
+    assert estimate_text(estimate(None, None), MEAN_SQUARED_ERROR) == "not finite"
+    assert mean_text(estimate(0.2, 0.1), ACCURACY) == "20.0 %"
+    assert mean_text(estimate(4.4051, 0.1), MEAN_SQUARED_ERROR) == "4.405"
+    assert mean_text(estimate(None, None), MEAN_SQUARED_ERROR) == "not finite"
 
 
 def test_own_metrics_that_were_not_measured_or_not_finite_are_a_dash() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from metaforge import hookimpl
 from metaforge.authoring import RunInfo
+from metaforge.authoring.kinds import REGRESSION
 from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
 from metaforge.config.sources import Layer
@@ -40,7 +41,7 @@ def test_rank_0_creates_the_folder_and_calls_the_hooks(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "command.txt").read_text("utf-8") == "a command\n"
     assert len(setup.hooks.get_plugins()) == 2
     assert list(setup.plugins) == ["jsonl"]
-    assert (setup.info.folder, setup.info.kind, setup.info.command) == (tmp_path / "run", "regression", "a command")
+    assert (setup.info.folder, setup.info.kind, setup.info.command) == (tmp_path / "run", REGRESSION, "a command")
     assert setup.info.settings == resolved.to_dict()
 
 

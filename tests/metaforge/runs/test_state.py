@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from metaforge.authoring.kinds import task_kind
 from metaforge.config.settings import CheckpointConfig
 from metaforge.errors import CheckpointError, PluginError
 from metaforge.runs import checkpoint
@@ -189,7 +190,8 @@ def test_nothing_saved_is_no_state(tmp_path: Path) -> None:
         (0.5, 0.5, "classification", False),
         (0.4, 0.5, "regression", True),
         (math.nan, None, "regression", False),
+        (-2.0, -3.0, "interaction", True),
     ],
 )
 def test_better_is_higher_accuracy_or_lower_error(score: float, best: float | None, kind: str, expected: bool) -> None:
-    assert better(score, best, kind) is expected
+    assert better(score, best, task_kind(kind)) is expected

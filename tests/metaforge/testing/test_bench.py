@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 import faulty_components
 import faulty_learners
-from metaforge.authoring.protocols import STATE
+from metaforge.authoring.kinds import REGRESSION, TaskKind
+from metaforge.authoring.protocols import STATE, Tags
+from metaforge.registry.scan import scan
 from metaforge.testing import Subject
 from metaforge.testing.bench import (
     INPUT_SHAPES,
@@ -21,13 +25,16 @@ from metaforge.testing.bench import (
     task_keys,
     task_kinds,
 )
-from metaforge.testing.toy import ToyDescent, ToyLearner, ToyNet
+from metaforge.testing.toy import ToyCurves, ToyDescent, ToyLearner, ToyNet
 
 LEARNER = Subject.of(ToyLearner)
 
 
 def test_one_bench_per_kind_of_task_that_a_learner_supports() -> None:
-    assert [bench.spec.kind for bench in build_benches(LEARNER)] == sorted(ToyLearner.tags.kinds) == task_kinds(LEARNER)
+    names = ["classification", "multi-label", "regression"]
+    # It does not name the second, but solves any supervised kind.
+    assert [bench.spec.kind.name for bench in build_benches(LEARNER)] == task_kinds(LEARNER) == names
+    assert ToyLearner.tags.kinds == {"classification", "regression"}
     assert task_kinds(Subject.of(ToyNet)) == ["classification"]
     assert learner_tags(Subject.of(ToyNet)) == ToyLearner.tags
 
@@ -59,6 +66,44 @@ def test_a_plugin_is_built_into_the_toy_learner() -> None:
         bench = build_chain_bench(Subject.of(ToyDescent), first=first)
         assert isinstance(bench.learner, ToyLearner)
     assert build_bench(LEARNER, "classification", ways=5).spec.outputs == 5
+
+
+class Metres(ToyCurves):
+    """Tasks of a kind that the kit does not know."""
+
+    kind: ClassVar[TaskKind] = replace(REGRESSION, name="metres")
+
+
+class Measuring(ToyLearner):
+    """Solves tasks of that kind only."""
+
+    tags: ClassVar[Tags] = replace(ToyLearner.tags, kinds=frozenset({"metres"}), other_kinds=False)
+
+
+def test_a_learner_of_a_kind_of_its_own_is_checked_on_an_installed_data_set() -> None:
+    with pytest.raises(AssertionError, match="solves metres tasks, but no data set of this kind is installed"):
+        build_bench(Subject.of(Measuring))
+    bench = build_bench(Subject.of(Measuring, scan().with_plugin("dataset", "metres", Metres)))
+    assert bench.spec.kind is Metres.kind
+    assert bench.predict(bench.values(), bench.task()).shape == (len(bench.task().query.x), bench.spec.outputs)
+
+
+def test_only_interaction_gets_a_key_in_evaluation() -> None:
+    seen = []
+
+    class Actor(ToyLearner):
+        """Notes its keys."""
+
+        tags: ClassVar[Tags] = replace(ToyLearner.tags, kinds=frozenset({"interaction", "regression"}))
+
+        def predict(self, values: Any, fast: Any, x: Any, *, key: Any = None) -> Any:
+            seen.append(key is None)
+            return super().predict(values, fast, x)
+
+    for bench in build_benches(Subject.of(Actor)):
+        seen.clear()
+        bench.predict(bench.values(), bench.task())
+        assert set(seen) == {bench.spec.kind.name != "interaction"}
 
 
 def test_the_first_input_shape_that_a_learner_accepts_is_used() -> None:

@@ -1,6 +1,6 @@
 """Tests of all checks: each fails for a plugin with a deliberate fault, and correct plugins pass.
 
-The faulty plugins are in `tests/support/faulty_learners.py` and `faulty_components.py`.
+The faulty plugins are in `tests/support/faulty_learners.py`, `faulty_components.py` and `faulty_kinds.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import faulty_components
+import faulty_kinds
 import faulty_learners
 from metaforge.registry.entry import Entry
 from metaforge.registry.scan import scan
@@ -30,12 +31,12 @@ LOUD = subject("learner", faulty_learners.Right, Entry("learner", "loud", "loud_
 FAULTS = [
     ("import", LOUD),
     *((name, subject("learner", cls)) for name, cls in faulty_learners.FAULTS),
-    *((name, subject(kind, cls)) for name, kind, cls in faulty_components.FAULTS),
+    *((name, subject(kind, cls)) for name, kind, cls in (*faulty_components.FAULTS, *faulty_kinds.FAULTS)),
 ]
 RIGHT_LEARNERS = [getattr(faulty_learners, name) for name in ("Right", "Centres", "Level", "Recursive")]
 RIGHT = [
     *(subject("learner", cls) for cls in RIGHT_LEARNERS),
-    *(subject(kind, cls) for kind, cls in faulty_components.RIGHT),
+    *(subject(kind, cls) for kind, cls in (*faulty_components.RIGHT, *faulty_kinds.RIGHT)),
 ]
 
 

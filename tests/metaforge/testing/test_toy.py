@@ -8,17 +8,21 @@ import pytest
 import torch
 
 from metaforge.authoring.keys import make_key
+from metaforge.authoring.kinds import KINDS, REGRESSION
 from metaforge.authoring.protocols import Options, TaskShape
 from metaforge.errors import DataError
 from metaforge.testing.bench import difference
 from metaforge.testing.toy import (
     OUTPUTS,
+    TOYS,
     UNITS,
     ToyClasses,
     ToyCurves,
     ToyDescent,
+    ToyLabels,
     ToyNet,
     ToyTasksOptions,
+    ToyWorlds,
     stack_tasks,
 )
 
@@ -47,7 +51,24 @@ def test_regression_tasks_have_their_shapes() -> None:
     curves = ToyCurves(ToyTasksOptions(), root=Path())
     task = curves.sample("val", TaskShape(1, 5, 8), 0, 3, seed=1)
     assert (task.support.x.shape, task.query.y.shape) == ((3, 5, 6), (3, 8, OUTPUTS))
-    assert curves.spec("val", TaskShape(1, 5, 8)).kind == "regression"
+    assert curves.spec("val", TaskShape(1, 5, 8)).kind == REGRESSION
+
+
+def test_labels_are_zeros_and_ones_and_both_occur() -> None:
+    y = ToyLabels(ToyTasksOptions(), root=Path()).sample("val", TaskShape(1, 5, 8), 0, 9, seed=1).query.y
+    assert (y.shape, y.dtype) == ((9, 8, OUTPUTS), torch.float32)
+    assert y.unique().tolist() == [0, 1]
+
+
+def test_the_rollouts_of_a_task_have_almost_the_same_world_and_no_targets() -> None:
+    batch = ToyWorlds(ToyTasksOptions(x_shape=(2,)), root=Path()).sample("val", TaskShape(1, 5, 8), 0, 9, seed=1)
+    assert not batch.query.y.any()
+    within, between = batch.query.x.std(1).mean(), batch.query.x.mean(1).std(0).mean()
+    assert 0 < 10 * within < between
+
+
+def test_there_is_a_toy_of_every_built_in_kind() -> None:
+    assert TOYS.keys() == KINDS.keys()
 
 
 def test_episodes_depend_on_seed_split_and_number_only() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from metaforge.authoring.kinds import CLASSIFICATION
 from metaforge.authoring.protocols import TaskShape
 from metaforge.errors import ConfigError, DataError
 from metaforge_plugins.datasets.glyphs import Glyphs, GlyphsOptions
@@ -33,7 +34,7 @@ def test_tasks_have_the_shapes_of_the_spec() -> None:
     assert task.query.x.shape == (8, 75, 1, 28, 28)
     assert task.query.x.dtype == torch.uint8
     spec = data.spec("train", SHAPE)
-    assert (spec.kind, spec.x_shape, spec.outputs) == ("classification", (1, 28, 28), 5)
+    assert (spec.kind, spec.x_shape, spec.outputs) == (CLASSIFICATION, (1, 28, 28), 5)
     assert data.facts("train")["classes"] == 30
     assert "synthetic" in data.note
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from metaforge.authoring.kinds import REGRESSION
 from metaforge.authoring.protocols import Task, TaskShape
 from metaforge.errors import ConfigError, DataError
 from metaforge_plugins.datasets import sinusoid
@@ -61,7 +62,7 @@ def test_shapes_ranges_and_types() -> None:
     assert all(t.dtype == torch.float32 for part in task for t in part)
     assert task.query.x.abs().max() <= 5
     spec = made().spec("train", SHAPE)
-    assert (spec.kind, spec.x_shape, spec.outputs, spec.shape) == ("regression", (1,), 1, SHAPE)
+    assert (spec.kind, spec.x_shape, spec.outputs, spec.shape) == (REGRESSION, (1,), 1, SHAPE)
 
 
 @pytest.mark.parametrize("phase", ["minus", "plus"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,16 @@ import pytest
 
 import metaforge
 from hooking import drive, run_of
+from metaforge.authoring import REGRESSION, Kind, Scale
 from metaforge.errors import ConfigError
 from metaforge.runs.hook_calls import hook_manager, restore_states, states
 from metaforge_plugins.hooks.early_stop import EarlyStop
+
+# Two kinds of a third party, of which one has an error and one a gain.
+ERROR, GAIN = (
+    replace(REGRESSION, name=name, scale=Scale(name, higher_is_better=higher))
+    for name, higher in (("error", False), ("gain", True))
+)
 
 
 def made(**options: Any) -> EarlyStop:
@@ -49,6 +57,14 @@ def stop_of(
 )
 def test_it_stops_after_patience_validations_without_improvement(options: Any, scores: Any, stop: int | None) -> None:
     assert stop_of(made(**options), scores) == stop
+
+
+@pytest.mark.parametrize(("kind", "stop"), [("interaction", 6), ("multi-label", 6), (ERROR, None), (GAIN, 6)])
+def test_the_automatic_mode_is_the_direction_of_the_kind(kind: Kind, stop: int | None) -> None:
+    run = replace(run_of(None, validate_every=2), kind=kind)
+    validations = {2 * i: {"score": score} for i, score in enumerate([-3.0, -4.0, -5.0], start=1)}
+    steps = [(step, {"loss": 1.0}) for step in range(1, 7)]
+    assert drive(made(patience=2), run, steps, validations=validations) == stop
 
 
 def test_the_automatic_mode_depends_on_the_metric() -> None:

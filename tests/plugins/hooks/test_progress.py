@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
-from metaforge.authoring import Kind, RunInfo
+from metaforge.authoring import REGRESSION, Kind, RunInfo, Scale
 from metaforge.config.settings import RunConfig
 from metaforge.runs.hook_calls import hook_manager
 from metaforge_plugins.hooks import progress
@@ -54,6 +55,12 @@ def test_a_bar_is_shown_on_a_terminal() -> None:
 
 def test_a_regression_score_is_not_a_percentage() -> None:
     assert "score 0.9 ± 0.02" in shown(terminal=False, run=run_info("regression", steps=1), steps=1)
+
+
+def test_scores_have_the_name_the_unit_and_the_direction_of_their_kind() -> None:
+    assert "label accuracy 90.0 ± 2.0 %" in shown(terminal=False, run=run_info("multi-label", steps=1), steps=1)
+    degrees = replace(REGRESSION, name="angles", scale=Scale("angle", higher_is_better=False, unit="°"))
+    assert "score 0.9 ± 0.02 °  123 tasks/s" in shown(terminal=False, run=run_info(degrees, steps=1), steps=1)
 
 
 def test_completed_fraction_and_duration() -> None:

@@ -33,6 +33,11 @@ class FOMAML(InnerLoopLearner):
             "train": {"queries": 5, "tasks": 8, "steps": 2000, "lr": 2e-3},
             "schedule": {"name": "cosine"},
         },
+        "multi-label": {
+            "learner": {"steps": 3, "test_steps": 5},
+            "adapters": {"sgd": {"lr": 0.4}},
+            "train": {"steps": 5000, "tasks": 16},
+        },
         "regression": {
             "learner": {"steps": 1, "test_steps": 5},
             "adapters": {"sgd": {"lr": 0.01}},

@@ -25,7 +25,6 @@ from metaforge.authoring import (
     descend,
     fold_in,
     permutation,
-    score,
     sum_of,
 )
 
@@ -56,6 +55,7 @@ class Reptile(InnerLoopLearner):
             "optimizer": {"name": "sgd"},
             "schedule": {"name": "linear"},
         },
+        "multi-label": {"adapters": {"adam": {"lr": 3e-3, "beta1": 0.0}}, "train": {"tasks": 5}},
         "regression": {
             "learner": {"steps": 5, "test_steps": 32},
             "adapters": {"sgd": {"lr": 0.02}},
@@ -86,7 +86,7 @@ class Reptile(InnerLoopLearner):
         with torch.no_grad():
             statistics = self.model.statistics(values, batch.x, Pass(key, self.config.steps, "support"))
             prediction = self.model(values | statistics, batch.x, Pass(key, self.config.steps, "query"))
-        metrics = {"score": score(self.spec.kind, prediction, batch.y), "fit": self.criterion(prediction, batch.y)}
+        metrics = {"score": self.spec.kind.score(prediction, batch.y), "fit": self.criterion(prediction, batch.y)}
         return {name: value.detach() for name, value in metrics.items()}
 
 

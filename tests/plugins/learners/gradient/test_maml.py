@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.func import grad
 from torch.nn import functional as F
 
+import metaforge
 from metaforge.authoring.functional import detach_params, split_state
 from metaforge.authoring.keys import make_key
 from metaforge_plugins.adapters.meta_sgd import MetaSGD, MetaSGDOptions
@@ -138,19 +141,39 @@ def test_running_statistics_stay_sane_over_many_inner_steps() -> None:
     assert all(bool((v > 0).all()) for n, v in values.items() if n.startswith("state.") and n.endswith(".var"))
 
 
-@pytest.mark.parametrize("asked", [0, 1, 2])
-@pytest.mark.parametrize("moved", [0, 1, 2])
-def test_each_number_of_steps_has_its_own_statistics(asked: int, moved: int) -> None:
-    built = learner(MAML, backbone=smooth("batch"), steps=2, norm="per-step")
+@pytest.mark.parametrize("norm", ["transductive", "support", "per-step"])
+def test_evaluation_predicts_what_training_scores(norm: str) -> None:
+    # Without noise, an evaluation of the same task by as many steps has the same predictions as training.
+    built = learner(MAML, backbone=smooth("batch"), steps=2, test_steps=2, norm=norm)
     values, example = fresh(built), task()
-    changed = {name: value.clone() for name, value in values.items()}
-    for name in (name for name in values if name.endswith(".mean")):
-        changed[name][moved] += 1.0
-    one, two = (
-        built.predict(v, built.adapt(v, example.support, steps=asked), example.query.x) for v in (values, changed)
+    values |= {n: values[n] + change for n, change in built.loss(values, example, KEY)[1].state.items()}
+    predicted = built.predict(values, built.adapt(values, example.support), example.query.x)
+    torch.testing.assert_close(
+        F.cross_entropy(predicted, example.query.y), built.loss(values, example, KEY)[0], rtol=1e-12, atol=1e-12
     )
-    # The inner steps pass the slots below; the prediction takes the slot that was reached.
-    assert torch.equal(one, two) is (moved > asked)
+
+
+def test_per_step_scores_on_test_tasks_as_it_did_in_training(tmp_path: Path) -> None:
+    run = metaforge.train(
+        {"name": "maml", "steps": 3, "test_steps": 3, "norm": "per-step"},
+        {"name": "glyphs", "train": 200, "test": 50},
+        steps=100,
+        tasks=5,
+        lr=1e-2,
+        out=tmp_path / "run",
+        settings={
+            "backbone": {"filters": 16},
+            "engine": {"threads": 1},
+            "task": {"queries": 5},
+            "train": {"log_every": 50},
+        },
+    )
+    record = run.evaluate(tasks=60)
+    trained, tested = run.summary["score"], record["results"][0]["scores"][-1]["mean"]
+    # With running statistics in the inner loop of evaluation the test score was 0.26.
+    assert trained > 0.6
+    assert abs(trained - tested) < 0.1
+    assert record["transductive"] is True
 
 
 def test_the_loss_backpropagates_by_autograd_too() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from metaforge.authoring.keys import fold_in, make_key, permutation
+from metaforge.authoring.kinds import CLASSIFICATION
 from metaforge.authoring.losses import one_hot
 from metaforge.authoring.protocols import Examples, Params, Parts, Task, TaskShape, TaskSpec
 from metaforge.engine.batch import meta_gradients, score_tasks
@@ -81,7 +82,9 @@ def test_vectorised_equals_loop(norm: str) -> None:
         assert_equal_steps(step(one, values, batch, plan), looped)
     assert_equal_steps(step(one, values, batch, "fold", chunk=2), looped)
     keys = torch.stack([make_key(5, i) for i in range(3)])
-    ours, theirs = (score_tasks(one, values, batch, keys, plan=plan, measure=True) for plan in ("loop", "vmap"))
+    ours, theirs = (
+        score_tasks(one, values, batch, keys, plan=plan, measure=True, kind=CLASSIFICATION) for plan in ("loop", "vmap")
+    )
     torch.testing.assert_close(ours.predictions, theirs.predictions, rtol=1e-9, atol=1e-9)
     assert ours.measures.keys() == theirs.measures.keys() == {f"instance_{k}" for k in range(1, 6)}
     assert all(torch.equal(ours.measures[name], theirs.measures[name]) for name in ours.measures)
@@ -204,7 +207,7 @@ def test_an_untrained_network_does_not_beat_the_first_instance_ceiling() -> None
     one = built()
     values, batch = fresh(one), tasks(40, shots=1, queries=4)
     keys = torch.stack([make_key(3, i) for i in range(40)])
-    first = score_tasks(one, values, batch, keys, plan="vmap", measure=True).measures["instance_1"]
+    first = score_tasks(one, values, batch, keys, plan="vmap", measure=True, kind=CLASSIFICATION).measures["instance_1"]
     ceiling = sum(1 / n for n in (1, 2, 3)) / 3
     assert float(first.mean()) <= ceiling + 3 * float(first.std()) / len(keys) ** 0.5
 
@@ -237,7 +240,7 @@ def test_it_learns_to_bind_an_example_to_its_label_by_way_of_the_memory() -> Non
             leaf.grad = grads[name]
         optimizer.step()
     batch, keys = streams(200, draw), torch.stack([make_key(99, i) for i in range(200)])
-    found = score_tasks(one, values, batch, keys, plan="vmap", measure=True).measures
+    found = score_tasks(one, values, batch, keys, plan="vmap", measure=True, kind=CLASSIFICATION).measures
     # Without a memory a first sight is guessed by elimination, and no later one is better than that.
     assert found["instance_1"].mean() < 0.65
     assert found["instance_2"].mean() > 0.7
