@@ -93,6 +93,8 @@ def about(facts: dict[str, Any]) -> str:
     clauses += ["uses random numbers in training"] if tags["stochastic"] else []
     if not tags.get("exact_meta_gradient", True):
         clauses.append("its meta-gradient is not the derivative of its loss")
+    if steps := tags.get("converges_at", 0):
+        clauses.append(f"its meta-gradient is exact after {steps} inner steps")
     return f"{'; '.join(clauses)}."
 
 
