@@ -101,6 +101,8 @@ def about(facts: dict[str, Any]) -> str:
     if not tags.get("exact_meta_gradient", True):
         clauses.append("its meta-gradient is not the derivative of its loss")
     clauses += [f"gives regularizers the terms {', '.join(tags['terms'])}"] if tags["terms"] else []
+    if steps := tags.get("converges_at", 0):
+        clauses.append(f"its meta-gradient is exact after {steps} inner steps")
     return f"{'; '.join(clauses)}."
 
 

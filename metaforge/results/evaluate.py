@@ -206,9 +206,8 @@ def _evaluate_case(
 ) -> Record:
     """Return the record of one task shape; `advance` is called with the number of tasks of each chunk."""
     measured = _TaskValues()
-    asked = run.resolved.run.engine
-    plan = plans.choose_plan(case.learner, asked.plan)
-    chunk = plans.choose_chunk(case.spec, run.device, asked.chunk, training=False)
+    plan = plans.choose_plan(case.learner, run.resolved.run.engine.plan)
+    chunk = plans.choose_chunk(case.spec, run.device, run.resolved.run.engine.chunk, training=False)
     for episodes in episode_chunks(tasks, chunk):
         with run.resolved.running_errors("evaluation", _where(episodes, split)):
             result = score_episodes(

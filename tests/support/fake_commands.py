@@ -57,9 +57,13 @@ class Dots(Dataset):
         return TaskSpec("classification", (1, self.config.size, self.config.size), shape.ways, shape)
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
-        self.spec(split, shape)
-        part = Examples(torch.full((count, 1), float(first)), torch.zeros(count, 1, dtype=torch.int64))
-        return Task(part, part)
+        x_shape = self.spec(split, shape).x_shape
+
+        def examples(per_class: int) -> Examples:
+            y = torch.arange(shape.ways).repeat(count, per_class)
+            return Examples(torch.full((*y.shape, *x_shape), float(first)), y)
+
+        return Task(examples(shape.shots), examples(shape.queries))
 
     def facts(self, split: str) -> Mapping[str, str | int | float]:
         if split == "val":

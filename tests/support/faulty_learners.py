@@ -418,6 +418,34 @@ class Unlinked(Right):
         return loss, aux._replace(terms={name: term.detach() for name, term in aux.terms.items()})
 
 
+class Shifty(Right):
+    """Needs other components with its default options than its class says."""
+
+    def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.tags = replace(self.tags, needs=frozenset({"backbone"}))
+
+
+class Untagged(Centres):
+    """Has tags of a wrong type."""
+
+    def __init__(self, config: Options, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.tags = {"adapts": False}  # type: ignore[assignment]
+
+
+class Unconverging(FirstOrder):
+    """Uses first-order gradients, but declares that they are exact after a few steps."""
+
+    tags: Tags = replace(Right.tags, converges_at=3)
+
+
+class Stepless(Centres):
+    """Declares that its gradient is exact at convergence, but has no option for the number of steps."""
+
+    tags: Tags = replace(Centres.tags, converges_at=3)
+
+
 # (check that must fail, learner)
 FAULTS: list[tuple[str, type[Learner]]] = [
     ("contract", OtherWords),
@@ -444,6 +472,8 @@ FAULTS: list[tuple[str, type[Learner]]] = [
     ("query-order", Ordered),
     ("stochastic", Noisy),
     ("stochastic", Silent),
+    ("tags", Shifty),
+    ("tags", Untagged),
     ("steps", Stubborn),
     ("steps", Secret),
     ("ways", Boundless),
@@ -458,6 +488,8 @@ FAULTS: list[tuple[str, type[Learner]]] = [
     ("terms", Promising),
     ("terms", Wasteful),
     ("terms", Unlinked),
+    ("meta-gradient", Unconverging),
+    ("meta-gradient", Stepless),
     ("adapts", Climbing),
     ("learns", Unlearning),
     ("learns", Detached),

@@ -12,7 +12,8 @@ import faulty_learners
 from metaforge.cli.app import app
 from metaforge.registry.registry import Registry
 from metaforge.registry.scan import scan
-from metaforge.testing import run_checks
+from metaforge.testing import Subject, run_checks
+from metaforge.testing.bench import INPUT_SHAPES
 from metaforge.testing.checks import general, learners
 
 RUNNER = CliRunner()
@@ -60,6 +61,36 @@ def test_json_has_the_counts_and_every_check() -> None:
     assert failed["message"]
 
 
+def test_options_are_set_as_in_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Subject] = []
+    monkeypatch.setattr(run_checks, "run_checks", lambda subject, expected: asked.append(subject) or [])
+    done = RUNNER.invoke(app, ["check", "maml", "--set", "steps=3", "--set", "norm=running", "--set", "recompute=true"])
+    assert done.exit_code == 0, done.output
+    config = asked[0].config
+    assert (config.steps, config.norm, config.recompute) == (3, "running", True)
+
+
+def test_failures_of_one_cause_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object, *arguments: object, **named: object) -> None:
+        raise ZeroDivisionError("oh no")
+
+    monkeypatch.setattr(faulty_learners.Right, "adapt", broken)
+    # The line is that of this file, which must count as the plugin's.
+    monkeypatch.setattr(faulty_learners.Right, "__module__", __name__)
+    done = RUNNER.invoke(app, ["check", "right"])
+    assert done.exit_code == 4
+    (line,) = [line for line in done.stdout.splitlines() if "FAILED" in line]
+    names = line.partition(" FAILED")[0].split(", ")
+    assert len(names) > 5
+    assert f", {len(names)} failed," in done.stdout
+    assert done.stdout.count("oh no") == len(INPUT_SHAPES), "the message is printed once, with a line for each shape"
+    rows = json.loads(RUNNER.invoke(app, ["check", "right", "--json"]).stdout)["checks"]
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert [row["check"] for row in failed] == names
+    (cause,) = {row["cause"] for row in failed}
+    assert cause.startswith(f"ZeroDivisionError at {__file__}:")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
@@ -67,6 +98,10 @@ def test_json_has_the_counts_and_every_check() -> None:
         (["check", "sgd", "--kind", "learner"], 4, "Another kind has it"),
         (["check", "sgd", "--expect", "no-leek=slip"], 2, "Did you mean 'no-leak'"),
         (["check", "sgd", "--expect", "no-leak"], 2, "CHECK=REASON"),
+        (["check", "sgd", "--set", "lr=-1"], 2, "adapter.lr is -1, but should be greater than"),
+        (["check", "maml", "--set", "stepz=1"], 2, "Did you mean 'steps'"),
+        (["check", "maml", "--set", "learner.steps=1"], 2, "There is no option 'learner.learner'"),
+        (["check", "maml", "--set", "steps"], 2, "not of the form key=value"),
         (["check", "omniglot"], 3, "images are missing"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fake_commands import Calls, Dots, run_command
+from metaforge.authoring.protocols import TaskSpec
 from metaforge.cli.data import _DownloadProgress
 
 pytestmark = pytest.mark.usefixtures("calls")
@@ -62,9 +63,17 @@ def test_data_preview_draws_one_task(calls: Calls) -> None:
     result = run_command("data preview dots --out pictures/x.png --index 3")
     assert result.exit_code == 0, result.stderr
     assert Path("pictures/x.png").read_bytes() == b"picture"
-    assert calls[0].task.support.x.tolist() == [3.0]
+    assert calls[0].task.support.x.unique().tolist() == [3.0]
     answer = json.loads(run_command("data preview dots --out x.png --index 2 --json").stdout)
     assert (answer["picture"], answer["index"], answer["shots"]) == ("x.png", 2, 1)
+
+
+def test_a_task_that_is_not_what_spec_promised_is_the_error_of_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Dots, "spec", lambda self, split, shape: TaskSpec("classification", (3, 2, 2), 5, shape))
+    monkeypatch.setattr(Dots, "sample", lambda self, split, shape, first, count, *, seed: None)
+    result = run_command("data preview dots --out x.png")
+    assert result.exit_code == 4
+    assert "The data set Dots breaks its contract: sample returns NoneType" in result.stderr
 
 
 @pytest.mark.parametrize(

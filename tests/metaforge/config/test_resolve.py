@@ -6,6 +6,7 @@ import tomllib
 from typing import Any, ClassVar
 
 import pytest
+from pydantic import Field, field_validator
 
 from config_toys import INNER_LOOP, PLAIN, InnerLoop, Pictures, config_of, with_values
 from metaforge.config.resolve import resolve
@@ -169,6 +170,21 @@ def test_the_default_dataset_is_that_of_a_kind_of_task(registry: Registry) -> No
         )
         is None
     )
+
+
+def test_an_error_in_a_validator_of_options_names_the_plugin(registry: Registry) -> None:
+    class Fussy(Pictures):
+        class Config(Pictures.Config):
+            size: int = Field(default=3, description="A size.")
+
+            @field_validator("size")
+            @classmethod
+            def reject(cls, value: int) -> int:
+                raise LookupError("no size will do")
+
+    registry = registry.with_plugin("dataset", "fussy", Fussy)
+    with pytest.raises(PluginError, match=r"dataset 'fussy' of python cannot read its options: LookupError: no size"):
+        resolve([Layer("a test", {"learner": "plain", "dataset": {"name": "fussy", "size": 4}})], registry)
 
 
 def test_plugin_defaults_may_not_choose_a_learner_or_dataset(registry: Registry) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 from config_toys import INNER_LOOP, PLAIN, Descent, with_values
 from metaforge.config.resolve import resolve
@@ -87,6 +88,17 @@ def test_an_error_in_the_constructor_of_a_plugin_is_reported(error: Exception) -
     else:
         assert isinstance(caught.value, PluginError)
         assert "adapter 'x' of zoo cannot be built" in caught.value.what
+
+
+def test_options_that_a_run_file_cannot_hold_are_reported() -> None:
+    class Holding(Descent):
+        class Config(Descent.Config):
+            held: Any = Field(default_factory=object, description="An object.")
+
+    choice = Choice(Entry("adapter", "x", "a:X", "zoo"), Holding, Holding.Config())
+    with pytest.raises(PluginError, match=r"The adapter 'x' of zoo has options that a run file cannot hold: Pydantic"):
+        choice.options()
+    assert Choice(choice.entry, Descent, Descent.Config(lr=0.5)).options() == {"lr": 0.5}
 
 
 def test_the_annotated_file_has_every_value_with_its_origin(registry: Registry) -> None:

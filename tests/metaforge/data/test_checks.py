@@ -11,7 +11,7 @@ import torch
 
 from metaforge.authoring.kinds import REGRESSION
 from metaforge.authoring.protocols import Dataset, Examples, Task, TaskShape, TaskSpec
-from metaforge.data.checks import checked_spec
+from metaforge.data.checks import checked_spec, expected_tasks
 from metaforge.errors import ConfigError, DataError, PluginError
 from metaforge_plugins.datasets.glyphs import Glyphs, GlyphsOptions
 from metaforge_plugins.datasets.sinusoid import Sinusoid, SinusoidOptions
@@ -63,6 +63,21 @@ def test_a_broken_contract_names_the_class(change: Callable[..., Any], message: 
     with pytest.raises(PluginError, match=message) as caught:
         checked_spec(changed(change), "train", SHAPE, seed=0)
     assert "Changed" in caught.value.where
+
+
+def test_a_batch_of_tasks_is_compared_with_the_spec_without_reading_its_values() -> None:
+    dataset = changed(lambda x, y: (x.float() * torch.nan, y + 5))
+    spec = dataset.spec("train", SHAPE)
+    batch = dataset.sample("train", SHAPE, 3, 4, seed=0)
+    assert expected_tasks(dataset, batch, spec, 4) is batch
+    for wrong, count, message in (
+        (None, 4, "sample returns NoneType with NoneType, not a Task"),
+        (batch, 3, r"support set have the shape \[4, 3, 1, 8, 8\], not \[3, 3, 1, 8, 8\]"),
+        (Task(batch.support, batch.support), 4, r"query set have the shape \[4, 3, .* not \[4, 6, "),
+        (batch._replace(query=batch.query._replace(y=batch.query.y.float())), 4, "query set are torch.float32"),
+    ):
+        with pytest.raises(PluginError, match=message):
+            expected_tasks(dataset, wrong, spec, count)
 
 
 def test_non_finite_values_are_a_data_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,12 +10,28 @@ import torch
 
 from metaforge.authoring.functional import prefixed
 from metaforge.authoring.progress import training_progress
-from metaforge.authoring.protocols import SHARE, STATE, STEP, Aux, Examples, Task
-from metaforge.engine.contract import checked_loss, checked_values, unmodified
+from metaforge.authoring.protocols import SHARE, STATE, STEP, Aux, Examples, Tags, Task
+from metaforge.engine.contract import checked_learner, checked_loss, checked_values, unmodified
 from metaforge.errors import ContractError
 
 LOSS = torch.tensor(0.5)
 VALUES = {"state.mean": torch.zeros(3)}
+
+
+def test_the_attributes_of_a_learner_have_the_types_of_the_protocol() -> None:
+    learner = SimpleNamespace(tags=Tags(), norm="none", transductive=False, steps=0)
+    assert checked_learner(learner) is learner
+    for name, value, message in (
+        ("tags", Tags, "tags is of type type, not Tags"),
+        ("norm", None, "norm is of type NoneType, not str"),
+        ("transductive", 1, "transductive is of type int, not bool"),
+        ("steps", 1.0, "steps is of type float, not int"),
+        ("steps", -1, "steps is -1, but should be 0 or more"),
+    ):
+        with pytest.raises(ContractError, match=message):
+            checked_learner(SimpleNamespace(**{**vars(learner), name: value}))
+    with pytest.raises(ContractError, match="tags is of type NoneType"):
+        checked_learner(object())
 
 
 def test_a_valid_loss_passes() -> None:

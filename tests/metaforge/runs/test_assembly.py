@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import metaforge
-from metaforge.authoring.protocols import Options, TaskSpec
+from metaforge.authoring.protocols import Options, Regularizer, TaskSpec
 from metaforge.cli.describe import description, description_text
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
@@ -65,6 +66,41 @@ def test_a_network_that_cannot_be_built_is_reported_with_its_plugin(monkeypatch:
     monkeypatch.setattr(ToyNet, "build", broken)
     with pytest.raises(PluginError, match=r"The backbone .toy-backbone. of python cannot build a network .*SystemExit"):
         learner_of(built(installed()))
+
+
+def test_an_error_of_another_plugin_while_the_learner_is_built_names_that_plugin() -> None:
+    class Unattachable(Regularizer):
+        """Fails when a learner's model attaches it."""
+
+        Config = Options
+
+        def __init__(self, config: Options) -> None: ...
+
+        def attach(self, modules: Any) -> None:
+            raise LookupError("no such module")
+
+    registry = installed().with_plugin("regularizer", "unattachable", Unattachable)
+    with pytest.raises(PluginError, match=r"^The regularizer 'unattachable' of python raised LookupError in the const"):
+        learner_of(built(registry, regularizers={"unattachable": {}}))
+
+
+def test_what_is_no_module_is_the_error_of_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToyNet, "build", lambda self, spec: None)
+    with pytest.raises(PluginError, match=r"The backbone 'toy-backbone' of .*: TypeError: build returns NoneType"):
+        learner_of(built(installed()))
+
+
+@pytest.mark.parametrize(("name", "value"), [("tags", None), ("steps", "three"), ("norm", 3), ("transductive", None)])
+def test_a_learner_whose_attributes_have_wrong_types_is_refused_by_name(name: str, value: object) -> None:
+    class Odd(ToyLearner):
+        """Sets an attribute to something else."""
+
+        def __init__(self, config: Any, parts: Any) -> None:
+            super().__init__(config, parts)
+            setattr(self, name, value)
+
+    with pytest.raises(PluginError, match=f"The learner 'toy-learner' of .* breaks its contract in .*: {name} is of"):
+        learner_of(built(installed(learner=Odd)))
 
 
 def test_errors_that_a_plugin_words_itself_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,3 +199,16 @@ def test_infeasible_training_tasks_are_refused_with_their_settings(tmp_path: Pat
 def test_training_ways_must_match_a_learner_with_fixed_outputs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one output per class"):
         metaforge.train("maml", "glyphs", steps=1, settings={"train": {"ways": 7}}, out=tmp_path / "run")
+
+
+def test_the_tags_of_the_instance_decide_whether_training_ways_must_match() -> None:
+    class Wide(ToyLearner):
+        """Says only when it is built that it takes any number of classes."""
+
+        def __init__(self, config: Any, parts: Any) -> None:
+            super().__init__(config, parts)
+            self.tags = replace(self.tags, fixed_ways=False)
+
+    assert built(installed(learner=Wide), train={"ways": 4}).training_spec().outputs == 4
+    with pytest.raises(ConfigError, match="one output per class"):
+        built(installed(), train={"ways": 4}).training_spec()

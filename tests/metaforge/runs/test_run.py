@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import metaforge
-from metaforge.errors import ConfigError, DataError, StorageError
+from metaforge.errors import ConfigError, DataError, PluginError, StorageError
 from quick_runs import trained
 
 
@@ -48,6 +48,24 @@ def test_a_task_of_images_is_ready_for_the_learner(tmp_path: Path) -> None:
     assert 0.0 <= float(task.support.x.min()) < float(task.support.x.max()) <= 1.0
     fast = run.learner().adapt(run.values, task.support)
     assert run.learner().predict(run.values, fast, task.query.x).shape == (75, 5)
+
+
+def test_an_error_of_the_data_set_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained(tmp_path / "run")
+    kind = type(run.dataset)
+
+    def broken(self: Any, *arguments: Any, **named: Any) -> Any:
+        raise LookupError("lost")
+
+    monkeypatch.setattr(kind, "sample", broken)
+    with pytest.raises(PluginError, match="raised LookupError in its sample: lost"):
+        run.task()
+    monkeypatch.setattr(kind, "sample", lambda self, *arguments, **named: None)
+    with pytest.raises(PluginError, match="sample returns NoneType"):
+        run.task()
+    monkeypatch.setattr(kind, "spec", lambda self, split, shape: None)
+    with pytest.raises(PluginError, match="spec returns None"):
+        run.spec()
 
 
 def test_a_run_is_loaded_on_the_requested_device(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import torch
 
 import faulty_components
 import faulty_learners
+from metaforge.authoring.inner_loop import InnerLoopOptions
 from metaforge.authoring.kinds import REGRESSION, TaskKind
-from metaforge.authoring.protocols import STATE, Tags
+from metaforge.authoring.protocols import STATE, Parts, Tags
 from metaforge.registry.scan import scan
 from metaforge.testing import Subject
 from metaforge.testing.bench import (
@@ -37,6 +38,21 @@ def test_one_bench_per_kind_of_task_that_a_learner_supports() -> None:
     assert ToyLearner.tags.kinds == {"classification", "regression"}
     assert task_kinds(Subject.of(ToyNet)) == ["classification"]
     assert learner_tags(Subject.of(ToyNet)) == ToyLearner.tags
+
+
+def test_the_tags_of_a_learner_are_those_of_an_instance_if_it_can_be_built() -> None:
+    class Either(ToyLearner):
+        """Takes images only; its options change its tags."""
+
+        def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
+            assert len(parts.spec.x_shape) == 3
+            super().__init__(config, parts)
+            self.tags = replace(self.tags, adapts=config.steps > 0)
+
+    subject = Subject.of(Either)
+    assert learner_tags(subject).adapts
+    assert not learner_tags(subject.with_options({"steps": 0})).adapts
+    assert learner_tags(replace(subject, x_shape=(6,)).with_options({"steps": 0})).adapts
 
 
 def test_perturbed_values_differ_from_zero_and_one_but_state_does_not_change() -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import unittest
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 import faulty_learners
+from metaforge.authoring.inner_loop import InnerLoopOptions
 from metaforge.errors import ConfigError
 from metaforge.registry.scan import scan
-from metaforge.testing import Subject, checks_for, parametrize_with_checks, skipped_for
+from metaforge.testing import Subject, check_plugin, checks_for, parametrize_with_checks, skipped_for
 from metaforge.testing import run_checks as run_checks_module
+from metaforge.testing.check import Skipped, check
 from metaforge.testing.checks import general
-from metaforge.testing.run_checks import all_checks, counts, run_checks
+from metaforge.testing.run_checks import all_checks, by_cause, counts, run_checks
 from metaforge.testing.toy import ToyLearner
 
 ADAPTING = Subject.of(faulty_learners.Right)
@@ -66,6 +72,63 @@ def test_an_expected_failure_must_be_a_check_of_the_subject_with_a_reason() -> N
         parametrize_with_checks([ADAPTING], expected_failures={"ways": "it does not apply"})
     with pytest.raises(ConfigError, match="has no reason"):
         parametrize_with_checks([ADAPTING], expected_failures={"no-leak": " "})
+
+
+def test_failures_of_one_cause_form_a_group_and_others_do_not() -> None:
+    class Broken(faulty_learners.Centres):
+        """Cannot predict."""
+
+        def predict(self, values: Any, fast: Any, x: Any, *, key: Any = None) -> Any:
+            raise ZeroDivisionError("raised in predict")
+
+    subject = Subject("learner", "broken", Broken, x_shape=(6,))
+    outcomes = check_plugin(subject)
+    groups = [[outcome.check.name for outcome in group] for group in by_cause(outcomes)]
+    assert len(groups) == 1
+    assert {"shapes", "pure", "no-leak", "learns"} <= set(groups[0])
+    causes = {outcome.cause for outcome in outcomes if outcome.status == "failed"}
+    (cause,) = causes
+    assert cause.startswith(f"ZeroDivisionError at {__file__}:")
+    assert {outcome.cause for outcome in outcomes if outcome.status != "failed"} == {""}
+    # Without an input shape the same error is found in the search for one.
+    found = by_cause(check_plugin(Subject("learner", "broken", Broken)))
+    assert [group[0].cause for group in found] == [cause]
+    different = [outcome for outcome in check_plugin(faulty_learners.Lenient) if outcome.status == "failed"]
+    assert len(by_cause(different)) == len(different) > 1
+
+
+def test_a_check_that_cannot_judge_is_skipped_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def undecided(subject: Subject) -> None:
+        """It is decided."""
+        raise Skipped(f"nothing is known of {subject.label}")
+
+    monkeypatch.setattr(run_checks_module, "_MODULES", (SimpleNamespace(one=check("learner")(undecided)),))
+    for expected in ({}, {"undecided": "it was a failure once"}):
+        (outcome,) = run_checks(ADAPTING, expected)
+        assert (outcome.status, outcome.message) == ("skipped", "nothing is known of learner 'Right'")
+    with pytest.raises(unittest.SkipTest):
+        check("learner")(undecided)(ADAPTING)
+
+
+def test_options_reach_the_plugin_and_decide_which_checks_apply() -> None:
+    class Either(faulty_learners.Right):
+        """Its gradient is exact or not, as its option says."""
+
+        class Config(InnerLoopOptions):
+            exact: bool = Field(True, description="whether the gradient is exact")
+
+        def __init__(self, config: Any, parts: Any) -> None:
+            super().__init__(config, parts)
+            self.tags = replace(self.tags, exact_meta_gradient=config.exact)
+
+    by_default = {outcome.check.name: outcome for outcome in check_plugin(Either)}
+    assert by_default["meta-gradient"].status == "ok"
+    inexact = {outcome.check.name: outcome for outcome in check_plugin(Either, options={"exact": False})}
+    assert inexact["meta-gradient"].status == "skipped"
+    assert "exact_meta_gradient is False" in inexact["meta-gradient"].message
+    assert inexact["tags"].status == "ok"
+    with pytest.raises(ConfigError, match="Did you mean 'exact'"):
+        check_plugin(Either, options={"exakt": False})
 
 
 def test_outcomes_of_failures_expected_failures_and_unexpected_passes(monkeypatch: pytest.MonkeyPatch) -> None:

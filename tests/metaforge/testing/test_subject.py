@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import faulty_learners
 from metaforge import hookimpl
 from metaforge.authoring.protocols import Hook, Options, TaskShape
-from metaforge.errors import DataError, PluginError
+from metaforge.errors import ConfigError, DataError, PluginError
 from metaforge.testing import Subject, checks_for
 from metaforge.testing.run_checks import all_checks
 from metaforge.testing.toy import ToyClasses, ToyCurves, ToyDescent
@@ -69,6 +70,17 @@ def test_options_and_inputs_of_a_subject_reach_the_plugin() -> None:
         check(Subject("learner", "images", Images, options={"channels": 2}))
 
 
+def test_options_can_be_given_with_a_name_a_class_or_a_subject() -> None:
+    assert Subject.of("maml", options={"steps": 4}).config.steps == 4
+    few = Subject.of(ToyClasses, options={"x_shape": [3]})
+    assert few.config.x_shape == (3,)
+    assert Subject.of(few, options={}) is few
+    assert Subject.of(few, options={"x_shape": (4,)}).config.x_shape == (4,)
+    assert few.with_options({"x_shape": (5,)}).options == {"x_shape": (5,)}
+    with pytest.raises(ConfigError, match=r"There is no option 'dataset\.shape'"):
+        Subject.of(few, options={"shape": 3})
+
+
 def test_missing_data_raise_the_error_of_the_data_set(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         Subject.of("dataset:omniglot").with_root(tmp_path).require_data()
@@ -81,6 +93,8 @@ def test_other_exceptions_of_a_data_set_are_left_to_the_checks(monkeypatch: pyte
 
     monkeypatch.setattr(ToyClasses, "__init__", broken)
     toy = Subject("dataset", "toy", ToyClasses)
+    toy.require_data()
+    monkeypatch.setattr(ToyClasses, "spec", lambda self, split, shape: sys.exit(0))
     toy.require_data()
     (spec,) = [check for check in checks_for(toy) if check.name == "spec"]
     with pytest.raises(AssertionError, match="dataset 'toy' raised ValueError: oh no"):

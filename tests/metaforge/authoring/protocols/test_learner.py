@@ -15,6 +15,7 @@ def test_a_learner_of_default_tags_solves_classification_and_needs_no_component(
     assert Learner.tags.kinds == {"classification"}
     assert Learner.tags.needs == frozenset()
     assert Learner.tags.exact_meta_gradient
+    assert Learner.tags.converges_at == 0
 
 
 def test_tags_are_frozen() -> None:
