@@ -38,7 +38,8 @@ class OptimizerState:
 
     def __init__(self, optimizer: torch.optim.Optimizer, leaves: Params) -> None:
         self._optimizer, self._leaves = optimizer, leaves
-        self._names = {leaf: name for name, leaf in leaves.items()}
+        # By identity, because the hash of a tensor is a call of Python code.
+        self._names = {id(leaf): name for name, leaf in leaves.items()}
         # Options such as decay rates come from the configuration; only what steps change is state.
         self._options = [{k: copy.deepcopy(v) for k, v in _state_of(group)} for group in optimizer.param_groups]
         self._attributes = {name: value for name, value in _attributes(optimizer) if isinstance(value, _SCALARS)}
@@ -66,12 +67,13 @@ class OptimizerState:
     def _entries(self) -> Iterator[tuple[str, Any]]:
         """Yield the name and value of each entry of the state, and of what steps have changed in the groups."""
         for leaf, slots in self._optimizer.state.items():
-            if not isinstance(leaf, Tensor) or leaf not in self._names:
+            parameter = self._names.get(id(leaf))
+            if parameter is None:
                 raise ContractError(f"its state has the key {str(leaf)[:40]!r}, which is none of its parameters")
             for slot, value in slots.items():
                 if not isinstance(slot, str) or not slot.isidentifier():
                     raise ContractError(f"its state has the key {slot!r}, which is not an identifier")
-                yield f"{slot}.{self._names[leaf]}", value
+                yield f"{slot}.{parameter}", value
         for index, (group, options) in enumerate(zip(self._optimizer.param_groups, self._options, strict=True)):
             for entry, value in _state_of(group):
                 if entry not in options or _differ(value, options[entry]):
@@ -90,7 +92,7 @@ class OptimizerState:
     def _holds_state(self, value: Any, depth: int = 3) -> bool:
         """Return whether a value is or contains an optimiser, a generator, or a tensor other than a parameter."""
         if isinstance(value, Tensor):
-            return value not in self._names
+            return id(value) not in self._names
         inside = list(value.values()) if isinstance(value, Mapping) else value
         is_container = isinstance(inside, (list, tuple, set))
         nested = is_container and depth > 0 and any(self._holds_state(each, depth - 1) for each in inside)
@@ -162,7 +164,8 @@ def _state_of(group: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _attributes(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
     """Yield the attributes of an optimiser that those of torch do not have."""
-    return ((name, value) for name, value in vars(optimizer).items() if name not in _attributes_of_torch())
+    known = _attributes_of_torch()
+    return ((name, value) for name, value in vars(optimizer).items() if name not in known)
 
 
 @functools.cache
@@ -171,6 +174,8 @@ def _attributes_of_torch() -> frozenset[str]:
 
 
 def _differ(one: Any, other: Any) -> bool:
+    if one is other:
+        return False  # Only what cannot change is its own deep copy.
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return True
     return type(one) is not type(other) or bool(one != other)

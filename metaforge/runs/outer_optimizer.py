@@ -87,18 +87,18 @@ class OuterOptimizer:
         if self._optimizer is not None:
             for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * factor
-            for name, leaf in self._leaves.items():
-                leaf.grad = self._clipped(grads[name], norm).contiguous()
+            self._set_gradients(grads, norm)
             self._optimizer.step()
             self._apply_bounds()
         self._state = {name: (value + change.get(name, 0)).detach() for name, value in self._state.items()}
 
-    def _clipped(self, grad: Tensor, norm: float) -> Tensor:
-        """Return the gradient of a parameter, clipped by the norm of the whole gradient and then by value."""
-        clip, value = self._config.clip, self._config.clip_value
+    def _set_gradients(self, grads: Params, norm: float) -> None:
+        """Set the gradients of the parameters, clipped by the norm of the whole gradient and then by value."""
+        clip, bound = self._config.clip, self._config.clip_value
         scale = min(1.0, clip / (norm + 1e-12)) if clip else 1.0
-        scaled = grad * scale if scale != 1.0 else grad
-        return scaled if value is None else scaled.clamp(-value, value)
+        for name, leaf in self._leaves.items():
+            grad = grads[name] * scale if scale != 1.0 else grads[name]
+            leaf.grad = (grad if bound is None else grad.clamp(-bound, bound)).contiguous()
 
     @torch.no_grad()
     def _apply_bounds(self) -> None:

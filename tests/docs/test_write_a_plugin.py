@@ -91,7 +91,7 @@ def test_following_the_page_gives_plugins_that_pass_their_checks_and_train(tmp_p
     assert row.split()[:5] == ["learner", "my-ridge", "ready", "metaforge-my-ridge", "0.1.0"]
     assert "shrinkage" in outputs["metaforge describe my-ridge"]
     checks = [text for line, text in outputs.items() if line.startswith("metaforge check")]
-    assert len(checks) == 5
+    assert len(checks) == 6
     for text in checks:
         assert int(re.findall(r"(\d+) run", text)[-1]) >= 4
         assert " 0 failed" in text

@@ -13,7 +13,7 @@ from torch import Tensor
 from metaforge.authoring.descent import Adjoint
 from metaforge.authoring.inner_loop import InnerLoopOptions
 from metaforge.authoring.keys import fold_in, normal
-from metaforge.authoring.losses import cross_entropy, one_hot
+from metaforge.authoring.losses import cross_entropy, one_hot, score
 from metaforge.authoring.model import Model
 from metaforge.authoring.progress import training_progress
 from metaforge.authoring.protocols import SHARE, Aux, Examples, Key, Learner, Options, Params, Parts, Tags, Task
@@ -46,6 +46,33 @@ class Centres(Learner):
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         return cross_entropy(self.predict(values, self.adapt(values, task.support), task.query.x), task.query.y), Aux(
             {}
+        )
+
+
+class Untrained(Learner):
+    """A correct learner without values: compares a query with the support examples themselves."""
+
+    Config = Options
+    tags: ClassVar[Tags] = Tags(fixed_ways=False)
+
+    def __init__(self, config: Options, parts: Parts) -> None:
+        self.ways = parts.spec.outputs
+
+    def init(self, key: Key) -> Params:
+        return {}
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Examples:
+        return support
+
+    def predict(self, values: Params, fast: Examples, x: Tensor, *, key: Key | None = None) -> Tensor:
+        similarity = -(x.flatten(1).unsqueeze(1) - fast.x.flatten(1)).square().sum(-1)
+        return similarity @ one_hot(fast.y, self.ways, similarity.dtype)
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        logits = self.predict(values, self.adapt(values, task.support), task.query.x)
+        change = {name: torch.ones_like(value) for name, value in values.items()}
+        return cross_entropy(logits, task.query.y), Aux(
+            {"score": score("classification", logits, task.query.y)}, change
         )
 
 

@@ -15,21 +15,19 @@ from torch.utils._pytree import tree_map
 
 import metaforge
 from failing_learners import FAULTS, RETURNED, train_failing
+from faulty_learners import Untrained
 from metaforge import hookimpl
-from metaforge.authoring import cross_entropy, one_hot, score
 from metaforge.authoring.progress import training_progress
 from metaforge.authoring.protocols import (
     SHARE,
     STEP,
     Aux,
-    Examples,
     Key,
     Learner,
     Options,
     Params,
     Parts,
     Regularizer,
-    Tags,
     Task,
 )
 from metaforge.config.sources import Layer
@@ -493,34 +491,7 @@ def test_a_term_over_all_losses_is_that_of_each_batch(tmp_path: Path) -> None:
     assert worker.episodes(3) == range(8, 12)
 
 
-class Raw(Learner):
-    """Compares a query with the support examples themselves: there is nothing to train."""
-
-    Config = Options
-    tags = Tags(fixed_ways=False)
-
-    def __init__(self, config: Options, parts: Parts) -> None:
-        self.ways = parts.spec.outputs
-
-    def init(self, key: Key) -> Params:
-        return {}
-
-    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Examples:
-        return support
-
-    def predict(self, values: Params, fast: Examples, x: Tensor, *, key: Key | None = None) -> Tensor:
-        similarity = -(x.flatten(1).unsqueeze(1) - fast.x.flatten(1)).square().sum(-1)
-        return similarity @ one_hot(fast.y, self.ways, similarity.dtype)
-
-    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
-        logits = self.predict(values, self.adapt(values, task.support), task.query.x)
-        change = {name: torch.ones_like(value) for name, value in values.items()}
-        return cross_entropy(logits, task.query.y), Aux(
-            {"score": score("classification", logits, task.query.y)}, change
-        )
-
-
-class Counting(Raw):
+class Counting(Untrained):
     """Has nothing but a state entry, which counts the tasks."""
 
     def init(self, key: Key) -> Params:
@@ -528,7 +499,8 @@ class Counting(Raw):
 
 
 @pytest.mark.parametrize(
-    ("cls", "steps", "plan"), [(Raw, 0, "fold"), (Raw, 3, "loop"), (Raw, 3, "vmap"), (Counting, 3, "fold")]
+    ("cls", "steps", "plan"),
+    [(Untrained, 0, "fold"), (Untrained, 3, "loop"), (Untrained, 3, "vmap"), (Counting, 3, "fold")],
 )
 def test_a_learner_without_parameters_is_trained_and_evaluated(
     tmp_path: Path, cls: type[Learner], steps: int, plan: str

@@ -33,7 +33,7 @@ FAULTS = [
     *((name, subject("learner", cls)) for name, cls in faulty_learners.FAULTS),
     *((name, subject(kind, cls)) for name, kind, cls in (*faulty_components.FAULTS, *faulty_kinds.FAULTS)),
 ]
-RIGHT_LEARNERS = [getattr(faulty_learners, name) for name in ("Right", "Centres", "Level", "Recursive")]
+RIGHT_LEARNERS = [getattr(faulty_learners, name) for name in ("Right", "Centres", "Untrained", "Level", "Recursive")]
 RIGHT = [
     *(subject("learner", cls) for cls in RIGHT_LEARNERS),
     *(subject(kind, cls) for kind, cls in (*faulty_components.RIGHT, *faulty_kinds.RIGHT)),

@@ -19,7 +19,6 @@ from metaforge.testing import run_checks as run_checks_module
 from metaforge.testing.check import Skipped, check
 from metaforge.testing.checks import general
 from metaforge.testing.run_checks import all_checks, by_cause, counts, run_checks
-from metaforge.testing.toy import ToyLearner
 
 ADAPTING = Subject.of(faulty_learners.Right)
 
@@ -147,13 +146,7 @@ def test_outcomes_of_failures_expected_failures_and_unexpected_passes(monkeypatc
 
 
 def test_a_learner_without_parameters_has_no_meta_gradient_to_check() -> None:
-    class Raw(ToyLearner):
-        """Learns nothing."""
-
-        def init(self, key: Any) -> dict[str, Any]:
-            return {}
-
-    subject = Subject("learner", "raw", Raw)
+    subject = Subject.of(faulty_learners.Untrained)
     names = {check.name for check, reason in skipped_for(subject) if reason.startswith("its values have no parameters")}
     assert names == {"meta-gradient", "learns"}
-    assert not [check for check, _ in skipped_for(Subject("learner", "toy", ToyLearner)) if check.name in names]
+    assert not [check for check, _ in skipped_for(Subject.of(faulty_learners.Centres)) if check.name in names]
