@@ -72,7 +72,7 @@ def _gives_no_terms(subject: Subject) -> str:
 
 @check("learner", skip_reason=_gives_no_terms)
 def terms(subject: Subject) -> None:
-    """`loss` gives the terms that regularizers read and its tags name, with exact gradients, and computes no others."""
+    """`loss` gives the terms that regularizers read, with equal gradients by every plan, and computes no others."""
     tags, given = learner_tags(subject), {}
     for kind in task_kinds(subject):
         # With the shape of the inputs that was found, an error of the learner is not mistaken for a wrong shape.
