@@ -85,7 +85,7 @@ def build_backbone(backbone: Backbone, spec: TaskSpec, context: int = 0) -> nn.M
         raise ConfigError(
             f"The backbone {type(backbone).__name__} takes no context, which the learner adapts.",
             where="backbone",
-            remedy="choose another one, such as `mlp` or `conv4`, or give its `build` a parameter `context`",
+            remedy="choose another backbone, or give its `build` a parameter `context`",
         )
     return cast(ContextBackbone, backbone).build(spec, context=context)
 

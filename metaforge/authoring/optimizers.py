@@ -36,6 +36,9 @@ def fused(groups: Iterable[Mapping[str, Any]]) -> bool | None:
     Args:
         groups: The groups that `Optimizer.build` got.
 
+    Returns:
+        True or None.
+
     Example:
         >>> import torch
         >>> from metaforge.authoring import fused

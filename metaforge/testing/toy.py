@@ -167,17 +167,20 @@ class ToyNet(Backbone):
 
     def build(self, spec: TaskSpec, context: int = 0) -> nn.Module:
         """Return a module from `[n, *x_shape]`, and a context `[context]` if there is one, to `[n, UNITS]`."""
-        linear = nn.Linear(prod(spec.x_shape) + context, UNITS)
-        return ToyModule(nn.Flatten(), linear, nn.BatchNorm1d(UNITS), nn.Tanh())
+        layers = [nn.Flatten(), nn.Linear(prod(spec.x_shape), UNITS), nn.BatchNorm1d(UNITS)]
+        return ToyContextNet(nn.Sequential(*layers), context) if context else nn.Sequential(*layers, nn.Tanh())
 
 
-class ToyModule(nn.Sequential):
-    """Layers whose input is flattened and joined with the context, if there is one."""
+class ToyContextNet(nn.Module):
+    """The toy network with a shift of its units before tanh, which is linear in a context."""
 
-    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
-        """Return the output of the layers `[n, UNITS]`."""
-        joined = torch.cat([x.flatten(1), *(vector.expand(len(x), -1) for vector in context)], 1)
-        out: Tensor = super().forward(joined)  # type: ignore[no-untyped-call]
+    def __init__(self, body: nn.Module, context: int) -> None:
+        super().__init__()
+        self.body, self.shift = body, nn.Linear(context, UNITS, bias=False)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Return `[n, UNITS]` for `x` `[n, *x_shape]` and `context` `[context]`."""
+        out: Tensor = (self.body(x) + self.shift(context)).tanh()
         return out
 
 

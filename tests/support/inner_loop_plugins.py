@@ -41,6 +41,10 @@ from metaforge.authoring import (
 )
 
 
+SGD = {"adapters": {"sgd": {"lr": 0.1}}}
+DEFAULTS = {"classification": SGD, "regression": SGD}
+
+
 class HeadOnlyOptions(InnerLoopOptions):
     """Options of a learner that adapts the head alone."""
 
@@ -52,6 +56,7 @@ class HeadOnly(InnerLoopLearner):
 
     Config = HeadOnlyOptions
     reference = "Raghu, Raghu, Bengio, Vinyals 2020, arXiv 1909.09157"
+    defaults: ClassVar = DEFAULTS
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the query loss after the inner loop."""
@@ -102,7 +107,8 @@ class PrototypeHead(InnerLoopLearner):
 
     Config = InnerLoopOptions
     reference = "Triantafillou et al. 2020, arXiv 1903.03096"
-    tags: Tags = replace(InnerLoopLearner.tags, kinds=frozenset({"classification"}), fixed_ways=False)
+    tags: Tags = replace(InnerLoopLearner.tags, kinds=frozenset({"classification"}), fixed_ways=False, other_kinds=False)
+    defaults: ClassVar = DEFAULTS
 
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
         super().__init__(config, parts)
@@ -151,6 +157,7 @@ class ContextOnly(Learner):
 
     Config = ContextOptions
     reference = "Zintgraf et al. 2019, arXiv 1810.03642, algorithm 1"
+    defaults: ClassVar = DEFAULTS
     tags: Tags = Tags(
         kinds=frozenset({"classification", "regression"}), needs=frozenset({"backbone", "adapter"}), adapts=True
     )
@@ -202,6 +209,7 @@ class Implicit(InnerLoopLearner):
 
     Config = ImplicitOptions
     reference = "Rajeswaran, Finn, Kakade, Levine 2019, arXiv 1909.04630"
+    defaults: ClassVar = DEFAULTS
     tags: Tags = replace(InnerLoopLearner.tags, converges_at=200)
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:

@@ -35,6 +35,7 @@ from metaforge.authoring import (
     fold_in,
     make_key,
     normal,
+    task_kind,
 )
 from metaforge.errors import DataError
 from metaforge.registry.scan import scan
@@ -64,7 +65,7 @@ def trained(out: Path, learner: type[Any], dataset: type[Any], **others: Any) ->
     """Train a learner with the toy components that it needs for three steps."""
     registry = scan().with_plugin("learner", "mine", learner).with_plugin("dataset", "toy", dataset)
     registry = registry.with_plugin("backbone", "net", ToyNet).with_plugin("adapter", "descent", ToyDescent)
-    task = {"ways": 1, "shots": 4, "queries": 4} if dataset.kind == "regression" else {"ways": 3, "queries": 2}
+    task = {"ways": 1, "shots": 4, "queries": 4} if not task_kind(dataset.kind).classes else {"ways": 3, "queries": 2}
     settings = {"engine": {"threads": 1, "compile": "off"}, "evaluate": {"tasks": 4}, "task": task}
     return metaforge.train("mine", "toy", steps=3, tasks=2, out=out, settings=settings, registry=registry, **others)
 
@@ -173,7 +174,7 @@ class LogGradients(Adapter):
     def __init__(self, config: Options) -> None:
         self.config = config
 
-    def init(self, params: Params) -> Params:
+    def init(self, params: Params, key: Key) -> Params:
         one = next(iter(params.values()))
         return {"size": one.new_tensor(0.05), "sign": one.new_tensor(0.1)}
 

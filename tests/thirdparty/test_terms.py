@@ -126,7 +126,7 @@ def test_a_learner_that_does_not_give_the_terms_is_refused_by_name(learner: str,
 
 
 def test_tasks_without_classes_have_no_entropy(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"entropy_after and entropy_before.*classification only"):
+    with pytest.raises(ConfigError, match=r"entropy_after and entropy_before, which only predictions of classes have"):
         trained(tmp_path / "run", dataset="sinusoid", backbone="mlp", regularizers=["entropy-taml"])
     run = trained(tmp_path / "theil", dataset="sinusoid", backbone="mlp", regularizers=["theil-taml"], steps=2)
     assert run.summary["steps"] == 2

@@ -12,7 +12,7 @@ statistics. What normalises the queries, and what changes in evaluation:
   loop in evaluation then takes its gradients with statistics that it never had in training, and scores far below
   training: the policy is for learners without an inner loop.
 - `per-step`: as `transductive`. In addition, a running average of each inner step is collected in training. It is
-  saved, but it normalises nothing: this is what the code of MAML++ does (Antoniou et al. 2019, arXiv 1810.09502). Its
+  saved, but it normalises nothing: this is what the code of Antoniou et al. 2019 does (arXiv 1810.09502). Its
   paper suggests these averages for evaluation; but each is an average over tasks of networks that were adapted to
   different tasks, and fits none of them.
 """

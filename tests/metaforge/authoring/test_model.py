@@ -317,25 +317,6 @@ def test_embedding_a_task_in_evaluation_changes_no_state() -> None:
     torch.testing.assert_close(torch.cat([support, query]), model(values, x).flatten(1))
 
 
-def test_a_learner_of_a_model_has_its_values_and_its_norm_policy() -> None:
-    class Small(ModelLearner):
-        """Does nothing but hold a model."""
-
-        Config = Options
-
-    parts = Parts(SPEC, lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
-    options = Options()
-    one = Small(options, parts, norm="per-step", steps=2, outputs=5)  # type: ignore[abstract]
-    assert (one.config, one.spec, one.norm, one.transductive) == (options, SPEC, "per-step", True)
-    values = one.init(KEY)
-    expected = one.model.init(fold_in(KEY, "model"))
-    assert values["state.model.0.1.mean"].shape == (3, 4)
-    assert values.keys() == expected.keys()
-    assert all(torch.equal(values[name], expected[name]) for name in values)
-    assert one.model(values, torch.zeros(2, 3)).shape == (2, 5)
-    assert Small(options, parts).transductive  # type: ignore[abstract]
-
-
 class Attached(Doubling):
     """Stores the names of the modules of the network."""
 

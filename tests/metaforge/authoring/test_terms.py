@@ -87,7 +87,7 @@ def test_a_head_of_zeros_has_the_entropy_of_the_uniform_distribution() -> None:
 
 
 def test_only_classes_have_entropies() -> None:
-    with pytest.raises(ConfigError, match="entropy_after, which predictions have in classification only"):
+    with pytest.raises(ConfigError, match="entropy_after, which only predictions of classes have"):
         learner(MAML, kind="regression", regularizers={"one": Reading("entropy_after", "loss_before")})
     regression = learner(MAML, kind="regression", regularizers={"one": Reading("loss_before")})
     assert regression.loss(fresh(regression), task(0, "regression"), KEY)[1].terms.keys() == {"loss_before"}

@@ -112,5 +112,5 @@ def test_an_evaluation_rounds_no_products() -> None:
     built = learner(Watching)
     values, batch = fresh(built), tasks(1)
     with rounding(torch.device("cpu"), "bfloat16", tf32=True):
-        score_tasks(built, values, batch)
+        score_tasks(built, values, batch, kind=CLASSIFICATION)
     assert seen == [(["ieee"] * 4, False)]

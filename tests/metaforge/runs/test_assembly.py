@@ -115,7 +115,7 @@ def test_errors_that_a_plugin_words_itself_pass_through(monkeypatch: pytest.Monk
 class Rates(ToyDescent):
     """Learns a rate."""
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: Any, key: Any) -> Any:
         return {"rate": next(iter(params.values())).new_ones(())}
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from torch import nn
 from typer.testing import Result
 
 import metaforge
@@ -247,11 +246,18 @@ def test_other_ranks_end_without_a_folder() -> None:
 
 def test_a_run_that_cannot_start_ends_like_any_other_that_fails(tmp_path: Path) -> None:
     watch = Watch()
-    # Prototypical networks without a parameter: the outer optimiser refuses to be built.
-    with pytest.raises(ValueError, match="empty parameter list"):
-        metaforge.train("protonet", "glyphs", backbone=nn.Flatten(), steps=1, out=tmp_path / "run", hooks=[watch])
+
+    class Starting:
+        """Fails before the first step."""
+
+        @hookimpl
+        def metaforge_run_start(self, run: RunInfo) -> None:
+            raise ValueError("not today")
+
+    with pytest.raises(PluginError, match="not today"):
+        metaforge.train("protonet", "glyphs", steps=1, out=tmp_path / "run", hooks=[Starting(), watch])
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert (status["outcome"], status["exit_code"]) == ("failed", 1)
+    assert (status["outcome"], status["exit_code"]) == ("failed", 4)
     assert watch.seen[-1] == "failed"
     assert (tmp_path / "run" / "run.lock").read_bytes() == b""
 

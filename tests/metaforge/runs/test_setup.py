@@ -39,7 +39,8 @@ def test_rank_0_creates_the_folder_and_calls_the_hooks(tmp_path: Path) -> None:
     setup.folder.close()
     assert (tmp_path / "run" / "config.toml").read_text("utf-8") == resolved.to_toml()
     assert (tmp_path / "run" / "command.txt").read_text("utf-8") == "a command\n"
-    assert len(setup.hooks.get_plugins()) == 2
+    # The object given, the hook of the configuration, and the learner, which has a hook too.
+    assert len(setup.hooks.get_plugins()) == 3
     assert list(setup.plugins) == ["jsonl"]
     assert (setup.info.folder, setup.info.kind, setup.info.command) == (tmp_path / "run", REGRESSION, "a command")
     assert setup.info.settings == resolved.to_dict()

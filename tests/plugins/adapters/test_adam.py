@@ -22,7 +22,7 @@ def adapted(adam: Adam, values: Params, steps: int) -> tuple[Params, Params]:
 def start(adam: Adam) -> Params:
     """Return θ and the adapter's first values."""
     return {"w": THETA} | {
-        f"state.adapters.adam.{name.removeprefix('state.')}": value for name, value in adam.init({"w": THETA}).items()
+        f"state.adapters.adam.{name.removeprefix('state.')}": value for name, value in adam.init({"w": THETA}, make_key(0)).items()
     }
 
 
@@ -67,7 +67,7 @@ def test_the_second_moment_is_carried_and_the_weights_are_reset() -> None:
 
 def test_a_fresh_state_moves_every_weight_by_its_rate() -> None:
     adam = Adam(AdamOptions(lr=0.05, carry=False, eps=1e-12))
-    assert adam.init({"w": THETA}) == {}
+    assert adam.init({"w": THETA}, make_key(0)) == {}
     fast, change = adapted(adam, start(adam), 1)
     torch.testing.assert_close((fast["w"] - THETA).abs(), torch.full((2,), 0.05, dtype=torch.float64))
     assert change == {}

@@ -30,7 +30,7 @@ def test_rates_may_be_negative() -> None:
 def test_a_constant_rate_is_plain_descent_to_the_bit() -> None:
     gradients = {"w": THETA.sin()}
     meta = MetaSGD(MetaSGDOptions(lr=0.3))
-    ours = meta.update(meta.init({"w": THETA}), gradients, {}, {}, inner_step())[0]["w"]
+    ours = meta.update(meta.init({"w": THETA}, make_key(0)), gradients, {}, {}, inner_step())[0]["w"]
     assert torch.equal(ours, SGD(SGDOptions(lr=0.3)).update({}, gradients, {}, {}, inner_step())[0]["w"])
 
 

@@ -19,7 +19,7 @@ def test_the_update_is_rate_times_gradient() -> None:
 
 def test_it_learns_and_carries_nothing() -> None:
     chain = Chain({"sgd": SGD(SGDOptions())})
-    assert chain.init({"w": THETA}) == chain.start({}, {"w": THETA}) == chain.carry({}, {}) == {}
+    assert chain.init({"w": THETA}, make_key(0)) == chain.start({}, {"w": THETA}) == chain.carry({}, {}) == {}
 
 
 def test_the_rate_is_checked() -> None:
