@@ -27,7 +27,7 @@ def run(only: Sequence[str] | None, rounds: int) -> Iterator[tuple[str, dict[str
     classes: tuple[Any, ...] = (Omniglot, Glyphs, Sinusoid)
     for cls in classes:
         data_set = cls(cls.Config(), root=data_root())
-        shapes = _SHAPES if data_set.kind == "classification" else {"10 shots, 10 queries": TaskShape(1, 10, 10)}
+        shapes = _SHAPES if data_set.kind.classes else {"10 shots, 10 queries": TaskShape(1, 10, 10)}
         for description, shape in shapes.items():
             try:
                 data_set.sample("train", shape, 0, 1, seed=0)

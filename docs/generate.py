@@ -90,7 +90,11 @@ def about(facts: dict[str, Any]) -> str:
     if not tags:
         return ""
     needs = " and ".join(f"{'an' if need[0] in 'aeiou' else 'a'} {need}" for need in tags["needs"])
-    clauses = [f"Solves {' and '.join(tags['kinds'])} tasks", f"needs {needs or 'neither backbone nor adapter'}"]
+    others = ", and supervised tasks of any other kind" if tags.get("other_kinds") else ""
+    clauses = [
+        f"Solves {' and '.join(tags['kinds'])} tasks{others}",
+        f"needs {needs or 'neither backbone nor adapter'}",
+    ]
     clauses.append("adapts in steps" if tags["adapts"] else "adapts without inner steps")
     clauses.append(
         "is evaluated on as many classes as it was trained on"

@@ -47,7 +47,7 @@ class TaskKind:
         target_shape: Shape of the target of one example, which is a float tensor. None stands for `(outputs,)`.
         wrong_targets: Returns what is wrong with targets, as the end of a sentence, and `""` if nothing is.
         supervised: Whether a prediction is compared with a target. A learner with the tag `other_kinds` solves every
-            supervised kind by its loss.
+            supervised kind that needs no key, by its loss.
         needs_key: Whether evaluation passes a key to `Learner.adapt` and `Learner.predict`, for the noise of an
             environment. It is the same for every learner.
         picture: How tasks are drawn: `classes` (images with their predicted class), `curves` (targets and predictions
@@ -96,7 +96,9 @@ class TaskKind:
 
     def solved_by(self, tags: Tags) -> bool:
         """Return whether a learner with these tags solves tasks of this kind."""
-        return self.name in tags.kinds or (self.supervised and tags.other_kinds)
+        # With a key, a learner that knows nothing of the kind would draw its own noise of training in evaluation.
+        generic = self.supervised and not self.needs_key
+        return self.name in tags.kinds or (generic and tags.other_kinds)
 
 
 def task_kind(kind: TaskKind | str) -> TaskKind:

@@ -30,7 +30,8 @@ class Scale:
             classes: these are called `5-way 1-shot`.
 
     Raises:
-        ValueError: A text is longer than 100 characters or has control characters, or the metric has no name.
+        ValueError: A text is longer than 100 characters or has control characters, the metric has no name, or the score
+            counts queries and is no share.
 
     Example:
         >>> from metaforge.authoring import Scale
@@ -55,6 +56,8 @@ class Scale:
                 raise ValueError(f"a text of a scale is {text[:_LONGEST]!r}; use at most {_LONGEST} printable letters")
         if not self.metric:
             raise ValueError("the metric of a scale has no name")
+        if self.counts and not self.percent:
+            raise ValueError("a score that counts queries is a share of them: set percent too")
 
     @property
     def title(self) -> str:

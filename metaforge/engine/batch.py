@@ -17,7 +17,6 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import add_params, one_task, split_state
-from metaforge.authoring.keys import fold_in
 from metaforge.authoring.kinds import TaskKind
 from metaforge.authoring.layers import images
 from metaforge.authoring.protocols import Examples, Learner, Params, Regularizer, Task
@@ -27,7 +26,7 @@ from metaforge.engine.contract import unmodified
 from metaforge.engine.local_batch import LocalBatch
 from metaforge.engine.plans import Plan, combining_regularizers
 from metaforge.engine.precision import primitive_attention, rounding
-from metaforge.engine.predictions import require_prediction
+from metaforge.engine.predictions import evaluation_keys, require_prediction
 
 
 @dataclass(frozen=True)
@@ -236,13 +235,6 @@ def _batched_image_layers(plan: Plan, device: torch.device) -> Iterator[None]:
     faster = plan != "loop" and device.type == "cpu" and not torch.is_autocast_enabled(device.type)
     with images.channels_last_kernels("pooled") if faster else nullcontext():
         yield
-
-
-def evaluation_keys(kind: TaskKind, key: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Return the keys that evaluation passes to `adapt` and to `predict`: two of the task's key, or None for both."""
-    if key is None or not kind.needs_key:
-        return None, None
-    return fold_in(key, "adapt"), fold_in(key, "predict")
 
 
 @primitive_attention()

@@ -1,11 +1,25 @@
-"""The check that a learner's predictions have the shape that its tasks need."""
+"""The keys that evaluation passes to a learner, and the check that its predictions have the right shape."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from metaforge.authoring.keys import fold_in
+from metaforge.authoring.kinds import TaskKind
 from metaforge.authoring.protocols import Learner
 from metaforge.errors import PluginError
+
+
+def evaluation_keys(kind: TaskKind, key: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return the keys that evaluation passes to `adapt` and to `predict`: two of the task's key, or None for both.
+
+    Args:
+        kind: The kind of the task.
+        key: The key of the task; None only if the kind needs none.
+    """
+    if key is None or not kind.needs_key:
+        return None, None
+    return fold_in(key, "adapt"), fold_in(key, "predict")
 
 
 def require_prediction(learner: Learner, prediction: object, queries: int, outputs: int) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from metaforge.authoring.functional import one_task
-from metaforge.authoring.kinds import TaskKind
 from metaforge.authoring.protocols import Dataset, Learner, Params, Task, TaskShape, TaskSpec
 from metaforge.config.resolved import Resolved
 from metaforge.config.settings import MAX_SIZE
@@ -24,7 +23,7 @@ from metaforge.engine import plans
 from metaforge.errors import ConfigError, shown
 from metaforge.results.episode_scores import EvaluationCase, episode_chunks, score_episodes
 from metaforge.results.record_schema import step_label
-from metaforge.results.records import Record, is_file_name, without_per_task, write_evaluation
+from metaforge.results.records import Record, is_file_name, scale_fields, without_per_task, write_evaluation
 from metaforge.results.statistics import StepScore, mean_and_ci, strict_mean_and_ci
 
 # With fewer test tasks a result carries a warning.
@@ -261,7 +260,7 @@ def _record(run: TrainedRun, case: EvaluationCase, tasks: int, split: str, seed:
         "tasks": tasks,
         **shape._asdict(),
         "kind": kind.name,
-        **_scale(kind),
+        **scale_fields(kind),
         "norm": learner.norm,
         "transductive": learner.transductive,
         "note": run.dataset.note,
@@ -278,12 +277,6 @@ def _record(run: TrainedRun, case: EvaluationCase, tasks: int, split: str, seed:
             "measures": {name: _jsonable(values) for name, values in measured.measures.items()},
         },
     }
-
-
-def _scale(kind: TaskKind) -> Record:
-    """Return the fields of a record from which its scores can be printed and compared without the plugin."""
-    scale = asdict(kind.scale) | ({"examples": ""} if kind.classes else {})
-    return {"metric": scale.pop("metric"), "scale": scale}
 
 
 def _warning(tasks: int, scores: Sequence[StepScore]) -> str:

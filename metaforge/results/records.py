@@ -6,8 +6,9 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -17,6 +18,9 @@ from metaforge.results.record_schema import OLD_SCALES, EnvironmentRecord, Evalu
 from metaforge.results.statistics import StepScore
 from metaforge.system.files import write_atomically, write_errors
 from metaforge.system.untrusted import UNREADABLE, parse_json, read_object, read_regular_file, require_regular
+
+if TYPE_CHECKING:
+    from metaforge.authoring.kinds import TaskKind
 
 Record = dict[str, Any]
 
@@ -257,6 +261,12 @@ def headline_score(record: Mapping[str, Any]) -> StepScore:
 def without_per_task(record: Mapping[str, Any]) -> Record:
     """Return a record without the lists that have a value for every task."""
     return {name: value for name, value in record.items() if name != "per_task"}
+
+
+def scale_fields(kind: TaskKind) -> Record:
+    """Return the fields of a record from which its scores can be printed and compared without the plugin."""
+    scale = asdict(kind.scale) | ({"examples": ""} if kind.classes else {})
+    return {"metric": scale.pop("metric"), "scale": scale}
 
 
 def scale_of(record: Mapping[str, Any]) -> Scale:

@@ -63,16 +63,17 @@ def steps_text(steps: int | None) -> str:
 
 def score_rows(results: Sequence[Mapping[str, Any]]) -> tuple[Row, list[Row]]:
     """Return headings and rows: one row per task shape and number of adaptation steps."""
-    scale = scale_of(results[0])
-    headings = ["tasks", "adaptation steps", f"{scale.title} ± 95 % CI", *baseline_texts(results[0])]
+    baselines = [baseline_texts(result) for result in results]
+    names = dict.fromkeys(name for texts in baselines for name in texts)
+    headings = ["tasks", "adaptation steps", f"{scale_of(results[0]).title} ± 95 % CI", *names]
     rows = [
         [
             shape_text(result),
             steps_text(score["steps"]),
-            estimate_text(score, scale),
-            *baseline_texts(result).values(),
+            estimate_text(score, scale_of(result)),
+            *(texts.get(name, "–") for name in names),
         ]
-        for result in results
+        for result, texts in zip(results, baselines, strict=True)
         for score in result["scores"]
     ]
     return headings, rows

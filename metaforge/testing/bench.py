@@ -34,7 +34,8 @@ from metaforge.authoring.protocols import (
     TaskSpec,
 )
 from metaforge.data.root import data_root
-from metaforge.engine.batch import MetaStep, evaluation_keys, meta_gradients, prepare_tasks
+from metaforge.engine.batch import MetaStep, meta_gradients, prepare_tasks
+from metaforge.engine.predictions import evaluation_keys
 from metaforge.testing.subject import Subject
 from metaforge.testing.toy import TOYS, ToyDescent, ToyLearner, ToyNet, ToyReader, ToyTasksOptions
 

@@ -6,6 +6,7 @@ As in any data set, an episode depends on seed, split and number only.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -133,6 +134,10 @@ class ToyWorlds(ToyCurves):
     """Environments: their parameters are a random vector, almost the same for all rollouts of a task."""
 
     kind: ClassVar[TaskKind] = INTERACTION
+
+    def spec(self, split: str, shape: TaskShape) -> TaskSpec:
+        """Return the spec of tasks with one way and one return per rollout; raise `DataError` for other ways."""
+        return replace(super().spec(split, shape), outputs=1)
 
     def episode(self, spec: TaskSpec, key: Key) -> Task:
         """Return the task of a key."""

@@ -109,7 +109,9 @@ def test_an_alias_or_constant_is_described_below_its_assignment(name: str) -> No
     for path in (ROOT / "metaforge" / "authoring").rglob("*.py"):
         statements = ast.parse(path.read_text("utf-8")).body
         for statement, following in zip(statements, [*statements[1:], None], strict=True):
-            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
+            targets = statement.targets if isinstance(statement, ast.Assign) else []
+            targets = [statement.target] if isinstance(statement, ast.AnnAssign) else targets
+            if name in map(ast.unparse, targets):
                 text = following.value if isinstance(following, ast.Expr) else None
                 texts.append(isinstance(text, ast.Constant) and isinstance(text.value, str))
     assert texts == [True], f"{name} must be assigned once, with a string below that describes it"

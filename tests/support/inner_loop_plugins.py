@@ -40,7 +40,6 @@ from metaforge.authoring import (
     score,
 )
 
-
 SGD = {"adapters": {"sgd": {"lr": 0.1}}}
 DEFAULTS = {"classification": SGD, "regression": SGD}
 
@@ -107,7 +106,9 @@ class PrototypeHead(InnerLoopLearner):
 
     Config = InnerLoopOptions
     reference = "Triantafillou et al. 2020, arXiv 1903.03096"
-    tags: Tags = replace(InnerLoopLearner.tags, kinds=frozenset({"classification"}), fixed_ways=False, other_kinds=False)
+    tags: Tags = replace(
+        InnerLoopLearner.tags, kinds=frozenset({"classification"}), fixed_ways=False, other_kinds=False
+    )
     defaults: ClassVar = DEFAULTS
 
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:

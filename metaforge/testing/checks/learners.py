@@ -150,6 +150,8 @@ def no_leak(subject: Subject) -> None:
 def transductive(subject: Subject) -> None:
     """`transductive` is True if and only if the prediction for a query depends on the other queries."""
     for bench in build_benches(subject):
+        if not bench.spec.kind.supervised:
+            continue  # The parameters of one environment tell a learner nothing about another one.
         values, task, other = bench.with_updated_state(bench.values()), bench.task(0), bench.task(1)
         fast = bench.adapt(values, task)
         mixed = torch.cat([task.query.x[:1], other.query.x[1:]])

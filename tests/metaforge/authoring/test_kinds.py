@@ -139,8 +139,9 @@ def test_labels_are_zeros_and_ones() -> None:
 
 def test_a_learner_solves_the_kinds_that_it_names_and_others_if_it_says_so() -> None:
     own, narrow, open_ = replace(REGRESSION, name="own"), Tags(), Tags(other_kinds=True)
+    noisy = replace(own, needs_key=True)
     assert CLASSIFICATION.solved_by(narrow)
     assert [kind.solved_by(narrow) for kind in (own, MULTI_LABEL, INTERACTION)] == [False, False, False]
-    assert [kind.solved_by(open_) for kind in (own, MULTI_LABEL, INTERACTION)] == [True, True, False]
+    assert [kind.solved_by(open_) for kind in (own, MULTI_LABEL, INTERACTION, noisy)] == [True, True, False, False]
     assert INTERACTION.solved_by(Tags(kinds=frozenset({"interaction"})))
     assert repr(own) == "TaskKind('own')"

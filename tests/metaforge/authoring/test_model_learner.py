@@ -7,10 +7,10 @@ from torch import nn
 
 from metaforge.authoring.keys import fold_in, make_key
 from metaforge.authoring.model_learner import ModelLearner
-from metaforge.authoring.protocols import Options, Parts
-from toys import spec
+from metaforge.authoring.protocols import Options, Parts, TaskShape, TaskSpec
 
-SPEC, KEY = spec(), make_key(3)
+KEY = make_key(0)
+SPEC = TaskSpec("classification", (3,), 2, TaskShape(2, 3, 3))
 
 
 def test_a_learner_of_a_model_has_its_values_and_its_norm_policy() -> None:

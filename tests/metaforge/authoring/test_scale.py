@@ -30,3 +30,8 @@ def test_a_text_that_no_heading_can_hold_is_refused(field: str, text: str) -> No
 def test_a_metric_has_a_name() -> None:
     with pytest.raises(ValueError, match="has no name"):
         Scale("", higher_is_better=True)
+
+
+def test_a_count_of_queries_is_a_share_of_them() -> None:
+    with pytest.raises(ValueError, match="set percent too"):
+        Scale("hits", higher_is_better=True, counts=True)

@@ -22,7 +22,8 @@ def adapted(adam: Adam, values: Params, steps: int) -> tuple[Params, Params]:
 def start(adam: Adam) -> Params:
     """Return θ and the adapter's first values."""
     return {"w": THETA} | {
-        f"state.adapters.adam.{name.removeprefix('state.')}": value for name, value in adam.init({"w": THETA}, make_key(0)).items()
+        f"state.adapters.adam.{name.removeprefix('state.')}": value
+        for name, value in adam.init({"w": THETA}, make_key(0)).items()
     }
 
 
