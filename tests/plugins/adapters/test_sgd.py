@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from metaforge.authoring.descent import Chain
+from metaforge.authoring.keys import make_key
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from toys import THETA, A, H, close, inner_step
 
