@@ -5,7 +5,8 @@ All of them work under `torch.func.grad` and `torch.func.vmap`, in any order of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -67,14 +68,40 @@ def select(values: Params, prefix: str) -> Params:
     return selected
 
 
-def split_state(values: Params) -> tuple[Params, Params]:
-    """Split a learner's values into parameters and state entries.
+def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Return the names of values that match at least one pattern, in their order.
+
+    A pattern is compared as a shell compares file names (`*`, `?`, `[...]`), but a `*` matches dots too. A state entry
+    also matches without its `state.` in front, so `model.0.*` stands for the parameters of a layer and its statistics.
+
+    Args:
+        names: Names of values.
+        patterns: Patterns of names.
+
+    Returns:
+        The names that match.
+
+    Example:
+        >>> from metaforge.authoring import matching
+        >>> matching(["model.0.weight", "model.1.weight", "state.model.0.mean"], ["model.0.*"])
+        ['model.0.weight', 'state.model.0.mean']
+    """
+
+    def matches(name: str) -> bool:
+        return any(fnmatchcase(name, one) or fnmatchcase(name.removeprefix(STATE), one) for one in patterns)
+
+    return [name for name in names if matches(name)]
+
+
+def split_state(values: Params, frozen: Sequence[str] = ()) -> tuple[Params, Params]:
+    """Split a learner's values into parameters, for which there are gradients, and all other entries.
 
     Args:
         values: Tensors by name.
+        frozen: Patterns of names, see `matching`. What they match is no parameter.
 
     Returns:
-        The parameters, and the state entries (the names that begin with `state.`).
+        The parameters; and the state entries (the names that begin with `state.`), together with what is frozen.
 
     Example:
         >>> import torch
@@ -83,7 +110,8 @@ def split_state(values: Params) -> tuple[Params, Params]:
         >>> list(params), list(state)
         (['weight'], ['state.mean'])
     """
-    state = {name: value for name, value in values.items() if name.startswith(STATE)}
+    fixed = frozenset(matching(values, frozen))
+    state = {name: value for name, value in values.items() if name.startswith(STATE) or name in fixed}
     return {name: value for name, value in values.items() if name not in state}, state
 
 

@@ -10,7 +10,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaforge.authoring.functional import add_params, advance_state, detach_params, gradient, prefixed, select, sum_of
+from metaforge.authoring.functional import (
+    add_params,
+    advance_state,
+    detach_params,
+    gradient,
+    matching,
+    prefixed,
+    select,
+    sum_of,
+)
 from metaforge.authoring.losses import criterion, score
 from metaforge.authoring.model import ModelLearner
 from metaforge.authoring.protocols import (
@@ -26,6 +35,7 @@ from metaforge.authoring.protocols import (
     Tags,
     Task,
 )
+from metaforge.errors import ConfigError
 from metaforge.kernels.recompute import recompute_in_backward
 
 
@@ -62,7 +72,7 @@ class InnerLoopLearner(ModelLearner):
         first_order: Whether the inner gradients are treated as constants, without second derivatives.
         adapter: The transform from gradients to updates.
         criterion: The task loss of (prediction, target).
-        adapted: Names of the values that the inner loop adapts.
+        adapted: Names of the values that the inner loop adapts; none of them is frozen.
 
     Example:
         Differentiate through the inner loop; the gradient of `loss` is then the meta-gradient.
@@ -104,7 +114,15 @@ class InnerLoopLearner(ModelLearner):
         assert parts.adapter is not None, "the learner's tags do not name an adapter among its needs"
         self.adapter, self.criterion, self.steps = parts.adapter, criterion(parts.spec.kind), config.test_steps
         constant = self.model.norm_names if config.adapt == "weights" else frozenset[str]()
-        self.adapted = tuple(n for n in (f"model.{name}" for name in self.model.names) if n not in constant)
+        names = [f"model.{name}" for name in self.model.names]
+        constant |= {*matching(names, parts.frozen)}
+        self.adapted = tuple(name for name in names if name not in constant)
+        if not self.adapted and parts.frozen:
+            raise ConfigError(
+                "Every value that the inner loop would adapt is frozen.",
+                where="train.freeze",
+                remedy="freeze less, such as the body of the network without its head",
+            )
 
     def init(self, key: Key) -> Params:
         """Return the values of the network and of the adapter; equal for equal keys."""

@@ -36,6 +36,7 @@ class Model:
         steps: Number of inner steps that have their own running statistics under `norm="per-step"`.
         regularizers: Regularizers by name; each may change the outputs of modules of the network.
         x_shape: Shape of one input, without the batch dimension; only `features` needs it.
+        frozen: Patterns of the names of values that nothing changes, as in `Parts`.
 
     Attributes:
         module: The network, with its layers replaced.
@@ -67,10 +68,11 @@ class Model:
         steps: int = 0,
         regularizers: Mapping[str, Regularizer] | None = None,
         x_shape: Sequence[int] | None = None,
+        frozen: Sequence[str] = (),
     ) -> None:
         self._build, self._steps, self._x_shape = build, steps, x_shape
         self.regularizers = dict(regularizers or {})
-        self.context = ForwardContext(norm)
+        self.context = ForwardContext(norm, frozen)
         with seeded(make_key(0, "structure")):
             self.module = exchange_layers(build(), self.context)
         self.names = tuple(name for name, _ in self.module.named_parameters())
@@ -97,7 +99,7 @@ class Model:
         assert parts.backbone is not None, "the learner's tags do not name a backbone among its needs"
         x_shape = parts.spec.x_shape
         build = parts.backbone if outputs is None else with_head(parts.backbone, outputs, x_shape)
-        return cls(build, norm=norm, steps=steps, regularizers=parts.regularizers, x_shape=x_shape)
+        return cls(build, norm=norm, steps=steps, regularizers=parts.regularizers, x_shape=x_shape, frozen=parts.frozen)
 
     @property
     def transductive(self) -> bool:
@@ -134,7 +136,8 @@ class Model:
         values = {f"model.{name}": value.detach().clone() for name, value in module.named_parameters()}
         if self.context.policy in ("running", "per-step"):
             lead = (self._steps + 1,) if self.context.policy == "per-step" else ()
-            for layer in self._norm_layers:
+            # Of this module, not of `self.module`: its statistics may come from a file of weights.
+            for layer in (layer for layer in module.modules() if isinstance(layer, BatchNorm)):
                 for name, initial in zip(layer.state_names, (layer.initial_mean, layer.initial_var), strict=True):
                     values[name] = initial.expand(*lead, -1).clone()
         modules = dict(self.module.named_modules())

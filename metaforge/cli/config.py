@@ -20,6 +20,8 @@ def config(
     budget: options.Budget = None,
     seed: options.Seed = None,
     device: options.Device = None,
+    init_from: options.InitFrom = None,
+    freeze: options.Freeze = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Print the configuration that `train` would use with the same flags, with the origin of every value.
@@ -27,7 +29,9 @@ def config(
     The output is a valid run file.
     """
     flags = options.RunFlags(
-        learner, dataset, backbone, adapter, regularizer, hook, steps, budget, seed, device, config, settings
+        *(learner, dataset, backbone, adapter, regularizer, hook, steps, budget, seed, device, config, settings),
+        init_from=init_from,
+        freeze=freeze,
     )
     _, resolved = flags.resolve(complete=False)
     if as_json:

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from metaforge.authoring.inner_loop import Chain
-from metaforge.authoring.protocols import Dataset, Learner, Parts, Regularizer, TaskShape, TaskSpec
+from metaforge.authoring.protocols import Dataset, Learner, Params, Parts, Regularizer, TaskShape, TaskSpec
 from metaforge.config.resolved import Choice, Resolved
 from metaforge.data.checks import checked_spec
 from metaforge.data.root import data_root
 from metaforge.errors import ConfigError, DataError, PluginError
 from metaforge.registry.loading import plugin_errors
+from metaforge.runs.outside_weights import load_weights
 
 
 class Components:
@@ -30,6 +31,8 @@ class Components:
         self.dataset: Dataset = self._dataset.instantiate(root=data_root())
         self._regularizers: dict[str, Regularizer] = _instances(resolved.regularizers)
         self._require_useful_regularizers()
+        # The specs that were checked, each with its split: the run folder records them.
+        self.specs: list[tuple[str, TaskSpec]] = []
         task, train = resolved.run.task, resolved.run.train
         self.task_shape = TaskShape(task.ways, task.shots, task.queries)
         self.training_shape = TaskShape(
@@ -83,15 +86,24 @@ class Components:
 
     def _spec(self, split: str, purpose: str, shape: TaskShape) -> TaskSpec:
         try:
-            return checked_spec(self.dataset, split, shape, seed=self.resolved.run.seed)
+            found = checked_spec(self.dataset, split, shape, seed=self.resolved.run.seed)
         except (ConfigError, DataError, PluginError) as error:
             where = f"the {split!r} split, for {purpose}; {error.where}"
             raise type(error)(error.what, where=where, remedy=error.remedy) from error
+        self.specs.append((split, found))
+        return found
 
-    def learner(self, spec: TaskSpec) -> Learner:
-        """Return a learner for tasks of a spec; all learners of one run can use the same values."""
+    def learner(self, spec: TaskSpec, weights: Params | None = None) -> Learner:
+        """Return a learner for tasks of a spec; all learners of one run can use the same values.
+
+        Args:
+            spec: The spec of the tasks.
+            weights: The weights of every network that the backbone builds. They reach the values that `init` returns;
+                for anything but the initial values of a new run it is None.
+        """
         adapters = _instances(self.resolved.adapters)
-        parts = Parts(spec, self._backbone_maker(spec), Chain(adapters) if adapters else None, self._regularizers)
+        chain, frozen = Chain(adapters) if adapters else None, self.resolved.run.train.freeze
+        parts = Parts(spec, self._backbone_maker(spec, weights), chain, self._regularizers, frozen)
         learner: Learner = self._learner.instantiate(parts)
         return learner
 
@@ -102,7 +114,7 @@ class Components:
             for choice in self.resolved.choices()
         }
 
-    def _backbone_maker(self, spec: TaskSpec) -> Any:
+    def _backbone_maker(self, spec: TaskSpec, weights: Params | None) -> Any:
         choice = self.resolved.backbone
         if choice is None:
             return None
@@ -111,6 +123,8 @@ class Components:
         def build() -> nn.Module:
             with plugin_errors(choice.entry, "cannot build a network for these tasks", keep_metaforge_errors=True):
                 module: nn.Module = backbone.build(spec)
+            if weights is not None:
+                load_weights(module, weights)
             return module
 
         return build

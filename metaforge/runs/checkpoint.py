@@ -138,6 +138,11 @@ def size(folder: Path, step: int) -> int:
     return sum(file.lstat().st_size for file in _path(folder, step).glob("*"))
 
 
+def manifest_digest(folder: Path, step: int) -> str:
+    """Return the SHA-256 digest of the manifest of a checkpoint, and so of everything in it, once it was loaded."""
+    return hashlib.sha256((_path(folder, step) / MANIFEST).read_bytes()).hexdigest()
+
+
 def best(folder: Path) -> int | None:
     """Return the step of the checkpoint with the best validation score, None if there is none."""
     try:

@@ -26,7 +26,8 @@ class OuterOptimizer:
 
     Args:
         config: The settings of the outer loop: optimiser, learning rate and its schedule, clipping, weight decay.
-        values: The values of the learner. The optimiser updates the parameters, but not the `state.` entries.
+        values: The values of the learner. The optimiser updates the parameters, but neither the `state.` entries nor
+            what `train.freeze` matches.
         training: The tensors in the optimiser's state from an earlier `snapshot`; None for a new run.
 
     Raises:
@@ -34,7 +35,7 @@ class OuterOptimizer:
     """
 
     def __init__(self, config: TrainConfig, values: Params, training: Params | None = None) -> None:
-        params, self._state = split_state(values)
+        params, self._state = split_state(values, config.freeze)
         self._config = config
         # The fused optimisers of torch read memory contiguously and ignore strides.
         dense = torch.contiguous_format
@@ -58,7 +59,9 @@ class OuterOptimizer:
         for name, leaf in self._leaves.items():
             leaf.grad = (grads[name] * scale if scale != 1.0 else grads[name]).contiguous()
         self._optimizer.step()
-        self._state = {name: (value + change.get(name, 0)).detach() for name, value in self._state.items()}
+        # An entry without a change is not added to: the sum of -0.0 and 0 would have another sign.
+        changed = {name: (self._state[name] + value).detach() for name, value in change.items()}
+        self._state = self._state | changed
 
     def snapshot(self) -> Snapshot:
         """Return copies of all tensors, which later steps do not change."""
@@ -88,7 +91,7 @@ def require_matching(config: TrainConfig, values: Params, training: Params) -> N
 
     An incomplete state would make torch fail in the next step, with a message that does not name the cause.
     """
-    params, _ = split_state(values)
+    params, _ = split_state(values, config.freeze)
     for key, value in training.items():
         name = key.partition(".")[2]
         if name not in params or value.shape not in (params[name].shape, torch.Size()):

@@ -11,7 +11,7 @@ from typing import Any
 from metaforge.authoring.protocols import Params
 from metaforge.config.resolve import KNOWN, resolve
 from metaforge.config.resolved import Resolved
-from metaforge.config.settings import TrainConfig
+from metaforge.config.settings import RunConfig, TrainConfig
 from metaforge.config.sources import Layer, file_layer, normalise
 from metaforge.config.toml_text import flatten
 from metaforge.errors import CheckpointError, ConfigError, PluginError, printable
@@ -19,6 +19,7 @@ from metaforge.registry.registry import Registry
 from metaforge.runs.checkpoint import Checkpoint
 from metaforge.runs.divergence import nonfinite
 from metaforge.runs.folder import RunFolder, missing_records, read_json, require_run
+from metaforge.runs.initial_values import require_own_start, require_same_start
 from metaforge.runs.outer_optimizer import require_matching
 from metaforge.runs.state import Saver, State
 
@@ -95,13 +96,15 @@ def restore_state(
     Raises:
         CheckpointError: The state is damaged or belongs to another learner.
         PluginError: A plugin now has another version, and `accept_plugins` is false.
-        ConfigError: There is nothing left to do because of a changed setting.
+        ConfigError: There is nothing left to do because of a changed setting, or the setting cannot be changed.
     """
     found = saver.find()
     if found is None:
+        require_own_start(resolved)
         return State(), {"exact": True, "differences": [], "damaged": []}
     state, saved, errors = found
     train = resolved.run.train
+    require_same_start(_table(saved.facts, "config"), resolved)
     _require_resumable(state, saved, initial, train)
     # Entries in a file are sorted by name. The last bits of sums over all entries depend on the order of the learner.
     state = replace(state, values={name: state.values[name] for name in initial})
@@ -239,10 +242,13 @@ def differences(
         for name in compared
         if name in before and before[name] != environment.get(name)
     ]
+    # A setting that did not exist when the checkpoint was saved had its default.
+    default = dict(flatten(RunConfig().model_dump(mode="json")))
     old, new = (dict(flatten(dict(values))) for values in (_table(saved, "config"), config))
     for path in {**old, **new}:
-        if old.get(path) != new.get(path) and not _harmless(path, new):
-            differing.append(f"{path}: {old.get(path)} -> {new.get(path)}")
+        was = old.get(path, default.get(path))
+        if was != new.get(path) and not _harmless(path, new):
+            differing.append(f"{path}: {was} -> {new.get(path)}")
     return differing
 
 

@@ -38,7 +38,7 @@ class Worker:
     def __init__(self, resolved: Resolved, world: World, *, dry: bool = False) -> None:
         self.resolved, self.settings, self.world, self.device = resolved, resolved.run, world, world.device
         self.parts = Components(resolved)
-        spec = self.parts.training_spec()
+        self.spec = spec = self.parts.training_spec()
         self.learner = self.parts.learner(spec)
         self.dtype = self.parts.dtype
         self._require_predictions(spec.outputs)
@@ -74,10 +74,11 @@ class Worker:
             facts["not_compiled_because"] = decision.not_compiled_because
         return {**machine.facts(), "plugins": self.parts.provenance(), **facts}
 
-    def initial(self) -> Params:
-        """Return the learner's initial values."""
+    def initial(self, weights: Params | None = None) -> Params:
+        """Return the learner's initial values; `weights` replace the initial weights of the backbone."""
+        learner = self.learner if weights is None else self.parts.learner(self.spec, weights)
         with self.resolved.running_errors("init"):
-            values = checked_values(self.learner.init(make_key(self.settings.seed, "init")))
+            values = checked_values(learner.init(make_key(self.settings.seed, "init")))
             return {name: value.to(self.device, self.dtype) for name, value in values.items()}
 
     def episodes(self, step: int) -> range:
@@ -124,13 +125,15 @@ class Worker:
                     regularizers=self.parts.regularizers,
                     local=self.local,
                     compiled=self._compiled,
+                    frozen=self.settings.train.freeze,
                 )
             except RuntimeError as error:
                 self._refuse_setting_at_fault(values, batch, keys, error)
                 raise
             if self._is_first_step and self.plan == "vmap":
                 # Under `vmap` a loss that depends on no parameter has a gradient of zeros; plan `loop` refuses it.
-                meta_gradients(self.learner, values, tree_map(lambda x: x[:1], batch), keys[:1])
+                first, frozen = tree_map(lambda x: x[:1], batch), self.settings.train.freeze
+                meta_gradients(self.learner, values, first, keys[:1], frozen=frozen)
         self._is_first_step = False
         return result
 
@@ -143,8 +146,16 @@ class Worker:
             simpler.append(("engine.plan", "loop", f"Plan {self.plan!r}", "loop"))
         for setting, value, what, plan in simpler:
             try:
-                chunk, regularizers = self.decision.chunk, self.parts.regularizers
-                meta_gradients(self.learner, values, batch, keys, plan=plan, chunk=chunk, regularizers=regularizers)
+                meta_gradients(
+                    self.learner,
+                    values,
+                    batch,
+                    keys,
+                    plan=plan,
+                    chunk=self.decision.chunk,
+                    regularizers=self.parts.regularizers,
+                    frozen=self.settings.train.freeze,
+                )
             except RuntimeError:
                 continue
             first_line = str(error).strip().partition("\n")[0][:200]

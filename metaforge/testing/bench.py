@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -141,7 +141,7 @@ def _spec(kind: Kind, x_shape: tuple[int, ...], shape: TaskShape) -> TaskSpec:
     return TaskSpec(kind, x_shape, OUTPUTS if kind == "regression" else shape.ways, shape)
 
 
-def _build(subject: Subject, spec: TaskSpec, without_regularizer: bool) -> Bench:
+def _build(subject: Subject, spec: TaskSpec, without_regularizer: bool, frozen: Sequence[str] = ()) -> Bench:
     backbone = subject.build() if subject.kind == "backbone" else ToyNet(Options())
     chain: Mapping[str, GradientTransform] = {"toy": ToyDescent(Options())}
     regularizers: dict[str, Regularizer] = {}
@@ -156,9 +156,15 @@ def _build(subject: Subject, spec: TaskSpec, without_regularizer: bool) -> Bench
         cast(Callable[[], nn.Module], lambda: backbone.build(spec)) if "backbone" in needs else None,
         Chain(chain) if "adapter" in needs else None,
         regularizers,
+        frozen,
     )
     config = subject.config if subject.kind == "learner" else ToyLearner.Config.model_validate({})
     return Bench(cls(config, parts), spec, tuple(regularizers.values()))
+
+
+def build_frozen_bench(subject: Subject, spec: TaskSpec, frozen: Sequence[str]) -> Bench:
+    """Return a bench for a subject and a spec, of which some values are frozen."""
+    return _build(subject, spec, False, frozen)
 
 
 def build_chain_bench(subject: Subject, *, first: bool) -> Bench:

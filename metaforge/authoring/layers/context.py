@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from metaforge.authoring.protocols import NormPolicy, Params, Pass
@@ -16,6 +16,7 @@ class ForwardContext:
 
     Attributes:
         policy: Which statistics batch norm uses.
+        frozen: Patterns of the names of values that nothing changes.
         at: The pass that is running: its key, inner step, role (support or query) and draw.
         values: The learner's values, which the taps of regularizers read.
         state: The entries of the values with statistics of batch norm, by their full names (`state.…`).
@@ -23,8 +24,8 @@ class ForwardContext:
         state_changes: Under `running` and `per-step`, what to add to each entry of `state` after a training pass.
     """
 
-    def __init__(self, policy: NormPolicy) -> None:
-        self.policy = policy
+    def __init__(self, policy: NormPolicy, frozen: Sequence[str] = ()) -> None:
+        self.policy, self.frozen = policy, tuple(frozen)
         self.at = Pass()
         self.values: Params = {}
         self.state: Params = {}

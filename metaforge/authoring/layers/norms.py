@@ -9,6 +9,8 @@ Batch norm follows one of four policies, which differ in the statistics that nor
 - `support`: the statistics of the support set, computed with the adapted weights.
 - `running`: batch statistics in training, their running average in evaluation.
 - `per-step`: as `running`, with one running average for each inner step.
+
+Where the running averages of a layer are frozen, `running` and `per-step` use them in training too.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from metaforge.authoring.functional import matching
 from metaforge.authoring.layers.context import ForwardContext
 from metaforge.authoring.losses import at_least_float32
 from metaforge.authoring.protocols import STATE
@@ -39,6 +42,8 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.context = context
         self.state_names = (f"{STATE}model.{name}.mean", f"{STATE}model.{name}.var")
+        # As in a network in evaluation mode: frozen statistics normalise in training too.
+        self.frozen = bool(matching(self.state_names, context.frozen))
         self.features = int(native.num_features)  # type: ignore[arg-type]
         self.eps, momentum = float(native.eps), native.momentum  # type: ignore[arg-type]
         if momentum is None:
@@ -63,7 +68,7 @@ class BatchNorm(nn.Module):
         dtype, x = x.dtype, at_least_float32(x)
         weight = x.new_ones(self.features) if self.weight is None else self.weight
         bias = x.new_zeros(self.features) if self.bias is None else self.bias
-        policy, training = self.context.policy, self.context.at.key is not None
+        policy, training = self.context.policy, self.context.at.key is not None and not self.frozen
         if policy == "support":
             mean, var = self._support_statistics(x)
         elif policy != "transductive" and not training:

@@ -16,7 +16,7 @@ draws it from a key that it documents.
 from __future__ import annotations
 
 from metaforge.authoring.protocols.adapter import Adapter, GradientTransform
-from metaforge.authoring.protocols.backbone import Backbone
+from metaforge.authoring.protocols.backbone import Backbone, BackboneOptions
 from metaforge.authoring.protocols.component import Component, Hook, Options
 from metaforge.authoring.protocols.dataset import Dataset
 from metaforge.authoring.protocols.learner import Learner, Parts, Tags
@@ -42,6 +42,7 @@ __all__ = [
     "Adapter",
     "Aux",
     "Backbone",
+    "BackboneOptions",
     "BatchNormPolicy",
     "Component",
     "Dataset",

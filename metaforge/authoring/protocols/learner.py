@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -49,6 +49,8 @@ class Parts(NamedTuple):
         backbone: A function that returns a new backbone module; None unless the learner's tags need a backbone.
         adapter: The chain of the run's adapters; None unless the learner's tags need an adapter.
         regularizers: The run's regularizers, by name.
+        frozen: Patterns of the names of values that nothing changes, see `metaforge.authoring.matching`. The engine
+            computes no gradient for them; a learner must not adapt them to a task either.
 
     Example:
         >>> from torch import nn
@@ -62,6 +64,7 @@ class Parts(NamedTuple):
     backbone: Callable[[], nn.Module] | None = None
     adapter: GradientTransform | None = None
     regularizers: Mapping[str, Regularizer] = {}
+    frozen: Sequence[str] = ()
 
 
 class Learner(Component, Protocol):

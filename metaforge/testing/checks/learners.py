@@ -12,10 +12,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from metaforge.authoring.functional import split_state
 from metaforge.authoring.keys import make_key, permutation
 from metaforge.authoring.protocols import STATE, Params, Task
 from metaforge.runs import checkpoint
-from metaforge.testing.bench import TASK_SHAPES, Bench, build_bench, build_benches, difference, learner_tags
+from metaforge.testing.bench import (
+    TASK_SHAPES,
+    Bench,
+    build_bench,
+    build_benches,
+    build_frozen_bench,
+    difference,
+    learner_tags,
+)
 from metaforge.testing.check import check
 from metaforge.testing.global_state import assert_generators_unchanged
 from metaforge.testing.subject import Subject
@@ -113,6 +122,21 @@ def _all_results(bench: Bench, values: Params, task: Task) -> tuple[Tensor, ...]
     loss, aux = bench.learner.loss(values, task, KEY)
     measured = bench.learner.measure(values, task, KEY)
     return loss, *aux.metrics.values(), *aux.state.values(), *measured.values(), bench.predict(values, task)
+
+
+@check("learner")
+def frozen(subject: Subject) -> None:
+    """A value that is frozen is not adapted to a task."""
+    for bench in build_benches(subject):
+        values, support = bench.values(), bench.task().support
+        fast = bench.learner.adapt(values, support)
+        adapted = [name for name in split_state(values)[0] if isinstance(fast, dict) and name in fast]
+        # One at a time, because a learner may refuse to be built with nothing left to adapt.
+        for name in adapted if len(adapted) > 1 else []:
+            after = build_frozen_bench(subject, bench.spec, [name]).learner.adapt(values, support)
+            assert name not in after or torch.equal(after[name], values[name]), (
+                f"{name!r} is adapted although it is frozen; leave out what `matching(names, parts.frozen)` returns"
+            )
 
 
 @check(*ALL)

@@ -9,10 +9,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from metaforge.authoring import Backbone, Options, TaskSpec
+from metaforge.authoring import Backbone, BackboneOptions, TaskSpec
 
 
-class MLPOptions(Options):
+class MLPOptions(BackboneOptions):
     """Options of the multi-layer perceptron."""
 
     widths: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
