@@ -145,6 +145,8 @@ class _RunMessages:
         """Print which initial values were taken over from another run, and why the others were not."""
         taken, source = facts["taken"], f"{printable(facts['run'])}, outer step {facts['step']}"
         total = len(taken) + sum(map(len, facts["not_taken"].values()))
+        for damaged in facts["damaged"]:
+            print_note(f"Warning: {printable(damaged)}")
         print_note(f"initial values from {source}: {len(taken)} of {total} values")
         print_note(f"  taken: {_listed(taken)}")
         for reason, names in facts["not_taken"].items():

@@ -16,6 +16,7 @@ from metaforge.authoring.functional import prefixed, select
 from metaforge.authoring.inner_loop import Chain, InnerLoopLearner, InnerLoopOptions, descend
 from metaforge.authoring.keys import fold_in, make_key, normal
 from metaforge.authoring.protocols import Key, Options, Params, Pass, Regularizer, Task
+from metaforge.errors import ConfigError
 from metaforge_plugins.adapters.adam import Adam, AdamOptions
 from metaforge_plugins.adapters.meta_sgd import MetaSGD, MetaSGDOptions
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
@@ -365,3 +366,19 @@ def test_a_chain_prefixes_the_entries_and_the_state_of_each_adapter() -> None:
     updates, after = chain.update(meta, {"w": grad(support)(THETA)}, state, params, 0)
     close(updates["w"], *(-1e-3 * grad(support)(THETA).sign()))
     assert set(chain.carry(meta, after)) == {"state.adam.second.w", "state.adam.count"}
+
+
+@pytest.mark.parametrize("cls", LEARNERS)
+def test_what_is_frozen_is_not_adapted(cls: type[Any]) -> None:
+    free, frozen = built(cls, adapt="all"), built(cls, adapt="all", frozen=["model.0.*"])
+    assert frozen.adapted == tuple(name for name in free.adapted if not name.startswith("model.0."))
+    values = fresh(frozen)
+    fast = frozen.adapt(values, task().support)
+    assert [name for name in fast if name in values] == ["model.2.weight", "model.2.bias"]
+    assert not torch.equal(fast["model.2.weight"], values["model.2.weight"])
+    assert {name for name in frozen.init(make_key(0)) if name.startswith("adapters.")} == set()
+
+
+def test_an_inner_loop_with_nothing_to_adapt_is_refused() -> None:
+    with pytest.raises(ConfigError, match="would adapt is frozen"):
+        built(frozen=["model.*"])

@@ -96,3 +96,18 @@ def test_a_step_does_not_depend_on_how_numbers_lie_in_memory(optimizer: Any) -> 
         outer = OuterOptimizer(config, values, moved)
     found = outer.snapshot().values
     torch.testing.assert_close([found["w"], found["b"]], [leaf.detach() for leaf in leaves])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_frozen_values_keep_every_bit_and_have_no_state(optimizer: str) -> None:
+    values = {**VALUES, "model.frozen": torch.tensor([-0.0, 1e-45, 3.0]), "state.frozen": torch.tensor(-0.0)}
+    config = TrainConfig(optimizer=optimizer, weight_decay=0.1, freeze=["*frozen"])
+    after = stepped(OuterOptimizer(config, values), range(1, 5))
+    for name in ("model.frozen", "state.frozen"):
+        assert torch.equal(after.values[name].view(torch.int32), values[name].view(torch.int32))
+    assert not [key for key in after.training if "frozen" in key]
+    assert not torch.equal(after.values["model.w"], values["model.w"])
+    OuterOptimizer(config, *after)
+    if after.training:
+        with pytest.raises(CheckpointError):
+            OuterOptimizer(TrainConfig(freeze=["model.w"]), *after)
