@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaforge.authoring import Examples
+from metaforge.authoring.descent import Chain
 from metaforge.authoring.functional import one_task
-from metaforge.authoring.inner_loop import Chain
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.network import with_head
 from metaforge.authoring.protocols import Params, Parts, Task, TaskShape, TaskSpec

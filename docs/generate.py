@@ -16,12 +16,12 @@ import tomli_w
 from metaforge.cli.describe import description, value_text
 from metaforge.config.sources import SINGLES
 from metaforge.config.toml_text import to_toml_values
-from metaforge.registry.entry import CORE, KINDS
+from metaforge.registry.entry import CORE, KINDS, Entry
 from metaforge.registry.registry import Registry
 from metaforge.registry.scan import scan
 
 FOLDER = Path(__file__).parent / "plugins"
-PLURALS = {kind: f"{kind}s" for kind in KINDS} | {"dataset": "data sets"}
+PLURALS = {kind: f"{kind}s" for kind in KINDS} | {"dataset": "data sets", "optimizer": "outer optimisers"}
 NOTICE = "<!-- Written by `make docs` from the source of the plugins: edit that, not this page. -->"
 
 
@@ -33,9 +33,14 @@ def pages() -> dict[str, str]:
     for entry in registry.entries():
         facts = description(registry, entry, data=False)
         measured = re.search(rf"^\| {re.escape(entry.name)} +\|", results, re.MULTILINE) is not None
-        texts[f"{entry.name}.md"] = page(facts, measured=measured)
-    assert len(texts) == len(registry.entries()) + 1, "two plugins have the same name, so their pages would too"
+        texts[file_name(registry, entry)] = page(facts, measured=measured and entry.kind == "learner")
     return texts
+
+
+def file_name(registry: Registry, entry: Entry) -> str:
+    """Return the file name of a plugin's page, which has the kind in it if plugins of several kinds have the name."""
+    shared = sum(other.name == entry.name for other in registry.entries()) > 1
+    return f"{entry.name}-{entry.kind}.md" if shared else f"{entry.name}.md"
 
 
 def built_in() -> Registry:
@@ -53,7 +58,7 @@ def index(registry: Registry) -> str:
         " [write-a-plugin](../write-a-plugin.md) shows how to write one.",
     ]
     for kind in KINDS:
-        rows = [f"| [{one.name}]({one.name}.md) | {cell(one.summary)} |" for one in registry.entries(kind)]
+        rows = [f"| [{one.name}]({file_name(registry, one)}) | {cell(one.summary)} |" for one in registry.entries(kind)]
         parts += [f"## {PLURALS[kind].capitalize()}", "\n".join(["| name | summary |", "|---|---|", *rows])]
     return "\n\n".join(parts) + "\n"
 
@@ -80,6 +85,8 @@ def about(facts: dict[str, Any]) -> str:
     tags = facts["tags"]
     if facts["kind"] == "dataset":
         return f"It has {tags['kind']} tasks." + (f" Note: {tags['note']}." if "note" in tags else "")
+    if "detaches" in tags:
+        return "The meta-gradient leaves out the derivatives of its updates." if tags["detaches"] else ""
     if not tags:
         return ""
     needs = " and ".join(f"{'an' if need[0] in 'aeiou' else 'a'} {need}" for need in tags["needs"])
@@ -93,6 +100,7 @@ def about(facts: dict[str, Any]) -> str:
     clauses += ["uses random numbers in training"] if tags["stochastic"] else []
     if not tags.get("exact_meta_gradient", True):
         clauses.append("its meta-gradient is not the derivative of its loss")
+    clauses += [f"gives regularizers the terms {', '.join(tags['terms'])}"] if tags["terms"] else []
     return f"{'; '.join(clauses)}."
 
 

@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from metaforge.authoring.descent import Adjoint, Chain, Objective, descend
     from metaforge.authoring.functional import (
         add_params,
         advance_state,
@@ -25,40 +26,51 @@ if TYPE_CHECKING:
         sum_of,
     )
     from metaforge.authoring.hooks import Outcome, RunInfo, Stateful, hookimpl
-    from metaforge.authoring.inner_loop import Chain, InnerLoopLearner, InnerLoopOptions, Objective, descend
+    from metaforge.authoring.inner_loop import InnerLoopLearner, InnerLoopOptions
     from metaforge.authoring.keys import fold_in, make_key, normal, permutation, uniform
     from metaforge.authoring.losses import (
         at_least_float32,
         criterion,
         cross_entropy,
+        entropy,
         mean_squared_error,
         one_hot,
         score,
     )
-    from metaforge.authoring.model import Model, ModelLearner
-    from metaforge.authoring.network import feature_size, seeded, with_head
+    from metaforge.authoring.model import Model
+    from metaforge.authoring.model_learner import ModelLearner
+    from metaforge.authoring.network import Headed, blank_examples, feature_size, seeded, with_head
+    from metaforge.authoring.optimizers import MomentOptions, fused
+    from metaforge.authoring.progress import progress_of, training_progress
     from metaforge.authoring.protocols import (
+        SHARE,
         STATE,
+        STEP,
         Adapter,
+        AdapterTags,
         Aux,
         Backbone,
         BackboneOptions,
         BatchNormPolicy,
         Component,
+        ContextBackbone,
         Dataset,
         Examples,
         Fast,
         GradientTransform,
         Hook,
+        InnerStep,
         Key,
         Kind,
         Learner,
         NormPolicy,
+        Optimizer,
         Options,
         Params,
         Parts,
         Pass,
         Regularizer,
+        Schedule,
         Tags,
         Task,
         TaskShape,
@@ -68,28 +80,37 @@ if TYPE_CHECKING:
     from metaforge.system.streams import note_stream
 
 __all__ = [
+    "SHARE",
     "STATE",
+    "STEP",
     "Adapter",
+    "AdapterTags",
+    "Adjoint",
     "Aux",
     "Backbone",
     "BackboneOptions",
     "BatchNormPolicy",
     "Chain",
     "Component",
+    "ContextBackbone",
     "Dataset",
     "Examples",
     "Fast",
     "GradientTransform",
+    "Headed",
     "Hook",
     "InnerLoopLearner",
     "InnerLoopOptions",
+    "InnerStep",
     "Key",
     "Kind",
     "Learner",
     "Model",
     "ModelLearner",
+    "MomentOptions",
     "NormPolicy",
     "Objective",
+    "Optimizer",
     "Options",
     "Outcome",
     "Params",
@@ -97,6 +118,7 @@ __all__ = [
     "Pass",
     "Regularizer",
     "RunInfo",
+    "Schedule",
     "Stateful",
     "Tags",
     "Task",
@@ -107,12 +129,15 @@ __all__ = [
     "append_lines",
     "at_least_float32",
     "begin_lines",
+    "blank_examples",
     "criterion",
     "cross_entropy",
     "descend",
     "detach_params",
+    "entropy",
     "feature_size",
     "fold_in",
+    "fused",
     "gradient",
     "hookimpl",
     "make_key",
@@ -124,11 +149,13 @@ __all__ = [
     "one_task",
     "permutation",
     "prefixed",
+    "progress_of",
     "score",
     "seeded",
     "select",
     "split_state",
     "sum_of",
+    "training_progress",
     "uniform",
     "with_head",
 ]
@@ -141,10 +168,14 @@ _MODULES = (
     "metaforge.authoring.protocols",
     "metaforge.authoring.keys",
     "metaforge.authoring.functional",
+    "metaforge.authoring.progress",
     "metaforge.authoring.losses",
     "metaforge.authoring.network",
     "metaforge.authoring.model",
+    "metaforge.authoring.model_learner",
+    "metaforge.authoring.descent",
     "metaforge.authoring.inner_loop",
+    "metaforge.authoring.optimizers",
 )
 
 

@@ -5,6 +5,7 @@ All of them work under `torch.func.grad` and `torch.func.vmap`, in any order of 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from metaforge.authoring.protocols import STATE, Examples, Params, Task
+from metaforge.errors import ConfigError, shown
 
 
 def prefixed(prefix: str, params: Params) -> Params:
@@ -68,29 +70,43 @@ def select(values: Params, prefix: str) -> Params:
     return selected
 
 
-def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+def matching(names: Iterable[str], patterns: Sequence[str], *, where: str | None = None) -> tuple[str, ...]:
     """Return the names of values that match at least one pattern, in their order.
 
-    A pattern is compared as a shell compares file names (`*`, `?`, `[...]`), but a `*` matches dots too. A state entry
-    also matches without its `state.` in front, so `model.0.*` stands for the parameters of a layer and its statistics.
+    A state entry also matches without its `state.` in front, so `model.0.*` stands for the parameters of a layer and
+    its statistics.
 
     Args:
         names: Names of values.
-        patterns: Patterns of names.
+        patterns: Patterns as of a shell: `*` stands for any text, dots included, `?` for one character, `[ab]` for one
+            of these.
+        where: The setting with the patterns, for the message; None to allow patterns that match nothing.
 
     Returns:
         The names that match.
 
+    Raises:
+        ConfigError: With `where`, a pattern matches no name.
+
     Example:
         >>> from metaforge.authoring import matching
-        >>> matching(["model.0.weight", "model.1.weight", "state.model.0.mean"], ["model.0.*"])
-        ['model.0.weight', 'state.model.0.mean']
+        >>> matching(["model.0.weight", "model.2.weight", "state.model.0.mean"], ["model.0.*"], where="--freeze")
+        ('model.0.weight', 'state.model.0.mean')
     """
+    names = tuple(names)
+    for pattern in patterns if where is not None else ():
+        if not matching(names, [pattern]):
+            closest = difflib.get_close_matches(pattern.strip(" *?."), names, n=5, cutoff=0.0)
+            raise ConfigError(
+                f"The pattern {shown(pattern)} matches no value.",
+                where=where or "",
+                remedy=f"the nearest of the {len(names)} names are {', '.join(closest)}",
+            )
 
     def matches(name: str) -> bool:
         return any(fnmatchcase(name, one) or fnmatchcase(name.removeprefix(STATE), one) for one in patterns)
 
-    return [name for name in names if matches(name)]
+    return tuple(name for name in names if matches(name))
 
 
 def split_state(values: Params, frozen: Sequence[str] = ()) -> tuple[Params, Params]:

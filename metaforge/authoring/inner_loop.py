@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaforge.authoring.functional import (
-    add_params,
-    advance_state,
-    detach_params,
-    gradient,
-    matching,
-    prefixed,
-    select,
-    sum_of,
-)
+from metaforge.authoring.descent import Adjoint, descend, relative_slope
+from metaforge.authoring.functional import add_params, advance_state, matching, prefixed, sum_of
+from metaforge.authoring.hooks import hookimpl
+from metaforge.authoring.keys import fold_in
 from metaforge.authoring.losses import criterion, score
-from metaforge.authoring.model import ModelLearner
+from metaforge.authoring.model_learner import ModelLearner
+from metaforge.authoring.network import blank_examples
 from metaforge.authoring.protocols import (
     Aux,
     Examples,
@@ -35,8 +29,12 @@ from metaforge.authoring.protocols import (
     Tags,
     Task,
 )
+from metaforge.authoring.terms import INNER_LOOP_TERMS, inner_loop_terms, require_entropies
 from metaforge.errors import ConfigError
-from metaforge.kernels.recompute import recompute_in_backward
+from metaforge.system.streams import note_stream
+
+# The largest slope at the end of an inner loop, relative to that at its start, that counts as a minimum.
+LARGEST_RESIDUAL = 0.1
 
 
 class InnerLoopOptions(Options):
@@ -51,12 +49,24 @@ class InnerLoopOptions(Options):
     steps: int = Field(1, ge=0, le=1000, description="inner steps in training")
     test_steps: int = Field(3, ge=0, le=1000, description="inner steps in evaluation")
     norm: NormPolicy = Field("transductive", description="which statistics batch norm uses for queries")
-    adapt: Literal["weights", "all"] = Field(
-        "weights", description="parameters that the inner loop adapts: all but those of norm layers, or all"
+    adapt: Literal["weights", "all", "head", "body"] | list[str] = Field(
+        "weights",
+        description="parameters that the inner loop adapts: all but those of norm layers (weights), all, those of the"
+        " linear head, those of the body but not of its norm layers, or the names that match a list of patterns",
     )
-    recompute: bool = Field(
-        False, description="recompute inner steps for the meta-gradient instead of storing them: less memory, more time"
+    adjoint: Literal["unroll", "recompute", "first-order", "implicit"] = Field(
+        "unroll",
+        description="how the inner loop is differentiated: through its steps; through its steps, computed again to save"
+        " memory; with its gradients as constants; or implicitly, as a minimum of the support loss",
     )
+    proximal: float = Field(
+        0.0, ge=0, description="factor λ of λ/2 ‖φ - θ‖², which pulls the adapted parameters φ to their start θ"
+    )
+    solver: Literal["cg", "neumann"] = Field(
+        "cg", description="how the implicit adjoint solves its linear system: conjugate gradients or Neumann series"
+    )
+    solver_steps: int = Field(5, ge=1, le=1000, description="Hessian-vector products of the solver")
+    solver_rate: float = Field(0.1, gt=0, description="rate of the Neumann series, below 2 / largest eigenvalue")
 
 
 class InnerLoopLearner(ModelLearner):
@@ -69,10 +79,11 @@ class InnerLoopLearner(ModelLearner):
         parts: What the learner is built from, including a backbone and an adapter.
 
     Attributes:
-        first_order: Whether the inner gradients are treated as constants, without second derivatives.
+        adjoint: How the inner loop is differentiated.
         adapter: The transform from gradients to updates.
         criterion: The task loss of (prediction, target).
         adapted: Names of the values that the inner loop adapts; none of them is frozen.
+        terms: Names of the terms that the run's regularizers read.
 
     Example:
         Differentiate through the inner loop; the gradient of `loss` is then the meta-gradient.
@@ -100,37 +111,69 @@ class InnerLoopLearner(ModelLearner):
         torch.Size([3, 1])
     """
 
-    tags: ClassVar[Tags] = Tags(
-        kinds=frozenset({"classification", "regression"}), needs=frozenset({"backbone", "adapter"}), adapts=True
+    tags: Tags = Tags(
+        kinds=frozenset({"classification", "regression"}),
+        needs=frozenset({"backbone", "adapter"}),
+        adapts=True,
+        terms=INNER_LOOP_TERMS,
     )
-    first_order: ClassVar[bool] = False
     config: InnerLoopOptions
+    adjoint: Adjoint
     adapter: GradientTransform
     criterion: Callable[[Tensor, Tensor], Tensor]
     adapted: tuple[str, ...]
+    noted: bool = False
+    terms: frozenset[str]
 
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
         super().__init__(config, parts, norm=config.norm, steps=config.steps, outputs=parts.spec.outputs)
         assert parts.adapter is not None, "the learner's tags do not name an adapter among its needs"
         self.adapter, self.criterion, self.steps = parts.adapter, criterion(parts.spec.kind), config.test_steps
-        constant = self.model.norm_names if config.adapt == "weights" else frozenset[str]()
-        names = [f"model.{name}" for name in self.model.names]
-        constant |= {*matching(names, parts.frozen)}
-        self.adapted = tuple(name for name in names if name not in constant)
-        if not self.adapted and parts.frozen:
+        self.adapted = self._adapted(parts.frozen)
+        self.adjoint = Adjoint(config.adjoint, config.solver, config.solver_steps, config.solver_rate)
+        if config.adjoint == "first-order" or self.adapter.tags.detaches:
+            self.tags = replace(self.tags, exact_meta_gradient=False)
+        self.terms = parts.terms
+        require_entropies(self.terms, parts.spec.kind)
+
+    def _adapted(self, frozen: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the values that the option `adapt` chooses and that are not frozen."""
+        chosen = self.model.choose(self.config.adapt)
+        adapted = tuple(name for name in chosen if name not in matching(chosen, frozen))
+        if not adapted and frozen:
             raise ConfigError(
                 "Every value that the inner loop would adapt is frozen.",
                 where="train.freeze",
                 remedy="freeze less, such as the body of the network without its head",
             )
+        return adapted
 
     def init(self, key: Key) -> Params:
         """Return the values of the network and of the adapter; equal for equal keys."""
         values = super().init(key)
-        return values | prefixed("adapters", self.adapter.init({name: values[name] for name in self.adapted}))
+        params = self.start(values, blank_examples(self.spec), None)
+        return values | prefixed("adapters", self.adapter.init(params, fold_in(key, "adapters")))
+
+    def start(self, values: Params, support: Examples, key: Key | None) -> Params:
+        """Return the parameters with which the inner loop of a task begins: by default the `adapted` entries.
+
+        A subclass can return others, which then exist only within a task, such as a head made from prototypes. The
+        names must not depend on the support set. `init` calls this once with a support set of zeros, so that the
+        adapter can make what it meta-learns for each of the names.
+
+        Args:
+            values: The learner's values.
+            support: The support set.
+            key: The key of the task's noise, or None in evaluation.
+        """
+        return {name: values[name] for name in self.adapted}
+
+    def objective(self, values: Params, step: int, x: Tensor, y: Tensor, *keys: Tensor) -> tuple[Tensor, Params]:
+        """Return `support_loss` as a function of tensors alone, which the adjoints need."""
+        return self.support_loss(values, Examples(x, y), step, *(keys or (None,)))
 
     def descend(self, values: Params, support: Examples, steps: int, key: Key | None) -> tuple[Params, Params]:
-        """Adapt the network to a support set; the gradient flows through the steps unless `first_order` is set.
+        """Adapt the network to a support set; `adjoint` says how the result is differentiated.
 
         Args:
             values: The learner's values.
@@ -142,14 +185,10 @@ class InnerLoopLearner(ModelLearner):
             The adapted parameters, together with the statistics that batch norm uses for queries if they depend on the
             support set or the step; and what to add to the `state.` entries.
         """
-
-        def objective(values: Params, step: int, x: Tensor, y: Tensor, *keys: Tensor) -> tuple[Tensor, Params]:
-            return self.support_loss(values, Examples(x, y), step, *(keys or (None,)))
-
-        start = {name: values[name] for name in self.adapted}
+        start = self.start(values, support, key)
         inputs = support if key is None else (*support, key)
-        options = {"first_order": self.first_order, "recompute": self.config.recompute}
-        fast, state = descend(objective, values, start, self.adapter, steps, *inputs, **options)
+        how, factor = self.adjoint, self.config.proximal
+        fast, state = descend(self.objective, values, start, self.adapter, steps, *inputs, adjoint=how, proximal=factor)
         return fast | self.model.statistics(values | fast, support.x, Pass(key, steps, "support")), state
 
     def support_loss(self, values: Params, batch: Examples, step: int, key: Key | None) -> tuple[Tensor, Params]:
@@ -163,6 +202,9 @@ class InnerLoopLearner(ModelLearner):
     def query_loss(self, values: Params, fast: Params, task: Task, key: Key, state: Params) -> tuple[Tensor, Aux]:
         """Return the task loss on the query set with the adapted parameters, and the score as a metric.
 
+        If regularizers read them, it also gives the terms `loss_before`, `entropy_before` and `entropy_after`. A
+        subclass that does not call this method removes them from its tags.
+
         Args:
             values: The learner's values.
             fast: The adapted parameters.
@@ -173,7 +215,33 @@ class InnerLoopLearner(ModelLearner):
         at = Pass(key, self.config.steps, "query")
         prediction, change = self.model.observe(values | advance_state(values, state) | fast, task.query.x, at)
         metrics = {"score": score(self.spec.kind, prediction, task.query.y).detach()}
-        return self.criterion(prediction, task.query.y), Aux(metrics, add_params(state, change))
+        if self.adjoint.method == "implicit":
+            metrics["inner_residual"] = self.inner_residual(values, fast, task.support, key)
+
+        def before() -> Tensor:
+            start = self.descend(values, task.support, 0, key)[0]
+            return self.model(values | start, task.query.x, Pass(key, 0, "query"))
+
+        terms = inner_loop_terms(self.terms, before, prediction, task.query.y, self.criterion)
+        return self.criterion(prediction, task.query.y), Aux(metrics, add_params(state, change), terms)
+
+    def inner_residual(self, values: Params, fast: Params, support: Examples, key: Key) -> Tensor:
+        """Return how far from a minimum the inner loop ended, relative to its start: see `relative_slope`."""
+        start, last = self.start(values, support, key), max(self.config.steps - 1, 0)
+        return relative_slope(self.objective, values, start, fast, last, *support, key, proximal=self.config.proximal)
+
+    @hookimpl
+    def metaforge_after_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Print a note, once in a run, if the inner loop is too far from a minimum for the implicit adjoint."""
+        residual = metrics.get("inner_residual", 0.0)
+        if residual > LARGEST_RESIDUAL and not self.noted:
+            self.noted = True
+            print(
+                f"Note: the inner loop has not converged (outer step {step}: the gradient of its loss fell to"
+                f" {residual:.0%} only), so the implicit meta-gradient is not exact: take more inner steps, a larger"
+                " inner rate, or a larger learner.proximal.",
+                file=note_stream(),
+            )
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
         """Return the adapted parameters after `steps` inner steps, by default `steps` or `test_steps` of the options.
@@ -187,114 +255,3 @@ class InnerLoopLearner(ModelLearner):
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """Return the adapted network's output `[n, outputs]` for `x` `[n, *x_shape]`."""
         return self.model(values | fast, x, Pass(key, self.config.steps, "query"))
-
-
-class Chain:
-    """Gradient transforms applied one after another, which is again a gradient transform.
-
-    Args:
-        adapters: The transforms by name, in order. The values and states of each are prefixed with its name.
-
-    Example:
-        >>> import torch
-        >>> from metaforge.authoring import Chain, GradientTransform
-        >>> class Scale(GradientTransform):
-        ...     def __init__(self, factor):
-        ...         self.factor = factor
-        ...
-        ...     def update(self, meta, grads, state, params, step):
-        ...         return {name: self.factor * g for name, g in grads.items()}, state
-        >>> chain = Chain({"double": Scale(2.0), "rate": Scale(0.1)})
-        >>> updates, _ = chain.update({}, {"w": torch.tensor(3.0)}, {}, {}, 0)
-        >>> round(float(updates["w"]), 3)
-        0.6
-    """
-
-    def __init__(self, adapters: Mapping[str, GradientTransform]) -> None:
-        self.adapters = dict(adapters)
-
-    def init(self, params: Params) -> Params:
-        """Return what all adapters meta-learn for `params`, each prefixed with its name."""
-        return self._joined({name: adapter.init(params) for name, adapter in self.adapters.items()})
-
-    def start(self, meta: Params, params: Params) -> Params:
-        """Return the states with which all adapters start a task, each prefixed with its name."""
-        return self._joined({name: a.start(select(meta, name), params) for name, a in self.adapters.items()})
-
-    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
-        """Return the last adapter's updates and all new states; each adapter's output is the next one's gradient."""
-        states = {}
-        for name, adapter in self.adapters.items():
-            grads, states[name] = adapter.update(select(meta, name), grads, select(state, name), params, step)
-        return grads, self._joined(states)
-
-    def carry(self, meta: Params, state: Params) -> Params:
-        """Return what all adapters add to their `state.` entries when a task's adaptation ends."""
-        return self._joined({n: a.carry(select(meta, n), select(state, n)) for n, a in self.adapters.items()})
-
-    @staticmethod
-    def _joined(parts: Mapping[str, Params]) -> Params:
-        return {key: value for name, part in parts.items() for key, value in prefixed(name, part).items()}
-
-
-Objective = Callable[..., tuple[Tensor, Params]]
-"""A function of `(values, step, *inputs)` that returns the support loss and what to add to the `state.` entries."""
-
-
-def descend(
-    objective: Objective,
-    values: Params,
-    fast: Params,
-    adapter: GradientTransform,
-    steps: int,
-    *inputs: Tensor,
-    first_order: bool = False,
-    recompute: bool = False,
-) -> tuple[Params, Params]:
-    """Minimise an objective with `steps` updates of an adapter.
-
-    Args:
-        objective: Returns the support loss and what to add to the `state.` entries, given `(values, step, *inputs)`.
-        values: All values that the objective reads; those of the adapter are the entries `adapters.<name>`.
-        fast: The entries of `values` that are adapted.
-        adapter: Returns what is subtracted from the parameters, given their gradients.
-        steps: Number of inner steps.
-        *inputs: Tensors that are passed to the objective.
-        first_order: Treat the inner gradients as constants, so that the graph holds no second derivatives.
-        recompute: Recompute each step in the backward pass instead of storing its activations (gradient checkpointing).
-            Besides the values, the objective must then read no tensors but `inputs`.
-
-    Returns:
-        The adapted entries, and what to add to the `state.` entries.
-
-    Example:
-        >>> import torch
-        >>> from metaforge.authoring import GradientTransform, descend
-        >>> class Descent(GradientTransform):
-        ...     def update(self, meta, grads, state, params, step):
-        ...         return {name: 0.25 * g for name, g in grads.items()}, state
-        >>> values = {"w": torch.tensor(1.0)}
-        >>> descend(lambda values, step: (values["w"] ** 2, {}), values, values, Descent(), 2)[0]
-        {'w': tensor(0.2500)}
-    """
-    meta = select(values, "adapters")
-    base = detach_params(values) if first_order else values
-    differentiable = not first_order and torch.is_grad_enabled()
-    state, changes = adapter.start(meta, fast), Params()
-
-    def inner_step(
-        step: int, base: Params, meta: Params, fast: Params, state: Params, changes: Params, *inputs: Tensor
-    ) -> tuple[Params, Params, Params]:
-        current = base | advance_state(base, changes)
-        at = detach_params(fast) if first_order else fast
-        grads, change = gradient(lambda p: objective(current | p, step, *inputs), at, differentiable=differentiable)
-        updates, state = adapter.update(meta, grads, state, fast, step)
-        fast = {name: value - updates[name] for name, value in fast.items()}
-        return fast, state, add_params(changes, detach_params(change))
-
-    for step in range(steps):
-        function = partial(inner_step, step)
-        if recompute and differentiable:
-            function = partial(recompute_in_backward, function)
-        fast, state, changes = function(base, meta, fast, state, changes, *inputs)
-    return fast, add_params(changes, prefixed("adapters", adapter.carry(meta, state)))

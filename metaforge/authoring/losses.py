@@ -77,6 +77,25 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return -(logits.log_softmax(-1) * one_hot(y, logits.shape[-1], logits.dtype)).sum(-1).mean()
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """Return the mean entropy of predicted label distributions, computed in float32 or wider.
+
+    Args:
+        logits: Logits `[n, classes]`.
+
+    Returns:
+        A scalar between 0 and the logarithm of the number of classes, in nats.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import entropy
+        >>> entropy(torch.zeros(4, 5))
+        tensor(1.6094)
+    """
+    logs = at_least_float32(logits).log_softmax(-1)
+    return -(logs.exp() * logs).sum(-1).mean()
+
+
 def mean_squared_error(prediction: Tensor, y: Tensor) -> Tensor:
     """Return the mean squared error over all examples and outputs, computed in float32 or wider.
 

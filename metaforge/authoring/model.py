@@ -1,22 +1,22 @@
-"""Any `nn.Module` as a pure function of a flat dictionary of values, and a base class for learners of one network."""
+"""Any `nn.Module` as a pure function of a flat dictionary of values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaforge.authoring.functional import prefixed, select
+from metaforge.authoring.functional import matching, prefixed, select
 from metaforge.authoring.keys import fold_in, make_key
 from metaforge.authoring.layers.context import ForwardContext
 from metaforge.authoring.layers.exchange import NORMS, exchange_layers
 from metaforge.authoring.layers.norms import BatchNorm
-from metaforge.authoring.network import seeded, with_head, zero_inputs
-from metaforge.authoring.protocols import Key, Learner, NormPolicy, Params, Parts, Pass, Regularizer, Task, TaskSpec
+from metaforge.authoring.network import Headed, seeded, with_head, zero_inputs
+from metaforge.authoring.protocols import Key, NormPolicy, Params, Parts, Pass, Regularizer, Task
+from metaforge.errors import ConfigError
 
 # The default pass: without a key, so no noise is drawn and no running statistics change.
 EVALUATION = Pass()
@@ -26,9 +26,11 @@ class Model:
     """An `nn.Module` as a pure function of a flat dictionary of values.
 
     The values are the module's parameters (`model.<name>`), the statistics of batch norm (`state.model.<name>`), and
-    what regularizers meta-learn (`regularizers.<regularizer>.<name>`). The module is a copy with replaced layers, see
-    `metaforge.authoring.layers`: some of torch's norm layers give wrong second-order gradients under `grad(vmap)`, and
-    the noise of torch's dropout layers comes from a global generator.
+    what regularizers meta-learn (`regularizers.<regularizer>.<name>`). A second network of a learner has another prefix
+    than `model`, and its regularizers' values are `<prefix>.regularizers.<regularizer>.<name>`.
+
+    The module is a copy with replaced layers, see `metaforge.authoring.layers`: some of torch's norm layers give wrong
+    second-order gradients under `grad(vmap)`, and the noise of torch's dropout layers comes from a global generator.
 
     Args:
         build: Builds the module; its initial weights come from torch's default generator.
@@ -36,12 +38,18 @@ class Model:
         steps: Number of inner steps that have their own running statistics under `norm="per-step"`.
         regularizers: Regularizers by name; each may change the outputs of modules of the network.
         x_shape: Shape of one input, without the batch dimension; only `features` needs it.
+        prefix: Prefix of the names of the values, without the final dot. Networks of one learner have different ones.
+        context: Size of the context vector that each call gets beside the inputs; 0 for none. Then `build` is called
+            with `context=n` and builds a module that takes inputs and a context.
         frozen: Patterns of the names of values that nothing changes, as in `Parts`.
 
     Attributes:
         module: The network, with its layers replaced.
-        names: Names of its parameters, without `model.`.
-        context: What its layers share during a forward pass.
+        prefix: The prefix of the names of its values.
+        names: Names of its parameters, without the prefix.
+        body: Names of the values that are parameters, but not those of the linear head.
+        head: Names of the values that are parameters of the linear head; empty without one.
+        forward_context: What its layers share during a forward pass.
 
     Example:
         One step of gradient descent, as a pure function of the weights:
@@ -62,20 +70,27 @@ class Model:
 
     def __init__(
         self,
-        build: Callable[[], nn.Module],
+        build: Callable[..., nn.Module],
         *,
         norm: NormPolicy = "transductive",
         steps: int = 0,
         regularizers: Mapping[str, Regularizer] | None = None,
         x_shape: Sequence[int] | None = None,
+        prefix: str = "model",
+        context: int = 0,
         frozen: Sequence[str] = (),
     ) -> None:
         self._build, self._steps, self._x_shape = build, steps, x_shape
+        self.prefix, self._context_size = prefix, context
+        self._regularizer_prefix = "regularizers" if prefix == "model" else f"{prefix}.regularizers"
         self.regularizers = dict(regularizers or {})
-        self.context = ForwardContext(norm, frozen)
-        with seeded(make_key(0, "structure")):
-            self.module = exchange_layers(build(), self.context)
+        self.forward_context = ForwardContext(norm, prefix, frozen)
+        self.module = self._built(make_key(0, "structure"))
         self.names = tuple(name for name, _ in self.module.named_parameters())
+        values = tuple(f"{prefix}.{name}" for name in self.names)
+        headed = isinstance(self.module, Headed)
+        self.head = tuple(name for name in values if headed and name.startswith(f"{prefix}.2."))
+        self.body = tuple(name for name in values if name not in self.head)
         self.buffers = {name: value.detach().clone() for name, value in self.module.named_buffers()}
         self._norm_layers = [module for module in self.module.modules() if isinstance(module, BatchNorm)]
         self._state_names = tuple(name for layer in self._norm_layers for name in layer.state_names)
@@ -83,7 +98,14 @@ class Model:
 
     @classmethod
     def of(
-        cls, parts: Parts, *, norm: NormPolicy = "transductive", steps: int = 0, outputs: int | None = None
+        cls,
+        parts: Parts,
+        *,
+        norm: NormPolicy = "transductive",
+        steps: int = 0,
+        outputs: int | None = None,
+        prefix: str = "model",
+        context: int = 0,
     ) -> Model:
         """Return the model of the backbone in a learner's parts.
 
@@ -92,14 +114,34 @@ class Model:
             norm: Which statistics batch norm uses.
             steps: Number of inner steps that have their own running statistics under `norm="per-step"`.
             outputs: Number of outputs of a linear head on the flattened features, or None for no head.
+            prefix: Prefix of the names of the values, see `Model`.
+            context: Size of the context vector that each call gets beside the inputs; 0 for none.
 
         Returns:
             A model with the regularizers of the parts.
+
+        Raises:
+            ConfigError: The backbone takes no context.
         """
         assert parts.backbone is not None, "the learner's tags do not name a backbone among its needs"
         x_shape = parts.spec.x_shape
         build = parts.backbone if outputs is None else with_head(parts.backbone, outputs, x_shape)
-        return cls(build, norm=norm, steps=steps, regularizers=parts.regularizers, x_shape=x_shape, frozen=parts.frozen)
+        return cls(
+            build,
+            norm=norm,
+            steps=steps,
+            regularizers=parts.regularizers,
+            x_shape=x_shape,
+            prefix=prefix,
+            context=context,
+            frozen=parts.frozen,
+        )
+
+    def _built(self, key: Key) -> nn.Module:
+        """Return a new module with its layers replaced; its initial weights depend on the key alone."""
+        with seeded(key):
+            module = self._build(context=self._context_size) if self._context_size else self._build()
+            return exchange_layers(module, self.forward_context)
 
     @property
     def transductive(self) -> bool:
@@ -109,61 +151,84 @@ class Model:
     @property
     def norm(self) -> str:
         """The norm policy, or `none` if the network has no batch norm."""
-        return self.context.policy if self._norm_layers else "none"
+        return self.forward_context.policy if self._norm_layers else "none"
 
     @property
     def norm_names(self) -> frozenset[str]:
         """Names of the values that are parameters of norm layers of any kind."""
         norms = {n: m for n, m in self.module.named_modules() if isinstance(m, NORMS)}
-        return frozenset(f"model.{layer}.{name}" for layer, m in norms.items() for name, _ in m.named_parameters())
+        return frozenset(
+            f"{self.prefix}.{layer}.{name}" for layer, m in norms.items() for name, _ in m.named_parameters()
+        )
 
     @cached_property
     def features(self) -> int:
         """Number of outputs of the module per input, flattened, measured with two inputs of zeros."""
         assert self._x_shape is not None, "the model was built without x_shape, which features needs"
         values = self._values(self.module, make_key(0, "structure"))
+        x, *context = zero_inputs(self.module, self._x_shape, self._context_size)
         # Support passes compute the statistics that the policy `support` needs.
-        return self(values, zero_inputs(self.module, self._x_shape), Pass(role="support")).flatten(1).shape[1]
+        return self(values, x, Pass(role="support"), *context).flatten(1).shape[1]
+
+    def choose(self, what: str | Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the values that an inner loop adapts.
+
+        Args:
+            what: `weights` (all parameters but those of norm layers), `all`, `head`, `body` (but not its norm layers),
+                or a list of patterns of names, such as `["model.0.3.*"]`.
+
+        Raises:
+            ConfigError: There is no head, or a pattern matches no name.
+        """
+        names = (*self.body, *self.head) if self.head else self.body
+        if not isinstance(what, str):
+            return matching(names, what, where="learner.adapt")
+        if what == "head" and not self.head:
+            raise ConfigError("The network has no linear head to adapt.", where="learner.adapt", remedy="adapt weights")
+        part = {"weights": names, "all": names, "head": self.head, "body": self.body}[what]
+        return tuple(name for name in part if what == "all" or name not in self.norm_names)
 
     def init(self, key: Key) -> Params:
         """Return initial values, which are equal for equal keys; `key` is an int64 scalar tensor."""
-        with seeded(key):
-            module = exchange_layers(self._build(), self.context)
-        return self._values(module, key)
+        return self._values(self._built(key), key)
 
     def _values(self, module: nn.Module, key: Key) -> Params:
         """Return the values of a module of this model's structure; regularizers draw theirs from the key."""
-        values = {f"model.{name}": value.detach().clone() for name, value in module.named_parameters()}
-        if self.context.policy in ("running", "per-step"):
-            lead = (self._steps + 1,) if self.context.policy == "per-step" else ()
+        values = {f"{self.prefix}.{name}": value.detach().clone() for name, value in module.named_parameters()}
+        if self.forward_context.policy in ("running", "per-step"):
+            lead = (self._steps + 1,) if self.forward_context.policy == "per-step" else ()
             # Of this module, not of `self.module`: its statistics may come from a file of weights.
             for layer in (layer for layer in module.modules() if isinstance(layer, BatchNorm)):
                 for name, initial in zip(layer.state_names, (layer.initial_mean, layer.initial_var), strict=True):
                     values[name] = initial.expand(*lead, -1).clone()
         modules = dict(self.module.named_modules())
         for name, regularizer in self.regularizers.items():
-            values |= prefixed(f"regularizers.{name}", regularizer.init(modules, fold_in(key, name)))
+            values |= prefixed(f"{self._regularizer_prefix}.{name}", regularizer.init(modules, fold_in(key, name)))
         return values
 
-    def __call__(self, values: Params, x: Tensor, at: Pass = EVALUATION) -> Tensor:
-        """Return the module's output `[n, ...]` for `x` `[n, *x_shape]`."""
-        return self.observe(values, x, at)[0]
+    def __call__(self, values: Params, x: Tensor, at: Pass = EVALUATION, context: Tensor | None = None) -> Tensor:
+        """Return the module's output `[n, ...]` for `x` `[n, *x_shape]`; arguments as for `observe`."""
+        return self.observe(values, x, at, context)[0]
 
-    def observe(self, values: Params, x: Tensor, at: Pass = EVALUATION) -> tuple[Tensor, Params]:
+    def observe(
+        self, values: Params, x: Tensor, at: Pass = EVALUATION, context: Tensor | None = None
+    ) -> tuple[Tensor, Params]:
         """Return the module's output, and the changes of the running statistics.
 
         Args:
             values: The values of `init`, possibly with adapted parameters.
             x: Inputs `[n, *x_shape]`.
             at: The key, inner step and role of the pass; without a key it is an evaluation.
+            context: The context `[context]` of a model that was built with one.
 
         Returns:
             The output `[n, ...]`, and what to add to the `state.` entries (`{}` in evaluation).
         """
         state = {name: values[name] for name in self._state_names if name in values}
-        with self.context.forward_pass(at, state, values):
-            output: Tensor = functional_call(self.module, self._tensors(values, x), (x,))
-            return output, self.context.state_changes
+        with self.forward_context.forward_pass(at, state, values):
+            inputs = (x,) if context is None else (x, context)
+            output: Tensor = functional_call(self.module, self._tensors(values, x), inputs)
+            return output, self.forward_context.state_changes
 
     def observe_task(self, values: Params, task: Task, key: Key | None) -> tuple[Tensor, Tensor, Params]:
         """Return the features of the support and the query set of a task, and the changes of the running statistics.
@@ -190,25 +255,26 @@ class Model:
             support, query = output.tensor_split([len(task.support.x)])
         return support.flatten(1), query.flatten(1), state
 
-    def statistics(self, values: Params, x: Tensor, at: Pass) -> Params:
+    def statistics(self, values: Params, x: Tensor, at: Pass, context: Tensor | None = None) -> Params:
         """Return the statistics that normalise queries, as entries that replace those of `values`.
 
         Args:
             values: The values of `init`, possibly with adapted parameters.
             x: Inputs of the support set `[n, *x_shape]`.
             at: The pass on the support set.
+            context: The context `[context]` of a model that was built with one.
 
         Returns:
             Under `support` the statistics of `x`; under `per-step`, in evaluation, the running statistics of the step;
             otherwise `{}`.
         """
-        if self.context.policy == "per-step" and at.key is None:
+        if self.forward_context.policy == "per-step" and at.key is None:
             return {name: values[name][min(at.step, len(values[name]) - 1)].unsqueeze(0) for name in self._state_names}
-        if self.context.policy != "support" or not self._norm_layers:
+        if self.forward_context.policy != "support" or not self._norm_layers:
             return {}
-        with self.context.forward_pass(at, {}, values):
-            functional_call(self.module, self._tensors(values, x), (x,))
-            return dict(self.context.support_statistics)
+        with self.forward_context.forward_pass(at, {}, values):
+            functional_call(self.module, self._tensors(values, x), (x,) if context is None else (x, context))
+            return dict(self.forward_context.support_statistics)
 
     def draws(self, key: Key | None) -> int:
         """Return the number of noise draws over which the support loss is averaged."""
@@ -221,7 +287,7 @@ class Model:
             name: value.to(x) if floats and value.is_floating_point() else value.to(x.device)
             for name, value in self.buffers.items()
         }
-        return {name: values[f"model.{name}"] for name in self.names} | buffers
+        return {name: values[f"{self.prefix}.{name}"] for name in self.names} | buffers
 
     def _register_taps(self) -> None:
         modules = dict(self.module.named_modules())
@@ -235,65 +301,8 @@ class Model:
     def _hook(self, name: str, tapping: Mapping[str, Regularizer]) -> Callable[..., Tensor]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             for key, regularizer in tapping.items():
-                meta = select(self.context.values, f"regularizers.{key}")
-                output = regularizer.tap(meta, name, module, inputs[0], output, self.context.at)
+                meta = select(self.forward_context.values, f"{self._regularizer_prefix}.{key}")
+                output = regularizer.tap(meta, name, module, inputs[0], output, self.forward_context.at)
             return output
 
         return hook
-
-
-class ModelLearner(Learner):
-    """Base class of learners with one network: it builds the model, and its values are the model's.
-
-    Args:
-        config: The learner's options.
-        parts: What the learner is built from, including a backbone.
-        norm: Which statistics batch norm uses.
-        steps: Number of inner steps that have their own running statistics under `norm="per-step"`.
-        outputs: Number of outputs of a linear head on the flattened features, or None for no head.
-
-    Example:
-        A learner that scores a class by the similarity of the query to the support examples of the class:
-
-        >>> from torch import nn
-        >>> from metaforge.authoring import (
-        ...     Aux, ModelLearner, Options, Parts, Pass, TaskShape, TaskSpec, cross_entropy, make_key, one_hot
-        ... )
-        >>> class Similarity(ModelLearner):
-        ...     Config = Options
-        ...
-        ...     def adapt(self, values, support, *, steps=None, key=None):
-        ...         features = self.model(values, support.x, Pass(key, role="support"))
-        ...         return features.T @ one_hot(support.y, self.spec.outputs)
-        ...
-        ...     def predict(self, values, fast, x, *, key=None):
-        ...         return self.model(values, x, Pass(key, role="query")) @ fast
-        ...
-        ...     def loss(self, values, task, key):
-        ...         logits = self.predict(values, self.adapt(values, task.support, key=key), task.query.x, key=key)
-        ...         return cross_entropy(logits, task.query.y), Aux({})
-        >>> spec = TaskSpec("classification", x_shape=(3,), outputs=2, shape=TaskShape(ways=2, shots=1, queries=5))
-        >>> learner = Similarity(Options(), Parts(spec, backbone=lambda: nn.Linear(3, 8)))
-        >>> sorted(learner.init(make_key(0)))
-        ['model.bias', 'model.weight']
-    """
-
-    spec: TaskSpec
-    model: Model
-
-    def __init__(
-        self,
-        config: Any,
-        parts: Parts,
-        *,
-        norm: NormPolicy = "transductive",
-        steps: int = 0,
-        outputs: int | None = None,
-    ) -> None:
-        self.config, self.spec = config, parts.spec
-        self.model = Model.of(parts, norm=norm, steps=steps, outputs=outputs)
-        self.norm, self.transductive = self.model.norm, self.model.transductive
-
-    def init(self, key: Key) -> Params:
-        """Return the model's values; equal for equal keys."""
-        return self.model.init(fold_in(key, "model"))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from metaforge.authoring.protocols import Key
+from metaforge.authoring.protocols import Backbone, ContextBackbone, Examples, Key, TaskSpec
+from metaforge.errors import ConfigError
 
 
 @contextmanager
@@ -40,11 +43,59 @@ def seeded(key: Key) -> Iterator[None]:
         generator.set_state(before)
 
 
-def with_head(backbone: Callable[[], nn.Module], outputs: int, x_shape: Sequence[int]) -> Callable[[], nn.Module]:
+class Headed(nn.Sequential):
+    """A body, `nn.Flatten` and a linear head, in this order.
+
+    Args:
+        body: Maps `[n, *x_shape]`, and a context if it takes one, to `[n, ...]`.
+        head: Maps the flattened features to outputs.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from metaforge.authoring import Headed
+        >>> Headed(nn.Conv2d(1, 4, 3), nn.Linear(144, 5))(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        super().__init__(body, nn.Flatten(), head)
+
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+        """Return the output `[n, outputs]` for `x` `[n, *x_shape]`; the body gets the context, if there is one."""
+        body, flatten, head = self
+        out: Tensor = head(flatten(body(x, *context)))
+        return out
+
+
+def build_backbone(backbone: Backbone, spec: TaskSpec, context: int = 0) -> nn.Module:
+    """Return a new module of a backbone, for inputs and, if `context` is not 0, a context vector of that size.
+
+    Args:
+        backbone: The backbone.
+        spec: Specification of the tasks.
+        context: Size of the context vector that the module takes beside the inputs.
+
+    Raises:
+        ConfigError: A context is wanted, but the backbone's `build` has no parameter `context`.
+    """
+    if not context:
+        return backbone.build(spec)
+    if "context" not in inspect.signature(backbone.build).parameters:
+        raise ConfigError(
+            f"The backbone {type(backbone).__name__} takes no context, which the learner adapts.",
+            where="backbone",
+            remedy="choose another one, such as `mlp` or `conv4`, or give its `build` a parameter `context`",
+        )
+    return cast(ContextBackbone, backbone).build(spec, context=context)
+
+
+def with_head(backbone: Callable[..., nn.Module], outputs: int, x_shape: Sequence[int]) -> Callable[..., nn.Module]:
     """Return a function that builds a backbone followed by `nn.Flatten` and a linear head.
 
     Args:
-        backbone: Builds a new backbone at each call.
+        backbone: Builds a new backbone at each call. If the returned function is called with `context=n`, the backbone
+            is called with it too.
         outputs: Number of outputs of the head.
         x_shape: Shape of one input, without the batch dimension.
 
@@ -60,14 +111,14 @@ def with_head(backbone: Callable[[], nn.Module], outputs: int, x_shape: Sequence
         torch.Size([2, 5])
     """
 
-    def build() -> nn.Module:
-        body = backbone()
-        return nn.Sequential(body, nn.Flatten(), nn.Linear(feature_size(body, x_shape), outputs))
+    def build(**context: int) -> nn.Module:
+        body = backbone(**context)
+        return Headed(body, nn.Linear(feature_size(body, x_shape, **context), outputs))
 
     return build
 
 
-def feature_size(module: nn.Module, x_shape: Sequence[int]) -> int:
+def feature_size(module: nn.Module, x_shape: Sequence[int], context: int = 0) -> int:
     """Return the number of features that a module computes for one input, flattened.
 
     It runs a copy of the module in evaluation mode on two inputs of zeros, so the module itself does not change.
@@ -75,6 +126,7 @@ def feature_size(module: nn.Module, x_shape: Sequence[int]) -> int:
     Args:
         module: A module from `[n, *x_shape]` to `[n, ...]`.
         x_shape: Shape of one input, without the batch dimension.
+        context: Size of the context vector that the module takes beside the inputs; 0 if it takes none.
 
     Returns:
         The number of features of one input.
@@ -87,10 +139,33 @@ def feature_size(module: nn.Module, x_shape: Sequence[int]) -> int:
     """
     module = copy.deepcopy(module).eval()
     with torch.no_grad():
-        size: int = module(zero_inputs(module, x_shape)).flatten(1).shape[1]
+        size: int = module(*zero_inputs(module, x_shape, context)).flatten(1).shape[1]
     return size
 
 
-def zero_inputs(module: nn.Module, x_shape: Sequence[int]) -> Tensor:
-    """Return two inputs of zeros, with the type and device of the module's parameters."""
-    return next(module.parameters(), torch.empty(0)).new_zeros((2, *x_shape))
+def zero_inputs(module: nn.Module, x_shape: Sequence[int], context: int = 0) -> tuple[Tensor, ...]:
+    """Return two inputs of zeros, and a context of zeros if there is one, with the type of the module's parameters."""
+    like = next(module.parameters(), torch.empty(0))
+    return (like.new_zeros((2, *x_shape)), *((like.new_zeros(context),) if context else ()))
+
+
+def blank_examples(spec: TaskSpec) -> Examples:
+    """Return a support set with the shapes of a task's, for what depends on shapes alone.
+
+    Args:
+        spec: The specification of the tasks.
+
+    Returns:
+        Inputs of zeros `[ways * shots, *x_shape]` with targets: each class `shots` times, or zeros in regression.
+
+    Example:
+        >>> from metaforge.authoring import TaskShape, TaskSpec, blank_examples
+        >>> blank_examples(TaskSpec("classification", x_shape=(3,), outputs=2, shape=TaskShape(2, 2, 1))).y
+        tensor([0, 0, 1, 1])
+    """
+    count = spec.shape.ways * spec.shape.shots
+    if spec.kind == "classification":
+        y = torch.arange(spec.shape.ways).repeat_interleave(spec.shape.shots)
+    else:
+        y = torch.zeros(count, spec.outputs)
+    return Examples(torch.zeros(count, *spec.x_shape), y)

@@ -81,7 +81,8 @@ def _run_app() -> str | int | None:
     try:
         app()
     except SystemExit as stop:
-        return stop.code
+        # Typer exits with 1 where the program that reads the help, e.g. `head`, has closed the pipe.
+        return 0 if isinstance(stop.__context__, BrokenPipeError) else stop.code
     except OSError as error:
         # Help is printed by Typer, which lets this pass.
         return _lost_answer(partial(raise_unless_closed, error))

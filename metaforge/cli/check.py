@@ -15,6 +15,7 @@ from metaforge.cli.output import handle_errors, print_answer, print_json
 
 if TYPE_CHECKING:
     from metaforge.testing.run_checks import Outcome
+    from metaforge.testing.subject import Subject
 
 FAILED = 4
 
@@ -27,21 +28,28 @@ def check(
     expect: Annotated[
         list[str] | None, typer.Option("--expect", help="A check that is known to fail: CHECK=REASON. Repeatable.")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An option of the plugin: OPTION=VALUE, e.g. steps=3. Repeatable."),
+    ] = None,
     x_shape: Annotated[
         str | None, typer.Option("--x-shape", help="Shape of the inputs of a test task, e.g. 1,28,28.")
     ] = None,
 ) -> None:
     """Check that a plugin keeps the contract of its kind: gradients, purity, determinism, data.
 
-    The exit code is 4 if a check fails.
+    A check that passes or does not apply is printed at once. Failures follow; those of the same cause are one line. The
+    exit code is 4 if a check fails.
     """
     registry = scan_plugins()
     # Looked up before the import of the conformance kit, which imports torch.
     entry = registry.find_any(name, parse_kind(kind))
-    from metaforge.testing.run_checks import counts, run_checks
+    from metaforge.testing.run_checks import by_cause, counts, run_checks
     from metaforge.testing.subject import Subject
 
     subject = Subject.of(f"{entry.kind}:{entry.qualified}", registry)
+    if settings:
+        subject = subject.with_options(_options(subject, settings))
     sizes = parse_integers("--x-shape", x_shape)
     subject = replace(subject, x_shape=None if sizes is None else tuple(sizes))
     subject.require_data()
@@ -51,13 +59,15 @@ def check(
     with contextlib.redirect_stdout(sys.stderr):
         for outcome in run_checks(subject, _expected_failures(expect or [])):
             results.append(outcome)
-            if not as_json:
+            if not as_json and outcome.status != "failed":
                 with contextlib.redirect_stdout(stdout):
-                    print_answer(_line(outcome))
+                    print_answer(_line([outcome]))
     if as_json:
         rows = [_row(outcome) for outcome in results]
         print_json({"kind": subject.kind, "name": subject.name, **counts(results), "checks": rows})
     else:
+        for failures in by_cause(results):
+            print_answer(_line(failures))
         print_answer(", ".join(f"{number} {status}" for status, number in counts(results).items()))
     if counts(results)["failed"]:
         raise typer.Exit(FAILED)
@@ -76,11 +86,26 @@ def _expected_failures(flags: Sequence[str]) -> dict[str, str]:
     return {name.strip(): reason.strip() for name, _, reason in pairs}
 
 
-def _line(outcome: Outcome) -> str:
-    """Return the result of a check as a line of text."""
-    status = {"failed": "FAILED", "skipped": "not applicable"}.get(outcome.status, outcome.status)
-    text = " ".join((outcome.message or outcome.check.text).split())
-    return f"{outcome.check.name:15} {status}: {text}"
+def _options(subject: Subject, settings: Sequence[str]) -> dict[str, Any]:
+    """Return the options that `--set` flags give a plugin; raise `ConfigError` if they are invalid."""
+    from metaforge.config.sources import flags_layer, parse_setting
+    from metaforge.config.validation import check_bounds, validate
+
+    flags = [(f"--set {path}", f"{subject.kind}.{path}", value) for path, value in map(parse_setting, settings)]
+    layer = flags_layer(flags)
+    check_bounds(layer.values, "--set")
+    options: dict[str, Any] = layer.values[subject.kind]
+    origins = {f"{subject.kind}.{name}": f"--set {name}" for name in options}
+    validate(subject.cls.Config, options, subject.kind, {**origins, **layer.origins})
+    return options
+
+
+def _line(outcomes: Sequence[Outcome]) -> str:
+    """Return the result of a check, or of several that failed for one cause, as a line of text."""
+    first = outcomes[0]
+    status = {"failed": "FAILED", "skipped": "not applicable"}.get(first.status, first.status)
+    text = " ".join((first.message or first.check.text).split())
+    return f"{', '.join(outcome.check.name for outcome in outcomes):15} {status}: {text}"
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
@@ -90,4 +115,5 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "status": outcome.status,
         "text": outcome.check.text,
         "message": outcome.message,
+        "cause": outcome.cause,
     }

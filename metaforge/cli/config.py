@@ -13,6 +13,8 @@ def config(
     backbone: options.Backbone = None,
     adapter: options.Adapter = None,
     regularizer: options.RegularizerSet = None,
+    optimizer: options.Optimizer = None,
+    schedule: options.Schedule = None,
     hook: options.HookSet = None,
     config: options.ConfigFile = None,
     settings: options.Settings = None,
@@ -28,11 +30,8 @@ def config(
 
     The output is a valid run file.
     """
-    flags = options.RunFlags(
-        *(learner, dataset, backbone, adapter, regularizer, hook, steps, budget, seed, device, config, settings),
-        init_from=init_from,
-        freeze=freeze,
-    )
+    plugins = (learner, dataset, backbone, adapter, regularizer, optimizer, schedule, hook)
+    flags = options.RunFlags(*plugins, steps, budget, seed, device, config, settings, init_from, freeze)
     _, resolved = flags.resolve(complete=False)
     if as_json:
         print_json({"values": resolved.to_dict(), "origins": dict(resolved.origins), "notes": list(resolved.notes)})

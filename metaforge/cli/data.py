@@ -26,6 +26,7 @@ SPLITS = ("train", "val", "test")
 @handle_errors
 def inspect(name: Name, settings: options.Settings = None, as_json: options.AsJson = False) -> None:
     """Show what the splits of a data set contain, and the shape of its tasks."""
+    from metaforge.data.checks import expected_spec
     from metaforge.errors import DataError
 
     with _opened(name, settings) as (dataset, shape):
@@ -38,7 +39,7 @@ def inspect(name: Name, settings: options.Settings = None, as_json: options.AsJs
                 if split == "train":
                     raise
                 facts["splits"][split] = {"unavailable": error.what}
-        spec = dataset.spec("train", shape)
+        spec = expected_spec(dataset, dataset.spec("train", shape), shape)
         facts["task"] = {**shape._asdict(), "input shape": list(spec.x_shape), "outputs": spec.outputs}
     if as_json:
         print_json(facts)
@@ -84,12 +85,13 @@ def preview(
     as_json: options.AsJson = False,
 ) -> None:
     """Draw one task of a data set as a picture."""
-    from metaforge.authoring.protocols import Examples, Task
+    from metaforge.authoring.functional import one_task
+    from metaforge.data.checks import expected_spec, expected_tasks
     from metaforge.results.episode_picture import episode_grid
 
     with _opened(name, settings) as (dataset, shape):
-        batch = dataset.sample(split, shape, index, 1, seed=seed)
-        task = Task(*(Examples(part.x[0], part.y[0]) for part in batch))
+        spec = expected_spec(dataset, dataset.spec(split, shape), shape)
+        task = one_task(expected_tasks(dataset, dataset.sample(split, shape, index, 1, seed=seed), spec, 1))
     out.parent.mkdir(parents=True, exist_ok=True)
     episode_grid(task, out)
     if as_json:

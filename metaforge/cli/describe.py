@@ -28,6 +28,8 @@ _COMMANDS = {
     "regularizer": "metaforge train --learner {learner} --regularizer {name}",
     "backbone": "metaforge train --learner {learner} --backbone {name}",
     "dataset": "metaforge train --learner {learner} --dataset {name}",
+    "optimizer": "metaforge train --learner {learner} --optimizer {name}",
+    "schedule": "metaforge train --learner {learner} --schedule {name}",
     # With validation, so that every hook is called.
     "hook": "metaforge train --learner {learner} --hook {name} --set train.validate_every=100",
 }
@@ -36,6 +38,8 @@ _TABLES = {
     "learner": "learner",
     "dataset": "dataset",
     "backbone": "backbone",
+    "optimizer": "optimizer",
+    "schedule": "schedule",
     "adapter": "adapters.{name}",
     "regularizer": "regularizers.{name}",
     "hook": "hooks.{name}",
@@ -85,7 +89,7 @@ def description(registry: Registry, entry: Entry, *, data: bool = True) -> dict[
 
 
 def _tags(cls: type[Any]) -> dict[str, Any]:
-    """Return the tags of a learner as plain data; other plugins have none."""
+    """Return the tags of a learner or adapter as plain data; other plugins have none."""
     tags = getattr(cls, "tags", None)
     if not dataclasses.is_dataclass(tags) or isinstance(tags, type):
         return {}

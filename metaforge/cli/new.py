@@ -19,7 +19,7 @@ from metaforge import __version__, authoring
 from metaforge.cli.options import AsJson
 from metaforge.cli.output import handle_errors, print_answer, print_json, print_note
 from metaforge.errors import ConfigError
-from metaforge.registry.entry import kind_called
+from metaforge.registry.entry import KINDS, kind_called
 from metaforge.registry.registry import Registry
 
 _NAME = re.compile(r"(?=.{1,40}$)[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -27,7 +27,7 @@ _NAME = re.compile(r"(?=.{1,40}$)[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 @handle_errors
 def new(
-    kind: Annotated[str, typer.Argument(help="learner, adapter, dataset, regularizer, backbone or hook.")],
+    kind: Annotated[str, typer.Argument(help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.")],
     name: Annotated[str, typer.Argument(help="Name of the plugin, e.g. my-idea.")],
     folder: Annotated[Path, typer.Option("--dir", help="Folder in which the project's folder is created.")] = Path(),
     as_json: AsJson = False,
@@ -84,7 +84,7 @@ def make_project(kind: str, name: str, folder: Path, registry: Registry) -> Proj
     file = name.replace("-", "_")
     fields = {
         "kind": kind,
-        "article": "An" if kind.startswith("a") else "A",
+        "article": "An" if kind[0] in "aeiou" else "A",
         "name": name,
         "file": file,
         "cls": "".join(part.capitalize() for part in name.split("-")),

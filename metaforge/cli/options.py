@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from metaforge.cli.output import print_note
+from metaforge.registry.entry import KINDS
 
 if TYPE_CHECKING:
     from metaforge.config.resolved import Resolved
@@ -25,6 +26,8 @@ Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="Data set."
 Backbone = Annotated[str | None, typer.Option("--backbone", help="Network that computes features of the inputs.")]
 Adapter = Annotated[str | None, typer.Option("--adapter", help="Adapters in order, separated by commas.")]
 RegularizerSet = Annotated[str | None, typer.Option("--regularizer", help="Regularizers, separated by commas.")]
+Optimizer = Annotated[str | None, typer.Option("--optimizer", help="Optimiser of the outer loop.")]
+Schedule = Annotated[str | None, typer.Option("--schedule", help="Schedule of the outer learning rate.")]
 HookSet = Annotated[str | None, typer.Option("--hook", help="Hook plugins in order, separated by commas.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="Run file (TOML) to start from.")]
 Settings = Annotated[
@@ -61,9 +64,7 @@ Restarts = Annotated[
 ]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
-KindOption = Annotated[
-    str | None, typer.Option("--kind", "-k", help="learner, adapter, regularizer, backbone, dataset or hook.")
-]
+KindOption = Annotated[str | None, typer.Option("--kind", "-k", help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.")]
 
 
 class RunFlags(NamedTuple):
@@ -74,6 +75,8 @@ class RunFlags(NamedTuple):
     backbone: str | None = None
     adapter: str | None = None
     regularizer: str | None = None
+    optimizer: str | None = None
+    schedule: str | None = None
     hook: str | None = None
     steps: int | None = None
     budget: str | None = None
@@ -92,6 +95,8 @@ class RunFlags(NamedTuple):
             "--backbone": ("backbone.name", self.backbone),
             "--adapter": ("adapters", self.adapter),
             "--regularizer": ("regularizers", self.regularizer),
+            "--optimizer": ("optimizer.name", self.optimizer),
+            "--schedule": ("schedule.name", self.schedule),
             "--hook": ("hooks", self.hook),
             "--steps": ("train.steps", self.steps),
             "--budget": ("train.budget", self.budget),

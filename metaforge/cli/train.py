@@ -32,6 +32,8 @@ def train(
     backbone: options.Backbone = None,
     adapter: options.Adapter = None,
     regularizer: options.RegularizerSet = None,
+    optimizer: options.Optimizer = None,
+    schedule: options.Schedule = None,
     hook: options.HookSet = None,
     config: options.ConfigFile = None,
     settings: options.Settings = None,
@@ -53,11 +55,8 @@ def train(
 ) -> None:
     """Train a learner, or resume a run; configuration, checkpoints, metrics and report are kept in a run folder."""
     _reject_with_resume(resume, out=out, config=config, dry_run=dry_run, init_from=init_from)
-    flags = options.RunFlags(
-        *(learner, dataset, backbone, adapter, regularizer, hook, steps, budget, seed, device, config, settings),
-        init_from=init_from,
-        freeze=freeze,
-    )
+    plugins = (learner, dataset, backbone, adapter, regularizer, optimizer, schedule, hook)
+    flags = options.RunFlags(*plugins, steps, budget, seed, device, config, settings, init_from, freeze)
     registry, resolved = flags.resolve(folder=resume)
     from metaforge.engine import processes
 
@@ -81,13 +80,22 @@ def _trained(resolved: Resolved, folder: Path | None, hooks: Sequence[object], *
 
 
 def _answer(run: Run, registry: Registry | None, *, progress: bool) -> dict[str, Any]:
-    """Return the summary of a run; with a registry, evaluate the run too. Invalid records are named on stderr."""
+    """Return the summary of a run; with a registry, evaluate the run too. Invalid records are named on stderr.
+
+    If that fails, the run's status gets the exit code of the command.
+    """
     if run.folder is None:
         return run.summary | {"dry_run": True}
     answer = run.summary | {"folder": str(run.folder)}
-    if registry is not None:
-        answer["evaluation"] = evaluate_folder(run.folder, registry, progress=progress)
-    warn_of_invalid_records(run.folder)
+    try:
+        if registry is not None:
+            answer["evaluation"] = evaluate_folder(run.folder, registry, progress=progress)
+        warn_of_invalid_records(run.folder)
+    except BaseException as error:
+        from metaforge.runs.folder import record_failure
+
+        record_failure(run.folder, error)
+        raise
     return answer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from metaforge.config import paths
 from metaforge.config.sources import SETS, SINGLES, Layer
 from metaforge.errors import ConfigError, nearest
 
@@ -92,7 +93,7 @@ class Merged:
 
     def _merge(self, layer: Layer, into: dict[str, Any], key: str, value: Any, prefix: str = "") -> None:
         """Set `into[key]` to a value, or merge it recursively if it is a table; `prefix` begins its dotted path."""
-        path = f"{prefix}{key}"
+        path = f"{prefix}{paths.quoted(key)}"
         if isinstance(value, Mapping):
             old = into.get(key)
             into[key] = table = dict(old) if isinstance(old, Mapping) else {}

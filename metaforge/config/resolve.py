@@ -2,7 +2,7 @@
 
 The layers, from the lowest to the highest:
 
-1. the defaults of the core;
+1. the defaults of the core, and the default optimiser and schedule;
 2. the `defaults` of the data set for its kind of task;
 3. the `defaults` of the learner for that kind of task;
 4. the user's layers: a TOML file, then the command line.
@@ -24,6 +24,7 @@ from metaforge.config.sources import SETS, SINGLES, Layer, normalise
 from metaforge.config.toml_text import flatten
 from metaforge.config.validation import validate
 from metaforge.errors import ConfigError, PluginError
+from metaforge.registry.loading import plugin_errors
 from metaforge.registry.registry import Registry
 
 KNOWN = (*RunConfig.model_fields, *SINGLES, *SETS)
@@ -34,6 +35,9 @@ _NEEDS = (
     ("adapters", "adapter", "adapter", "uses no adapter"),
     ("regularizers", "regularizer", "backbone", "has no backbone for a regularizer to act on"),
 )
+
+# The kinds of plugin of which every run has one, whatever its learner; the registry knows their defaults.
+_ALWAYS = ("optimizer", "schedule")
 
 
 def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = True) -> Resolved:
@@ -85,10 +89,13 @@ def _chosen_name(layers: Sequence[Layer], key: str) -> str | None:
 def _default_dataset(registry: Registry, learner: type[Any] | None) -> str | None:
     """Return the data set used when none is named: the default for the first kind of task that the learner solves."""
     kinds = ["classification"] if learner is None else sorted(learner.tags.kinds)
-    entries = [entry for kind in kinds if (entry := registry.default(kind)) is not None]
-    if not entries:
-        return None
-    return entries[0].qualified if entries[0].state == "ambiguous" else entries[0].name
+    return next((name for kind in kinds if (name := _default_name(registry, kind)) is not None), None)
+
+
+def _default_name(registry: Registry, key: str) -> str | None:
+    """Return the name of the plugin used when none is named, for a kind of task or a kind of plugin."""
+    entry = registry.default(key)
+    return None if entry is None else entry.qualified if entry.state == "ambiguous" else entry.name
 
 
 def _merged_defaults(
@@ -96,6 +103,9 @@ def _merged_defaults(
 ) -> Merged:
     """Return the names of the learner and the data set, merged with the defaults of both."""
     merged = Merged()
+    for kind in _ALWAYS:
+        if (default := _default_name(registry, kind)) is not None:
+            merged.apply(Layer("default", {kind: {"name": default}}, explicit=False))
     if learner_class is not None:
         merged.apply(Layer("default", {"learner": {"name": learner}}, explicit=False))
     if dataset is not None:
@@ -213,6 +223,8 @@ def _validate(merged: Merged, registry: Registry, learner: type[Any] | None) -> 
         learner=singles["learner"],
         dataset=singles["dataset"],
         backbone=singles["backbone"],
+        optimizer=singles["optimizer"],
+        schedule=singles["schedule"],
         adapters=sets["adapters"],
         regularizers=sets["regularizers"],
         hooks=sets["hooks"],
@@ -232,7 +244,9 @@ def _choice(registry: Registry, kind: str, name: str, options: Mapping[str, Any]
         for option, value in options.items()
         if option in known or f"{path}.{option}" not in merged.default_paths
     }
-    return Choice(registry.find(kind, name), cls, validate(cls.Config, options, path, merged.origins))
+    entry = registry.find(kind, name)
+    with plugin_errors(entry, "cannot read its options", keep_metaforge_errors=True):
+        return Choice(entry, cls, validate(cls.Config, options, path, merged.origins))
 
 
 def _check_duplicates(key: str, chosen: Sequence[Choice], merged: Merged) -> None:

@@ -30,10 +30,24 @@ class Choice:
         """The name of the plugin in a run file: the qualified name if the bare one is ambiguous."""
         return self.entry.qualified if self.entry.state == "ambiguous" else self.entry.name
 
+    def defaults(self) -> dict[str, Any]:
+        """Return the default values of the plugin's options that have one."""
+        fields = type(self.config).model_fields.items()
+        known = {
+            name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()
+        }
+        dumped: dict[str, Any] = self.config.model_copy(update=known).model_dump(mode="json")
+        return {name: dumped[name] for name in known}
+
     def instantiate(self, *parts: Any, **keywords: Any) -> Any:
         """Return `cls(config, *parts, **keywords)`; raise `PluginError` if the plugin's code raises."""
         with plugin_errors(self.entry, "cannot be built", keep_metaforge_errors=True):
             return self.cls(self.config, *parts, **keywords)
+
+    def options(self) -> dict[str, Any]:
+        """Return the options as a run file has them; raise `PluginError` if they cannot be written."""
+        with plugin_errors(self.entry, "has options that a run file cannot hold"):
+            return self.config.model_dump(mode="json")
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,8 @@ class Resolved:
         learner: The learner; None only if the configuration was resolved without one (`complete=False`).
         dataset: The data set; None only in the same case.
         backbone: The backbone, if the learner needs one.
+        optimizer: The outer optimiser; None only if none is chosen and none is the default of the registry.
+        schedule: The schedule of its learning rate; None only in the same case.
         adapters: The chain of adapters, in order.
         regularizers: The regularizers, in order.
         hooks: The hook plugins, in order.
@@ -56,6 +72,8 @@ class Resolved:
     learner: Choice | None
     dataset: Choice | None
     backbone: Choice | None
+    optimizer: Choice | None = None
+    schedule: Choice | None = None
     adapters: tuple[Choice, ...] = ()
     regularizers: tuple[Choice, ...] = ()
     hooks: tuple[Choice, ...] = ()
@@ -64,7 +82,7 @@ class Resolved:
 
     def choices(self) -> tuple[Choice, ...]:
         """Return every plugin of the run."""
-        singles = (self.learner, self.dataset, self.backbone)
+        singles: list[Choice | None] = [getattr(self, key) for key in SINGLES]
         chosen = tuple(choice for choice in singles if choice is not None)
         return (*chosen, *self.adapters, *self.regularizers, *self.hooks)
 
@@ -86,9 +104,22 @@ class Resolved:
         for key in SINGLES:
             choice: Choice | None = getattr(self, key)
             if choice is not None:
-                values[key] = {"name": choice.name, **choice.config.model_dump(mode="json")}
+                values[key] = {"name": choice.name, **choice.options()}
         for key in SETS:
-            values[key] = {choice.name: choice.config.model_dump(mode="json") for choice in getattr(self, key)}
+            values[key] = {choice.name: choice.options() for choice in getattr(self, key)}
+        return values
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the default value of every setting and of every option of the run's plugins, nested as in a run file.
+
+        An option without a default is left out, and so are the `defaults` of plugins.
+        """
+        values = RunConfig().model_dump(mode="json")
+        for key in SINGLES:
+            choice: Choice | None = getattr(self, key)
+            values[key] = {} if choice is None else choice.defaults()
+        for key in SETS:
+            values[key] = {choice.name: choice.defaults() for choice in getattr(self, key)}
         return values
 
     def to_toml(self) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 # A count of things that are in memory at the same time.
@@ -15,6 +15,9 @@ Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 NamePattern = Annotated[str, Field(min_length=1, max_length=1000)]
 # Names of splits become part of file names: without separators, and without a dot at the start.
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)]
+
+# A pattern of names of values, with the wildcards of shell patterns.
+Pattern = Annotated[str, Field(pattern=r"^[^\"']+$", max_length=200)]
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 # A duration as text; pydantic copies the pattern into the JSON Schema of a run file.
@@ -51,6 +54,21 @@ class TaskConfig(Section):
     queries: Size = Field(default=15, description="Query examples per class.")
 
 
+class GroupConfig(Section):
+    """A group of parameters in the outer optimiser, with settings of its own."""
+
+    lr: float | None = Field(default=None, gt=0, le=1e6, description="Learning rate; if not set, `train.lr`.")
+    weight_decay: float | None = Field(default=None, ge=0, description="If not set, `train.weight_decay`.")
+    min: float | None = Field(default=None, description="Lower bound, applied after each step.")
+    max: float | None = Field(default=None, description="Upper bound, applied after each step.")
+
+    @model_validator(mode="after")
+    def _require_ordered_bounds(self) -> Self:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min is {self.min:g} and must not be larger than max, which is {self.max:g}")
+        return self
+
+
 class TrainConfig(Section):
     """The outer loop of meta-training."""
 
@@ -59,15 +77,29 @@ class TrainConfig(Section):
     budget: Annotated[float | None, BeforeValidator(seconds, json_schema_input_type=Budget)] = Field(
         default=None, gt=0, description="Stop after this time: a number of seconds, or a text such as 10m."
     )
-    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="The outer optimiser.")
+    accumulate: Size = Field(
+        default=1, description="Batches of `tasks` tasks per outer step; the step takes the mean of their gradients."
+    )
     lr: float = Field(default=1e-3, gt=0, le=1e6, description="Learning rate of the outer optimiser.")
-    schedule: Literal["constant", "cosine", "linear"] = Field(
-        default="constant", description="How the outer learning rate decays over the run."
+    warmup: int = Field(
+        default=0,
+        ge=0,
+        description="First outer steps, over which the learning rate rises linearly; the schedule multiplies it.",
     )
     clip: float | None = Field(
         default=None, gt=0, description="Largest norm of the meta-gradient; a larger one is scaled down to it."
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of the outer optimiser.")
+    clip_value: float | None = Field(
+        default=None, gt=0, description="Largest magnitude of an entry of the meta-gradient, after `clip`."
+    )
+    weight_decay: float | None = Field(
+        default=None, ge=0, description="Weight decay of the outer optimiser; if not set, the optimiser's own default."
+    )
+    groups: dict[Pattern, GroupConfig] = Field(
+        default={},
+        description="Settings of the parameters whose names match a pattern, such as `adapters.*`; of several patterns"
+        " that match, the last applies.",
+    )
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop", description="Whether a step that diverges or is not finite ends the run or is skipped."
     )
@@ -163,7 +195,7 @@ class EngineConfig(Section):
         description="Precision of the computation; with bfloat16, parameters stay float32 and only products are"
         " computed in bfloat16.",
     )
-    tf32: bool = Field(default=False, description="Whether a GPU may compute float32 products in TF32.")
+    tf32: bool = Field(default=False, description="Whether a GPU may round float32 products to TF32 in training.")
     # Bounded, because tens of thousands of threads end the process with a segmentation fault.
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="CPU threads; if not set, chosen automatically."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from metaforge.config import paths
+from metaforge.config.renamed import renamed
 from metaforge.config.validation import check_bounds
 from metaforge.errors import ConfigError, nearest, shown
 
 # The tables that choose one plugin: the key `name`, and its options beside it.
-SINGLES = ("learner", "dataset", "backbone")
+SINGLES = ("learner", "dataset", "backbone", "optimizer", "schedule")
 # The tables that choose an ordered set of plugins, each with its kind: inside is one table of options per plugin.
 SETS = {"adapters": "adapter", "regularizers": "regularizer", "hooks": "hook"}
 
@@ -109,10 +112,12 @@ def flags_layer(flags: Iterable[tuple[str, str, Any]]) -> Layer:
     """
     settings: dict[tuple[str, ...], tuple[str, Any]] = {}
     for flag, path, value in flags:
-        keys = tuple(path.split("."))
-        if not all(keys):
+        keys = paths.parts(path)
+        if not keys:
             raise ConfigError(
-                f"{shown(path)} is not the name of a setting.", where=flag, remedy="write section.key=value"
+                f"{shown(path)} is not the name of a setting.",
+                where=flag,
+                remedy="write section.key=value, with a key that contains a dot in quotes",
             )
         for inner_keys, inner in _single_values(keys, value):
             _require_consistent(settings, inner_keys, flag, inner)
@@ -124,7 +129,7 @@ def flags_layer(flags: Iterable[tuple[str, str, Any]]) -> Layer:
         for key in keys[:-1]:
             table = table.setdefault(key, {})
         table[keys[-1]] = value
-    return Layer("command line", values, patches, {".".join(keys): flag for keys, (flag, _) in settings.items()})
+    return Layer("command line", values, patches, {paths.joined(keys): flag for keys, (flag, _) in settings.items()})
 
 
 def _is_patch(keys: Sequence[str]) -> bool:
@@ -151,7 +156,7 @@ def _require_consistent(
     if keys in settings and settings[keys][1] != value:
         other, before = settings[keys]
         raise ConfigError(
-            f"{other} and {flag} set {'.'.join(keys)} to different values: {shown(before)}, {shown(value)}.",
+            f"{other} and {flag} set {paths.joined(keys)} to different values: {shown(before)}, {shown(value)}.",
             remedy=remedy,
         )
     for others, (other, before) in settings.items():
@@ -160,16 +165,18 @@ def _require_consistent(
         )
         if len(short) < len(long) and long[: len(short)] == short and _is_patch(short) == _is_patch(long):
             raise ConfigError(
-                f"{outer} sets {'.'.join(short)} to {shown(single)}, but {inner} sets {'.'.join(long)} in it.",
-                where=".".join(long),
+                f"{outer} sets {paths.joined(short)} to {shown(single)}, but {inner} sets {paths.joined(long)} in it.",
+                where=paths.joined(long),
                 remedy=remedy,
             )
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
     """Return the dotted path and the value of `--set key=value`; raise `ConfigError` if the text has no such form."""
-    path, equals, value = text.partition("=")
-    if not equals or not path.strip():
+    # A key in quotes may contain an equals sign.
+    match = re.fullmatch(r"((?:\"[^\"]*\"|'[^']*'|[^=\"'])+)=(.*)", text, re.DOTALL)
+    path, value = match.groups() if match else ("", "")
+    if not path.strip():
         raise ConfigError(
             f"{shown(text)} is not of the form key=value.", where="--set", remedy="e.g. --set train.lr=0.001"
         )
@@ -195,6 +202,9 @@ def normalise(layer: Layer, known: Iterable[str]) -> Layer:
     """
     known = list(known)
     check_bounds([layer.values, layer.patches], layer.origin)
+    present, moved = renamed(layer.values)
+    origins = {**layer.origins, **{new: layer.origin_of(old) for old, new in moved.items()}}
+    layer = replace(layer, values=present, origins=origins)
     values = {}
     for key, value in layer.values.items():
         if key not in known:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from metaforge.config import paths
+
 # A key that TOML needs no quotes for.
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -14,10 +16,11 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted path and the value of each leaf of nested values; an empty table is a leaf."""
     for key, value in values.items():
+        path = f"{prefix}{paths.quoted(key)}"
         if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{path}.")
         else:
-            yield f"{prefix}{key}", value
+            yield path, value
 
 
 def to_toml_values(value: Any) -> Any:
@@ -33,7 +36,7 @@ def annotated_toml(values: Mapping[str, Any], origins: Mapping[str, str]) -> str
     """Return a run file with one value per line and the origin of each value as a comment, in aligned columns."""
     rows = []
     for path, value in flatten(values):
-        key = ".".join(part if _BARE_KEY.fullmatch(part) else json.dumps(part) for part in path.split("."))
+        key = ".".join(part if _BARE_KEY.fullmatch(part) else json.dumps(part) for part in paths.parts(path))
         rows.append((f"{key} = {'{}' if isinstance(value, Mapping) else json.dumps(value)}", origins[path]))
     width = max(len(text) for text, _ in rows)
     return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in rows)

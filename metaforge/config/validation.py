@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from metaforge.config import paths
 from metaforge.config.problems import location_in, sentence
 from metaforge.errors import ConfigError, nearest, shown
 
@@ -82,8 +83,13 @@ def check_bounds(values: object, origin: str) -> None:
 def _children(path: str, value: Any) -> list[tuple[str, Any]]:
     """Return the values in a table or list, each with its dotted path."""
     if isinstance(value, Mapping):
-        return [(f"{path}.{key}".lstrip("."), inner) for key, inner in value.items()]
+        return [(_dotted(path, (str(key),)), inner) for key, inner in value.items()]
     return [(path, inner) for inner in value]
+
+
+def _dotted(path: str, keys: Sequence[str]) -> str:
+    """Return the path of a value by the keys that lead to it from the table at `path`, which may be empty."""
+    return ".".join([*([path] if path else []), *map(paths.quoted, keys)])
 
 
 def _problems(
@@ -98,12 +104,13 @@ def _problems(
 
 def _problem(model: type[BaseModel], path: str, location: tuple[str, ...], errors: list[Any]) -> tuple[str, str]:
     """Return the dotted path of an invalid value and a sentence on it, from the errors of pydantic at its location."""
-    dotted = ".".join([part for part in (path, *location) if part])
+    dotted = _dotted(path, location)
     kinds = [details["type"] for details in errors]
     if "extra_forbidden" in kinds:
         inner = _model_at(model, location[:-1])
         names = list(inner.model_fields) if inner is not None else []
-        known = f" The options of {'.'.join([path, *location[:-1]]).strip('.') or 'a run'} are {', '.join(names)}."
+        table = _dotted(path, location[:-1]) or "a run"
+        known = f" The options of {table} are {', '.join(names)}."
         return dotted, f"There is no option {shown(dotted)}.{nearest(location[-1], names)}{known if names else ''}"
     if "missing" in kinds:
         return dotted, f"{dotted} is required."
@@ -112,13 +119,24 @@ def _problem(model: type[BaseModel], path: str, location: tuple[str, ...], error
 
 def _model_at(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel] | None:
     """Return the nested model at a path of field names inside a model, or None if there is none."""
-    for name in location:
-        field = model.model_fields.get(name)
-        models = [] if field is None else [member for member in _alternatives(field.annotation) if _is_model(member)]
+    names = list(location)
+    while names:
+        field = model.model_fields.get(names.pop(0))
+        models, tables = ([], []) if field is None else _models(field.annotation)
+        if not models and tables and names:
+            models = tables
+            del names[0]
         if not models:
             return None
         model = models[0]
     return model
+
+
+def _models(annotation: Any) -> tuple[list[type[BaseModel]], list[type[BaseModel]]]:
+    """Return the models among the members of a type, and those that are the values of a table among them."""
+    members = _alternatives(annotation)
+    values = [typing.get_args(member)[1] for member in members if typing.get_origin(member) is dict]
+    return [member for member in members if _is_model(member)], [value for value in values if _is_model(value)]
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -139,12 +157,16 @@ def _with_nones(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, 
     """Return values with None in place of the word `none`, for the fields that accept None: TOML has no null."""
     result = dict(values)
     for name, field in model.model_fields.items():
-        members = _alternatives(field.annotation)
-        models = [member for member in members if _is_model(member)]
-        if result.get(name) == "none" and type(None) in members:
+        value, (models, tables) = result.get(name), _models(field.annotation)
+        if value == "none" and type(None) in _alternatives(field.annotation):
             result[name] = None
-        elif models and isinstance(result.get(name), Mapping):
-            result[name] = _with_nones(models[0], result[name])
+        elif models and isinstance(value, Mapping):
+            result[name] = _with_nones(models[0], value)
+        elif tables and isinstance(value, Mapping):
+            result[name] = {
+                key: _with_nones(tables[0], inner) if isinstance(inner, Mapping) else inner
+                for key, inner in value.items()
+            }
     return result
 
 
@@ -155,7 +177,7 @@ def _misread_values(path: str, value: Any, result: Any) -> list[tuple[str, str]]
     `value` is the value before validation, `result` after it.
     """
     if isinstance(value, Mapping):
-        triples = [(f"{path}.{key}".lstrip("."), inner, _member(result, key)) for key, inner in value.items()]
+        triples = [(_dotted(path, (key,)), inner, _member(result, key)) for key, inner in value.items()]
         return [problem for triple in triples for problem in _misread_values(*triple)]
     if isinstance(value, (list, tuple)) and isinstance(result, (list, tuple)) and len(value) == len(result):
         pairs = zip(value, result, strict=True)

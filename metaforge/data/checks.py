@@ -1,4 +1,4 @@
-"""Checks what a data set returns against its contract, once per run and split, before the first step."""
+"""Checks what a data set returns against its contract: fully once per run and split, shapes and dtypes always."""
 
 from __future__ import annotations
 
@@ -29,20 +29,50 @@ def checked_spec(dataset: Dataset, split: str, shape: TaskShape, *, seed: int) -
         DataError: Values are not finite.
         MetaForgeError: Whatever error of this class the data set itself raises.
     """
-    spec = _call(dataset, "spec", lambda: dataset.spec(split, shape))
+    spec = expected_spec(dataset, _call(dataset, "spec", lambda: dataset.spec(split, shape)), shape)
+    sample = _call(dataset, "sample", lambda: dataset.sample(split, shape, 0, 1, seed=seed))
+    task = expected_tasks(dataset, sample, spec, 1)
+    for part, per_class in (("support", shape.shots), ("query", shape.queries)):
+        x, y = getattr(task, part)
+        _require_finite(dataset, f"the inputs of the {part} set", x)
+        if spec.kind == "regression":
+            _require_finite(dataset, f"the targets of the {part} set", y)
+        else:
+            _check_labels(dataset, part, y[0], shape.ways, per_class)
+    return spec
+
+
+def expected_spec(dataset: Dataset, spec: Any, shape: TaskShape) -> TaskSpec:
+    """Return what `Dataset.spec` returned for a shape; raise `PluginError` unless it is a spec of such tasks."""
     if not isinstance(spec, TaskSpec) or (spec.kind, spec.shape) != (dataset.kind, shape):
         _contract_error(dataset, f"spec returns {spec!r:.200} for {dataset.kind} tasks of {shape}")
-    task = _call(dataset, "sample", lambda: dataset.sample(split, shape, 0, 1, seed=seed))
-    for part, per_class in (("support", shape.shots), ("query", shape.queries)):
-        x, y = _inputs_and_targets(dataset, task, part)
-        leading = (1, shape.ways * per_class)
+    return spec
+
+
+def expected_tasks(dataset: Dataset, tasks: Any, spec: TaskSpec, count: int) -> Task:
+    """Return what `Dataset.sample` returned, if it has the shapes and dtypes that the spec promises.
+
+    The values of the tensors are not read, so this costs nothing beside sampling.
+
+    Args:
+        dataset: The data set.
+        tasks: What `sample` returned.
+        spec: What `spec` returned for these tasks.
+        count: The number of tasks that were asked for.
+
+    Raises:
+        PluginError: It is not a batch of such tasks.
+    """
+    for part, per_class in (("support", spec.shape.shots), ("query", spec.shape.queries)):
+        x, y = _inputs_and_targets(dataset, tasks, part)
+        leading = (count, spec.shape.ways * per_class)
         _check_tensor(dataset, f"the inputs of the {part} set", x, (*leading, *spec.x_shape), integral=torch.uint8)
         if spec.kind == "regression":
             _check_tensor(dataset, f"the targets of the {part} set", y, (*leading, spec.outputs))
         else:
             _check_tensor(dataset, f"the labels of the {part} set", y, leading, integral=torch.int64, floating=False)
-            _check_labels(dataset, part, y[0], shape.ways, per_class)
-    return spec
+    batch: Task = tasks
+    return batch
 
 
 def _call(dataset: Dataset, method: str, function: Callable[[], T]) -> T:
@@ -72,7 +102,7 @@ def _check_tensor(
     integral: torch.dtype | None = None,
     floating: bool = True,
 ) -> None:
-    """Check shape, dtype (`integral`, or any floating dtype if `floating`) and that all values are finite."""
+    """Check shape and dtype: `integral`, or any floating dtype if `floating`."""
     if tuple(tensor.shape) != shape:
         _contract_error(
             dataset, f"{what} have the shape {list(tensor.shape)}, not {list(shape)} (episodes, examples, ...)"
@@ -80,6 +110,10 @@ def _check_tensor(
     if tensor.dtype != integral and not (floating and tensor.is_floating_point()):
         allowed = " or ".join([*([str(integral)] if integral else []), *(["a floating dtype"] if floating else [])])
         _contract_error(dataset, f"{what} are {tensor.dtype}, not {allowed}")
+
+
+def _require_finite(dataset: Dataset, what: str, tensor: Tensor) -> None:
+    """Raise `DataError` if some values are not finite."""
     bad = int((~tensor.isfinite()).sum())
     if bad:
         raise DataError(

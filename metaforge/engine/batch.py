@@ -16,15 +16,16 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from metaforge.authoring.functional import add_params, matching, one_task, split_state, sum_of
+from metaforge.authoring.functional import add_params, matching, one_task, split_state
 from metaforge.authoring.layers import images
 from metaforge.authoring.losses import score
 from metaforge.authoring.protocols import Examples, Kind, Learner, Params, Regularizer, Task
-from metaforge.engine.chunks import ChunkForward, ChunkGradients, ChunkResult, chunk_forward, chunk_gradients
+from metaforge.engine.chunks import ByTask, ChunkForward, ChunkGradients, ChunkResult, chunk_forward, chunk_gradients
+from metaforge.engine.combining import combined_weights, terms_read
 from metaforge.engine.contract import unmodified
 from metaforge.engine.local_batch import LocalBatch
 from metaforge.engine.plans import Plan, combining_regularizers
-from metaforge.engine.precision import primitive_attention
+from metaforge.engine.precision import primitive_attention, rounding
 from metaforge.engine.predictions import require_prediction
 
 
@@ -116,17 +117,17 @@ def meta_gradients(
     chunks = _chunks(tasks, keys, local.groups, 1 if plan == "loop" else chunk)
     with unmodified(values, tasks, keys), _batched_image_layers(plan, keys.device):
         if combining:
-            forward = chunk_forward(learner, plan)
+            forward = chunk_forward(learner, plan, terms_read(combining))
             groups, results = _with_combined_weights(forward, params, state, chunks, local, combining)
         else:
             run = compiled or chunk_gradients(learner, plan)
             groups, results = _with_equal_weights(run, params, state, chunks, local)
-        sums, losses, metrics = _reduced(local, groups, results)
+        sums, by_task, metrics = _reduced(local, groups, results)
         fixed = frozenset(matching(sums, frozen))
         grads, change = split_state({name: value for name, value in sums.items() if name not in fixed})
         for regularizer in regularizers:
             grads = add_params(grads, _penalty_grads(regularizer, params, state))
-    return MetaStep(grads, change, losses, metrics)
+    return MetaStep(grads, change, by_task.losses, metrics)
 
 
 class _Chunk(NamedTuple):
@@ -175,9 +176,9 @@ def _with_combined_weights(
 ) -> tuple[list[Params], list[ChunkResult]]:
     """Return the summed gradients and state changes of each group, and the results of all chunks.
 
-    The weight of a task is the derivative of the combined loss with respect to the loss of that task. It depends on the
-    losses of all tasks. So the losses of all chunks, on all ranks, are computed first, then the gradients. The graphs
-    of all local chunks are kept in between.
+    The weights of a task are the derivatives of the combined loss with respect to the loss and the terms of that task.
+    They depend on those of all tasks. So the losses of all chunks, on all ranks, are computed first, then the
+    gradients. The graphs of all local chunks are kept in between.
     """
     groups: list[Params] = [{} for _ in local.groups]
     results, pullbacks = [], []
@@ -186,41 +187,38 @@ def _with_combined_weights(
         groups[group] = add_params(groups[group], _state_change(result, local))
         results.append(result)
         pullbacks.append((group, pullback))
-    losses = _reduced(local, [{}], results).losses
-    weights = grad(lambda x: _combined_loss(x, regularizers))(losses)
-    counts = [len(result.losses) for result in results]
-    local_weights = weights[local.first : local.first + sum(counts)].split(counts)
-    for (group, pullback), chunk_weights in zip(pullbacks, local_weights, strict=True):
-        groups[group] = add_params(groups[group], pullback(chunk_weights))
+    weights = combined_weights(_reduced(local, [{}], results).by_task, regularizers)
+    first = local.first
+    for (group, pullback), result in zip(pullbacks, results, strict=True):
+        part = slice(first, first + len(result.losses))
+        groups[group] = add_params(groups[group], pullback(tree_map(lambda x, part=part: x[part], weights)))
+        first = part.stop
     return groups, results
 
 
 class _Reduced(NamedTuple):
-    """The summed gradients and state changes of the whole batch, and the losses and metrics of all its tasks."""
+    """The summed gradients and state changes of the whole batch, and the losses, terms and metrics of all its tasks."""
 
     sums: Params
-    losses: Tensor
+    by_task: ByTask
     metrics: Params
 
 
 def _reduced(local: LocalBatch, groups: list[Params], results: Sequence[ChunkResult]) -> _Reduced:
-    """Reduce the sums of the local groups, and the losses and metrics of the chunks, in one collective per dtype."""
+    """Reduce the sums of the local groups, and the rows of the chunks' tasks, in one collective per dtype."""
     losses = torch.cat([result.losses for result in results])
     metrics = {name: torch.cat([result.metrics[name] for result in results]) for name in results[0].metrics}
-    rows = torch.stack([losses, *(metric.to(losses.dtype) for metric in metrics.values())], 1)
-    sums, rows = local.reduce(groups, rows)
-    return _Reduced(sums, rows[:, 0], dict(zip(metrics, rows[:, 1:].unbind(1), strict=True)))
+    terms = {name: torch.cat([result.terms[name] for result in results]) for name in results[0].terms}
+    scalars = [*metrics.values(), *terms.values()]
+    sums, rows = local.reduce(groups, torch.stack([losses, *(scalar.to(losses.dtype) for scalar in scalars)], 1))
+    columns, split = rows.unbind(1), 1 + len(metrics)
+    by_task = ByTask(columns[0], dict(zip(terms, columns[split:], strict=True)))
+    return _Reduced(sums, by_task, dict(zip(metrics, columns[1:split], strict=True)))
 
 
 def _state_change(result: ChunkResult, local: LocalBatch) -> Params:
     """Return what a chunk contributes to the mean change of the state over the whole batch."""
     return {name: len(result.losses) / local.total * change for name, change in result.state.items()}
-
-
-def _combined_loss(losses: Tensor, regularizers: Sequence[Regularizer]) -> Tensor:
-    """Return the mean of the task losses `[tasks]` plus the regularizers' `combine` terms."""
-    terms = [term for r in regularizers if (term := r.combine(losses)) is not None]
-    return sum_of([losses.mean(), *terms])
 
 
 def _penalty_grads(regularizer: Regularizer, params: Params, state: Params) -> Params:
@@ -256,6 +254,8 @@ def score_tasks(
 ) -> Scores:
     """Return the scores of a batch of test tasks after adaptation; no graph is built and no tensor is changed.
 
+    The precision is that of the values: products are rounded neither to bfloat16 nor to TF32.
+
     Args:
         learner: The learner to evaluate.
         values: Its parameters and `state.` entries.
@@ -286,7 +286,12 @@ def score_tasks(
         return Scores(score(kind, prediction, task.query.y), prediction, measures)
 
     device = tasks.support.x.device
-    with torch.no_grad(), unmodified(values, tasks, keys), _batched_image_layers(plan, device):
+    with (
+        torch.no_grad(),
+        rounding(device, "float32", tf32=False),
+        unmodified(values, tasks, keys),
+        _batched_image_layers(plan, device),
+    ):
         if plan == "loop":
             count = len(tasks.support.x)
             each: list[Any] = [score_task(one_task(tasks, i), None if keys is None else keys[i]) for i in range(count)]

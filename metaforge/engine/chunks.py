@@ -11,7 +11,7 @@ A plan is the order in which `grad` and `vmap` over the tasks are applied. All p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from metaforge.authoring.functional import detach_params, gradient, one_task
+from metaforge.authoring.functional import detach_params, gradient, one_task, sum_of
 from metaforge.authoring.protocols import Aux, Learner, Params, Task
 from metaforge.engine.contract import DETACHED, checked_loss
 from metaforge.engine.plans import Plan
@@ -33,31 +33,53 @@ class ChunkResult(NamedTuple):
         losses: The task losses `[tasks]`.
         state: What a task adds to each `state.` entry, averaged over the tasks of the chunk.
         metrics: Each metric `[tasks]`, by name.
+        terms: Each term that regularizers read `[tasks]`, by name.
     """
 
     losses: Tensor
     state: Params
     metrics: Params
+    terms: Params = {}
 
 
-# Maps weights `[tasks]` to the gradient of the weighted sum of the task losses (a vector-Jacobian product).
-Pullback = Callable[[Tensor], Params]
-# Maps (parameters, state, tasks, keys) to the result of a chunk and the pullback of its losses. The pullback holds the
-# graph; under `vmap` it holds the gradient of each task instead.
+class ByTask(NamedTuple):
+    """The losses and terms of a batch of tasks, or a weight for each of them: the derivative of the outer loss.
+
+    Attributes:
+        losses: A number for each task loss `[tasks]`.
+        terms: Numbers for the terms that regularizers read, each `[tasks]`, by name.
+    """
+
+    losses: Tensor
+    terms: Params = {}
+
+
+# Maps weights to the gradient of the weighted sum of the losses and terms of all tasks (a vector-Jacobian product).
+Pullback = Callable[[ByTask], Params]
+# Maps (parameters, state, tasks, keys) to the result of a chunk and the pullback of its losses and terms. The pullback
+# holds the graph; under `vmap` it holds the gradient of each task instead, or with terms nothing: it computes the chunk
+# anew.
 ChunkForward = Callable[[Params, Params, Task, Tensor], tuple[ChunkResult, Pullback]]
 # Maps (weights, parameters, state, tasks, keys) to the result of a chunk and the gradient of the weighted losses.
 ChunkGradients = Callable[[Tensor, Params, Params, Task, Tensor], tuple[ChunkResult, Params]]
 
 
-def chunk_forward(learner: Learner, plan: Plan) -> ChunkForward:
-    """Return the function that computes the losses of a chunk, and their pullback for weights that are known later."""
+def chunk_forward(learner: Learner, plan: Plan, terms: Sequence[str] = ()) -> ChunkForward:
+    """Return the function that computes the losses of a chunk, and their pullback for weights that are known later.
+
+    Args:
+        learner: The learner.
+        plan: The plan.
+        terms: The names of the terms that regularizers read, which then have weights too.
+    """
 
     def forward(params: Params, state: Params, tasks: Task, keys: Tensor) -> tuple[ChunkResult, Pullback]:
+        loss = _loss_of(learner, state, terms)
         if plan == "loop":
-            return _loop(learner, params, state, tasks, keys)
+            return _loop(loss, params, tasks, keys)
         if plan == "vmap":
-            return _vmap(learner, params, state, tasks, keys)
-        return _fold(learner, params, state, tasks, keys)
+            return (_vmap_again if terms else _vmap)(loss, params, tasks, keys)
+        return _fold(loss, params, tasks, keys)
 
     return forward
 
@@ -73,53 +95,85 @@ def chunk_gradients(learner: Learner, plan: Plan) -> ChunkGradients:
         weights: Tensor, params: Params, state: Params, tasks: Task, keys: Tensor
     ) -> tuple[ChunkResult, Params]:
         result, pullback = forward(params, state, tasks, keys)
-        return result, pullback(weights)
+        return result, pullback(ByTask(weights))
 
     return gradients
 
 
-def _loop(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> tuple[ChunkResult, Pullback]:
+# A learner's loss as a function of (parameters, task, key); the loss is in its auxiliary output too.
+_Loss = Callable[[Params, Task, Tensor], tuple[Tensor, tuple[Tensor, Aux]]]
+
+
+def _loop(loss: _Loss, params: Params, tasks: Task, keys: Tensor) -> tuple[ChunkResult, Pullback]:
     """Compute a chunk of one task."""
-    result, pullback = _by_autograd(_loss_of(learner, state), params, one_task(tasks), keys[0])
-    metrics = tree_map(lambda metric: torch.stack([metric]), result.metrics)
-    return ChunkResult(result.losses.unsqueeze(0), result.state, metrics), lambda weights: pullback(weights[0])
+    result, pullback = _by_autograd(loss, params, one_task(tasks), keys[0])
+    metrics, terms = tree_map(lambda scalar: torch.stack([scalar]), (result.metrics, result.terms))
+    batched = ChunkResult(result.losses.unsqueeze(0), result.state, metrics, terms)
+    return batched, lambda weights: pullback(tree_map(lambda weight: weight[0], weights))
 
 
-def _vmap(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> tuple[ChunkResult, Pullback]:
+def _vmap(loss: _Loss, params: Params, tasks: Task, keys: Tensor) -> tuple[ChunkResult, Pullback]:
     def per_task(task: Task, key: Tensor) -> tuple[Params, tuple[Tensor, Aux]]:
-        return gradient(lambda p: _loss_of(learner, state)(p, task, key), params, differentiable=False)
+        return gradient(lambda p: loss(p, task, key), params, differentiable=False)
 
-    grads, (losses, (metrics, change)) = vmap(per_task)(tasks, keys)
+    grads, (losses, aux) = vmap(per_task)(tasks, keys)
 
-    def pullback(weights: Tensor) -> Params:
+    def pullback(weights: ByTask) -> Params:
         # Not a matrix product, because autocast would round its operands.
-        return {n: (weights.to(v.dtype).view(-1, *(1,) * (v.dim() - 1)) * v).sum(0) for n, v in grads.items()}
+        return {n: (weights.losses.to(v.dtype).view(-1, *(1,) * (v.dim() - 1)) * v).sum(0) for n, v in grads.items()}
 
-    return ChunkResult(losses.detach(), _mean(change), metrics), pullback
+    return ChunkResult(losses.detach(), _mean(aux.state), aux.metrics), pullback
 
 
-def _fold(learner: Learner, params: Params, state: Params, tasks: Task, keys: Tensor) -> tuple[ChunkResult, Pullback]:
-    batched_loss = vmap(_loss_of(learner, state), in_dims=(None, 0, 0))
-    result, pullback = _by_autograd(batched_loss, params, tasks, keys)
+def _vmap_again(loss: _Loss, params: Params, tasks: Task, keys: Tensor) -> tuple[ChunkResult, Pullback]:
+    """Compute a chunk by plan `vmap` twice, without and with gradients.
+
+    Once the weights are known, a task has one gradient. Before, it would have one for its loss and one for each term.
+    """
+    with torch.no_grad():
+        _, (losses, aux) = vmap(loss, in_dims=(None, 0, 0))(params, tasks, keys)
+
+    def per_task(task: Task, key: Tensor, weights: ByTask) -> Params:
+        def weighted(params: Params) -> tuple[Tensor, Params]:
+            value, (_, aux) = loss(params, task, key)
+            parts = [weights.losses.to(value.dtype) * value]
+            parts += [weight.to(aux.terms[name].dtype) * aux.terms[name] for name, weight in weights.terms.items()]
+            return sum_of(parts), {}
+
+        return gradient(weighted, params, differentiable=False)[0]
+
+    def pullback(weights: ByTask) -> Params:
+        return {name: value.sum(0) for name, value in vmap(per_task)(tasks, keys, weights).items()}
+
+    return ChunkResult(losses, _mean(aux.state), aux.metrics, aux.terms), pullback
+
+
+def _fold(loss: _Loss, params: Params, tasks: Task, keys: Tensor) -> tuple[ChunkResult, Pullback]:
+    result, pullback = _by_autograd(vmap(loss, in_dims=(None, 0, 0)), params, tasks, keys)
     return result._replace(state=_mean(result.state)), pullback
 
 
 def _by_autograd(
     function: Callable[..., tuple[Tensor, tuple[Tensor, Aux]]], params: Params, *rest: Any
 ) -> tuple[ChunkResult, Pullback]:
-    """Return the detached result of `function(params, *rest)`, and the pullback of its losses to the parameters.
+    """Return the detached result of `function(params, *rest)`, and the pullback of its losses and terms.
 
     It calls `torch.autograd.grad`, because `torch.func.grad` would also build a graph of the gradient, which is not
     needed here.
     """
     with torch.enable_grad():
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-        losses, (_, (metrics, change)) = function(leaves, *rest)
+        losses, (_, aux) = function(leaves, *rest)
 
-    def pullback(weights: Tensor) -> Params:
+    def pullback(weights: ByTask) -> Params:
+        if not leaves:
+            return {}
         if not losses.requires_grad:
             raise ContractError(DETACHED)
-        grads = torch.autograd.grad(losses, list(leaves.values()), weights.to(losses.dtype), allow_unused=True)
+        weighted = [(losses, weights.losses), *((aux.terms[name], weight) for name, weight in weights.terms.items())]
+        # A term may be a constant.
+        outputs, factors = zip(*[(out, w.to(out.dtype)) for out, w in weighted if out.requires_grad], strict=True)
+        grads = torch.autograd.grad(outputs, list(leaves.values()), factors, allow_unused=True)
         # A gradient of zeros is legitimate; None means that the loss does not depend on the parameter at all.
         if all(grad is None for grad in grads):
             raise ContractError(DETACHED)
@@ -128,15 +182,16 @@ def _by_autograd(
             for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
         }
 
-    return ChunkResult(losses.detach(), detach_params(change), detach_params(metrics)), pullback
+    metrics, state, terms = map(detach_params, aux)
+    return ChunkResult(losses.detach(), state, metrics, terms), pullback
 
 
-def _loss_of(learner: Learner, state: Params) -> Callable[[Params, Task, Tensor], tuple[Tensor, tuple[Tensor, Aux]]]:
-    """Return the learner's loss as a function of (parameters, task, key); the loss is in its auxiliary output too."""
+def _loss_of(learner: Learner, state: Params, terms: Sequence[str]) -> _Loss:
+    """Return the learner's loss as a function of the parameters; its `Aux` has these terms and no others."""
 
     def loss(params: Params, task: Task, key: Tensor) -> tuple[Tensor, tuple[Tensor, Aux]]:
-        value, aux = checked_loss(learner.loss(params | state, task, key), state)
-        return value, (value, Aux(dict(aux.metrics), dict(aux.state)))
+        value, aux = checked_loss(learner.loss(params | state, task, key), state, terms)
+        return value, (value, Aux(dict(aux.metrics), dict(aux.state), {name: aux.terms[name] for name in terms}))
 
     return loss
 

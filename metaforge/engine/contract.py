@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
-from metaforge.authoring.protocols import Aux, Params, Task
+from metaforge.authoring.progress import is_progress
+from metaforge.authoring.protocols import Aux, Learner, Params, Tags, Task
 from metaforge.errors import ContractError
 
 DETACHED = "the loss depends on no parameter, so there is no gradient: it is detached, or computed from other tensors"
 
 
-def checked_loss(result: Any, state: Params) -> tuple[Tensor, Aux]:
+# The attributes of a learner that evaluation and records read, and the type of each.
+_ATTRIBUTES: Mapping[str, type] = MappingProxyType({"tags": Tags, "norm": str, "transductive": bool, "steps": int})
+
+
+def checked_learner(learner: Any) -> Learner:
+    """Return a learner; raise `ContractError` unless its attributes have the types of the protocol."""
+    for name, kind in _ATTRIBUTES.items():
+        value = getattr(learner, name, None)
+        if not isinstance(value, kind):
+            raise ContractError(f"{name} is of type {type(value).__name__}, not {kind.__name__}")
+    if learner.steps < 0:
+        raise ContractError(f"steps is {learner.steps}, but should be 0 or more")
+    checked: Learner = learner
+    return checked
+
+
+def checked_loss(result: Any, state: Params, terms: Sequence[str] = ()) -> tuple[Tensor, Aux]:
     """Return what `Learner.loss` returned for one task; under `vmap`, tensors have the shapes that they have for one.
 
     Args:
         result: The returned value.
         state: The `state.` entries of the learner's values.
+        terms: The names of the terms that regularizers read.
 
     Raises:
-        ContractError: It is not a scalar loss with an `Aux` of scalar metrics and of changes of the state entries.
+        ContractError: It is not a scalar loss with an `Aux` of scalar metrics, of changes of the state entries and of
+            these terms.
     """
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Aux)):
         raise ContractError(f"loss returns {_description(result)}, not a pair of a scalar tensor and an Aux")
@@ -35,8 +55,17 @@ def checked_loss(result: Any, state: Params) -> tuple[Tensor, Aux]:
     for name, change in aux.state.items():
         if name not in state:
             raise ContractError(f"Aux.state has {name!r}, but the values have no state entry of that name")
+        if is_progress(name):
+            raise ContractError(f"Aux.state has {name!r}, which only the run sets")
         if not isinstance(change, Tensor) or change.is_meta or change.shape != state[name].shape:
             raise ContractError(f"the change of {name!r} is {_description(change)}, not like {list(state[name].shape)}")
+    for name in terms:
+        if name not in aux.terms:
+            raise ContractError(f"Aux.terms lacks {name!r}, which a regularizer reads")
+        if not _is_scalar(aux.terms[name]) or not aux.terms[name].is_floating_point():
+            raise ContractError(
+                f"the term {name!r} is {_description(aux.terms[name])}, not a scalar floating-point tensor"
+            )
     return loss, aux
 
 

@@ -27,7 +27,7 @@ class Workload(NamedTuple):
         device: The device of the computation.
         tasks: The number of tasks of an outer step, over all ranks.
         groups: The number of tasks in each group that this rank computes.
-        steps: The number of outer steps.
+        steps: The number of batches: of outer steps, times the batches of each.
         budget: The longest duration of the training in seconds; None for no limit.
     """
 
@@ -205,7 +205,9 @@ def even_chunk(most: int, groups: Sequence[int]) -> int:
 
 def combining_regularizers(regularizers: Sequence[Regularizer], tasks: int) -> list[Regularizer]:
     """Return the regularizers that have a `combine` term of the losses of a batch of `tasks` tasks."""
-    return [r for r in regularizers if r.combine(torch.ones(tasks)) is not None]
+    return [
+        r for r in regularizers if r.combine(torch.ones(tasks), dict.fromkeys(r.terms, torch.ones(tasks))) is not None
+    ]
 
 
 # Small networks on vectors, 25 tasks, two busy cores: compiling a step took 6 to 24 s. It saved seven eighths of the

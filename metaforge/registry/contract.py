@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, get_args
@@ -20,6 +21,8 @@ _PROTOCOLS: Mapping[str, type[Any]] = MappingProxyType(
         "regularizer": protocols.Regularizer,
         "backbone": protocols.Backbone,
         "dataset": protocols.Dataset,
+        "optimizer": protocols.Optimizer,
+        "schedule": protocols.Schedule,
         "hook": Hook,
     }
 )
@@ -30,10 +33,12 @@ _REQUIRED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "adapter": ("update",),
         "backbone": ("build",),
         "dataset": ("spec", "sample", "facts"),
+        "optimizer": ("build",),
+        "schedule": ("factor",),
     }
 )
 # The kinds of which a run has one plugin: its table in a run file has the key `name` beside the options.
-_SINGLE = ("learner", "backbone", "dataset")
+_SINGLE = ("learner", "backbone", "dataset", "optimizer", "schedule")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -78,11 +83,23 @@ def _attribute_errors(kind: str, cls: type[Any]) -> list[str]:
     defaults = getattr(cls, "defaults", {})
     if not (isinstance(defaults, Mapping) and all(isinstance(settings, Mapping) for settings in defaults.values())):
         errors.append("'defaults' is not a mapping from kinds of task to settings")
-    if kind == "learner" and not isinstance(getattr(cls, "tags", None), protocols.Tags):
-        errors.append("'tags' is not of type metaforge.authoring.Tags")
+    expected = {"learner": protocols.Tags, "adapter": protocols.AdapterTags}.get(kind)
+    if expected is not None and not isinstance(getattr(cls, "tags", None), expected):
+        errors.append(f"'tags' is not of type metaforge.authoring.{expected.__name__}")
+    # A property, if the terms depend on the options.
+    if kind == "regularizer" and not isinstance(getattr(cls, "terms", frozenset()), (frozenset, property)):
+        errors.append("'terms' is not a frozenset of names")
     if kind == "dataset" and getattr(cls, "kind", "") not in get_args(protocols.Kind):
         errors.append(f"'kind' is not one of {', '.join(get_args(protocols.Kind))}")
+    if kind == "optimizer" and not _is_weight_decay(getattr(cls, "weight_decay", None)):
+        errors.append("'weight_decay' is not a finite number of at least 0")
+    if kind == "schedule" and not isinstance(getattr(cls, "uses_share", None), bool):
+        errors.append("'uses_share' is not True or False")
     return errors
+
+
+def _is_weight_decay(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _members(protocol: type[Any]) -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from metaforge.errors import ConfigError, PluginError, nearest
-from metaforge.registry.entry import CORE, KINDS, Entry
+from metaforge.errors import ConfigError, PluginError, nearest, printable
+from metaforge.registry.entry import CORE, KINDS, PYTHON, Entry
 from metaforge.registry.loading import import_class, plugin_errors
 from metaforge.registry.metadata import canonical_name
 
@@ -33,12 +34,14 @@ class Registry:
         self._classes: dict[tuple[str, str], type[Any]] = {}
         # The classes that the caller passed to `with_plugin`; they are not imported.
         self._own_classes: dict[tuple[str, str], type[Any]] = {}
+        # What a run recorded, by `kind name`: the distribution of the plugin and its version.
+        self._recorded: dict[str, str] = {}
 
     def with_plugin(self, kind: str, name: str, cls: type[Any]) -> Registry:
         """Return a registry that also has a class of the caller's, in place of any installed plugin of that name."""
         module, qualname = str(cls.__module__), cls.__qualname__
         summary = (cls.__doc__ or "").strip().partition("\n")[0]
-        entry = Entry(kind, name, f"{module}:{qualname}", "python", summary=summary)
+        entry = Entry(kind, name, f"{module}:{qualname}", PYTHON, summary=summary)
         others = [other for other in self._entries if (other.kind, other.name) != (kind, name)]
         result = Registry([*others, entry], self._defaults, self.notes)
         result._classes = dict(self._classes)
@@ -47,21 +50,36 @@ class Registry:
         return result
 
     def as_recorded(self, plugins: Mapping[str, Any]) -> Registry:
-        """Return a registry in which an ambiguous name means the distribution that a run recorded for it.
+        """Return a registry in which a name means the distribution that a run recorded for it, and no other.
 
         Args:
             plugins: The `plugins` of the run's `env.json`: from `kind name` to `distribution version`.
         """
-        distributions = {key: str(value).partition(" ")[0] for key, value in plugins.items()}
         result = Registry((), self._defaults, self.notes)
         result._classes, result._own_classes = self._classes, self._own_classes
-        result._entries = tuple(
-            replace(entry, state="ready", reason="")
-            if entry.state == "ambiguous" and distributions.get(f"{entry.kind} {entry.name}") == entry.distribution
-            else entry
-            for entry in self._entries
-        )
+        result._recorded = {key: provenance for key, provenance in plugins.items() if isinstance(provenance, str)}
+        result._entries = tuple(result._settled(entry) for entry in self._entries)
         return result
+
+    def _settled(self, entry: Entry) -> Entry:
+        """Return an entry that is `ready` if the run recorded it, `ambiguous` if another of its name or with both."""
+        if entry.state not in ("ready", "ambiguous"):
+            return entry
+        if f"{entry.kind} {entry.qualified}" in self._recorded:
+            # Its settings have the qualified name, which a run keeps.
+            return replace(entry, state="ambiguous", reason=f"the run names it {entry.qualified!r}")
+        provenance = self._recorded.get(f"{entry.kind} {entry.name}")
+        if provenance is None:
+            return entry
+        if self._is_of(entry, provenance):
+            return replace(entry, state="ready", reason="")
+        reason = f"the run was trained with that of {provenance}; use {entry.qualified!r}"
+        return entry if entry.state == "ambiguous" else replace(entry, state="ambiguous", reason=reason)
+
+    def _is_of(self, entry: Entry, provenance: str) -> bool:
+        """Return whether an entry is of a recorded distribution, or a class that the caller passed in its place."""
+        distribution = canonical_name(provenance.partition(" ")[0])
+        return canonical_name(entry.distribution) == distribution or (entry.kind, entry.qualified) in self._own_classes
 
     def entries(self, kind: str | None = None) -> tuple[Entry, ...]:
         """Return the entries of a kind, or all, sorted by kind, name and distribution."""
@@ -90,17 +108,20 @@ class Registry:
     def find(self, kind: str, name: str) -> Entry:
         """Return the entry of a plugin by its kind and its name or qualified name (`distribution:name`).
 
-        Raises `PluginError` if there is none, if it cannot be used, or if the name is ambiguous.
+        Raises `PluginError` if there is none, if it cannot be used, if the name is ambiguous, or if the run that
+        recorded the name had it from a distribution that is not installed.
         """
         distribution, colon, bare = name.rpartition(":")
         matches = [entry for entry in self.entries(kind) if entry.name == bare]
         if colon:
             matches = [entry for entry in matches if canonical_name(entry.distribution) == canonical_name(distribution)]
+        if (provenance := self._recorded.get(f"{kind} {name}")) is not None:
+            rivals, matches = matches, [entry for entry in matches if self._is_of(entry, provenance)]
+            if not matches:
+                raise _not_installed_error(kind, name, provenance, rivals)
         if not matches:
             raise self.unknown_name_error(name, kind)
         usable = [entry for entry in matches if entry.state in ("ready", "ambiguous")]
-        # After `as_recorded`, the one that the run recorded is ready and its rivals are ambiguous.
-        usable = [entry for entry in usable if entry.state == "ready"] or usable
         if not usable:
             first = matches[0]
             raise PluginError(
@@ -171,6 +192,30 @@ class Registry:
             remedy=f"`{command}` shows them; to install a package that offers it, run"
             f" `{sys.executable} -m pip install <package>`",
         )
+
+
+def install_remedy(provenance: str) -> str:
+    """Return what to do to get the plugin of a recorded distribution and version."""
+    return f"install what it was trained with (pip install {shlex.quote('=='.join(printable(provenance).split()))})"
+
+
+def _not_installed_error(kind: str, name: str, provenance: str, rivals: Sequence[Entry]) -> PluginError:
+    """Return the error for a plugin of a run whose distribution is not installed; `rivals` have its name."""
+    if provenance == PYTHON:
+        passed = "backbone=..." if kind == "backbone" else f"registry=scan().with_plugin({kind!r}, {name!r}, ...)"
+        return PluginError(
+            f"The {kind} {name!r}, with which the run was trained, was passed in Python code.",
+            remedy=f"use the run in Python, and pass it again: metaforge.load(folder, {passed})",
+        )
+    remedy = install_remedy(provenance)
+    if rivals:
+        remedy += f", or write {rivals[0].qualified!r} for it in the run's config.toml to use the other one"
+    offered = ", ".join(rival.label for rival in rivals)
+    return PluginError(
+        f"The {kind} {name!r} of {provenance}, with which the run was trained, is not installed.",
+        where=f"of this name there is the {offered}" if rivals else "",
+        remedy=remedy,
+    )
 
 
 # By state: what to do about a plugin that cannot be used; {} is its distribution.

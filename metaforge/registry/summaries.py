@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import io
 import re
+import sys
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 
 # The most characters that are read of a file, and that are returned of a line.
@@ -38,14 +39,28 @@ class Summaries:
         """Return the spec of a module; unlike `importlib.util.find_spec`, this imports no parent package."""
         if module not in self._specs:
             parent, dot, _ = module.rpartition(".")
-            path: Sequence[str] | None = None
-            if dot:
-                package = self._spec(parent)
-                if package is None or package.submodule_search_locations is None:
-                    return None
-                path = list(package.submodule_search_locations)
-            self._specs[module] = PathFinder.find_spec(module, path)
+            package = self._spec(parent) if dot else None
+            found = None
+            if not dot:
+                found = PathFinder.find_spec(module)
+            elif package is not None and package.submodule_search_locations is not None:
+                found = PathFinder.find_spec(module, list(package.submodule_search_locations))
+            self._specs[module] = found or _editable_spec(module)
         return self._specs[module]
+
+
+def _editable_spec(module: str) -> ModuleSpec | None:
+    """Return the spec of a module of a distribution that is installed in editable form and is not on `sys.path`.
+
+    setuptools, and hatchling on request, install a finder that knows the folders of such a distribution. Those of other
+    tools are not asked, since some of them build the package first.
+    """
+    for finder in sys.meta_path:
+        if str(getattr(finder, "__module__", "")).startswith(("__editable__", "editables.")):
+            found = finder.find_spec(module, None)
+            if found is not None:
+                return found
+    return None
 
 
 def first_line(source: str, name: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.losses import score
 from metaforge.authoring.protocols import Dataset, Kind, Learner, Params, Task, TaskSpec
+from metaforge.data.checks import expected_tasks
 from metaforge.engine.batch import Scores, prepare_tasks, score_tasks
 from metaforge.engine.plans import Plan
 
@@ -79,7 +80,8 @@ def score_episodes(
             mean of 75 zeros and ones is not exact.
         measure: Compute the learner's own metrics too.
     """
-    tasks = dataset.sample(split, case.spec.shape, episodes[0], len(episodes), seed=seed)
+    sampled = dataset.sample(split, case.spec.shape, episodes[0], len(episodes), seed=seed)
+    tasks = expected_tasks(dataset, sampled, case.spec, len(episodes))
     batch = prepare_tasks(tasks, device, dtype)
     keys = torch.stack([make_key(seed, split, episode) for episode in episodes]).to(device) if measure else None
     scores: list[Tensor] = []

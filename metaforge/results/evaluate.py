@@ -18,6 +18,7 @@ from metaforge.authoring.functional import one_task
 from metaforge.authoring.protocols import Dataset, Kind, Learner, Params, Task, TaskShape, TaskSpec
 from metaforge.config.resolved import Resolved
 from metaforge.config.settings import MAX_SIZE
+from metaforge.data.checks import expected_spec
 from metaforge.engine import plans
 from metaforge.errors import ConfigError, shown
 from metaforge.results.baselines import chance_level, nearest_neighbour
@@ -155,7 +156,7 @@ def _add_checkpoint(record: Record, saved: Mapping[str, Any]) -> None:
 def evaluation_case(run: TrainedRun, split: str, shape: TaskShape, steps: Sequence[int] | None) -> EvaluationCase:
     """Return how to evaluate a run on tasks of one shape; `ConfigError` or `DataError` if that is impossible."""
     with run.resolved.running_errors("spec", f"of the {split!r} split", owner=run.resolved.dataset):
-        spec = run.dataset.spec(split, shape)
+        spec = expected_spec(run.dataset, run.dataset.spec(split, shape), shape)
     learner = run.learner(spec)
     settings = run.resolved.run
     trained = settings.train.ways or settings.task.ways

@@ -29,6 +29,8 @@ def train(
     backbone: str | Mapping[str, Any] | nn.Module | None = None,
     adapters: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     regularizers: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    optimizer: str | Mapping[str, Any] | None = None,
+    schedule: str | Mapping[str, Any] | None = None,
     hooks: Sequence[object] = (),
     config: Path | str | None = None,
     out: Path | str | None = None,
@@ -55,6 +57,8 @@ def train(
             of an importable class or function that takes no arguments and builds a module.
         adapters: Names of adapter plugins in the order of the chain, or a mapping from names to options.
         regularizers: Names of regularizer plugins, or a mapping from names to options.
+        optimizer: Name of an optimiser plugin, or a mapping with its `name` and options.
+        schedule: Name of a schedule plugin, or a mapping with its `name` and options.
         hooks: Objects with methods that are marked with `hookimpl`, in addition to the hooks of the configuration.
         config: Path of a run file (TOML).
         out: The run folder to create; by default a new folder below `runs`.
@@ -105,6 +109,8 @@ def train(
         "backbone": name,
         "adapters": adapters,
         "regularizers": regularizers,
+        "optimizer": optimizer,
+        "schedule": schedule,
         "seed": seed,
         "device": device,
     }

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from metaforge.authoring.inner_loop import Chain
+from metaforge.authoring.descent import Chain
+from metaforge.authoring.network import build_backbone
 from metaforge.authoring.protocols import Dataset, Learner, Params, Parts, Regularizer, TaskShape, TaskSpec
 from metaforge.config.resolved import Choice, Resolved
 from metaforge.data.checks import checked_spec
 from metaforge.data.root import data_root
+from metaforge.engine.contract import checked_learner
 from metaforge.errors import ConfigError, DataError, PluginError
 from metaforge.registry.loading import plugin_errors
+from metaforge.registry.running import running_errors
 from metaforge.runs.outside_weights import load_weights
 
 
@@ -50,11 +53,17 @@ class Components:
         return tuple(self._regularizers.values())
 
     def _require_useful_regularizers(self) -> None:
-        """Raise `ConfigError` for a regularizer that needs an inner loop if the learner has none."""
-        if "adapter" in self._learner.cls.tags.needs:
-            return
+        """Raise `ConfigError` for a regularizer that needs an inner loop, or terms, that the learner does not have."""
+        tags = self._learner.cls.tags
         for name, regularizer in self._regularizers.items():
-            if regularizer.needs_inner_loop():
+            if missing := sorted(regularizer.terms - tags.terms):
+                raise ConfigError(
+                    f"The regularizer {name!r} reads {' and '.join(missing)}, which the learner {self._learner.name!r}"
+                    " does not give.",
+                    where=f"regularizers.{name}",
+                    remedy="leave it out, or choose a learner whose terms include them (`metaforge describe LEARNER`)",
+                )
+            if "adapter" not in tags.needs and regularizer.needs_inner_loop():
                 raise ConfigError(
                     f"The regularizer {name!r}, as configured, acts only where an adapter moves the network's"
                     f" weights; the learner {self._learner.name!r} uses none.",
@@ -69,14 +78,14 @@ class Components:
         The tasks for training, validation and evaluation are checked against the data set here, so that a run does not
         fail after its training. Raises `ConfigError` or `DataError` with the name of the setting.
         """
-        if self._learner.cls.tags.fixed_ways and self.training_shape.ways != self.task_shape.ways:
+        found = self._spec("train", "training (train.ways, train.shots, train.queries)", self.training_shape)
+        if self.training_shape.ways != self.task_shape.ways and self.learner(found).tags.fixed_ways:
             raise ConfigError(
                 f"The learner {self._learner.name!r} has one output per class, so it cannot train with"
                 f" {self.training_shape.ways} ways for tasks of {self.task_shape.ways}.",
                 where="train.ways",
                 remedy="leave train.ways out, or set task.ways to the same number",
             )
-        found = self._spec("train", "training (train.ways, train.shots, train.queries)", self.training_shape)
         settings = self.resolved.run
         if settings.train.validate_every:
             self._spec("val", "validation (train.validate_every)", self.task_shape)
@@ -104,8 +113,15 @@ class Components:
         adapters = _instances(self.resolved.adapters)
         chain, frozen = Chain(adapters) if adapters else None, self.resolved.run.train.freeze
         parts = Parts(spec, self._backbone_maker(spec, weights), chain, self._regularizers, frozen)
-        learner: Learner = self._learner.instantiate(parts)
-        return learner
+        others = [choice for choice in self.resolved.choices() if choice is not self._learner]
+        with (
+            plugin_errors(self._learner.entry, "cannot be built", keep_metaforge_errors=True),
+            # The learner calls other plugins when it is built; an error in one of them is not the learner's.
+            running_errors(others, self._learner, "construction", always=False),
+        ):
+            learner = self._learner.cls(self._learner.config, parts)
+        with self.resolved.running_errors("construction"):
+            return checked_learner(learner)
 
     def provenance(self) -> dict[str, str]:
         """Return the distribution and version of every plugin of the run, by kind and name."""
@@ -120,9 +136,11 @@ class Components:
             return None
         backbone = choice.instantiate()
 
-        def build() -> nn.Module:
+        def build(context: int = 0) -> nn.Module:
             with plugin_errors(choice.entry, "cannot build a network for these tasks", keep_metaforge_errors=True):
-                module: nn.Module = backbone.build(spec)
+                module = build_backbone(backbone, spec, context)
+                if not isinstance(module, nn.Module):
+                    raise TypeError(f"build returns {type(module).__name__}, not a module")
             if weights is not None:
                 load_weights(module, weights)
             return module

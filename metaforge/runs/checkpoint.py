@@ -172,6 +172,12 @@ def prune(folder: Path, keep: int) -> list[Path]:
     return removed
 
 
+def discard(folder: Path) -> None:
+    """Remove the folder of all checkpoints, if there is one."""
+    with write_errors(folder):
+        remove(folder)
+
+
 def load_latest(folder: Path) -> tuple[Checkpoint, list[CheckpointError]]:
     """Return the last valid checkpoint and one error for each later, damaged one.
 

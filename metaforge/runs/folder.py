@@ -17,17 +17,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from metaforge.errors import ConfigError, RunLockedError, StorageError, exit_code
+from metaforge.errors import ConfigError, MetaForgeError, RunLockedError, StorageError, exit_code
 from metaforge.runs import checkpoint
-from metaforge.system.files import (
-    fsync,
-    make_folder,
-    remove,
-    remove_leftovers,
-    write_atomically,
-    write_errors,
-    write_json,
-)
+from metaforge.system.files import fsync, make_folder, remove_leftovers, write_atomically, write_errors, write_json
 from metaforge.system.line_files import append_lines, kept_lines, write_lines
 from metaforge.system.lock import RunLock
 from metaforge.system.untrusted import UNREADABLE, parse_json, read_object
@@ -123,9 +115,8 @@ class RunFolder:
             write_atomically(path / "command.txt", command + "\n")
             write_json(path / "env.json", {**environment, **_git_facts()})
             folder.write_data(data)
-            with write_errors(path):
-                # Left by a creation that was interrupted, perhaps of another run.
-                remove(path / "ckpt")
+            # Left by a creation that was interrupted, perhaps of another run.
+            checkpoint.discard(path / "ckpt")
             if begin is not None:
                 begin()
             # Written last: a folder with a config.toml is a complete run folder, which can be resumed.
@@ -182,7 +173,7 @@ class RunFolder:
         if error is None:
             self.status(outcome, exit_code=0, **facts)
             return
-        self.status(outcome, exit_code=exit_code(error), error=str(error) or type(error).__name__, **facts)
+        self.status(outcome, **_failure(error), **facts)
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Append one line to `metrics.jsonl`; non-finite numbers, which JSON does not have, are written as null."""
@@ -212,6 +203,27 @@ class Stopwatch:
         return max(time.perf_counter() - self._start, 1e-9)
 
 
+def record_failure(path: Path, error: BaseException) -> None:
+    """Record in the status of a run that has ended that its command fails after the training.
+
+    The status keeps the outcome of the training, and gets the exit code of the command. If it cannot be written, or
+    another process has the run by now, the error gets a note instead.
+
+    Args:
+        path: The run folder.
+        error: The error that ends the command.
+    """
+    try:
+        folder = RunFolder.reopen(path)
+        try:
+            status = read_json(path / "status.json")
+            write_json(path / "status.json", {**status, **_failure(error)})
+        finally:
+            folder.close()
+    except MetaForgeError as unwritten:
+        error.add_note(f"The status of the run could not be written: {unwritten}")
+
+
 def missing_records(folder: Path, step: int) -> list[str]:
     """Return a line about each problem with the metrics up to a step: the file is missing, or lines are damaged."""
     metrics = folder / "metrics.jsonl"
@@ -227,6 +239,10 @@ def default_folder(description: str, job: str | None = None) -> Path:
     """Return a unique path below `runs/`: a description of the run, and its start time or its torchrun job id."""
     unique = job or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     return Path("runs") / f"{description}-{unique}"
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    return {"exit_code": exit_code(error), "error": str(error) or type(error).__name__}
 
 
 def _finite(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,12 @@ So a run depends on neither after that: it is resumed, loaded and evaluated with
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from metaforge.authoring.functional import matching
+from metaforge.authoring.progress import is_progress
 from metaforge.authoring.protocols import STATE, Params
 from metaforge.config.resolved import Resolved
 from metaforge.config.settings import RunConfig
@@ -107,10 +107,14 @@ def take_over(own: Params, source: Params, patterns: Sequence[str]) -> tuple[Par
     Raises:
         ConfigError: A pattern matches no value of `source`, or nothing fits.
     """
+    # The run itself sets the entries of the training progress.
+    source = {name: value for name, value in source.items() if not is_progress(name)}
     chosen = _chosen(source, patterns)
     taken: Params = {}
     missed: dict[str, list[str]] = {}
     for name, value in own.items():
+        if is_progress(name):
+            continue
         found = source.get(chosen.get(name, ""))
         if found is not None and found.shape == value.shape:
             taken[name] = found.to(value)
@@ -141,7 +145,8 @@ def _chosen(source: Params, patterns: Sequence[str]) -> dict[str, str]:
     for pattern in patterns:
         pairs = [(new, name) for name in source if (new := _renamed(name, pattern)) is not None]
         if not pairs:
-            raise _no_match(pattern, source, "train.init_patterns")
+            # For its error: the part before an arrow matches no name either.
+            matching(source, [pattern.partition(_ARROW)[0].strip()], where="train.init_patterns")
         for new, name in pairs:
             chosen.setdefault(new, name)
     return chosen
@@ -210,21 +215,8 @@ def frozen_values(worker: Worker) -> list[str]:
     """Return the names of the values that `train.freeze` keeps as they are; `ConfigError` if a pattern has none."""
     if not (patterns := worker.settings.train.freeze):
         return []
-    names = list(worker.initial())
-    for pattern in patterns:
-        if not matching(names, [pattern]):
-            raise _no_match(pattern, names, "train.freeze")
-    return matching(names, patterns)
-
-
-def _no_match(pattern: str, names: Iterable[str], setting: str) -> ConfigError:
-    names = list(names)
-    closest = difflib.get_close_matches(pattern.partition(_ARROW)[0].strip(" *?."), names, n=3, cutoff=0.0)
-    return ConfigError(
-        f"The pattern {pattern!r} matches no value. The nearest names are {', '.join(closest)}.",
-        where=setting,
-        remedy=f"write a pattern such as 'model.0.*'; the values are {_listed(names)}",
-    )
+    names = [name for name in worker.initial() if not is_progress(name)]
+    return list(matching(names, patterns, where="train.freeze"))
 
 
 def _listed(names: Iterable[str]) -> str:

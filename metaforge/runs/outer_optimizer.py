@@ -2,116 +2,152 @@
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metaforge.authoring.functional import split_state
-from metaforge.authoring.protocols import Params
+from metaforge.authoring.protocols import Optimizer, Params
 from metaforge.config.settings import TrainConfig
-from metaforge.errors import CheckpointError
+from metaforge.errors import CheckpointError, ContractError
+from metaforge.runs.optimizer_state import Kept, OptimizerState, Scalar
+from metaforge.runs.parameter_groups import parameter_groups
 
 
 class Snapshot(NamedTuple):
-    """Copies of the values of a learner, and of the tensors in the optimiser's state (`training`), after a step."""
+    """Copies of the values of a learner, and of what the torch optimiser keeps, after a step.
+
+    Attributes:
+        values: The values of the learner.
+        training: The tensors that the optimiser keeps.
+        scalars: The numbers, strings and Nones that it keeps.
+    """
 
     values: Params
     training: Params
+    scalars: Mapping[str, Scalar]
 
 
 class OuterOptimizer:
     """A torch optimiser over the parameters of a learner.
 
     Args:
-        config: The settings of the outer loop: optimiser, learning rate and its schedule, clipping, weight decay.
+        config: The settings of the outer loop: learning rate, clipping, weight decay, groups of parameters.
+        optimizer: The plugin that builds the torch optimiser. It is not called for a learner without parameters.
         values: The values of the learner. The optimiser updates the parameters, but neither the `state.` entries nor
             what `train.freeze` matches.
-        training: The tensors in the optimiser's state from an earlier `snapshot`; None for a new run.
+        training: The tensors that the optimiser kept in an earlier `snapshot`; None for a new run.
+        scalars: The scalars of that snapshot.
 
     Raises:
-        CheckpointError: `training` does not belong to these values.
+        CheckpointError: `training` and `scalars` do not belong to these values, or are incomplete.
+        ConfigError: A pattern of `train.groups` applies to no parameter.
+        ContractError: The plugin builds no optimiser that MetaForge can use.
     """
 
-    def __init__(self, config: TrainConfig, values: Params, training: Params | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        optimizer: Optimizer,
+        values: Params,
+        training: Params | None = None,
+        scalars: Mapping[str, Scalar] | None = None,
+    ) -> None:
         params, self._state = split_state(values, config.freeze)
-        self._config = config
+        self._config, self._plugin = config, optimizer
         # The fused optimisers of torch read memory contiguously and ignore strides.
         dense = torch.contiguous_format
         self._leaves = {name: value.clone(memory_format=dense).requires_grad_() for name, value in params.items()}
-        self._optimizer = _torch_optimizer(config, list(self._leaves.values()))
-        self._restore(training or {})
+        self._groups = parameter_groups(config, list(self._leaves), optimizer.weight_decay)
+        self._optimizer = self._kept = None
+        if self._leaves:
+            self._optimizer = torch_optimizer(optimizer, self._torch_groups())
+            self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+            self._kept = OptimizerState(self._optimizer, self._leaves)
+        if training or scalars:
+            self._restore(Kept(training or {}, scalars or {}), values)
 
-    def step(self, grads: Params, change: Params, *, norm: float, done: float) -> None:
+    def _torch_groups(self) -> list[dict[str, Any]]:
+        return [
+            {"params": [self._leaves[name] for name in group.names], "lr": group.lr, "weight_decay": group.weight_decay}
+            for group in self._groups
+        ]
+
+    def step(self, grads: Params, change: Params, *, norm: float, factor: float) -> None:
         """Update the parameters by a meta-gradient, and add `change` to the state entries.
 
         Args:
             grads: The meta-gradient, one tensor for each parameter.
             change: What is added to the state entries; entries without a change stay as they are.
             norm: The norm of the meta-gradient, for clipping.
-            done: The fraction of the run that is done, in [0, 1], for the schedule of the learning rate.
+            factor: What the learning rate of each group is multiplied by.
         """
-        factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._config.lr * factor[self._config.schedule]
-        scale = min(1.0, self._config.clip / (norm + 1e-12)) if self._config.clip else 1.0
-        for name, leaf in self._leaves.items():
-            leaf.grad = (grads[name] * scale if scale != 1.0 else grads[name]).contiguous()
-        self._optimizer.step()
+        if self._optimizer is not None:
+            for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * factor
+            for name, leaf in self._leaves.items():
+                leaf.grad = self._clipped(grads[name], norm).contiguous()
+            self._optimizer.step()
+            self._apply_bounds()
         # An entry without a change is not added to: the sum of -0.0 and 0 would have another sign.
         changed = {name: (self._state[name] + value).detach() for name, value in change.items()}
         self._state = self._state | changed
 
+    def _clipped(self, grad: Tensor, norm: float) -> Tensor:
+        """Return the gradient of a parameter, clipped by the norm of the whole gradient and then by value."""
+        clip, value = self._config.clip, self._config.clip_value
+        scale = min(1.0, clip / (norm + 1e-12)) if clip else 1.0
+        scaled = grad * scale if scale != 1.0 else grad
+        return scaled if value is None else scaled.clamp(-value, value)
+
+    @torch.no_grad()
+    def _apply_bounds(self) -> None:
+        for group in self._groups:
+            for name in group.names if (group.min, group.max) != (None, None) else ():
+                self._leaves[name].clamp_(group.min, group.max)
+
     def snapshot(self) -> Snapshot:
-        """Return copies of all tensors, which later steps do not change."""
+        """Return copies of everything that later steps change.
+
+        Raises `ContractError` if the optimiser keeps something that a checkpoint cannot hold.
+        """
         values = {name: value.detach().clone() for name, value in (self._leaves | self._state).items()}
-        return Snapshot(values, {name: value.detach().clone() for name, value in self._slots().items()})
+        return Snapshot(values, *(Kept({}, {}) if self._kept is None else self._kept.kept()))
 
-    def _slots(self) -> Params:
-        """Return the tensors of the torch optimiser's state by `<slot>.<parameter>`, as in `exp_avg.model.0.weight`."""
-        tensors = Params()
-        for name, leaf in self._leaves.items():
-            slots = self._optimizer.state.get(leaf, {})
-            tensors |= {f"{slot}.{name}": value for slot, value in slots.items() if isinstance(value, Tensor)}
-        return tensors
-
-    def _restore(self, training: Params) -> None:
-        require_matching(self._config, self._leaves, training)
-        for key, value in training.items():
-            slot, _, name = key.partition(".")
-            leaf = self._leaves[name]
-            # The step count is a scalar that torch keeps on the CPU.
-            restored = value.clone() if value.dim() == 0 else value.to(leaf.device, copy=True).contiguous()
-            self._optimizer.state[leaf][slot] = restored
-
-
-def require_matching(config: TrainConfig, values: Params, training: Params) -> None:
-    """Raise `CheckpointError` unless the saved tensors of an optimiser belong to these values and are complete.
-
-    An incomplete state would make torch fail in the next step, with a message that does not name the cause.
-    """
-    params, _ = split_state(values, config.freeze)
-    for key, value in training.items():
-        name = key.partition(".")[2]
-        if name not in params or value.shape not in (params[name].shape, torch.Size()):
+    def _restore(self, kept: Kept, values: Params) -> None:
+        """Restore what the optimiser kept; a step of another one like it shows what that must contain."""
+        if self._kept is None:
             raise CheckpointError(
-                f"The tensor {key!r} of the outer optimiser belongs to no parameter of this learner.",
+                "The checkpoint has a state of the outer optimiser, but this learner has no parameters.",
                 remedy="resume the run with the options that it was trained with",
             )
-    for name, param in params.items() if training and config.optimizer == "adam" else ():
-        for slot in ("step", "exp_avg", "exp_avg_sq"):
-            tensor = training.get(f"{slot}.{name}")
-            if tensor is None or tensor.dtype != (torch.float32 if slot == "step" else param.dtype):
-                raise CheckpointError(
-                    f"The tensor {slot!r} of the outer optimiser for {name!r} is missing or has another dtype.",
-                    remedy="resume the run with the options that it was trained with",
-                )
+        other = OuterOptimizer(self._config, self._plugin, values)
+        zeros = {name: torch.zeros_like(leaf) for name, leaf in self._leaves.items()}
+        other.step(zeros, {}, norm=0.0, factor=1.0)
+        expected = other.snapshot()
+        self._kept.restore(kept, Kept(expected.training, expected.scalars))
 
 
-def _torch_optimizer(config: TrainConfig, leaves: list[Tensor]) -> torch.optim.Optimizer:
-    kind = torch.optim.AdamW if config.optimizer == "adam" else torch.optim.SGD
-    # On the CPU the fused optimiser updates all parameters in one call and takes a quarter of the time. On other
-    # devices torch chooses.
-    fused = True if all(leaf.device.type == "cpu" and leaf.is_floating_point() for leaf in leaves) else None
-    return kind(leaves, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+def torch_optimizer(plugin: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return the optimiser that a plugin builds for parameter groups; `ContractError` if it cannot be used."""
+    params = [param for group in groups for param in group["params"]]
+    optimizer = plugin.build(groups)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ContractError(f"build returns an object of type {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for parameter in inspect.signature(optimizer.step).parameters.values():
+        if parameter.default is parameter.empty and parameter.kind not in variadic:
+            raise ContractError(
+                f"step of {type(optimizer).__name__} needs {parameter.name!r}, but MetaForge computes one meta-gradient"
+                " per outer step and calls step() without arguments"
+            )
+    own = [param for group in optimizer.param_groups for param in group["params"]]
+    if sorted(map(id, own)) != sorted(map(id, params)):
+        raise ContractError("build returns an optimiser of other parameters than those of its groups")
+    for index, group in enumerate(optimizer.param_groups):
+        if isinstance(group.get("lr"), bool) or not isinstance(group.get("lr"), (int, float, Tensor)):
+            raise ContractError(f"group {index} of the optimiser has no number 'lr', which the schedule sets")
+    return optimizer

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from metaforge.authoring.protocols import Params
+from metaforge.config.renamed import renamed
 from metaforge.config.resolve import KNOWN, resolve
 from metaforge.config.resolved import Resolved
-from metaforge.config.settings import RunConfig, TrainConfig
+from metaforge.config.settings import TrainConfig
 from metaforge.config.sources import Layer, file_layer, normalise
 from metaforge.config.toml_text import flatten
-from metaforge.errors import CheckpointError, ConfigError, PluginError, printable
-from metaforge.registry.registry import Registry
+from metaforge.errors import CheckpointError, ConfigError, PluginError
+from metaforge.registry.registry import Registry, install_remedy
 from metaforge.runs.checkpoint import Checkpoint
 from metaforge.runs.divergence import nonfinite
 from metaforge.runs.folder import RunFolder, missing_records, read_json, require_run
 from metaforge.runs.initial_values import require_own_start, require_same_start
-from metaforge.runs.outer_optimizer import require_matching
 from metaforge.runs.state import Saver, State
 
 # Settings that change neither the weights nor the metrics of the training.
@@ -58,16 +57,9 @@ def configuration(folder: Path, layers: Sequence[Layer], registry: Registry) -> 
     try:
         return resolve([own, *layers], registry.as_recorded(recorded_plugins(folder)))
     except PluginError as error:
-        plugins = recorded_plugins(folder)
-        used = "; ".join(f"{plugin} of {distribution}" for plugin, distribution in plugins.items())
-        here = {f"{entry.kind} {name}" for entry in registry.entries() for name in (entry.name, entry.qualified)}
-        gone = [str(distribution) for plugin, distribution in plugins.items() if plugin not in here]
-        remedy = _install(gone[0]) if gone else error.remedy
-        raise PluginError(error.what, where=f"{error.where}; the run was trained with {used}", remedy=remedy) from error
-
-
-def _install(provenance: str) -> str:
-    return f"install what it was trained with (pip install {shlex.quote('=='.join(printable(provenance).split()))})"
+        used = "; ".join(f"{plugin} of {provenance}" for plugin, provenance in recorded_plugins(folder).items())
+        where = f"{error.where}; the run was trained with {used}" if error.where else f"the run was trained with {used}"
+        raise PluginError(error.what, where=where, remedy=error.remedy) from error
 
 
 def recorded_plugins(folder: Path) -> Mapping[str, Any]:
@@ -104,11 +96,11 @@ def restore_state(
         return State(), {"exact": True, "differences": [], "damaged": []}
     state, saved, errors = found
     train = resolved.run.train
-    require_same_start(_table(saved.facts, "config"), resolved)
-    _require_resumable(state, saved, initial, train)
+    require_same_start(renamed(_table(saved.facts, "config"))[0], resolved)
+    _require_resumable(state, saved, initial)
     # Entries in a file are sorted by name. The last bits of sums over all entries depend on the order of the learner.
     state = replace(state, values={name: state.values[name] for name in initial})
-    changes = differences(saved.facts, resolved.to_dict(), environment, accept_plugins=accept_plugins)
+    changes = differences(saved.facts, resolved, environment, accept_plugins=accept_plugins)
     folder = saver.folder.parent
     changes += missing_records(folder, state.step)
     no_environment = [] if (folder / "env.json").is_file() else ["There is no env.json: a new one is written."]
@@ -123,7 +115,7 @@ def restore_state(
     return replace(state, inexact=inexact), facts
 
 
-def _require_resumable(state: State, saved: Checkpoint, initial: Params, train: TrainConfig) -> None:
+def _require_resumable(state: State, saved: Checkpoint, initial: Params) -> None:
     """Raise `CheckpointError` unless training can continue from a checkpoint."""
     check_values(saved, initial)
     if saved.facts["schema"] == 1:
@@ -138,7 +130,6 @@ def _require_resumable(state: State, saved: Checkpoint, initial: Params, train: 
             where="--resume",
             remedy="start a new run from its config.toml",
         )
-    require_matching(train, state.values, state.training)
 
 
 def continue_run(
@@ -210,13 +201,13 @@ def check_values(saved: Checkpoint, expected: Params, *, where: str = "--resume"
 
 
 def differences(
-    saved: Mapping[str, Any], config: Mapping[str, Any], environment: Mapping[str, Any], *, accept_plugins: bool
+    saved: Mapping[str, Any], resolved: Resolved, environment: Mapping[str, Any], *, accept_plugins: bool
 ) -> list[str]:
     """Return each difference that makes the resumed run inexact, as `what: before -> now`.
 
     Args:
         saved: The facts of the checkpoint.
-        config: The configuration to resume with.
+        resolved: The configuration to resume with.
         environment: The environment of this process.
         accept_plugins: Whether plugins may have other versions than those that the run was trained with.
 
@@ -233,23 +224,30 @@ def differences(
         raise PluginError(
             f"The run was trained with other versions of its plugins: {'; '.join(differing)}.",
             where="--resume",
-            remedy=f"{_install(old_plugins[changed[0]])}, or accept the difference with --accept-plugins",
+            remedy=f"{install_remedy(old_plugins[changed[0]])}, or accept the difference with --accept-plugins",
         )
     # If sums are added in a fixed order, the number of processes does not change the result.
-    compared = (*_ENVIRONMENT, *(() if _table(config, "engine").get("reduce") == "exact" else ("processes",)))
+    compared = (*_ENVIRONMENT, *(() if resolved.run.engine.reduce == "exact" else ("processes",)))
     differing += [
         f"{name}: {before[name]} -> {environment.get(name)}"
         for name in compared
         if name in before and before[name] != environment.get(name)
     ]
-    # A setting that did not exist when the checkpoint was saved had its default.
-    default = dict(flatten(RunConfig().model_dump(mode="json")))
-    old, new = (dict(flatten(dict(values))) for values in (_table(saved, "config"), config))
+    old_config, _ = renamed(_table(saved, "config"))
+    old, new = dict(flatten(old_config)), dict(flatten(resolved.to_dict()))
+    # What a table of the checkpoint lacks is newer than the checkpoint, which was computed as if it had its default.
+    old = {path: value for path, value in flatten(resolved.defaults()) if _is_newer(path, old)} | old
     for path in {**old, **new}:
-        was = old.get(path, default.get(path))
-        if was != new.get(path) and not _harmless(path, new):
-            differing.append(f"{path}: {was} -> {new.get(path)}")
+        if old.get(path) != new.get(path) and not _harmless(path, resolved):
+            differing.append(f"{path}: {old.get(path)} -> {new.get(path)}")
     return differing
+
+
+def _is_newer(path: str, old: Iterable[str]) -> bool:
+    """Return whether a setting is in a table that the paths `old` have, but is not among them itself."""
+    table = f"{path.rpartition('.')[0]}."
+    holds = any(known.startswith(table) for known in old)
+    return holds and not any(f"{known}.".startswith(f"{path}.") for known in old)
 
 
 def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -264,8 +262,9 @@ def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return table
 
 
-def _harmless(path: str, config: Mapping[str, Any]) -> bool:
+def _harmless(path: str, resolved: Resolved) -> bool:
     """Return whether a change of this setting leaves the results of the remaining steps unchanged."""
-    lengthens = path in ("train.steps", "train.budget") and config.get("train.schedule") == "constant"
+    schedule = resolved.schedule
+    lengthens = path in ("train.steps", "train.budget") and schedule is not None and not schedule.cls.uses_share
     # The device and the number of threads actually used are compared as part of the environment.
     return lengthens or path == "engine.threads" or path.partition(".")[0] in _HARMLESS

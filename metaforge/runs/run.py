@@ -15,6 +15,7 @@ from metaforge.authoring.protocols import Dataset, Learner, Params, Task, TaskSp
 from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
 from metaforge.config.sources import file_layer
+from metaforge.data.checks import expected_spec, expected_tasks
 from metaforge.engine.batch import prepare_tasks
 from metaforge.engine.contract import checked_values
 from metaforge.registry.registry import Registry
@@ -76,7 +77,7 @@ class Run:
         if recorded is not None:
             return recorded
         with self.resolved.running_errors("spec", owner=self.resolved.dataset):
-            return self.dataset.spec(split, shape)
+            return expected_spec(self.dataset, self.dataset.spec(split, shape), shape)
 
     def class_names(self, split: str | None = None) -> tuple[str, ...]:
         """Return the names of a split's classes, by default of the one that the run is evaluated on.
@@ -108,7 +109,9 @@ class Run:
         settings = self.resolved.run.evaluate
         split = settings.split if split is None else split
         spec = self.spec(split, shots=shots)
-        batch = self.dataset.sample(split, spec.shape, index, 1, seed=settings.seed if seed is None else seed)
+        with self.resolved.running_errors("sample", owner=self.resolved.dataset):
+            batch = self.dataset.sample(split, spec.shape, index, 1, seed=settings.seed if seed is None else seed)
+            batch = expected_tasks(self.dataset, batch, spec, 1)
         return prepare_tasks(one_task(batch), self.device, self.dtype)
 
     def evaluate(

@@ -14,6 +14,7 @@ from metaforge.authoring.protocols import Params
 from metaforge.config.settings import CheckpointConfig
 from metaforge.errors import CheckpointError, PluginError
 from metaforge.runs import checkpoint, checkpoint_files
+from metaforge.runs.optimizer_state import Scalar
 from metaforge.runs.running_summary import RunningSummary
 
 
@@ -25,7 +26,8 @@ class State:
         step: Number of outer steps so far, skipped ones included.
         seconds: Duration of the run so far.
         values: The values of the learner.
-        training: The tensors in the outer optimiser's state.
+        training: The tensors that the outer optimiser keeps.
+        scalars: The numbers, strings and Nones that it keeps.
         window: The summary of each per-task metric since the last regular record, by name.
         norms: The norms of the latest meta-gradients, for the detection of divergence.
         skipped: The steps that were skipped because they diverged.
@@ -39,6 +41,7 @@ class State:
     seconds: float = 0.0
     values: Params = field(default_factory=dict)
     training: Params = field(default_factory=dict)
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
     window: Mapping[str, RunningSummary] = field(default_factory=dict)
     norms: tuple[float, ...] = ()
     skipped: tuple[int, ...] = ()
@@ -57,7 +60,7 @@ _MOST_HOOK_BYTES = checkpoint_files.MOST_JSON // 2
 # Far fewer than Python's recursion limit, which the parser of JSON must not reach.
 _MOST_LEVELS = 25
 
-_FACTS = ("seconds", "norms", "skipped", "best", "best_step", "hooks", "inexact")
+_FACTS = ("seconds", "scalars", "norms", "skipped", "best", "best_step", "hooks", "inexact")
 
 
 class Saver:
@@ -194,6 +197,12 @@ def _finite(value: Any) -> float:
     return float(value)
 
 
+def _scalar(value: Any) -> Scalar:
+    if not isinstance(value, (bool, int, float, str, type(None))):
+        raise TypeError(f"{value!r} is not a number, a string or None")
+    return value
+
+
 def _to_json(state: State) -> dict[str, Any]:
     """Return everything in a state but the step and the tensors, as JSON can hold it."""
     window = {name: summary.to_json() for name, summary in state.window.items()}
@@ -212,6 +221,7 @@ def _state(saved: checkpoint.Checkpoint, folder: Path) -> State:
             seconds=_finite(facts["seconds"]),
             # A learner's own metrics may be NaN or infinite; the numbers that the run depends on must be finite.
             window={str(name): RunningSummary.from_json(metric) for name, metric in facts["window"].items()},
+            scalars={str(name): _scalar(value) for name, value in facts.get("scalars", {}).items()},
             norms=tuple(_finite(norm) for norm in facts["norms"]),
             skipped=tuple(int(step) for step in facts["skipped"]),
             best=None if best is None else _finite(best),

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from metaforge.authoring.hooks import Outcome
+from metaforge.authoring.progress import is_progress, with_progress
 from metaforge.config.resolved import Resolved
 from metaforge.engine import processes
 from metaforge.engine.batch import MetaStep
@@ -21,10 +22,9 @@ from metaforge.runs.folder import Stopwatch, default_folder
 from metaforge.runs.hook_calls import restore_states, run_facts, states
 from metaforge.runs.outer_optimizer import OuterOptimizer
 from metaforge.runs.run import Run
-from metaforge.runs.running_summary import RunningSummary
 from metaforge.runs.setup import Setup, set_up
 from metaforge.runs.state import State, better, from_bytes, to_bytes
-from metaforge.runs.training_metrics import score_metrics, training_metrics
+from metaforge.runs.training_metrics import extended_window, score_metrics, training_metrics
 from metaforge.system import machine
 from metaforge.system.signals import Interrupted, StopRequests, stop_requests
 
@@ -89,6 +89,9 @@ def _restored(setup: Setup, *, accept_plugins: bool) -> _Training:
             state, facts = resume.restore_state(
                 setup.saver, setup.resolved, info.environment, setup.worker.initial(), accept_plugins=accept_plugins
             )
+            if state.values:
+                # Raises if the state of the optimiser does not belong to this learner and these options.
+                setup.worker.outer_optimizer(state.values, state.training, state.scalars)
             restore_states(setup.plugins, state.hooks)
             setup.saver.restored(state)
             data = to_bytes(state, facts)
@@ -148,7 +151,8 @@ class _Training:
         if not self.state.values:
             self.state = replace(self.state, values=self.worker.initial())
         divergence.require_finite_start(self.learner, self.state.values)
-        self.optimizer = OuterOptimizer(self.config, self.state.values, self.state.training)
+        self.state = self._with_progress(self.state)
+        self.optimizer = self.worker.outer_optimizer(self.state.values, self.state.training, self.state.scalars)
 
     def _loop(self, signals: StopRequests) -> Outcome:
         """Take outer steps until the run is over, a hook stops it, or a signal arrives; then save the state."""
@@ -179,10 +183,11 @@ class _Training:
     def _step(self, watch: Stopwatch) -> _StepResult:
         """Take one outer step with its hooks, validation and record; the state is replaced only at the end of it."""
         step = self.state.step + 1
+        self.worker.begin_step(step, self._share_done(self.state))
         tasks = self.worker.sample(step)
         self.hook.metaforge_before_step(run=self.info, step=step, tasks=tasks)
         state = self._updated(self.worker.gradients(self.state.values, tasks, step), step)
-        state = replace(state, seconds=self._seconds(watch))
+        state = self._with_progress(replace(state, seconds=self._seconds(watch)))
         metrics = training_metrics(state, self.config, self.steps)
         self.hook.metaforge_after_step(run=self.info, step=step, metrics=MappingProxyType(metrics))
         if validated := self.config.validate_every > 0 and step % self.config.validate_every == 0:
@@ -206,7 +211,7 @@ class _Training:
             if self.config.on_nonfinite == "stop" or len(before.skipped) >= self.config.skip_limit:
                 raise
             # The optimiser may already have updated the parameters: rebuild it from the state before the step.
-            self.optimizer = OuterOptimizer(self.config, before.values, before.training)
+            self.optimizer = self.worker.outer_optimizer(before.values, before.training, before.scalars)
             skipped = (*before.skipped, step)
             self.facts["skipped"] = list(skipped)
             return replace(before, step=step, skipped=skipped)
@@ -221,15 +226,18 @@ class _Training:
         norm, limit = float(divergence.norm_of(result.grads)), divergence.limit(before.norms, self.config.divergence)
         if not bool(result.losses.isfinite().all()) or not norm <= limit or math.isinf(norm):
             raise divergence.step_error(self.learner, result, norm, limit, step, episodes)
-        self.optimizer.step(result.grads, result.state, norm=norm, done=self._share_done(before))
-        values, training = self.optimizer.snapshot()
-        if bad := [*divergence.nonfinite(values), *divergence.nonfinite(training)]:
+        factor = self.worker.rate_factor(before.step, self._share_done(before))
+        with self.worker.optimizer_errors("step", step):
+            self.optimizer.step(result.grads, result.state, norm=norm, factor=factor)
+            kept = self.optimizer.snapshot()
+        if bad := [*divergence.nonfinite(kept.values), *divergence.nonfinite(kept.training)]:
             raise divergence.values_error(self.learner, bad, step, episodes)
         by_task = {"loss": result.losses} | {name: x for name, x in result.metrics.items() if name != "loss"}
-        empty = RunningSummary()
-        window = {name: before.window.get(name, empty).extended(x.detach().tolist()) for name, x in by_task.items()}
+        with self.setup.resolved.running_errors("metrics", f"at outer step {step}"):
+            window = extended_window(before.window, {name: x.detach().tolist() for name, x in by_task.items()})
         norms = (*before.norms, norm)[-divergence.REMEMBERED :]
-        return replace(before, step=step, values=values, training=training, window=window, norms=norms)
+        state = replace(before, values=kept.values, training=kept.training, scalars=kept.scalars)
+        return replace(state, step=step, window=window, norms=norms)
 
     def _recorded(self, state: State, metrics: Mapping[str, float], *, due: bool, last: bool) -> State:
         """Append a step's metrics to `metrics.jsonl` if they are due or the run ends; return the state after that."""
@@ -246,9 +254,15 @@ class _Training:
         return self.world.maximum(int(watch.seconds * 1e6))[0] / 1e6
 
     def _share_done(self, state: State) -> float:
-        """Return the fraction of the run that is done, by steps or by time, for the schedule of the learning rate."""
-        by_steps = state.step / self.steps
+        """Return the fraction of the run that is done, by steps or by time, for schedules and for the learner."""
+        by_steps = state.step / max(self.steps, 1)
         return by_steps if self.config.budget is None else max(by_steps, min(1.0, state.seconds / self.config.budget))
+
+    def _with_progress(self, state: State) -> State:
+        """Return the state with the entries of its values that tell plugins where the training stands."""
+        if not any(map(is_progress, state.values)):
+            return state
+        return replace(state, values=with_progress(state.values, state.step, self._share_done(state)))
 
     def _is_over(self) -> bool:
         return self.state.is_over(self.steps, self.config.budget)

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from metaforge.config.settings import TrainConfig
+from metaforge.errors import ContractError
 from metaforge.runs.running_summary import RunningSummary
 from metaforge.runs.state import State
+
+# The most names of metrics between two records: every checkpoint holds the summary of each.
+MOST_METRICS = 1000
+
+
+def extended_window(
+    window: Mapping[str, RunningSummary], by_task: Mapping[str, Sequence[float]]
+) -> dict[str, RunningSummary]:
+    """Return the summaries since the last regular record, extended by the metrics of one step.
+
+    Args:
+        window: The summary of each metric, by name.
+        by_task: The values of each metric for the tasks of the step, by name. A metric that is missing in a step keeps
+            the summary that it has.
+
+    Raises:
+        ContractError: The learner has used more than 1,000 names.
+    """
+    new = [name for name in by_task if name not in window]
+    if len(window) + len(new) > MOST_METRICS:
+        raise ContractError(
+            f"since the last record of metrics (train.log_every) it has used more than {MOST_METRICS:,} names of"
+            f" metrics, such as {new[0]!r}; a metric must have the same name in every step"
+        )
+    empty = RunningSummary()
+    return {**window, **{name: window.get(name, empty).extended(values) for name, values in by_task.items()}}
 
 
 def training_metrics(state: State, config: TrainConfig, steps: int) -> dict[str, float]:
@@ -32,7 +59,7 @@ def training_metrics(state: State, config: TrainConfig, steps: int) -> dict[str,
         **({"skipped": float(len(state.skipped))} if state.skipped else {}),
         "elapsed": seconds,
         "eta": max(0.0, (total - step) * seconds / step),
-        "tasks_per_second": step * config.tasks / seconds,
+        "tasks_per_second": step * config.tasks * config.accumulate / seconds,
     }
 
 

@@ -6,9 +6,10 @@
     def test_my_idea(subject: Subject, check: Check) -> None:
         check(subject)
 
-`metaforge check my-idea` runs the same checks. Which checks apply to a plugin follows from its kind and its class
-attributes (`tags`, `kind`), never from its name. By default a plugin is checked with its default options on small
-vectors or images; pass a `Subject` for other options or inputs.
+`metaforge check my-idea` and `check_plugin("my-idea")` run the same checks. Which checks apply to a plugin follows from
+its kind, its `kind` of task and its `tags`, never from its name. By default a plugin is checked with its default
+options on small vectors or images; pass `Subject.of("my-idea", options={...})` for other options, or a `Subject` for
+other inputs.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metaforge.testing.check import Check
-    from metaforge.testing.run_checks import checks_for, parametrize_with_checks, skipped_for
+    from metaforge.testing.run_checks import check_plugin, checks_for, parametrize_with_checks, skipped_for
     from metaforge.testing.subject import Subject
 
-__all__ = ["Check", "Subject", "checks_for", "parametrize_with_checks", "skipped_for"]
+__all__ = ["Check", "Subject", "check_plugin", "checks_for", "parametrize_with_checks", "skipped_for"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
+from metaforge.authoring.descent import Chain
 from metaforge.authoring.functional import add_params, one_task, split_state
-from metaforge.authoring.inner_loop import Chain
 from metaforge.authoring.keys import fold_in, make_key, normal
+from metaforge.authoring.network import build_backbone
+from metaforge.authoring.progress import with_progress
 from metaforge.authoring.protocols import (
     Adapter,
     GradientTransform,
@@ -29,7 +32,16 @@ from metaforge.authoring.protocols import (
 )
 from metaforge.engine.batch import MetaStep, meta_gradients, prepare_tasks
 from metaforge.testing.subject import Subject
-from metaforge.testing.toy import OUTPUTS, ToyClasses, ToyCurves, ToyDescent, ToyLearner, ToyNet, ToyTasksOptions
+from metaforge.testing.toy import (
+    OUTPUTS,
+    ToyClasses,
+    ToyCurves,
+    ToyDescent,
+    ToyLearner,
+    ToyNet,
+    ToyReader,
+    ToyTasksOptions,
+)
 
 # Standard deviation of the noise that is added to initial parameters. At initial values of 0 and 1 (biases, scales of
 # norm layers) some mistakes have no effect.
@@ -47,13 +59,16 @@ class Bench(NamedTuple):
     regularizers: tuple[Regularizer, ...] = ()
 
     def values(self, seed: int = 0, *, perturbed: bool = True) -> Params:
-        """Return initial values in float64; `perturbed` adds noise to the parameters (see `PERTURBATION`)."""
+        """Return initial values in float64, with the progress of a training that is half done.
+
+        `perturbed` adds noise to the parameters (see `PERTURBATION`).
+        """
         key = make_key(seed, "values")
         values = {name: value.double() for name, value in self.learner.init(key).items()}
         params, state = split_state(values)
         if perturbed:
             params = {n: v + PERTURBATION * normal(fold_in(key, n), v.shape, v.dtype) for n, v in params.items()}
-        return params | state
+        return with_progress(params | state, step=50, share=0.5)
 
     def tasks(self, count: int, *, split: str = "train", dtype: torch.dtype = torch.float64) -> Task:
         """Return toy tasks `[count, ...]`."""
@@ -88,14 +103,27 @@ def task_keys(count: int) -> Tensor:
 
 
 def learner_tags(subject: Subject) -> Tags:
-    """Return the tags of the learner that is the subject, or into which the subject is built."""
-    tags: Tags = (subject.cls if subject.kind == "learner" else ToyLearner).tags
-    return tags
+    """Return the tags of the learner that is the subject, with its options, or into which the subject is built.
+
+    If the learner cannot be built, these are the tags of its class: a check then fails with the reason.
+    """
+    kind = task_kinds(subject)[0]
+    for x_shape in INPUT_SHAPES if subject.x_shape is None else [subject.x_shape]:
+        try:
+            tags = _build(subject, _spec(kind, x_shape, TASK_SHAPES[kind]), without_regularizer=False).learner.tags
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            continue
+        if isinstance(tags, Tags):
+            return tags
+    of_class: Tags = (subject.cls if subject.kind == "learner" else ToyLearner).tags
+    return of_class
 
 
 def task_kinds(subject: Subject) -> list[Kind]:
     """Return the kinds of toy tasks for a subject: all that a learner supports, classification for other plugins."""
-    return sorted(learner_tags(subject).kinds) if subject.kind == "learner" else ["classification"]
+    return sorted(subject.cls.tags.kinds) if subject.kind == "learner" else ["classification"]
 
 
 def build_benches(subject: Subject) -> list[Bench]:
@@ -104,7 +132,12 @@ def build_benches(subject: Subject) -> list[Bench]:
 
 
 def build_bench(
-    subject: Subject, kind: Kind | None = None, *, ways: int | None = None, without_regularizer: bool = False
+    subject: Subject,
+    kind: Kind | None = None,
+    *,
+    ways: int | None = None,
+    without_regularizer: bool = False,
+    terms: frozenset[str] = frozenset(),
 ) -> Bench:
     """Return a bench for a subject.
 
@@ -113,6 +146,7 @@ def build_bench(
         kind: Kind of the toy tasks; by default the first that the learner supports.
         ways: Number of classes of a toy task, if it is not the usual one.
         without_regularizer: Whether to leave out a regularizer that is the subject, for comparison.
+        terms: The terms that a regularizer beside the subject reads; by default there is no such regularizer.
 
     Raises:
         AssertionError: The subject has no `x_shape`, and a learner or backbone fails for all input shapes tried.
@@ -120,40 +154,47 @@ def build_bench(
     kind = kind or task_kinds(subject)[0]
     shape = TASK_SHAPES[kind] if ways is None else TASK_SHAPES[kind]._replace(ways=ways)
     if subject.x_shape is not None or subject.kind not in ("learner", "backbone"):
-        return _build(subject, _spec(kind, subject.x_shape or INPUT_SHAPES[0], shape), without_regularizer)
-    errors = []
+        return _build(subject, _spec(kind, subject.x_shape or INPUT_SHAPES[0], shape), without_regularizer, terms)
+    errors, last = [], None
     for x_shape in INPUT_SHAPES:
         try:
-            trial = _build(subject, _spec(kind, x_shape, shape), without_regularizer)
+            trial = _build(subject, _spec(kind, x_shape, shape), without_regularizer, terms)
             trial.predict(trial.values(), trial.task())
         except Exception as error:
+            last = error
             errors.append(f"{list(x_shape)}: {type(error).__name__}: {str(error).strip().splitlines()[0:1]}")
         else:
             # A new instance: what the trial has stored on its instance could hide that a loaded learner fails.
-            return _build(subject, trial.spec, without_regularizer)
+            return _build(subject, trial.spec, without_regularizer, terms)
     raise AssertionError(
         f"{subject.label} makes no predictions for any of the input shapes tried ({'; '.join(errors)}); correct these"
         " errors, or set the shape that it accepts with Subject(..., x_shape=...)"
-    )
+    ) from last
 
 
 def _spec(kind: Kind, x_shape: tuple[int, ...], shape: TaskShape) -> TaskSpec:
     return TaskSpec(kind, x_shape, OUTPUTS if kind == "regression" else shape.ways, shape)
 
 
-def _build(subject: Subject, spec: TaskSpec, without_regularizer: bool, frozen: Sequence[str] = ()) -> Bench:
+def _build(
+    subject: Subject,
+    spec: TaskSpec,
+    without_regularizer: bool,
+    terms: frozenset[str] = frozenset(),
+    frozen: Sequence[str] = (),
+) -> Bench:
     backbone = subject.build() if subject.kind == "backbone" else ToyNet(Options())
     chain: Mapping[str, GradientTransform] = {"toy": ToyDescent(Options())}
-    regularizers: dict[str, Regularizer] = {}
+    regularizers: dict[str, Regularizer] = {"reader": ToyReader(Options(), terms)} if terms else {}
     if subject.kind == "adapter":
         chain = {subject.name: subject.build()}
     if subject.kind == "regularizer" and not without_regularizer:
-        regularizers = {subject.name: subject.build()}
+        regularizers[subject.name] = subject.build()
     cls = subject.cls if subject.kind == "learner" else ToyLearner
     needs = cls.tags.needs
     parts = Parts(
         spec,
-        cast(Callable[[], nn.Module], lambda: backbone.build(spec)) if "backbone" in needs else None,
+        partial(build_backbone, backbone, spec) if "backbone" in needs else None,
         Chain(chain) if "adapter" in needs else None,
         regularizers,
         frozen,
@@ -164,7 +205,7 @@ def _build(subject: Subject, spec: TaskSpec, without_regularizer: bool, frozen: 
 
 def build_frozen_bench(subject: Subject, spec: TaskSpec, frozen: Sequence[str]) -> Bench:
     """Return a bench for a subject and a spec, of which some values are frozen."""
-    return _build(subject, spec, False, frozen)
+    return _build(subject, spec, False, frozen=frozen)
 
 
 def build_chain_bench(subject: Subject, *, first: bool) -> Bench:
@@ -172,7 +213,7 @@ def build_chain_bench(subject: Subject, *, first: bool) -> Bench:
     spec = _spec("classification", subject.x_shape or INPUT_SHAPES[0], TASK_SHAPES["classification"])
     pair: list[tuple[str, Adapter]] = [(subject.name, subject.build()), ("toy", ToyDescent(Options()))]
     backbone = ToyNet(Options())
-    parts = Parts(spec, lambda: backbone.build(spec), Chain(dict(pair if first else reversed(pair))))
+    parts = Parts(spec, partial(build_backbone, backbone, spec), Chain(dict(pair if first else reversed(pair))))
     return Bench(ToyLearner(ToyLearner.Config.model_validate({}), parts), spec)
 
 

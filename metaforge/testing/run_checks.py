@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from metaforge.errors import ConfigError, nearest
-from metaforge.testing.check import Check
+from metaforge.testing.check import Check, Skipped, cause_of
 from metaforge.testing.checks import (
     adapters,
     backbones,
@@ -16,11 +16,26 @@ from metaforge.testing.checks import (
     gradients,
     hooks,
     learners,
+    optimizers,
     regularizers,
+    schedules,
+    training,
 )
 from metaforge.testing.subject import Subject
 
-_MODULES = (general, learners, gradients, adapters, regularizers, backbones, datasets, hooks)
+_MODULES = (
+    general,
+    learners,
+    gradients,
+    training,
+    adapters,
+    regularizers,
+    backbones,
+    datasets,
+    optimizers,
+    schedules,
+    hooks,
+)
 
 
 def all_checks() -> list[Check]:
@@ -124,13 +139,48 @@ def validate_expected_failures(subject: Subject, checks: Sequence[Check], expect
 class Outcome(NamedTuple):
     """The result of one check.
 
-    `message` is empty if the check passed, the failure if it failed, and otherwise the reason why a failure is expected
-    or why the check was skipped.
+    Attributes:
+        check: The check.
+        status: Its result.
+        message: Empty if the check passed, the failure if it failed, and otherwise the reason why a failure is expected
+            or why the check was skipped.
+        cause: Of a failure: equal for all checks that failed because of the same exception from the same line.
     """
 
     check: Check
     status: Literal["ok", "failed", "expected", "skipped"]
     message: str = ""
+    cause: str = ""
+
+
+def check_plugin(
+    plugin: Subject | str | type[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+) -> list[Outcome]:
+    """Run all checks that apply to a plugin, as `metaforge check` does.
+
+    Args:
+        plugin: The plugin, as `Subject.of` takes it.
+        options: Options of the plugin that differ from the defaults.
+        expected_failures: The reason for each check that is known to fail, by the name of the check.
+
+    Returns:
+        The outcome of each check. No failure is raised: `outcome.status` is `"failed"`.
+
+    Raises:
+        ConfigError: An option is invalid, or an expected failure is not a check of the plugin or has no reason.
+        PluginError: The plugin cannot be found or loaded.
+
+    Example:
+        >>> from metaforge.testing import check_plugin
+        >>> from metaforge.testing.toy import ToyClasses
+        >>> outcomes = check_plugin(ToyClasses, options={"x_shape": [3]})
+        >>> [outcome.check.name for outcome in outcomes if outcome.status == "failed"]
+        []
+    """
+    return list(run_checks(Subject.of(plugin, options=options), expected_failures or {}))
 
 
 def run_checks(subject: Subject, expected: Mapping[str, str]) -> Iterator[Outcome]:
@@ -146,15 +196,24 @@ def run_checks(subject: Subject, expected: Mapping[str, str]) -> Iterator[Outcom
     checks = checks_for(subject)
     validate_expected_failures(subject, checks, expected)
     for check in checks:
-        failure = _failure(check, subject)
-        if check.name not in expected:
-            yield Outcome(check, "failed", failure) if failure else Outcome(check, "ok")
-        elif failure:
-            yield Outcome(check, "expected", expected[check.name])
-        else:
-            yield Outcome(check, "failed", f"it passes, but is expected to fail: {expected[check.name]}")
+        outcome = _outcome(check, subject)
+        reason = expected.get(check.name)
+        if reason is not None and outcome.status == "failed":
+            outcome = Outcome(check, "expected", reason)
+        elif reason is not None and outcome.status == "ok":
+            outcome = Outcome(check, "failed", f"it passes, but is expected to fail: {reason}")
+        yield outcome
     for check, reason in skipped_for(subject):
         yield Outcome(check, "skipped", reason)
+
+
+def by_cause(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
+    """Return the failures among some outcomes in groups of the same cause, in the order of the first of each group."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            groups.setdefault(outcome.cause or outcome.message, []).append(outcome)
+    return list(groups.values())
 
 
 def counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
@@ -168,10 +227,12 @@ def counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
     }
 
 
-def _failure(check: Check, subject: Subject) -> str:
-    """Return the message of a check that fails, or an empty string if it passes."""
+def _outcome(check: Check, subject: Subject) -> Outcome:
+    """Return the outcome of a check, whether or not a failure is expected."""
     try:
         check(subject)
+    except Skipped as reason:
+        return Outcome(check, "skipped", str(reason))
     except AssertionError as error:
-        return str(error) or "the check failed without a message"
-    return ""
+        return Outcome(check, "failed", str(error) or "the check failed without a message", cause_of(error, subject))
+    return Outcome(check, "ok")

@@ -9,6 +9,7 @@ from typing import Any
 
 from metaforge.authoring import protocols
 from metaforge.authoring.protocols import Dataset, TaskShape
+from metaforge.config.validation import validate
 from metaforge.data.root import data_root
 from metaforge.errors import MetaForgeError, PluginError
 from metaforge.registry.entry import KINDS, Entry
@@ -21,6 +22,8 @@ _BASES = (
     ("regularizer", protocols.Regularizer),
     ("backbone", protocols.Backbone),
     ("dataset", protocols.Dataset),
+    ("optimizer", protocols.Optimizer),
+    ("schedule", protocols.Schedule),
     ("hook", protocols.Hook),
 )
 
@@ -59,15 +62,22 @@ class Subject:
     registry: Registry = field(default_factory=scan, repr=False, compare=False)
 
     @classmethod
-    def of(cls, plugin: Subject | str | type[Any], registry: Registry | None = None) -> Subject:
+    def of(
+        cls,
+        plugin: Subject | str | type[Any],
+        registry: Registry | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+    ) -> Subject:
         """Return the subject for a plugin.
 
         Args:
-            plugin: A name (`my-idea`), a qualified name (`learner:my-idea`), a class, or a subject, which is returned
-                unchanged.
+            plugin: A name (`my-idea`), a qualified name (`learner:my-idea`), a class, or a subject.
             registry: Where to look up names; by default the installed plugins.
+            options: Options that differ from the defaults (or from those of the subject).
 
         Raises:
+            ConfigError: An option is invalid.
             PluginError: No plugin has this name, it cannot be loaded, or the kind of the class is unknown.
 
         Example:
@@ -76,6 +86,11 @@ class Subject:
             >>> Subject.of(ToyNet).label
             "backbone 'ToyNet'"
         """
+        if options:
+            subject = cls.of(plugin, registry).with_options(options)
+            # Invalid options are the caller's error, and not a failure of the plugin.
+            _ = subject.config
+            return subject
         if isinstance(plugin, Subject):
             return plugin
         registry = registry or scan()
@@ -93,8 +108,12 @@ class Subject:
 
     @property
     def config(self) -> Any:
-        """The validated options."""
-        return self.cls.Config.model_validate(dict(self.options))
+        """The validated options; raises `ConfigError` if one is invalid."""
+        return validate(self.cls.Config, self.options, self.kind, {})
+
+    def with_options(self, options: Mapping[str, Any]) -> Subject:
+        """Return the same subject with some options changed."""
+        return replace(self, options={**self.options, **options})
 
     def with_root(self, root: Path) -> Subject:
         """Return the same subject with another folder of data sets."""
@@ -125,9 +144,9 @@ class Subject:
             return
         try:
             self.build_dataset().spec("train", self.episode_shape())
-        except MetaForgeError:
+        except (MetaForgeError, KeyboardInterrupt):
             raise
-        except Exception:
+        except BaseException:
             return
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from metaforge.authoring.functional import sum_of
 from metaforge.authoring.inner_loop import InnerLoopLearner, InnerLoopOptions
 from metaforge.authoring.keys import fold_in, make_key, normal
 from metaforge.authoring.protocols import (
@@ -22,10 +23,14 @@ from metaforge.authoring.protocols import (
     Backbone,
     Dataset,
     Examples,
+    InnerStep,
     Key,
     Kind,
+    Optimizer,
     Options,
     Params,
+    Regularizer,
+    Schedule,
     Task,
     TaskShape,
     TaskSpec,
@@ -127,9 +132,20 @@ class ToyNet(Backbone):
     def __init__(self, config: Options) -> None:
         self.config = config
 
-    def build(self, spec: TaskSpec) -> nn.Module:
-        """Return a module from `[n, *x_shape]` to `[n, UNITS]`."""
-        return nn.Sequential(nn.Flatten(), nn.Linear(prod(spec.x_shape), UNITS), nn.BatchNorm1d(UNITS), nn.Tanh())
+    def build(self, spec: TaskSpec, context: int = 0) -> nn.Module:
+        """Return a module from `[n, *x_shape]`, and a context `[context]` if there is one, to `[n, UNITS]`."""
+        linear = nn.Linear(prod(spec.x_shape) + context, UNITS)
+        return ToyModule(nn.Flatten(), linear, nn.BatchNorm1d(UNITS), nn.Tanh())
+
+
+class ToyModule(nn.Sequential):
+    """Layers whose input is flattened and joined with the context, if there is one."""
+
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+        """Return the output of the layers `[n, UNITS]`."""
+        joined = torch.cat([x.flatten(1), *(vector.expand(len(x), -1) for vector in context)], 1)
+        out: Tensor = super().forward(joined)  # type: ignore[no-untyped-call]
+        return out
 
 
 class ToyDescent(Adapter):
@@ -140,17 +156,62 @@ class ToyDescent(Adapter):
     def __init__(self, config: Options) -> None:
         self.config = config
 
-    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
         """Return the gradients times 0.1."""
         return {name: 0.1 * value for name, value in grads.items()}, state
 
 
+class ToyReader(Regularizer):
+    """Adds the mean squares of some terms, so that their gradients become part of the meta-gradient."""
+
+    Config = Options
+
+    def __init__(self, config: Options, terms: frozenset[str] = frozenset()) -> None:
+        self.terms = terms
+
+    def combine(self, losses: Tensor, terms: Params) -> Tensor | None:
+        """Return the sum of the mean squares of all terms; None without terms."""
+        return sum_of(term.square().mean() for term in terms.values()) if terms else None
+
+
+class ToyOptimizer(Optimizer):
+    """Gradient descent with momentum."""
+
+    Config = Options
+
+    def __init__(self, config: Options) -> None:
+        self.config = config
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return torch's SGD with a momentum of 0.5."""
+        return torch.optim.SGD(groups, momentum=0.5)
+
+
+class ToySchedule(Schedule):
+    """A rate that falls linearly to half of its first value."""
+
+    Config = Options
+
+    def __init__(self, config: Options) -> None:
+        self.config = config
+
+    def factor(self, step: int, share: float) -> float:
+        """Return 1 - share / 2."""
+        return 1 - share / 2
+
+
 class ToyLearner(InnerLoopLearner):
-    """Differentiates through its inner loop, so that plugins built into it are differentiated twice."""
+    """Differentiates through its inner loop, so that plugins built into it are differentiated twice.
+
+    A term that only other learners give is replaced by the query loss, so that any regularizer can be checked.
+    """
 
     Config = InnerLoopOptions
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the query loss after the inner steps."""
         fast, state = self.descend(values, task.support, self.config.steps, key)
-        return self.query_loss(values, fast, task, key, state)
+        loss, aux = self.query_loss(values, fast, task, key, state)
+        return loss, aux._replace(terms=dict.fromkeys(self.terms, loss) | aux.terms)

@@ -21,6 +21,8 @@ KINDS = (
     protocols.Regularizer,
     protocols.Backbone,
     protocols.Dataset,
+    protocols.Optimizer,
+    protocols.Schedule,
     protocols.Hook,
 )
 PUBLIC = [getattr(protocols, name) for name in protocols.__all__]
@@ -85,8 +87,9 @@ def test_the_tags_are_listed() -> None:
 
 def test_every_protocol_has_a_section() -> None:
     found = {cls for cls in CLASSES if getattr(cls, "_is_protocol", False)}
-    assert found == {*KINDS, protocols.Component, protocols.GradientTransform}
-    assert len(TUPLES) == 6
+    assert found == {*KINDS, protocols.Component, protocols.GradientTransform, protocols.ContextBackbone}
+    assert "`ContextBackbone`" in section("Backbone")
+    assert len(TUPLES) == 7
 
 
 @pytest.fixture(scope="module")

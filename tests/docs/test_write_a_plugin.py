@@ -91,11 +91,11 @@ def test_following_the_page_gives_plugins_that_pass_their_checks_and_train(tmp_p
     assert row.split()[:5] == ["learner", "my-ridge", "ready", "metaforge-my-ridge", "0.1.0"]
     assert "shrinkage" in outputs["metaforge describe my-ridge"]
     checks = [text for line, text in outputs.items() if line.startswith("metaforge check")]
-    assert len(checks) == 3
+    assert len(checks) == 5
     for text in checks:
         assert int(re.findall(r"(\d+) run", text)[-1]) >= 4
         assert " 0 failed" in text
-    for folder in ("my-ridge", "my-ridge-20-ways", "gratings"):
+    for folder in ("my-ridge", "my-ridge-20-ways", "gratings", "equal"):
         assert (tmp_path / "runs" / folder / "config.toml").is_file()
     assert (tmp_path / "gratings.png").is_file()
 

@@ -54,7 +54,7 @@ _EPISODE, _STEP = 7, 3
 # A jump of the meta-gradient is recognised by the norms of the steps before it, so it must come later.
 _JUMP_EPISODE, _JUMP_STEP = 70, 24
 _MARKED_X = 1000.0
-_make_optimizer = outer_optimizer._torch_optimizer
+_make_optimizer = outer_optimizer.torch_optimizer
 
 
 class Lines(Dataset):
@@ -148,13 +148,13 @@ class SlopeLearner(Learner):
         return loss, Aux({}, state)
 
 
-def _failing_optimizer(config: Any, leaves: list[torch.Tensor]) -> torch.optim.Optimizer:
+def _failing_optimizer(plugin: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Return the optimiser of a run, which sets a parameter to infinity at its third step."""
-    optimizer, steps = _make_optimizer(config, leaves), itertools.count(1)
+    optimizer, steps = _make_optimizer(plugin, groups), itertools.count(1)
 
     def set_infinite(*arguments: Any) -> None:
         if next(steps) == _STEP:
-            leaves[0].data.fill_(torch.inf)
+            groups[0]["params"][0].data.fill_(torch.inf)
 
     optimizer.register_step_post_hook(set_infinite)
     return optimizer
@@ -225,7 +225,7 @@ def _stopped(out: Path, place: str, registry: Registry) -> str:
     )
     try:
         with unittest.mock.patch.object(
-            outer_optimizer, "_torch_optimizer", _failing_optimizer if place == "optimiser" else _make_optimizer
+            outer_optimizer, "torch_optimizer", _failing_optimizer if place == "optimiser" else _make_optimizer
         ):
             _train(out, place, registry, step + 5, dataset={"marked": -1} if place == "optimiser" else {}, **train)
     except DivergedError as error:
@@ -276,7 +276,7 @@ def _rolled_back(workspace: Workspace, registry: Registry, optimizer: str) -> st
     skipped_before = _train(
         workspace.folder / f"skipped-before-{optimizer}", "outer loss", registry, _STEP + 2, train=train
     )
-    with unittest.mock.patch.object(outer_optimizer, "_torch_optimizer", _failing_optimizer):
+    with unittest.mock.patch.object(outer_optimizer, "torch_optimizer", _failing_optimizer):
         skipped_after = _train(
             workspace.folder / f"skipped-after-{optimizer}",
             "none",

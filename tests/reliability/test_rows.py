@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.reliability import __main__ as campaign
 from tests.reliability import (
     bad_numbers,
     checkpoints,
+    compiled_runs,
     full_disks,
     fuzzed_folders,
     hostile_runs,
@@ -45,6 +47,9 @@ SHORT: dict[int, Callable[[Workspace], Measured]] = {
     24: lambda workspace: steady_state.soak(workspace, steps=100),
     27: lambda workspace: checkpoints.overhead(workspace, saves=2),
     28: lambda workspace: fuzzed_folders.fuzzed(workspace, count=60),
+    37: lambda workspace: compiled_runs.compiled_runs(
+        workspace, times=1, learners=("maml",), stop_signals=(signal.SIGKILL,), steps=100, fresh=False
+    ),
 }
 
 # Rows whose short form is in another test file.

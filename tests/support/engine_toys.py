@@ -23,8 +23,36 @@ class Inequality(Regularizer):
     def __init__(self, config: Options) -> None:
         pass
 
-    def combine(self, losses: Tensor) -> Tensor:
+    def combine(self, losses: Tensor, terms: Params) -> Tensor:
         return losses.var(unbiased=False)
+
+
+class Uncertain(Regularizer):
+    """Adds products of two terms and of the losses of different tasks, so that no term has the same weight twice."""
+
+    Config = Options
+    terms = frozenset({"entropy_before", "entropy_after"})
+
+    def __init__(self, config: Options) -> None:
+        pass
+
+    def combine(self, losses: Tensor, terms: Params) -> Tensor:
+        rates = terms["entropy_after"] / terms["entropy_before"]
+        return (losses * rates).var(unbiased=False) + 0.3 * rates.prod()
+
+
+class Theil(Regularizer):
+    """Adds the Theil index of the losses before adaptation."""
+
+    Config = Options
+    terms = frozenset({"loss_before"})
+
+    def __init__(self, config: Options) -> None:
+        pass
+
+    def combine(self, losses: Tensor, terms: Params) -> Tensor:
+        shares = terms["loss_before"] / terms["loss_before"].mean()
+        return 0.7 * (shares * shares.log()).mean()
 
 
 class Shrinkage(Regularizer):

@@ -1,4 +1,4 @@
-"""Correct adapters, regularizers, backbones, data sets and hooks, and variants of them with one fault each."""
+"""Correct plugins of all kinds but learners, and variants of them with one fault each."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from metaforge.authoring.hooks import RunInfo
 from metaforge.authoring.protocols import (
     Component,
     Examples,
+    InnerStep,
     Options,
     Params,
     Pass,
@@ -22,7 +23,7 @@ from metaforge.authoring.protocols import (
     TaskShape,
     TaskSpec,
 )
-from metaforge.testing.toy import ToyClasses, ToyCurves, ToyDescent, ToyNet
+from metaforge.testing.toy import ToyClasses, ToyCurves, ToyDescent, ToyNet, ToyOptimizer, ToySchedule
 
 
 class Shrinking(Regularizer):
@@ -43,7 +44,7 @@ class Fairness(Shrinking):
     def penalty(self, values: Params) -> Tensor | None:
         return None
 
-    def combine(self, losses: Tensor) -> Tensor | None:
+    def combine(self, losses: Tensor, terms: Params) -> Tensor | None:
         return 0.5 * (losses - losses.mean()).square().mean()
 
 
@@ -69,15 +70,19 @@ class Counter(Component):
 class Partial(ToyDescent):
     """Returns no updates for the biases."""
 
-    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
         return {name: 0.1 * value for name, value in grads.items() if "bias" not in name}, state
 
 
 class Growing(ToyDescent):
     """Adds an entry to its state at every step."""
 
-    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
-        return {name: 0.1 * value for name, value in grads.items()}, state | {f"step{step}": torch.ones(())}
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
+        return {name: 0.1 * value for name, value in grads.items()}, state | {f"step{step.number}": torch.ones(())}
 
 
 class Smuggler(ToyDescent):
@@ -90,7 +95,9 @@ class Smuggler(ToyDescent):
 class Impatient(ToyDescent):
     """Ascends when the gradients are small, as they are after another adapter in the chain."""
 
-    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
         size = torch.stack([value.abs().max() for value in grads.values()]).max()
         sign = torch.where(size > 0.05, 1.0, -1.0)
         return {name: 0.3 * sign * value for name, value in grads.items()}, state
@@ -328,6 +335,81 @@ class Unrepresentable(Counter):
         return {"count": {1, 2}}
 
 
+class Ascending(ToyOptimizer):
+    """Adds the gradients instead of subtracting them."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, maximize=True)
+
+
+class Searching(ToyOptimizer):
+    """Evaluates the loss again within a step."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS([param for group in groups for param in group["params"]])
+
+
+class Stubborn(ToyOptimizer):
+    """Takes steps of the size that the group had at first, whatever the schedule says."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        rates = [group["lr"] for group in groups]
+
+        class Fixed(torch.optim.SGD):
+            def step(self, closure: Any = None) -> Any:
+                for group, rate in zip(self.param_groups, rates, strict=True):
+                    group["lr"] = rate
+                return super().step(closure)
+
+        return Fixed(groups)
+
+
+class Uniform(ToyOptimizer):
+    """Gives all groups the rate of the first one."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD([group | {"lr": groups[0]["lr"]} for group in groups])
+
+
+class Forgetful(ToyOptimizer):
+    """Keeps its momentum where no checkpoint finds it."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        sums: dict[Tensor, Tensor] = {}
+
+        class Hidden(torch.optim.SGD):
+            def step(self, closure: Any = None) -> Any:
+                for group in self.param_groups:
+                    for param in group["params"]:
+                        sums[param] = param.grad = 0.5 * sums.get(param, torch.zeros_like(param)) + param.grad
+                return super().step(closure)
+
+        return Hidden(groups)
+
+
+class Aware(ToySchedule):
+    """Falls from call to call."""
+
+    calls = 0
+
+    def factor(self, step: int, share: float) -> float:
+        self.calls += 1
+        return 1 / self.calls
+
+
+class Negative(ToySchedule):
+    """Has negative factors at the end."""
+
+    def factor(self, step: int, share: float) -> float:
+        return 0.5 - share
+
+
+class Secretive(ToySchedule):
+    """Does not say that its factor depends on the length of the run."""
+
+    uses_share = False
+
+
 # (check that must fail, kind of the plugin, plugin class)
 FAULTS: list[tuple[str, str, type[Any]]] = [
     ("updates", "adapter", Partial),
@@ -354,6 +436,14 @@ FAULTS: list[tuple[str, str, type[Any]]] = [
     ("unknown-split", "dataset", Agreeable),
     ("facts", "dataset", Wordy),
     ("class-names", "dataset", Nameless),
+    ("descends", "optimizer", Ascending),
+    ("descends", "optimizer", Searching),
+    ("rates", "optimizer", Stubborn),
+    ("rates", "optimizer", Uniform),
+    ("resumes", "optimizer", Forgetful),
+    ("factors", "schedule", Aware),
+    ("factors", "schedule", Negative),
+    ("share", "schedule", Secretive),
     ("lives", "hook", Hasty),
     ("lives", "hook", Homeless),
     ("watches", "hook", Meddling),
@@ -369,5 +459,7 @@ RIGHT: list[tuple[str, type[Any]]] = [
     ("backbone", ToyNet),
     ("dataset", ToyClasses),
     ("dataset", ToyCurves),
+    ("optimizer", ToyOptimizer),
+    ("schedule", ToySchedule),
     ("hook", Counter),
 ]

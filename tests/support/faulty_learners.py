@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import ClassVar
 
@@ -9,11 +10,13 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from metaforge.authoring.descent import Adjoint
 from metaforge.authoring.inner_loop import InnerLoopOptions
 from metaforge.authoring.keys import fold_in, normal
 from metaforge.authoring.losses import cross_entropy, one_hot
 from metaforge.authoring.model import Model
-from metaforge.authoring.protocols import Aux, Examples, Key, Learner, Options, Params, Parts, Tags, Task
+from metaforge.authoring.progress import training_progress
+from metaforge.authoring.protocols import SHARE, Aux, Examples, Key, Learner, Options, Params, Parts, Tags, Task
 from metaforge.testing.toy import ToyLearner
 
 
@@ -21,7 +24,7 @@ class Centres(Learner):
     """A correct learner without adaptation steps: logits from the class centres of the network's features."""
 
     Config = Options
-    tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), fixed_ways=False)
+    tags: Tags = Tags(needs=frozenset({"backbone"}), fixed_ways=False)
     defaults: ClassVar = {"classification": {"task": {"ways": 3}}}
 
     def __init__(self, config: Options, parts: Parts) -> None:
@@ -58,7 +61,7 @@ class Level(Learner):
     """A correct learner for regression only, without a network: the mean target plus a learned offset."""
 
     Config = Options
-    tags: ClassVar[Tags] = Tags(kinds=frozenset({"regression"}), fixed_ways=False)
+    tags: Tags = Tags(kinds=frozenset({"regression"}), fixed_ways=False)
 
     def __init__(self, config: Options, parts: Parts) -> None: ...
 
@@ -161,7 +164,7 @@ class Sideways(Centres):
 class Hardcoded(Centres):
     """Predicts three classes, however many there are."""
 
-    tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), fixed_ways=True)
+    tags: Tags = Tags(needs=frozenset({"backbone"}), fixed_ways=True)
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         return super().predict(values, fast, x)[:, :3]
@@ -212,7 +215,7 @@ class Mindful(Centres):
 class GlobalNoise(Centres):
     """Draws the noise of its loss from the global generator."""
 
-    tags: ClassVar[Tags] = replace(Centres.tags, stochastic=True)
+    tags: Tags = replace(Centres.tags, stochastic=True)
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(values, task, key)
@@ -277,7 +280,7 @@ class Noisy(Centres):
 class Silent(Centres):
     """Declares that its loss draws noise, but draws none."""
 
-    tags: ClassVar[Tags] = replace(Centres.tags, stochastic=True)
+    tags: Tags = replace(Centres.tags, stochastic=True)
 
 
 class Stubborn(Right):
@@ -290,13 +293,13 @@ class Stubborn(Right):
 class Secret(Right):
     """Adapts in steps, but declares that it does not."""
 
-    tags: ClassVar[Tags] = replace(Right.tags, adapts=False)
+    tags: Tags = replace(Right.tags, adapts=False)
 
 
 class Boundless(Right):
     """Has a fixed number of outputs, but declares that it accepts any number of ways."""
 
-    tags: ClassVar[Tags] = replace(Right.tags, fixed_ways=False)
+    tags: Tags = replace(Right.tags, fixed_ways=False)
 
 
 class Hoarder(Centres):
@@ -334,7 +337,9 @@ class Branching(Centres):
 class FirstOrder(Right):
     """Uses first-order gradients, but declares an exact meta-gradient."""
 
-    first_order = True
+    def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.adjoint = Adjoint("first-order")
 
 
 class Detached(Centres):
@@ -365,6 +370,59 @@ class Unlearning(Centres):
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(values, task, key)
         return -loss, aux
+
+
+class Dividing(Centres):
+    """Divides its loss by the share of the training that is done, which is 0 at its start."""
+
+    def init(self, key: Key) -> Params:
+        return super().init(key) | training_progress()
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss / values[SHARE], aux
+
+
+class Restarting(Centres):
+    """Returns a new learner before every step."""
+
+    def during(self, share: float) -> Learner:
+        return copy(self)
+
+
+class Dropping(Centres):
+    """Returns a learner without the values of its network."""
+
+    def __init__(self, config: Options, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.late = Level(config, parts)
+
+    def during(self, share: float) -> Learner:
+        return self if share < 0.5 else self.late
+
+
+class Promising(Right):
+    """Does not give the terms that its tags promise."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss, aux._replace(terms={})
+
+
+class Wasteful(Right):
+    """Computes a term that no regularizer reads."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss, aux._replace(terms=aux.terms | {"loss_before": loss})
+
+
+class Unlinked(Right):
+    """Gives terms that are detached from the parameters."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss, aux._replace(terms={name: term.detach() for name, term in aux.terms.items()})
 
 
 # (check that must fail, learner)
@@ -402,6 +460,12 @@ FAULTS: list[tuple[str, type[Learner]]] = [
     ("vectorised", Branching),
     ("meta-gradient", FirstOrder),
     ("meta-gradient", Detached),
+    ("progress", Dividing),
+    ("during", Restarting),
+    ("during", Dropping),
+    ("terms", Promising),
+    ("terms", Wasteful),
+    ("terms", Unlinked),
     ("adapts", Climbing),
     ("learns", Unlearning),
     ("learns", Detached),

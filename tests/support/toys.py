@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from metaforge.authoring.descent import Chain
 from metaforge.authoring.functional import split_state
-from metaforge.authoring.inner_loop import Chain
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import (
     Adapter,
     Examples,
+    InnerStep,
     Kind,
     Learner,
     Params,
@@ -41,6 +42,11 @@ THETA = torch.tensor([0.5, 0.25], dtype=torch.float64)
 def quadratic(theta: Tensor, centre: Tensor) -> Tensor:
     """Return ½ (θ − c)ᵀ H (θ − c)."""
     return 0.5 * (theta - centre) @ H @ (theta - centre)
+
+
+def inner_step(number: int = 0, loss: float = 1.0) -> InnerStep:
+    """Return what an adapter gets to know of an inner step."""
+    return InnerStep(number, torch.tensor(loss, dtype=torch.float64))
 
 
 def sgd(lr: float) -> Chain:

@@ -15,11 +15,12 @@ import pytest
 
 from prefixes import Prefix
 
-KINDS = ("learner", "adapter", "dataset", "regularizer", "backbone", "hook")
+KINDS = ("learner", "adapter", "dataset", "regularizer", "backbone", "optimizer", "schedule", "hook")
 # Two short trainings that together use every new plugin.
 TRAININGS = {
     "learner": "--learner my-learner --dataset my-dataset --regularizer my-regularizer --hook my-hook",
-    "adapter": "--learner maml --dataset my-dataset --adapter my-adapter --backbone my-backbone",
+    "adapter": "--learner maml --dataset my-dataset --adapter my-adapter --backbone my-backbone"
+    " --optimizer my-optimizer --schedule my-schedule",
 }
 
 
@@ -74,7 +75,7 @@ def test_a_new_plugin_passes_its_checks(prefix: Prefix, kind: str) -> None:
 
 
 def test_the_tests_of_new_projects_pass(prefix: Prefix, projects: dict[str, Path]) -> None:
-    paths = [str(projects[kind] / "tests") for kind in ("regularizer", "backbone", "hook")]
+    paths = [str(projects[kind] / "tests") for kind in ("regularizer", "backbone", "optimizer", "schedule", "hook")]
     # The check `import` starts a child process, and the kinds in the test above have already run it.
     command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "not import")
     output = run_tool(*command, *paths, cwd=prefix.folder, PYTHONPATH=str(prefix.folder))

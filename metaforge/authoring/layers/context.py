@@ -16,6 +16,7 @@ class ForwardContext:
 
     Attributes:
         policy: Which statistics batch norm uses.
+        prefix: The prefix of the names of the model's values.
         frozen: Patterns of the names of values that nothing changes.
         at: The pass that is running: its key, inner step, role (support or query) and draw.
         values: The learner's values, which the taps of regularizers read.
@@ -24,8 +25,8 @@ class ForwardContext:
         state_changes: Under `running` and `per-step`, what to add to each entry of `state` after a training pass.
     """
 
-    def __init__(self, policy: NormPolicy, frozen: Sequence[str] = ()) -> None:
-        self.policy, self.frozen = policy, tuple(frozen)
+    def __init__(self, policy: NormPolicy, prefix: str = "model", frozen: Sequence[str] = ()) -> None:
+        self.policy, self.prefix, self.frozen = policy, prefix, tuple(frozen)
         self.at = Pass()
         self.values: Params = {}
         self.state: Params = {}

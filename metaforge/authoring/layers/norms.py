@@ -31,7 +31,7 @@ class BatchNorm(nn.Module):
 
     Args:
         native: A batch norm layer of torch; the new layer gets its parameters and running statistics.
-        name: The layer's name in its network; its statistics are the entries `state.model.<name>.mean` and `.var`.
+        name: The layer's name in its network; its statistics are the entries `state.<prefix>.<name>.mean` and `.var`.
         context: The context of the network's forward pass.
 
     Raises:
@@ -41,7 +41,7 @@ class BatchNorm(nn.Module):
     def __init__(self, native: nn.Module, name: str, context: ForwardContext) -> None:
         super().__init__()
         self.context = context
-        self.state_names = (f"{STATE}model.{name}.mean", f"{STATE}model.{name}.var")
+        self.state_names = (f"{STATE}{context.prefix}.{name}.mean", f"{STATE}{context.prefix}.{name}.var")
         # As in a network in evaluation mode: frozen statistics normalise in training too.
         self.frozen = bool(matching(self.state_names, context.frozen))
         self.features = int(native.num_features)  # type: ignore[arg-type]

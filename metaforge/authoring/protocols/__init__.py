@@ -1,4 +1,4 @@
-"""The contracts: what a task is, and what a learner, adapter, regularizer, backbone, data set and hook must offer.
+"""The contracts: what a task is, and what a plugin of each kind must offer.
 
 A learner gets one task and is a pure function of (values, task, key). Only the engine and data sets handle batches of
 tasks.
@@ -15,14 +15,17 @@ draws it from a key that it documents.
 
 from __future__ import annotations
 
-from metaforge.authoring.protocols.adapter import Adapter, GradientTransform
-from metaforge.authoring.protocols.backbone import Backbone, BackboneOptions
+from metaforge.authoring.protocols.adapter import Adapter, AdapterTags, GradientTransform, InnerStep
+from metaforge.authoring.protocols.backbone import Backbone, BackboneOptions, ContextBackbone
 from metaforge.authoring.protocols.component import Component, Hook, Options
 from metaforge.authoring.protocols.dataset import Dataset
 from metaforge.authoring.protocols.learner import Learner, Parts, Tags
+from metaforge.authoring.protocols.optimizer import Optimizer, Schedule
 from metaforge.authoring.protocols.regularizer import Regularizer
 from metaforge.authoring.protocols.types import (
+    SHARE,
     STATE,
+    STEP,
     Aux,
     BatchNormPolicy,
     Examples,
@@ -38,27 +41,34 @@ from metaforge.authoring.protocols.types import (
 )
 
 __all__ = [
+    "SHARE",
     "STATE",
+    "STEP",
     "Adapter",
+    "AdapterTags",
     "Aux",
     "Backbone",
     "BackboneOptions",
     "BatchNormPolicy",
     "Component",
+    "ContextBackbone",
     "Dataset",
     "Examples",
     "Fast",
     "GradientTransform",
     "Hook",
+    "InnerStep",
     "Key",
     "Kind",
     "Learner",
     "NormPolicy",
+    "Optimizer",
     "Options",
     "Params",
     "Parts",
     "Pass",
     "Regularizer",
+    "Schedule",
     "Tags",
     "Task",
     "TaskShape",

@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
 
 from metaforge.authoring.protocols.component import Component
-from metaforge.authoring.protocols.types import Params
+from metaforge.authoring.protocols.types import Key, Params
+
+
+class InnerStep(NamedTuple):
+    """Which inner step an update is for.
+
+    Attributes:
+        number: Number of the inner step, from 0.
+        loss: The support loss before the update, a scalar. Gradients flow through it, unless the inner loop treats
+            its gradients as constants (first order).
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import InnerStep
+        >>> InnerStep(2, torch.tensor(0.5)).number
+        2
+    """
+
+    number: int
+    loss: Tensor
+
+
+@dataclass(frozen=True)
+class AdapterTags:
+    """Static facts about a gradient transform.
+
+    Attributes:
+        detaches: Whether the updates, or a part of them, are constants for the meta-gradient, which then leaves out
+            their derivatives.
+
+    Example:
+        >>> from metaforge.authoring import AdapterTags
+        >>> AdapterTags().detaches
+        False
+    """
+
+    detaches: bool = False
 
 
 class GradientTransform(Protocol):
@@ -14,23 +53,32 @@ class GradientTransform(Protocol):
     In a chain, each transform's output is the next one's gradient. The inner loop subtracts the last output from the
     parameters. The methods other than `update` return `{}` by default.
 
+    Attributes:
+        tags: Static facts about the transform.
+
     Example:
         >>> import torch
-        >>> from metaforge.authoring import GradientTransform
+        >>> from metaforge.authoring import GradientTransform, InnerStep
         >>> class Descent(GradientTransform):
         ...     "Gradient descent with the learning rate 0.1."
         ...     def update(self, meta, grads, state, params, step):
         ...         return {name: 0.1 * grad for name, grad in grads.items()}, state
-        >>> updates, state = Descent().update({}, {"w": torch.ones(2)}, {}, {"w": torch.zeros(2)}, step=0)
+        >>> step = InnerStep(0, loss=torch.tensor(1.0))
+        >>> updates, state = Descent().update({}, {"w": torch.ones(2)}, {}, {"w": torch.zeros(2)}, step)
         >>> updates
         {'w': tensor([0.1000, 0.1000])}
     """
 
-    def init(self, params: Params) -> Params:
+    tags: AdapterTags = AdapterTags()
+
+    def init(self, params: Params, key: Key) -> Params:
         """Return the transform's entries of the learner's values.
 
         Args:
-            params: The parameters that the inner loop adapts.
+            params: The parameters that the inner loop adapts, at the beginning of the training. They include
+                parameters that the learner makes anew for each task, such as a head; only the names, shapes and dtypes
+                of these mean anything.
+            key: The key of the initial values; equal keys give equal values.
 
         Returns:
             Parameters to meta-learn and `state.` entries to carry from task to task, under names of the transform's
@@ -50,7 +98,9 @@ class GradientTransform(Protocol):
         """
         return {}
 
-    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
         """Return the update of one inner step.
 
         Args:
@@ -58,7 +108,7 @@ class GradientTransform(Protocol):
             grads: The gradient of the support loss, or the output of the previous transform of a chain.
             state: The state after the previous inner step.
             params: The parameters before this step.
-            step: Number of the inner step, from 0.
+            step: The number of the inner step, from 0, and the support loss.
 
         Returns:
             What to subtract from `params`, under the same names, and the new state.
@@ -86,19 +136,20 @@ class Adapter(Component, GradientTransform, Protocol):
 
     Example:
         >>> import torch
-        >>> from metaforge.authoring import Adapter, Options
+        >>> from metaforge.authoring import Adapter, InnerStep, Options, make_key
         >>> class LearnedRate(Adapter):
         ...     "Gradient descent with one meta-learned learning rate per tensor."
         ...     Config = Options
         ...     def __init__(self, config):
         ...         self.config = config
-        ...     def init(self, params):
+        ...     def init(self, params, key):
         ...         return {f"rate.{name}": value.new_tensor(0.1) for name, value in params.items()}
         ...     def update(self, meta, grads, state, params, step):
         ...         return {name: meta[f"rate.{name}"] * grad for name, grad in grads.items()}, state
         >>> adapter, params = LearnedRate(Options()), {"w": torch.zeros(2)}
-        >>> meta = adapter.init(params)
-        >>> adapter.update(meta, {"w": torch.ones(2)}, adapter.start(meta, params), params, step=0)
+        >>> meta = adapter.init(params, make_key(0))
+        >>> step = InnerStep(0, loss=torch.tensor(1.0))
+        >>> adapter.update(meta, {"w": torch.ones(2)}, adapter.start(meta, params), params, step)
         ({'w': tensor([0.1000, 0.1000])}, {})
     """
 

@@ -76,3 +76,45 @@ class Backbone(Component, Protocol):
             A module that maps inputs `[n, *x_shape]` to features `[n, ...]`.
         """
         ...
+
+
+class ContextBackbone(Backbone, Protocol):
+    """A backbone whose module can take a context vector, which a learner adapts or computes for each task.
+
+    Its `build` has the parameter `context`, the size of the vector; the class need not inherit from this protocol.
+
+    Args:
+        config: The backbone's validated options, an instance of its `Config`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from metaforge.authoring import ContextBackbone, Options, TaskShape, TaskSpec
+        >>> class Concatenated(nn.Linear):
+        ...     def forward(self, x, context):
+        ...         return super().forward(torch.cat([x, context.expand(len(x), -1)], 1))
+        >>> class OneLayer(ContextBackbone):
+        ...     "One linear layer on the inputs and the context."
+        ...     Config = Options
+        ...     def __init__(self, config):
+        ...         self.config = config
+        ...     def build(self, spec, context=0):
+        ...         return Concatenated(*spec.x_shape, 8) if not context else Concatenated(spec.x_shape[0] + context, 8)
+        >>> spec = TaskSpec("regression", x_shape=(3,), outputs=1, shape=TaskShape(1, 5, 5))
+        >>> OneLayer(Options()).build(spec, context=2)(torch.zeros(4, 3), torch.zeros(2)).shape
+        torch.Size([4, 8])
+    """
+
+    def build(self, spec: TaskSpec, context: int = 0) -> nn.Module:
+        """Return a new module with all its parameters.
+
+        Args:
+            spec: Specification of the tasks.
+            context: Size of the context vector; 0 for a module of inputs alone.
+
+        Returns:
+            A module that maps inputs `[n, *x_shape]`, and a context `[context]` if there is one, to features
+            `[n, ...]`. Weights that the context is multiplied by must not start at zero: the context's gradient would
+            be zero.
+        """
+        ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -16,7 +16,11 @@ from metaforge.authoring.protocols.types import Aux, Examples, Fast, Key, Kind, 
 
 @dataclass(frozen=True)
 class Tags:
-    """Static facts about a learner class, which commands and conformance checks read.
+    """Facts about a learner, which the engine, the commands and the conformance checks read.
+
+    The tags of a class are those of its default options. A learner whose tags depend on its options sets `self.tags` in
+    `__init__`; wherever there is an instance, its tags are read. `kinds` and `needs` are read before there is one, so
+    they must be the same for all options.
 
     Attributes:
         kinds: The kinds of tasks that the learner solves.
@@ -26,6 +30,10 @@ class Tags:
         stochastic: Whether the loss draws noise from its key.
         exact_meta_gradient: Whether the meta-gradient is the derivative of the value that `loss` returns. It is not
             where a method leaves terms out, as first-order methods do.
+        terms: The names of the terms that `loss` can give to regularizers in `Aux.terms`.
+        converges_at: Number of inner steps from which on the meta-gradient is exact, for methods that differentiate
+            the solution of the inner problem and not the steps to it. The learner then has an option `steps`, the
+            number of inner steps in training. 0: the number of steps does not matter.
 
     Example:
         >>> from metaforge.authoring import Tags
@@ -39,6 +47,8 @@ class Tags:
     fixed_ways: bool = True
     stochastic: bool = False
     exact_meta_gradient: bool = True
+    terms: frozenset[str] = frozenset()
+    converges_at: int = 0
 
 
 class Parts(NamedTuple):
@@ -46,7 +56,8 @@ class Parts(NamedTuple):
 
     Attributes:
         spec: Specification of the tasks.
-        backbone: A function that returns a new backbone module; None unless the learner's tags need a backbone.
+        backbone: A function that returns a new backbone module; called with `context=n`, one that takes a context
+            vector of that size, see `ContextBackbone`. None unless the learner's tags need a backbone.
         adapter: The chain of the run's adapters; None unless the learner's tags need an adapter.
         regularizers: The run's regularizers, by name.
         frozen: Patterns of the names of values that nothing changes, see `metaforge.authoring.matching`. The engine
@@ -61,10 +72,15 @@ class Parts(NamedTuple):
     """
 
     spec: TaskSpec
-    backbone: Callable[[], nn.Module] | None = None
+    backbone: Callable[..., nn.Module] | None = None
     adapter: GradientTransform | None = None
     regularizers: Mapping[str, Regularizer] = {}
     frozen: Sequence[str] = ()
+
+    @property
+    def terms(self) -> frozenset[str]:
+        """The names of the terms that the regularizers read: those that a learner's `Aux.terms` must have."""
+        return frozenset(name for regularizer in self.regularizers.values() for name in regularizer.terms)
 
 
 class Learner(Component, Protocol):
@@ -79,7 +95,7 @@ class Learner(Component, Protocol):
             for tasks of several shapes and share their values.
 
     Attributes:
-        tags: Static facts about the learner.
+        tags: Facts about the learner; those of the class, or of the instance if they depend on the options.
         norm: The batch norm policy; `"none"` without batch norm.
         transductive: Whether the prediction for a query depends on the other queries.
         steps: Number of adaptation steps in evaluation; 0 if the learner takes none.
@@ -107,10 +123,10 @@ class Learner(Component, Protocol):
         >>> learner = ClassMeans(Options(), Parts(TaskSpec("classification", (1,), 2, TaskShape(2, 1, 1))))
         >>> examples = Examples(torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1]))
         >>> learner.loss(learner.init(make_key(0)), Task(examples, examples), make_key(1))
-        (tensor(0.3133), Aux(metrics={'score': tensor(1.)}, state={}))
+        (tensor(0.3133), Aux(metrics={'score': tensor(1.)}, state={}, terms={}))
     """
 
-    tags: ClassVar[Tags] = Tags()
+    tags: Tags = Tags()
     norm: str = "none"
     transductive: bool = False
     steps: int = 0
@@ -167,9 +183,43 @@ class Learner(Component, Protocol):
             key: The key of the task's noise.
 
         Returns:
-            A scalar; and metrics to log with the changes of the `state.` entries.
+            A scalar; and metrics to log, the changes of the `state.` entries, and the terms that regularizers read.
         """
         ...
+
+    def during(self, share: float) -> Learner:
+        """Return the learner whose `loss` the next outer step differentiates, by default this one.
+
+        It is for a method whose computation changes during the training, such as first order before second order. A
+        number that changes is simpler and cheaper as a state entry, see `metaforge.authoring.training_progress`.
+
+        A run calls this method of its own learner before every outer step, on the host. If it returns another object
+        than for the step before, the plan of the step is chosen anew, and a compiled step is compiled anew. So build
+        one learner for each phase in `__init__`, and return one of them. Evaluation always uses the run's own learner.
+
+        Args:
+            share: The fraction of the training that is done, in [0, 1]: by outer steps, or by time if that is further.
+
+        Returns:
+            A learner with values of the same names and shapes.
+
+        Example:
+            >>> from metaforge.authoring import InnerLoopLearner
+            >>> class SecondOrder(InnerLoopLearner):
+            ...     def loss(self, values, task, key):
+            ...         fast, state = self.descend(values, task.support, self.config.steps, key)
+            ...         return self.query_loss(values, fast, task, key, state)
+            >>> class FirstOrder(SecondOrder):
+            ...     first_order = True
+            >>> class Annealed(SecondOrder):
+            ...     "First order in the first third of the training, then second order."
+            ...     def __init__(self, config, parts):
+            ...         super().__init__(config, parts)
+            ...         self.early = FirstOrder(config, parts)
+            ...     def during(self, share):
+            ...         return self.early if share < 1 / 3 else self
+        """
+        return self
 
     def measure(self, values: Params, task: Task, key: Key) -> Params:
         """Return additional metrics of a test task, such as a log-likelihood.

@@ -17,6 +17,10 @@ class Regularizer(Component, Protocol):
     Args:
         config: The regularizer's validated options, an instance of its `Config`.
 
+    Attributes:
+        terms: Names of the terms that `combine` reads besides the losses (`Aux.terms`). A run is refused if its learner
+            does not give them (`Tags.terms`).
+
     Example:
         >>> import torch
         >>> from metaforge.authoring import Options, Regularizer, split_state, sum_of
@@ -31,6 +35,8 @@ class Regularizer(Component, Protocol):
         >>> SquaredNorm(Options()).penalty({"w": torch.tensor([1.0, 2.0]), "state.mean": torch.ones(2)})
         tensor(0.5000)
     """
+
+    terms: frozenset[str] = frozenset()
 
     def __init__(self, config: Any) -> None: ...
 
@@ -50,14 +56,14 @@ class Regularizer(Component, Protocol):
         return
 
     def init(self, modules: Mapping[str, nn.Module], key: Key) -> Params:
-        """Return the parameters that the regularizer meta-learns.
+        """Return the parameters that the regularizer meta-learns, and its `state.` entries.
 
         Args:
             modules: The modules of the network, by name.
             key: The key of the initial values.
 
         Returns:
-            Parameters under names of the regularizer's choice; the model adds a prefix to them.
+            Tensors under names of the regularizer's choice; the model adds a prefix to them.
         """
         return {}
 
@@ -102,12 +108,13 @@ class Regularizer(Component, Protocol):
         """
         return None
 
-    def combine(self, losses: Tensor) -> Tensor | None:
+    def combine(self, losses: Tensor, terms: Params) -> Tensor | None:
         """Return a scalar that is added to the mean of the task losses, or None.
 
         This is the only method that sees more than one task.
 
         Args:
             losses: The losses of the batch `[tasks]`.
+            terms: The terms that the class attribute `terms` names, each `[tasks]`.
         """
         return None

@@ -37,6 +37,12 @@ NormPolicy = Literal["transductive", "support", "running", "per-step"]
 STATE = "state."
 """The prefix of the names of state entries, such as running statistics, which no optimiser updates."""
 
+STEP = "state.training.step"
+"""The state entry with the number of outer steps done, see `metaforge.authoring.training_progress`."""
+
+SHARE = "state.training.share"
+"""The state entry with the fraction of the training done, in [0, 1]: by outer steps, or by time if that is further."""
+
 
 class Examples(NamedTuple):
     """Inputs with their targets.
@@ -150,6 +156,8 @@ class Aux(NamedTuple):
     Attributes:
         metrics: Detached scalars to log, by name. The metric `score` is the accuracy or mean squared error.
         state: What to add to the `state.` entries, by name. The engine adds the mean over the tasks of an outer step.
+        terms: Scalars that the regularizers of the run read (`Parts.terms`), by name, and that are differentiated like
+            the loss. A learner computes none that is not asked for; the engine ignores others.
 
     Example:
         >>> import torch
@@ -161,3 +169,4 @@ class Aux(NamedTuple):
 
     metrics: Params
     state: Params = {}
+    terms: Params = {}

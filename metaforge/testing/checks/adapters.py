@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.protocols import STATE, Adapter, Params
+from metaforge.authoring.protocols import STATE, Adapter, InnerStep, Params
 from metaforge.testing.bench import build_bench, build_chain_bench, difference
 from metaforge.testing.check import check
 from metaforge.testing.checks.gradients import assert_adaptation_lowers_support_loss
@@ -18,10 +18,12 @@ def updates(subject: Subject) -> None:
     adapter: Adapter = subject.build()
     params = {"first.weight": torch.ones(2, 3, dtype=torch.float64), "bias": torch.ones(3, dtype=torch.float64)}
     grads = {name: torch.full_like(value, 0.5) for name, value in params.items()}
-    meta = {name: value.double() for name, value in adapter.init(params).items()}
+    meta = {name: value.double() for name, value in adapter.init(params, make_key(0)).items()}
     state = adapter.start(meta, params)
     for step in range(2):
-        result, new_state = adapter.update(meta, grads, state, params, step)
+        result, new_state = adapter.update(
+            meta, grads, state, params, InnerStep(step, torch.tensor(1.0, dtype=torch.float64))
+        )
         mismatch = _layout_difference(result, grads)
         assert not mismatch, f"the updates must have the names, shapes and dtypes of the gradients: {mismatch}"
         mismatch = _layout_difference(new_state, state)

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import one_task
-from metaforge.authoring.protocols import Dataset, Examples, Task, TaskShape
+from metaforge.authoring.protocols import Dataset, Examples, TaskShape
 from metaforge.errors import ConfigError, DataError
 from metaforge.testing.bench import difference
-from metaforge.testing.check import check
+from metaforge.testing.check import Skipped, check
 from metaforge.testing.global_state import assert_generators_unchanged
 from metaforge.testing.subject import Subject
 
 SPLITS = ("train", "val", "test")
 EPISODES_PER_SPLIT = 200
+_TOGETHER = 10
 # More ways, shots or queries than any data set can have.
 TOO_MANY = 10**7
 
 
 def _splits(subject: Subject, dataset: Dataset) -> list[str]:
-    """Return which of train, val and test a data set has; only val may be missing."""
+    """Return the splits for which `spec` accepts the tasks to sample; it may refuse them for val only.
+
+    Every check that samples begins here: after `spec` has refused a task, `sample` may do anything.
+    """
     splits = []
     for split in SPLITS:
         try:
@@ -108,6 +111,7 @@ def labels(subject: Subject) -> None:
 def episodes(subject: Subject) -> None:
     """An episode depends on seed, split and number only, not on batches, order or instance; other numbers differ."""
     shape, dataset = subject.episode_shape(), subject.build_dataset()
+    _splits(subject, dataset)
     with assert_generators_unchanged("sample"):
         batch = dataset.sample("train", shape, 3, 4, seed=5)
     alone = [dataset.sample("train", shape, i, 1, seed=5) for i in (6, 3, 5)]
@@ -132,8 +136,7 @@ def splits(subject: Subject) -> None:
     dataset = subject.build_dataset()
     split_of: dict[bytes, str] = {}
     for split in _splits(subject, dataset):
-        batch = dataset.sample(split, subject.episode_shape(), 0, EPISODES_PER_SPLIT, seed=0)
-        digests = {digest for part in batch for digest in _digests(part, subject.cls.kind)}
+        digests = set().union(*itertools.chain(*_episode_digests(subject, dataset, split, EPISODES_PER_SPLIT)))
         shared = [digest for digest in digests if digest in split_of]
         assert not shared, (
             f"{len(shared)} examples of {split} also appear in {split_of[shared[0]]}; assign classes or examples to"
@@ -147,52 +150,63 @@ def apart(subject: Subject) -> None:
     """No example of an episode is in both its support set and its query set."""
     dataset = subject.build_dataset()
     for split in _splits(subject, dataset):
-        batch = dataset.sample(split, subject.episode_shape(), 0, 50, seed=0)
-        for index in range(50):
-            task: Task = tree_map(lambda leaf, i=index: leaf[i : i + 1], batch)
-            support, query = (set(_digests(part, subject.cls.kind)) for part in task)
+        for index, (support, query) in enumerate(_episode_digests(subject, dataset, split, 50)):
             assert not support & query, (
                 f"an example of {split} episode {index} is in both its support and its query set; sample them without"
                 " replacement"
             )
 
 
-def _digests(part: Examples, kind: str) -> Iterator[bytes]:
-    """Yield a digest of each example of a batch: of its input, and in regression of its target, too."""
-    x, y = (_rows(leaf) for leaf in part)
+def _episode_digests(
+    subject: Subject, dataset: Dataset, split: str, count: int
+) -> list[tuple[frozenset[bytes], frozenset[bytes]]]:
+    """Return the digests of the support set and of the query set of each of the first episodes of a split.
+
+    Raises `Skipped` if the examples have fewer different digests than one episode has examples. Then some episodes must
+    repeat them, and equal inputs need not be the same example: the inputs of a bandit are constant, for instance.
+    """
+    digests, examples = [], 0
+    # A few episodes at a time, because hundreds of episodes of large images may not fit into memory.
+    for first in range(0, count, _TOGETHER):
+        batch = dataset.sample(split, subject.episode_shape(), first, min(_TOGETHER, count - first), seed=0)
+        for index in range(len(batch.support.x)):
+            task = one_task(batch, index)
+            digests.append((_digests(task.support, subject.cls.kind), _digests(task.query, subject.cls.kind)))
+            examples = len(task.support.x) + len(task.query.x)
+    different = len(set().union(*itertools.chain(*digests)))
+    if different < examples:
+        raise Skipped(
+            f"{count} episodes of {split} have only {different} different examples, and each has {examples}; so an"
+            " example cannot be recognised by its input"
+        )
+    return digests
+
+
+def _digests(part: Examples, kind: str) -> frozenset[bytes]:
+    """Return the digests of some examples: of the input, and in regression of the target, too."""
+    x, y = (leaf.reshape(len(leaf), -1) for leaf in part)
     rows = torch.cat([x, y], -1) if kind == "regression" else x
-    for row in rows.contiguous().numpy():
-        yield hashlib.blake2b(row.tobytes(), digest_size=16).digest()
-
-
-def _rows(leaf: Tensor) -> Tensor:
-    """Return `[tasks, examples, ...]` as `[tasks * examples, ...]` with the rest flattened."""
-    return leaf.reshape(leaf.shape[0] * leaf.shape[1], -1)
+    return frozenset(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows.contiguous().numpy())
 
 
 @check("dataset", name="too-large")
 def too_large(subject: Subject) -> None:
-    """`spec` and `sample` raise `DataError` for a task that is larger than the data."""
+    """`spec` raises `DataError` for a task that is larger than the data."""
     dataset, shape = subject.build_dataset(), subject.episode_shape()
     shapes = [shape._replace(ways=TOO_MANY)]
     if subject.cls.kind == "classification":
         shapes += [shape._replace(shots=TOO_MANY), shape._replace(queries=TOO_MANY)]
     for large in shapes:
-        _assert_data_error("spec", large, lambda s=large: dataset.spec("train", s))  # type: ignore[misc]
-        _assert_data_error("sample", large, lambda s=large: dataset.sample("train", s, 0, 1, seed=0))  # type: ignore[misc]
-
-
-def _assert_data_error(method: str, shape: TaskShape, call: Callable[[], object]) -> None:
-    remedy = "raise DataError and name the largest possible shape"
-    try:
-        call()
-    except DataError:
-        return
-    except Exception as error:
-        raise AssertionError(
-            f"for {_counts(shape)} {method} raises {type(error).__name__}: {error}; {remedy}"
-        ) from error
-    raise AssertionError(f"{method} accepts {_counts(shape)}; {remedy}")
+        remedy = "raise DataError and name the largest possible shape"
+        try:
+            dataset.spec("train", large)
+        except DataError:
+            continue
+        except Exception as error:
+            raise AssertionError(
+                f"for {_counts(large)} spec raises {type(error).__name__}: {error}; {remedy}"
+            ) from error
+        raise AssertionError(f"spec accepts {_counts(large)}; {remedy}")
 
 
 @check("dataset", name="unknown-split")

@@ -23,7 +23,15 @@ from metaforge.testing.bench import TASK_SHAPES, difference
 from metaforge.testing.check import check
 from metaforge.testing.global_state import assert_generators_unchanged
 from metaforge.testing.subject import Subject
-from metaforge.testing.toy import ToyClasses, ToyDescent, ToyLearner, ToyNet, ToyTasksOptions
+from metaforge.testing.toy import (
+    ToyClasses,
+    ToyDescent,
+    ToyLearner,
+    ToyNet,
+    ToyOptimizer,
+    ToySchedule,
+    ToyTasksOptions,
+)
 
 METRICS = {"loss": 1.25, "score": 0.5, "score_ci": 0.1, "elapsed": 1.0, "eta": 2.0, "tasks_per_second": 8.0}
 VALIDATION = {"score": 0.5, "score_ci": 0.1}
@@ -33,11 +41,12 @@ STEPS = 3
 def toy_run(steps: int = STEPS) -> Resolved:
     """Return the resolved settings of a training run of the toy learner."""
     registry = Registry([])
-    toys = {"learner": ToyLearner, "dataset": ToyClasses, "backbone": ToyNet, "adapter": ToyDescent}
-    for kind, cls in toys.items():
+    singles = {"learner": ToyLearner, "dataset": ToyClasses, "backbone": ToyNet, "optimizer": ToyOptimizer}
+    singles |= {"schedule": ToySchedule}
+    for kind, cls in {**singles, "adapter": ToyDescent}.items():
         registry = registry.with_plugin(kind, f"toy-{kind}", cls)
     values = {
-        **{kind: {"name": f"toy-{kind}"} for kind in ("learner", "dataset", "backbone")},
+        **{kind: {"name": f"toy-{kind}"} for kind in singles},
         "adapters": {"toy-adapter": {}},
         "task": TASK_SHAPES["classification"]._asdict(),
         "train": {"steps": steps, "tasks": 2, "log_every": 1, "validate_every": 1, "validate_tasks": 2},

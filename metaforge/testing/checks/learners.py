@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import split_state
 from metaforge.authoring.keys import make_key, permutation
-from metaforge.authoring.protocols import STATE, Params, Task
+from metaforge.authoring.progress import is_progress
+from metaforge.authoring.protocols import STATE, Params, Tags, Task
 from metaforge.runs import checkpoint
 from metaforge.testing.bench import (
     TASK_SHAPES,
@@ -86,6 +87,7 @@ def _check_state(values: Params, state: Params, dtype: torch.dtype) -> None:
             f"Aux.state has {name!r}, which is not a state entry of the values; let init return it, under a name that"
             f" begins with {STATE!r}"
         )
+        assert not is_progress(name), f"Aux.state has {name!r}, which only the run sets; leave it out"
         valid = change.shape == entries[name].shape and change.dtype == dtype
         assert valid, (
             f"Aux.state has {name!r} as {_description(change)}; it must be {dtype} of shape {list(entries[name].shape)}"
@@ -121,7 +123,14 @@ def _all_results(bench: Bench, values: Params, task: Task) -> tuple[Tensor, ...]
     """Return everything that a learner computes for a task."""
     loss, aux = bench.learner.loss(values, task, KEY)
     measured = bench.learner.measure(values, task, KEY)
-    return loss, *aux.metrics.values(), *aux.state.values(), *measured.values(), bench.predict(values, task)
+    return (
+        loss,
+        *aux.metrics.values(),
+        *aux.state.values(),
+        *aux.terms.values(),
+        *measured.values(),
+        bench.predict(values, task),
+    )
 
 
 @check("learner")
@@ -190,14 +199,27 @@ def stochastic(subject: Subject) -> None:
     """The tag `stochastic` is True if and only if the loss depends on the key."""
     depends = False
     for bench in build_benches(subject):
-        values, task = bench.values(), bench.task()
+        values, task, tag = bench.values(), bench.task(), bench.learner.tags.stochastic
         losses = [bench.learner.loss(values, task, make_key(seed, "noise"))[0] for seed in range(4)]
         depends = depends or any(bool(difference(losses[0], loss, 1e-9)) for loss in losses[1:])
-    tag = learner_tags(subject).stochastic
     assert depends == tag, (
         f"tags.stochastic is {tag}, but the loss {'depends' if depends else 'does not depend'} on the key;"
         f" set stochastic={depends}"
     )
+
+
+@check("learner")
+def tags(subject: Subject) -> None:
+    """An instance has the tags `kinds` and `needs` of its class, which are read before there is an instance."""
+    for bench in build_benches(subject):
+        found, of_class = bench.learner.tags, subject.cls.tags
+        assert isinstance(found, Tags), f"tags is of type {type(found).__name__}; set it to a metaforge.authoring.Tags"
+        for name in ("kinds", "needs"):
+            own, expected = (", ".join(sorted(getattr(tags, name))) or "empty" for tags in (found, of_class))
+            assert own == expected, (
+                f"tags.{name} is {own} with these options, but {expected} in the class; make them equal, since only"
+                " other tags may depend on options"
+            )
 
 
 @check("learner")
@@ -209,7 +231,7 @@ def steps(subject: Subject) -> None:
         assert bool(zero.isfinite().all() & two.isfinite().all()), (
             "predictions after 0 or 2 steps are not finite; they must be finite for any number of steps"
         )
-        differ, tag = bool(difference(zero, two, 1e-12)), learner_tags(subject).adapts
+        differ, tag = bool(difference(zero, two, 1e-12)), bench.learner.tags.adapts
         assert differ == tag, (
             f"tags.adapts is {tag}, but the predictions after 0 and 2 steps are {'different' if differ else 'equal'};"
             " either take `steps` steps in adapt and set adapts=True, or ignore `steps` and set adapts=False"
@@ -217,7 +239,7 @@ def steps(subject: Subject) -> None:
 
 
 def _cannot_change_ways(subject: Subject) -> str:
-    if "classification" not in learner_tags(subject).kinds:
+    if "classification" not in subject.cls.tags.kinds:
         return "tags.kinds has no classification, and only classification tasks have ways"
     return "tags.fixed_ways is True: it has one output per class" if learner_tags(subject).fixed_ways else ""
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaforge.authoring import Adapter, Options, Params
+from metaforge.authoring import Adapter, InnerStep, Key, Options, Params
 
 
 class AdamOptions(Options):
@@ -34,7 +34,7 @@ class Adam(Adapter):
     def __init__(self, config: AdamOptions) -> None:
         self.config = config
 
-    def init(self, params: Params) -> Params:
+    def init(self, params: Params, key: Key) -> Params:
         """Return zero second moments `state.second.<name>` and a zero step count if they are carried, else `{}`."""
         if not self.config.carry:
             return {}
@@ -50,12 +50,14 @@ class Adam(Adapter):
         zero = next(iter(params.values())).new_zeros(())
         return first | {f"second.{n}": torch.zeros_like(v) for n, v in params.items()} | {"count": zero}
 
-    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
         """Return the updates α m̂ / (√v̂ + ε), and the new moments and step count."""
         beta1, beta2 = self.config.beta1, self.config.beta2
         new, updates = {"count": state["count"] + 1}, {}
         unbias = (1 - beta2 ** new["count"]).sqrt()
-        rate = self.config.lr / (1 - beta1 ** (step + 1))
+        rate = self.config.lr / (1 - beta1 ** (step.number + 1))
         for name, g in grads.items():
             new[f"first.{name}"] = first = beta1 * state[f"first.{name}"] + (1 - beta1) * g
             new[f"second.{name}"] = second = beta2 * state[f"second.{name}"] + (1 - beta2) * g * g

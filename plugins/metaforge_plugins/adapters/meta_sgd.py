@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from metaforge.authoring import Adapter, Options, Params
+from metaforge.authoring import Adapter, InnerStep, Key, Options, Params
 
 
 class MetaSGDOptions(Options):
@@ -30,10 +30,12 @@ class MetaSGD(Adapter):
     def __init__(self, config: MetaSGDOptions) -> None:
         self.lr = config.lr
 
-    def init(self, params: Params) -> Params:
+    def init(self, params: Params, key: Key) -> Params:
         """Return the learning rates `rate.<name>`, each of the shape of its parameter."""
         return {f"rate.{name}": torch.full_like(value, self.lr) for name, value in params.items()}
 
-    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
         """Return the updates α ∘ g, and the state unchanged."""
         return {name: meta[f"rate.{name}"] * g for name, g in grads.items()}, state

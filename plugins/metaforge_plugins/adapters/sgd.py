@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from metaforge.authoring import Adapter, Options, Params
+from metaforge.authoring import Adapter, InnerStep, Options, Params
 
 
 class SGDOptions(Options):
@@ -24,6 +24,8 @@ class SGD(Adapter):
     def __init__(self, config: SGDOptions) -> None:
         self.lr = config.lr
 
-    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: int) -> tuple[Params, Params]:
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
         """Return the updates α g, and the state unchanged."""
         return {name: self.lr * g for name, g in grads.items()}, state

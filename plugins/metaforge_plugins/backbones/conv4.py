@@ -6,7 +6,9 @@ other variants are the networks of Prototypical Networks, Reptile and Relation N
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -68,6 +70,34 @@ class Block(nn.Module):
         return out
 
 
+class FiLMBlock(Block):
+    """A block whose channels are scaled by 1 + γ and shifted by β before ReLU, both linear in a context (FiLM).
+
+    Perez et al. 2018, arXiv 1709.07871; in the third block, as in CAVIA (Zintgraf et al. 2019, arXiv 1810.03642,
+    section 4.2). There the scale starts at the bias of its layer; here it starts at one.
+    """
+
+    def __init__(self, before: int, filters: int, context: int, **options: Any) -> None:
+        super().__init__(before, filters, **options)
+        self.film = nn.Linear(context, 2 * filters, bias=False)
+
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+        """Return `[n, filters, h', w']` for `x` `[n, before, h, w]` and a context `[context]`."""
+        scale, shift = self.film(*context).reshape(2, 1, -1, 1, 1)
+        out: Tensor = self.act((1 + scale) * self.pool(self.norm(self.conv(x))) + shift)
+        return out
+
+
+class ContextNetwork(nn.Sequential):
+    """Blocks of which one takes a context."""
+
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+        """Return the features of `x` `[n, channels, h, w]` with a context `[context]`."""
+        for module in self:
+            x = module(x, *context) if isinstance(module, FiLMBlock) else module(x)
+        return x
+
+
 class SpatialMean(nn.Module):
     """The mean over all positions."""
 
@@ -87,16 +117,20 @@ class Conv4(Backbone):
     def __init__(self, config: Conv4Options) -> None:
         self.config = config
 
-    def build(self, spec: TaskSpec) -> nn.Module:
-        """Return a module from `[n, channels, h, w]` to `[n, features]`; in the variant `relation` to a map."""
+    def build(self, spec: TaskSpec, context: int = 0) -> nn.Module:
+        """Return a module from `[n, channels, h, w]` to `[n, features]`; in the variant `relation` to a map.
+
+        With a context, the module takes a context `[context]` too, which modulates the third block, see `FiLMBlock`.
+        """
         variant = VARIANTS[self.config.variant]
         filters = self.config.filters or variant.filters
         strided = variant.downsample == "stride"
         blocks: list[nn.Module] = []
         for i in range(4):
             first_two = variant.downsample == "pool-first-two" and i < 2
+            kind: Callable[..., Block] = partial(FiLMBlock, context=context) if context and i == 2 else Block
             blocks.append(
-                Block(
+                kind(
                     spec.x_shape[0] if i == 0 else filters,
                     filters,
                     stride=2 if strided else 1,
@@ -106,4 +140,4 @@ class Conv4(Backbone):
                 )
             )
         readout = {"mean": SpatialMean(), "flatten": nn.Flatten(), "map": nn.Identity()}[variant.readout]
-        return nn.Sequential(*blocks, readout)
+        return (ContextNetwork if context else nn.Sequential)(*blocks, readout)

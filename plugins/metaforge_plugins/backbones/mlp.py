@@ -6,8 +6,9 @@ from itertools import pairwise
 from math import prod
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from metaforge.authoring import Backbone, BackboneOptions, TaskSpec
 
@@ -30,10 +31,23 @@ class MLP(Backbone):
     def __init__(self, config: MLPOptions) -> None:
         self.config = config
 
-    def build(self, spec: TaskSpec) -> nn.Module:
-        """Return a module from `[n, *x_shape]` to `[n, widths[-1]]`."""
+    def build(self, spec: TaskSpec, context: int = 0) -> nn.Module:
+        """Return a module from `[n, *x_shape]`, and a context `[context]` if there is one, to `[n, widths[-1]]`.
+
+        The context is concatenated to the flattened input.
+        """
         activation = nn.ReLU if self.config.activation == "relu" else nn.Tanh
         layers: list[nn.Module] = [nn.Flatten()]
-        for before, after in pairwise((prod(spec.x_shape), *self.config.widths)):
+        for before, after in pairwise((prod(spec.x_shape) + context, *self.config.widths)):
             layers += [nn.Linear(before, after), activation()]
-        return nn.Sequential(*layers)
+        return Concatenated(*layers) if context else nn.Sequential(*layers)
+
+
+class Concatenated(nn.Sequential):
+    """Layers on the flattened input with a context concatenated to it (CAVIA, Zintgraf et al. 2019, section 3.1)."""
+
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+        """Return the output of the layers for `x` `[n, ...]` and one context `[context]` for all inputs."""
+        joined = torch.cat([x.flatten(1), *(vector.expand(len(x), -1) for vector in context)], 1)
+        out: Tensor = super().forward(joined)  # type: ignore[no-untyped-call]
+        return out

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.func import grad
 from torch.nn import functional as F
 
-from metaforge.authoring.functional import prefixed, select
-from metaforge.authoring.inner_loop import Chain, InnerLoopLearner, InnerLoopOptions, descend
+from metaforge.authoring.functional import select
+from metaforge.authoring.inner_loop import InnerLoopLearner, InnerLoopOptions
 from metaforge.authoring.keys import fold_in, make_key, normal
-from metaforge.authoring.protocols import Key, Options, Params, Pass, Regularizer, Task
+from metaforge.authoring.losses import one_hot
+from metaforge.authoring.protocols import Aux, Examples, Key, Options, Params, Pass, Regularizer, Task
 from metaforge.errors import ConfigError
-from metaforge_plugins.adapters.adam import Adam, AdamOptions
 from metaforge_plugins.adapters.meta_sgd import MetaSGD, MetaSGDOptions
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.learners.gradient.fomaml import FOMAML
 from metaforge_plugins.learners.gradient.maml import MAML
 from metaforge_plugins.learners.gradient.reptile import Reptile
-from toys import POLICIES, THETA, A, B, assert_true_gradient, close, fresh, learner, quadratic, sgd, smooth, task
+from toys import POLICIES, assert_true_gradient, fresh, learner, smooth, task
 
 LEARNERS = (MAML, FOMAML, Reptile)
 
@@ -175,14 +173,10 @@ def test_one_task_is_learned_when_support_and_query_are_one() -> None:
     assert losses == sorted(losses, reverse=True)
 
 
-class Constant(MAML):
-    """Treats the inner gradients as constants."""
-
-    first_order = True
-
-
-def test_the_attribute_first_order_makes_the_inner_gradients_constants() -> None:
-    exact, first = built(MAML), built(Constant)
+def test_the_first_order_adjoint_makes_the_inner_gradients_constants() -> None:
+    exact, first = built(MAML), built(MAML, adjoint="first-order")
+    assert exact.tags.exact_meta_gradient
+    assert not first.tags.exact_meta_gradient
     values, example, key = fresh(exact), task(), make_key(0)
     grads = {}
     for name, one in (("exact", exact), ("first", first)):
@@ -198,174 +192,86 @@ def test_the_attribute_first_order_makes_the_inner_gradients_constants() -> None
 
 @pytest.mark.parametrize("norm", POLICIES)
 def test_recomputed_steps_give_the_same_gradients(norm: str) -> None:
-    stored, recomputed = (built(norm=norm, recompute=again) for again in (False, True))
+    stored, recomputed = (built(norm=norm, adjoint=adjoint) for adjoint in ("unroll", "recompute"))
     values, example, key = fresh(stored), task(), make_key(0)
     one, two = (torch.func.grad(lambda v, m=m: m.loss(v, example, key)[0])(values) for m in (stored, recomputed))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-12, atol=1e-12)
 
 
-Loss = Callable[[Tensor], Tensor]
-
-
-def descended(
-    loss: Loss, values: Params, steps: int, chain: Chain | None = None, *, first_order: bool = False, rate: float = 0.1
-) -> Tensor:
-    """Return `w` after inner steps on a loss that is a function of `w`."""
-    objective: Callable[[Params, int], tuple[Tensor, Params]] = lambda params, step: (loss(params["w"]), {})  # noqa: E731
-    fast, _ = descend(objective, values, {"w": values["w"]}, chain or sgd(rate), steps, first_order=first_order)
-    return fast["w"]
-
-
-def support(theta: Tensor) -> Tensor:
-    """Return the support loss of fixture F1."""
-    return quadratic(theta, A)
-
-
-def query(theta: Tensor) -> Tensor:
-    """Return the query loss of fixture F1."""
-    return quadratic(theta, B)
-
-
-# The inner loop on the fixtures F1 (a quadratic loss) and F1s (a loss with changing curvature).
-
-
-def test_f1_trajectory() -> None:
-    for steps, expected in ((1, (0.475, -0.075)), (2, (0.4875, -0.3)), (5, (0.606812, -0.657375))):
-        close(descended(support, {"w": THETA}, steps), *expected)
-    close(query(THETA), 3.96875)
-    close(query(descended(support, {"w": THETA}, 1)), 5.6984375)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_f1_maml_gradient(steps: int) -> None:
-    expected = {1: (-0.325, -3.9125), 2: (0.100625, -3.0075), 5: (0.678238, -1.293405)}[steps]
-    function = lambda values: query(descended(support, values, steps))  # noqa: E731
-    close(grad(function)({"w": THETA})["w"], *expected)
-    assert_true_gradient(function, {"w": THETA})
-
-
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_f1_first_order_gradient_is_the_gradient_at_the_adapted_weights(steps: int) -> None:
-    expected = {1: (-1.125, -5.75), 2: (-1.325, -6.4125), 5: (-1.44375, -7.365312)}[steps]
-    gradient = grad(lambda values: query(descended(support, values, steps, first_order=True)))({"w": THETA})["w"]
-    close(gradient, *expected)
-    assert torch.equal(gradient, grad(query)(descended(support, {"w": THETA}, steps).clone()))
-
-
-@pytest.mark.parametrize(("steps", "expected"), [(1, (0.25, 3.25)), (5, (-1.068125, 9.07375))])
-def test_f1_reptile_direction(steps: int, expected: tuple[float, float]) -> None:
-    close((THETA - descended(support, {"w": THETA}, steps, first_order=True)) / 0.1, *expected)
-
-
-@pytest.mark.parametrize("first_order", [False, True])
-def test_f1_meta_sgd_rates(first_order: bool) -> None:
-    chain = Chain({"meta-sgd": MetaSGD(MetaSGDOptions(lr=0.1))})
-    values = {"w": THETA} | prefixed("adapters", chain.init({"w": THETA}))
-    gradients = grad(lambda v: query(descended(support, v, 1, chain, first_order=first_order)))(values)
-    close(gradients["adapters.meta-sgd.rate.w"], 0.28125, 18.6875)
-    close(gradients["adapters.meta-sgd.rate.w"].sum(), 18.96875)
-    close(gradients["w"], *((-1.125, -5.75) if first_order else (-0.325, -3.9125)))
-
-
-def test_f1s_curvature_that_is_not_constant() -> None:
-    values = {"w": torch.ones((), dtype=torch.float64)}
-    quartic: Loss = lambda theta: theta**4 / 4  # noqa: E731
-    parabola: Loss = lambda theta: theta**2 / 2  # noqa: E731
-    close(descended(quartic, values, 1), 0.9)
-    close(descended(quartic, values, 2), 0.8271)
-    for steps, exact, first in ((1, 0.63, 0.9), (2, 0.438280, 0.8271)):
-        close(grad(lambda v, n=steps: parabola(descended(quartic, v, n)))(values)["w"], exact)
-        close(grad(lambda v, n=steps: parabola(descended(quartic, v, n, first_order=True)))(values)["w"], first)
-    close((values["w"] - descended(quartic, values, 2)) / 0.1, 1.729)
-
-
-def test_zero_inner_steps_or_a_zero_rate_leave_the_parameters_unchanged() -> None:
-    assert torch.equal(descended(support, {"w": THETA}, 0), THETA)
-    assert torch.equal(descended(support, {"w": THETA}, 3, rate=0.0), THETA)
-    gradient = grad(lambda v: query(descended(support, v, 3, rate=0.0)))({"w": THETA})["w"]
-    assert torch.equal(gradient, grad(query)(THETA))
-
-
-def test_the_first_order_gradient_of_a_linear_support_loss_is_exact() -> None:
-    linear: Loss = lambda theta: (theta * A).sum()  # noqa: E731
-    exact, first = (
-        grad(lambda v, f=f: query(descended(linear, v, 3, first_order=f)))({"w": THETA})["w"] for f in (0, 1)
+def test_the_implicit_adjoint_is_the_unrolled_one_where_the_inner_loop_has_converged() -> None:
+    options = {"steps": 60, "proximal": 0.5, "adapt": "head", "adapters": {"sgd": SGD(SGDOptions(lr=0.8))}}
+    unrolled, implicit = built(**options), built(**options, adjoint="implicit", solver_steps=12)
+    values, example, key = fresh(unrolled), task(), make_key(0)
+    (one, _), (two, (_, aux)) = (
+        torch.func.grad_and_value(lambda v, m=m: m.loss(v, example, key), has_aux=True)(values)
+        for m in (unrolled, implicit)
     )
-    assert torch.equal(exact, first)
+    assert float(aux.metrics["inner_residual"]) < 1e-6
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-8, atol=1e-8)
 
 
-def test_first_order_keeps_no_graph_of_the_inner_loop() -> None:
-    theta = THETA.clone().requires_grad_()
-    pending, names = [descended(support, {"w": theta}, 10, first_order=True).grad_fn], set()
-    while pending:
-        node = pending.pop()
-        if node is not None:
-            names.add(node.name())
-            pending += [parent for parent, _ in node.next_functions]
-    assert names == {"SubBackward0", "torch::autograd::AccumulateGrad"}
+def test_a_solution_off_the_minimum_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    one = built(adjoint="implicit", proximal=1.0, steps=1)
+    values, example = fresh(one), task()
+    residual = float(one.loss(values, example, make_key(0))[1].metrics["inner_residual"])
+    assert residual > 0.1
+    for step in (1, 2):
+        one.metaforge_after_step(step=step, metrics={"inner_residual": residual})
+    assert capsys.readouterr().err.count("has not converged") == 1
+    built().metaforge_after_step(step=1, metrics={"loss": 1.0})
+    assert capsys.readouterr().err == ""
 
 
-def test_the_objective_gets_all_values_and_its_changes_of_the_state_are_summed_without_a_graph() -> None:
-    calls = []
-
-    def objective(params: Params, step: int) -> tuple[Tensor, Params]:
-        calls.append((set(params), step))
-        return quadratic(params["w"], A) * params["scale"], {"state.count": params["scale"] * (step + 1)}
-
-    one = torch.ones((), dtype=torch.float64)
-    values = {"w": THETA, "scale": one.clone().requires_grad_(), "state.count": one}
-    fast, state = descend(objective, values, {"w": THETA}, sgd(0.1), 3)
-    assert calls == [({"w", "scale", "state.count"}, step) for step in range(3)]
-    assert set(fast) == {"w"}
-    assert float(state["state.count"]) == 6
-    assert not state["state.count"].requires_grad
-    assert fast["w"].requires_grad
+@pytest.mark.parametrize("what", ["head", "body", "weights", "all", ["model.0.1.*", "*.bias"]])
+def test_what_is_adapted_can_be_a_part_of_the_network(what: Any) -> None:
+    one = built(adapt=what)
+    values = fresh(one)
+    moved = one.adapt(values, task().support)
+    head, norm = {"model.2.weight", "model.2.bias"}, {"model.0.1.weight", "model.0.1.bias"}
+    body = {name for name in values if name.startswith("model.0.")}
+    wanted = {"head": head, "body": body - norm, "weights": body - norm | head, "all": body | head}
+    chosen = wanted[what] if isinstance(what, str) else norm | {name for name in values if name.endswith(".bias")}
+    assert set(moved) == set(one.adapted) == chosen
+    assert not any(torch.equal(moved[name], values[name]) for name in chosen if name.endswith("weight"))
 
 
-# Chains.
+def test_a_pattern_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"matches no value.*Did you mean|matches no value"):
+        built(adapt=["model.7.*"])
 
 
-def test_the_output_of_an_adapter_is_the_gradient_of_the_next_one() -> None:
-    chain = Chain({"first": SGD(SGDOptions(lr=0.5)), "second": SGD(SGDOptions(lr=0.2))})
-    updates, _ = chain.update({}, {"w": torch.ones(2)}, {}, {"w": torch.zeros(2)}, 0)
-    close(updates["w"], 0.1, 0.1)
+class PrototypeHead(InnerLoopLearner):
+    """A head made from the class means of the support set, which exists only within a task."""
+
+    Config = InnerLoopOptions
+
+    def start(self, values: Params, support: Examples, key: Key | None) -> Params:
+        x = support.x @ values["model.0.0.weight"].T
+        members = one_hot(support.y, 3, x.dtype)
+        means = members.T @ x / members.sum(0).unsqueeze(-1)
+        return super().start(values, support, key) | {"made.weight": 2 * means}
+
+    def support_loss(self, values: Params, batch: Examples, step: int, key: Key | None) -> tuple[Tensor, Params]:
+        return self.criterion(self.predict(values, {}, batch.x), batch.y), {}
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        values = values | fast
+        return x @ values["model.0.0.weight"].T @ values["made.weight"].T
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        fast, _ = self.descend(values, task.support, self.config.steps, key)
+        return self.criterion(self.predict(values, fast, task.query.x), task.query.y), Aux({})
 
 
-def test_an_inner_step_gets_the_state_that_earlier_steps_changed() -> None:
-    # Each step halves the distance to 8, so four steps reach 7.5. Four times the first step's change would be 16.
-    def objective(params: Params, step: int) -> tuple[Tensor, Params]:
-        return quadratic(params["w"], A), {"state.mean": 0.5 * (8.0 - params["state.mean"])}
-
-    values = {"w": THETA, "state.mean": torch.zeros((), dtype=torch.float64)}
-    _, state = descend(objective, values, {"w": THETA}, sgd(0.1), 4)
-    assert float(state["state.mean"]) == 7.5
-
-
-@pytest.mark.parametrize("names", [("sgd", "sgd"), ("meta-sgd", "sgd"), ("sgd", "adam"), ("adam", "meta-sgd")])
-def test_every_chain_of_adapters_reduces_the_loss(names: tuple[str, str]) -> None:
-    adapters = {
-        "sgd": SGD(SGDOptions(lr=0.5)),
-        "meta-sgd": MetaSGD(MetaSGDOptions(lr=0.5)),
-        "adam": Adam(AdamOptions(lr=0.1)),
-    }
-    chain = Chain({f"{place}-{name}": adapters[name] for place, name in enumerate(names)})
-    params = {"w": THETA}
-    values = params | prefixed("adapters", chain.init(params))
-    fast, _ = descend(lambda v, step: (support(v["w"]), {}), values, params, chain, 3)
-    assert float(support(fast["w"])) < float(support(THETA))
-
-
-def test_a_chain_prefixes_the_entries_and_the_state_of_each_adapter() -> None:
-    chain = Chain({"adam": Adam(AdamOptions()), "meta-sgd": MetaSGD(MetaSGDOptions(lr=-1.0))})
-    params = {"w": THETA}
-    meta = chain.init(params)
-    assert set(meta) == {"state.adam.second.w", "state.adam.count", "meta-sgd.rate.w"}
-    state = chain.start(meta, params)
-    assert {name.split(".")[0] for name in state} == {"adam"}
-    updates, after = chain.update(meta, {"w": grad(support)(THETA)}, state, params, 0)
-    close(updates["w"], *(-1e-3 * grad(support)(THETA).sign()))
-    assert set(chain.carry(meta, after)) == {"state.adam.second.w", "state.adam.count"}
+def test_an_adapter_learns_rates_of_parameters_that_exist_only_within_a_task() -> None:
+    one = learner(PrototypeHead, backbone=smooth(), adapters={"meta-sgd": MetaSGD(MetaSGDOptions(lr=0.1))}, steps=2)
+    values = fresh(one)
+    assert values["adapters.meta-sgd.rate.made.weight"].shape == (3, values["model.0.0.weight"].shape[0])
+    assert "made.weight" not in values
+    example, key = task(), make_key(0)
+    assert_true_gradient(lambda v: one.loss(v, example, key)[0], values)
 
 
 @pytest.mark.parametrize("cls", LEARNERS)

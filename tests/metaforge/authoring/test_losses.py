@@ -13,6 +13,7 @@ from metaforge.authoring.losses import (
     at_least_float32,
     criterion,
     cross_entropy,
+    entropy,
     mean_squared_error,
     one_hot,
     score,
@@ -30,6 +31,15 @@ def test_losses_equal_torch(dtype: torch.dtype) -> None:
     assert criterion("regression") is mean_squared_error
     assert score("classification", logits, logits.argmax(-1)) == 1
     torch.testing.assert_close(score("regression", logits, -logits), F.mse_loss(logits, -logits))
+
+
+def test_the_entropy_is_that_of_torch_and_finite_for_certain_predictions() -> None:
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(entropy(logits), torch.distributions.Categorical(logits=logits).entropy().mean())
+    certain = torch.tensor([[1e4, 0.0], [0.0, 1e4]])
+    assert entropy(certain) == 0
+    assert bool(grad(entropy)(certain).isfinite().all())
+    assert entropy(logits.bfloat16()).dtype == torch.float32
 
 
 def test_losses_and_scores_of_bfloat16_predictions_are_computed_in_float32() -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from metaforge.authoring.keys import fold_in, make_key
-from metaforge.authoring.model import Model, ModelLearner
+from metaforge.authoring.model import Model
+from metaforge.authoring.model_learner import ModelLearner
 from metaforge.authoring.network import seeded, with_head
 from metaforge.authoring.protocols import (
     Examples,

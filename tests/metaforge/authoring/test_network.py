@@ -43,5 +43,7 @@ def test_measuring_a_network_leaves_it_as_it_was() -> None:
 
 
 def test_inputs_of_zeros_have_the_type_of_the_parameters() -> None:
-    assert zero_inputs(nn.Linear(3, 4).double(), (3,)).dtype == torch.float64
-    assert zero_inputs(nn.Identity(), (3, 5)).shape == (2, 3, 5)
+    (x,) = zero_inputs(nn.Linear(3, 4).double(), (3,))
+    assert x.dtype == torch.float64
+    shapes = [tensor.shape for tensor in zero_inputs(nn.Identity(), (3, 5), context=4)]
+    assert shapes == [(2, 3, 5), (4,)]

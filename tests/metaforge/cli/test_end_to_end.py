@@ -67,13 +67,19 @@ def test_a_signal_ends_a_run_that_keeps_what_it_learned(
     assert "stopped" in (tmp_path / "run" / "report.md").read_text()
 
 
-def test_a_reader_who_leaves_is_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["list-plugins", "--help", "train --help"])
+def test_a_reader_who_leaves_is_no_error(tmp_path: Path, line: str) -> None:
     # Closed before a byte is written: what `head -0` would do, only surely.
     reading, writing = os.pipe()
     os.close(reading)
     try:
         done = subprocess.run(
-            [*METAFORGE, "list-plugins"], cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60
+            [*METAFORGE, *shlex.split(line)],
+            cwd=tmp_path,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
         )
     finally:
         os.close(writing)

@@ -13,6 +13,7 @@ from metaforge.config.sources import Layer, flags_layer, parse_setting
 from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.entry import Entry
 from metaforge.registry.registry import Registry
+from metaforge.registry.scan import scan
 
 
 def test_defaults_of_the_learner_win_over_those_of_the_dataset_and_the_core(registry: Registry) -> None:
@@ -182,3 +183,28 @@ def test_none_clears_a_value_that_a_plugin_s_default_sets(registry: Registry) ->
     resolved = resolve([INNER_LOOP, flags_layer([("--set", *parse_setting("train.clip=none"))])], registry)
     assert resolved.run.train.clip is None
     assert tomllib.loads(resolved.to_toml())["train"]["clip"] == "none"
+
+
+def test_the_optimizer_and_the_schedule_have_defaults_that_a_learner_and_the_user_override() -> None:
+    installed = scan()
+
+    def chosen(**values: Any) -> list[str]:
+        resolved = resolve([with_values(**values)], installed)
+        return [choice.name for choice in (resolved.optimizer, resolved.schedule) if choice is not None]
+
+    assert chosen(learner="maml", dataset="sinusoid") == ["adam", "constant"]
+    assert chosen(learner="reptile", dataset="sinusoid") == ["sgd", "linear"]
+    assert chosen(learner="reptile", dataset="sinusoid", optimizer="adamw", schedule={"name": "step"}) == [
+        "adamw",
+        "step",
+    ]
+    options = {"optimizer": {"momentum": 0.9}}
+    resolved = resolve([with_values(learner="reptile", dataset="sinusoid", **options)], installed)
+    assert config_of(resolved.optimizer)["momentum"] == 0.9
+    with pytest.raises(ConfigError, match=r"There is no option 'optimizer\.momentum'"):
+        resolve([with_values(learner="maml", dataset="sinusoid", **options)], installed)
+
+
+def test_a_registry_without_defaults_has_no_optimizer(registry: Registry) -> None:
+    resolved = resolve([PLAIN], registry)
+    assert (resolved.optimizer, resolved.schedule) == (None, None)

@@ -13,7 +13,7 @@ import pytest
 from config_toys import INNER_LOOP, PLAIN, Descent, with_values
 from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Choice, Resolved
-from metaforge.config.sources import file_layer
+from metaforge.config.sources import Layer, file_layer
 from metaforge.errors import ConfigError, MetaForgeError, PluginError
 from metaforge.registry.entry import Entry
 from metaforge.registry.registry import Registry
@@ -97,3 +97,21 @@ def test_the_annotated_file_has_every_value_with_its_origin(registry: Registry) 
         line.startswith("train.lr = 0.002 ") and line.endswith("# default of learner inner-loop")
         for line in text.splitlines()
     )
+
+
+def test_groups_of_parameters_reproduce_the_run_from_its_file(registry: Registry) -> None:
+    groups = {"a.*": {"lr": 0.1}, "b": {"min": 0.0}}
+    resolved = resolve([PLAIN, with_values(train={"groups": groups})], registry)
+    again = resolve([Layer("file", tomllib.loads(resolved.to_toml()))], registry)
+    assert again == resolved
+    assert list(again.run.train.groups) == ["a.*", "b"]
+    annotated = resolve([Layer("file", tomllib.loads(resolved.to_annotated_toml()))], registry)
+    assert annotated == resolved
+
+
+def test_defaults_are_those_of_settings_and_options_alone(registry: Registry) -> None:
+    resolved = resolve([INNER_LOOP, with_values(train={"lr": 0.3}, adapters={"descent": {"lr": 0.7}})], registry)
+    found = resolved.defaults()
+    assert found["train"]["lr"] == 1e-3
+    assert found["adapters"] == {"descent": {"lr": 0.1}}
+    assert "name" not in found["learner"]

@@ -47,6 +47,15 @@ def test_flags_that_contradict_each_other_are_refused() -> None:
         flags_layer([("--set", "train..lr", 1)])
 
 
+def test_a_key_with_a_dot_or_an_equals_sign_is_set_in_quotes() -> None:
+    path, value = parse_setting('train.groups."adapters.*".lr=0.01')
+    assert (path, value) == ('train.groups."adapters.*".lr', 0.01)
+    layer = flags_layer([(f"--set {path}", path, value), ("--set other", "train.groups.'a.b=c'.min", 1)])
+    assert layer.values == {"train": {"groups": {"adapters.*": {"lr": 0.01}, "a.b=c": {"min": 1}}}}
+    assert layer.origin_of(path) == f"--set {path}"
+    assert parse_setting("hooks.'a=b'.x=1=2") == ("hooks.'a=b'.x", "1=2")
+
+
 def test_files_that_cannot_be_read_are_config_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         file_layer(tmp_path / "missing.toml")

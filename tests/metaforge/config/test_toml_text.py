@@ -29,3 +29,12 @@ def test_annotated_text_is_toml_with_an_origin_on_each_line() -> None:
     assert [line.partition("  # ")[2] for line in lines] == ["default", "run.toml", "--hook", "default"]
     assert len({line.index("  # ") for line in lines}) == 1
     assert 'hooks."zoo:x".on = true' in text
+
+
+def test_a_key_with_a_dot_is_quoted_in_its_path_and_in_the_text() -> None:
+    values = {"train": {"groups": {"model.*": {"lr": 0.1}}}}
+    ((path, _),) = flatten(values)
+    assert path == 'train.groups."model.*".lr'
+    text = annotated_toml(values, {path: "--set"})
+    assert text == 'train.groups."model.*".lr = 0.1  # --set'
+    assert tomllib.loads(text) == values

@@ -207,7 +207,7 @@ def test_every_plan_agrees_on_a_network_that_pools(backbone: Any, cls: Any) -> N
 @pytest.mark.parametrize("backbone", [CONVOLUTIONS["dropout"], pooling])
 @pytest.mark.parametrize("plan", ["loop", "vmap", "fold"])
 def test_recomputed_inner_steps_give_the_same_gradient(plan: str, backbone: Any) -> None:
-    kept, again = (image_learner(backbone, norm="per-step", recompute=flag) for flag in (False, True))
+    kept, again = (image_learner(backbone, norm="per-step", adjoint=adjoint) for adjoint in ("unroll", "recompute"))
     values, batch = fresh(kept), images(3)
     assert_equal_steps(step(again, values, batch, plan), step(kept, values, batch, plan), 1e-12)
 
@@ -245,7 +245,7 @@ def test_memory_hardly_grows_with_recomputed_inner_steps_under_any_plan(plan: st
     batch = tasks(2, shots=60)
     peaks = []
     for steps in (5, 50):
-        built = learner(MAML, backbone=smooth("batch"), steps=steps, recompute=True)
+        built = learner(MAML, backbone=smooth("batch"), steps=steps, adjoint="recompute")
         peaks.append(added_peak(lambda built=built: step(built, fresh(built), batch, plan, chunk=2)))  # type: ignore[misc]
     assert peaks[1] < 1.5 * peaks[0]
 
@@ -257,7 +257,7 @@ def test_a_loop_needs_the_memory_of_one_task() -> None:
 def test_memory_grows_only_with_what_the_gradient_needs() -> None:
     # Second order keeps the activations of every inner step; recomputed steps keep only the weights of each.
     assert peak(MAML, 20) > 3 * peak(MAML, 4)
-    assert peak(MAML, 20, recompute=True) < 0.4 * peak(MAML, 20)
+    assert peak(MAML, 20, adjoint="recompute") < 0.4 * peak(MAML, 20)
     # No graph of the inner steps is built for first order, nor in evaluation.
     assert peak(FOMAML, 20) < 1.1 * peak(FOMAML, 4)
     assert peak(MAML, 20, adapt_only=True) < 1.1 * peak(MAML, 4, adapt_only=True)

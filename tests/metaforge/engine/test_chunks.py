@@ -12,7 +12,7 @@ from torch import Tensor
 from engine_toys import maml
 from metaforge.authoring.functional import one_task, split_state
 from metaforge.authoring.protocols import Params, Task
-from metaforge.engine.chunks import chunk_forward, chunk_gradients
+from metaforge.engine.chunks import ByTask, chunk_forward, chunk_gradients
 from metaforge.engine.plans import Plan
 from toys import fresh, keys, tasks
 
@@ -58,7 +58,7 @@ def test_the_pullback_takes_weights_that_are_known_later(plan: Plan, count: int)
     assert not any(tensor.requires_grad for tensor in (result.losses, *result.metrics.values(), *result.state.values()))
     known, grads = chunk_gradients(built, plan)(weights, params, state, tasks(count), keys(count))
     assert torch.equal(result.losses, known.losses)
-    for name, value in pullback(weights).items():
+    for name, value in pullback(ByTask(weights)).items():
         assert torch.equal(value, grads[name])
         assert not value.requires_grad
 

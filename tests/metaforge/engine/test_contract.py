@@ -7,17 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from metaforge.authoring.protocols import Aux, Examples, Task
+from metaforge.authoring.functional import prefixed
+from metaforge.authoring.progress import training_progress
+from metaforge.authoring.protocols import SHARE, STATE, STEP, Aux, Examples, Task
 from metaforge.engine.contract import checked_loss, checked_values, unmodified
 from metaforge.errors import ContractError
 
 LOSS = torch.tensor(0.5)
-STATE = {"state.mean": torch.zeros(3)}
+VALUES = {"state.mean": torch.zeros(3)}
 
 
 def test_a_valid_loss_passes() -> None:
     aux = Aux({"score": torch.tensor(1)}, {"state.mean": torch.ones(3)})
-    assert checked_loss((LOSS, aux), STATE) == (LOSS, aux)
+    assert checked_loss((LOSS, aux), VALUES) == (LOSS, aux)
 
 
 @pytest.mark.parametrize(
@@ -34,11 +36,34 @@ def test_a_valid_loss_passes() -> None:
         ((LOSS, Aux({"score": torch.ones(2)})), "the metric 'score' is a tensor"),
         ((LOSS, Aux({}, {"mean": torch.ones(3)})), "Aux.state has 'mean', but the values have no state entry"),
         ((LOSS, Aux({}, {"state.mean": torch.ones(2)})), r"the change of 'state.mean' is .* not like \[3\]"),
+        ((LOSS, Aux({}, {STEP: torch.ones(())})), "Aux.state has 'state.training.step', which only the run sets"),
+        (
+            (LOSS, Aux({}, {f"state.adapters.a.{SHARE.removeprefix(STATE)}": torch.ones(())})),
+            "Aux.state has 'state.adapters.a.training.share', which only the run sets",
+        ),
     ],
 )
 def test_an_invalid_loss_is_described(result: Any, message: str) -> None:
+    state = VALUES | training_progress() | prefixed("adapters.a", training_progress())
     with pytest.raises(ContractError, match=message):
-        checked_loss(result, STATE)
+        checked_loss(result, state)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({}, "Aux.terms lacks 'mine', which a regularizer reads"),
+        ({"other": LOSS}, "Aux.terms lacks 'mine'"),
+        ({"mine": 0.5}, "the term 'mine' is an object of type float, not a scalar floating-point tensor"),
+        ({"mine": torch.ones(2)}, r"the term 'mine' is a tensor of torch.float32 and shape \[2\]"),
+        ({"mine": torch.ones((), dtype=torch.int64)}, "the term 'mine' is a tensor of torch.int64"),
+    ],
+)
+def test_terms_that_a_regularizer_reads_must_be_scalars(terms: Any, message: str) -> None:
+    result = (LOSS, Aux({}, {}, terms))
+    assert checked_loss(result, VALUES) == result
+    with pytest.raises(ContractError, match=message):
+        checked_loss(result, VALUES, ("mine",))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +79,7 @@ def test_an_invalid_loss_is_described(result: Any, message: str) -> None:
 def test_invalid_initial_values_are_described(values: Any, message: str) -> None:
     with pytest.raises(ContractError, match=message):
         checked_values(values)
-    assert checked_values(STATE) is STATE
+    assert checked_values(VALUES) is VALUES
 
 
 def test_a_change_in_place_is_noticed_through_a_view() -> None:

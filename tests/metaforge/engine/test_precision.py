@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from engine_toys import image_learner, images, pooling
+from metaforge.authoring.protocols import Params
 from metaforge.engine.batch import score_tasks
 from metaforge.engine.precision import primitive_attention, rounding
 from metaforge_plugins.learners.gradient.maml import MAML
@@ -56,3 +60,56 @@ def test_settings_are_restored_also_after_an_error() -> None:
     assert torch.get_float32_matmul_precision() == before
     assert not torch.is_autocast_enabled("cpu")
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def tf32_settings() -> list[str]:
+    backends = torch.backends
+    operators = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    return [operator.fp32_precision for operator in operators]
+
+
+@pytest.fixture
+def default_settings() -> Iterator[None]:
+    """Restore PyTorch's own defaults after a test."""
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    for operator in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+        operator.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("default_settings")
+@pytest.mark.parametrize("own", ["defaults", "older interface", "newer interface"])
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_allowed_or_forbidden_for_products_and_convolutions(allowed: bool, own: str) -> None:
+    if own == "older interface":
+        torch.set_float32_matmul_precision("medium")
+        torch.backends.cudnn.allow_tf32 = False
+    elif own == "newer interface":
+        # PyTorch now refuses to tell `cudnn.allow_tf32`.
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    before = tf32_settings()
+    with rounding(torch.device("cpu"), "float32", tf32=allowed):
+        assert tf32_settings() == ["tf32" if allowed else "ieee"] * 4
+        assert torch.backends.cudnn.allow_tf32 is allowed
+        assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+    assert tf32_settings() == before
+
+
+@pytest.mark.usefixtures("default_settings")
+def test_an_evaluation_rounds_no_products() -> None:
+    seen = []
+
+    class Watching(MAML):
+        """Notes how products are rounded while it predicts."""
+
+        def predict(self, values: Params, fast: Any, x: Tensor) -> Tensor:
+            seen.append((tf32_settings(), torch.is_autocast_enabled("cpu")))
+            return super().predict(values, fast, x)
+
+    built = learner(Watching)
+    values, batch = fresh(built), tasks(1)
+    with rounding(torch.device("cpu"), "bfloat16", tf32=True):
+        score_tasks(built, values, batch)
+    assert seen == [(["ieee"] * 4, False)]

@@ -17,7 +17,9 @@ import pytest
 import torch
 
 import metaforge
-from metaforge.authoring.protocols import Options, Regularizer
+from metaforge.authoring.functional import split_state, sum_of
+from metaforge.authoring.progress import progress_of, training_progress
+from metaforge.authoring.protocols import SHARE, Options, Params, Regularizer
 from metaforge.engine import processes
 from metaforge.engine.processes import World, _reduce, _worker_errors
 from metaforge.errors import ConfigError, WorkerError
@@ -34,8 +36,27 @@ class Spread(Regularizer):
 
     def __init__(self, config: Any) -> None: ...
 
-    def combine(self, losses: torch.Tensor) -> torch.Tensor:
+    def combine(self, losses: torch.Tensor, terms: Params) -> torch.Tensor:
         return losses.var()
+
+
+class Nearer(Regularizer):
+    """Adds the variance of the losses before adaptation, and weight decay that grows during the training."""
+
+    Config = Options
+    terms = frozenset({"loss_before"})
+
+    def __init__(self, config: Any) -> None: ...
+
+    def init(self, modules: Any, key: Any) -> Params:
+        return training_progress()
+
+    def combine(self, losses: torch.Tensor, terms: Params) -> torch.Tensor:
+        return terms["loss_before"].var() + losses.var()
+
+    def penalty(self, values: Params) -> torch.Tensor:
+        params, _ = split_state(values)
+        return progress_of(values)[SHARE] * sum_of(value.square().sum() for value in params.values())
 
 
 GLYPHS = {"name": "glyphs", "train": 40, "val": 8, "test": 8}
@@ -51,6 +72,17 @@ RUNS: Mapping[str, tuple[Mapping[str, Any], float]] = {
         0.0,
     ),
     "fast": ({"learner": "maml", "dataset": "sinusoid", "tasks": 5, "settings": SHARED}, 1e-6),
+    "accumulate": (
+        {
+            "learner": "maml",
+            "dataset": "sinusoid",
+            "tasks": 3,
+            "optimizer": {"name": "sgd", "momentum": 0.9},
+            "regularizers": ["spread"],
+            "settings": {**EXACT, "train": {**SHARED["train"], "accumulate": 2, "warmup": 5}},
+        },
+        0.0,
+    ),
     "state": (
         {
             "learner": "protonet",
@@ -62,12 +94,16 @@ RUNS: Mapping[str, tuple[Mapping[str, Any], float]] = {
         },
         0.0,
     ),
+    "terms": (
+        {"learner": "maml", "dataset": "sinusoid", "tasks": 5, "regularizers": ["nearer"], "settings": EXACT},
+        0.0,
+    ),
 }
 
 
 def train_all(folder: Path) -> None:
     """Train each of the runs for 20 steps, in however many processes there are."""
-    registry = scan().with_plugin("regularizer", "spread", Spread)
+    registry = scan().with_plugin("regularizer", "spread", Spread).with_plugin("regularizer", "nearer", Nearer)
     for name, (what, _) in RUNS.items():
         settings = {**what["settings"], "train": {"ways": 5, "queries": 2, **what["settings"]["train"]}}
         if what["dataset"] == "sinusoid":

@@ -82,6 +82,9 @@ def test_attributes_of_a_wrong_type_are_named() -> None:
     )
     for part in ("'tags' is not of type", "'reference' is not a string", "'defaults' is not a mapping"):
         assert part in message
+    assert "'terms' is not a frozenset of names" in error_of(
+        "regularizer", class_with(Regularizer, terms="loss_before")
+    )
     assert "'kind' is not one of classification, regression" in error_of("dataset", class_with(Dataset, kind="poetry"))
 
 

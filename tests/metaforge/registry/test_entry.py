@@ -27,4 +27,4 @@ def test_a_kind_is_found_by_its_singular_and_plural(kind: str) -> None:
 def test_an_unknown_kind_gets_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match=r"There is no kind 'lerners'\. Did you mean 'learner'\?") as caught:
         kind_called("lerners")
-    assert caught.value.remedy == "the kinds are learner, adapter, regularizer, backbone, dataset, hook"
+    assert caught.value.remedy == f"the kinds are {', '.join(KINDS)}"

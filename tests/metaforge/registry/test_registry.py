@@ -114,6 +114,27 @@ def test_a_recorded_distribution_settles_an_ambiguous_name() -> None:
     assert recorded.find("adapter", "x").distribution == "zoo"
     assert recorded.notes == ("a note",)
     assert registry.as_recorded({"adapter x": "gone 1.0", "learner x": "zoo 1.0"}).entries() == registry.entries()
+    assert registry.as_recorded({"adapter x": 3}).entries() == registry.entries()
+
+
+def test_a_recorded_distribution_is_not_replaced_by_another() -> None:
+    registry = Registry([Entry("adapter", "x", "b:X", "Zoo_Two"), Entry("adapter", "y", "b:Y", "zoo")])
+    assert registry.as_recorded({"adapter x": "zoo-two 1.0"}).find("adapter", "x").state == "ready"
+    with pytest.raises(PluginError, match=r"The adapter 'x' of circus 1\.0, .* is not installed") as caught:
+        registry.as_recorded({"adapter x": "circus 1.0"}).find("adapter", "x")
+    assert "pip install circus==1.0), or write 'Zoo_Two:x'" in caught.value.remedy
+    assert registry.as_recorded({"adapter x": "circus 1.0"}).find("adapter", "Zoo_Two:x").state == "ambiguous"
+    with pytest.raises(PluginError, match=r"The adapter 'circus:x' of circus 1\.0, .* is not installed"):
+        registry.as_recorded({"adapter circus:x": "circus 1.0"}).find("adapter", "circus:x")
+    # A class of the caller's is used on purpose.
+    own = registry.with_plugin("adapter", "x", Doubling).as_recorded({"adapter x": "circus 1.0"})
+    assert own.find("adapter", "x").distribution == "python"
+
+
+def test_a_name_that_a_run_recorded_as_qualified_stays_qualified() -> None:
+    recorded = Registry([Entry("adapter", "x", "b:X", "zoo")]).as_recorded({"adapter zoo:x": "zoo 1.0"})
+    assert recorded.names("adapter") == ["zoo:x"]
+    assert recorded.find("adapter", "x") == recorded.find("adapter", "zoo:x")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,54 @@ def test_the_summary_of_a_module_in_a_package_is_found_without_importing_the_pac
         (tmp_path / package / "__init__.py").write_text("raise RuntimeError('imported')", "utf-8")
     found = {entry.name: entry.summary for entry in scan().entries("adapter") if entry.distribution == "mf-deep"}
     assert found == {"mine": "Mine, all mine.", "other": "The module.", "lost": ""}
+
+
+# Builds the distribution in the current folder in editable form, as pip does, and lists its plugins.
+EDITABLE = """
+import json, site, subprocess, sys, zipfile
+from pathlib import Path
+from setuptools.build_meta import build_editable
+
+wheel = build_editable("wheels")
+zipfile.ZipFile(Path("wheels", wheel)).extractall("installed")
+site.addsitedir("installed")
+from metaforge.registry.scan import scan
+
+found = {entry.name: entry.summary for entry in scan().entries("adapter") if entry.distribution == "mf-editable"}
+imported = [name for name in sys.modules if name.startswith("mf_")]
+finders = [path.name for path in Path("installed").glob("__editable__*.py")]
+print(json.dumps([found, imported, len(finders)]))
+"""
+
+
+@pytest.mark.parametrize(("folder", "finders"), [("", 1), ("src/", 0)])
+def test_the_summaries_of_a_distribution_that_setuptools_installed_in_editable_form_are_found(
+    folder: str, finders: int, tmp_path: Path
+) -> None:
+    modules = {"mf_flat/inner/deep": "Deep.", "mf_single": "Single.", "mf_space/part/leaf": "Leaf."}
+    for number, (module, text) in enumerate(modules.items()):
+        path = tmp_path / f"{folder}{module}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'class Mine:\n    """{text}"""\nraise RuntimeError({number})', "utf-8")
+    for package in ("mf_flat", "mf_flat/inner", "mf_space/part"):
+        (tmp_path / f"{folder}{package}" / "__init__.py").write_text("raise RuntimeError('imported')", "utf-8")
+    points = "".join(f"n{n} = '{module.replace('/', '.')}:Mine'\n" for n, module in enumerate(modules))
+    (tmp_path / "pyproject.toml").write_text(
+        "[build-system]\nrequires = ['setuptools']\nbuild-backend = 'setuptools.build_meta'\n"
+        "[project]\nname = 'mf-editable'\nversion = '1.2'\n"
+        f"[project.entry-points.'metaforge.adapters']\n{points}"
+        f"[tool.setuptools]\npackages = ['mf_flat', 'mf_flat.inner', 'mf_space.part']\npy-modules = ['mf_single']\n"
+        + ("package-dir = {'' = 'src'}\n" if folder else ""),
+        "utf-8",
+    )
+    # With -P, the current folder is not on the path of modules, where the sources would be found anyway.
+    command = [sys.executable, "-P", "-c", EDITABLE]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found, imported, number_of_finders = json.loads(done.stdout.splitlines()[-1])
+    assert number_of_finders == finders, "setuptools has made another layout than the test means"
+    assert found == {f"n{number}": text for number, text in enumerate(modules.values())}
+    assert imported == []
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,22 @@ from typing import Any, cast
 
 import pytest
 from torch import nn
+from typer.testing import Result
 
 import metaforge
+from failing_learners import Failing
+from fake_commands import run_command
 from metaforge import hookimpl
 from metaforge.authoring import Hook, Options, RunInfo
-from metaforge.errors import PluginError, StorageError, exit_code
+from metaforge.errors import DataError, PluginError, StorageError, exit_code
+from metaforge.registry.registry import Registry
 from metaforge.registry.scan import scan
 from metaforge.runs import checkpoint
 from metaforge.runs.ending import Ending
+from metaforge.runs.folder import RunFolder, record_failure
 from metaforge.runs.hook_calls import hook_manager
 from metaforge.system.signals import Interrupted
+from metaforge.testing.toy import ToyClasses, ToyDescent, ToyNet
 from quick_runs import QUICK, Watch, trained
 
 
@@ -257,3 +263,53 @@ def test_a_failed_record_is_raised_before_an_error_of_a_hook() -> None:
     with pytest.raises(StorageError, match="no plot") as caught:
         end(finish, Clumsy(), report=report)
     assert "metaforge_run_end of Clumsy" in caught.value.__notes__[0]
+
+
+def failing_registry() -> Registry:
+    registry = scan().with_plugin("learner", "failing", Failing).with_plugin("dataset", "toy", ToyClasses)
+    return registry.with_plugin("backbone", "net", ToyNet).with_plugin("adapter", "descent", ToyDescent)
+
+
+def train_and_evaluate(out: Path) -> Result:
+    """Run `metaforge train --evaluate` with a learner whose own test metrics raise an exception."""
+    words = f"train -l failing -d toy --backbone net --adapter descent --steps 1 --out {out} --evaluate --json"
+    for setting in (
+        "engine.threads=1",
+        "learner.place=measure",
+        "learner.fault=AssertionError",
+        "train.tasks=2",
+        "evaluate.tasks=2",
+    ):
+        words += f" --set {setting}"
+    return run_command(words)
+
+
+def test_a_status_has_the_exit_code_of_an_evaluation_after_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = failing_registry()
+    monkeypatch.setattr("metaforge.registry.scan.scan", lambda: registry)
+    done = train_and_evaluate(tmp_path / "run")
+    assert (done.exit_code, done.stdout) == (4, "")
+    assert "The learner 'failing' of python raised AssertionError in its evaluation" in done.stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["exit_code"], status["steps"]) == ("finished", 4, 1)
+    assert status["error"].startswith("The learner 'failing' of python raised AssertionError in its evaluation")
+
+
+def test_the_status_of_a_run_that_is_in_use_or_unreadable_stays_as_it_is(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", config="", command="train", environment={})
+    folder.status("finished", exit_code=0)
+    before = (tmp_path / "run" / "status.json").read_bytes()
+    error = DataError("No test split.")
+    record_failure(tmp_path / "run", error)
+    assert (tmp_path / "run" / "status.json").read_bytes() == before
+    assert "The status of the run could not be written: " in error.__notes__[0]
+    folder.close()
+    (tmp_path / "run" / "status.json").write_text("{")
+    record_failure(tmp_path / "run", error)
+    assert "status.json cannot be read" in error.__notes__[1]
+    folder.status("finished", exit_code=0)
+    record_failure(tmp_path / "run", Interrupted(signal.SIGTERM))
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["outcome"], status["exit_code"]) == ("finished", 143)

@@ -54,6 +54,13 @@ def test_what_fits_is_taken_and_the_rest_is_reported_with_its_reason() -> None:
     }
 
 
+def test_the_training_progress_is_that_of_the_new_run() -> None:
+    own = {"w": torch.zeros(1), "state.adapters.x.training.step": torch.zeros(())}
+    values, report = take_over(own, {"w": torch.ones(1), "state.adapters.x.training.step": torch.ones(())}, [])
+    assert report == {"taken": ["w"], "not_taken": {}, "unused": []}
+    assert float(values["state.adapters.x.training.step"]) == 0
+
+
 def test_patterns_choose_and_rename() -> None:
     values, report = take_over(OWN, SOURCE, ["model.* -> model.0.*"])
     assert report["taken"] == ["model.0.0.weight", "state.model.0.1.mean"]
@@ -68,7 +75,7 @@ def test_patterns_choose_and_rename() -> None:
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        (["modell.*"], r"'modell.\*' matches no value. The nearest names are model.2.weight, "),
+        (["modell.*"], r"The pattern 'modell.\*' matches no value"),
         (["model.* -> body"], "should have one '\\*' on both sides of the arrow, or none"),
         (["*.* -> *.*"], "should have one '\\*' on both sides"),
         (
@@ -97,9 +104,10 @@ def test_a_run_without_sources_begins_with_an_empty_state() -> None:
 def test_frozen_values_are_named_and_a_pattern_without_any_is_refused() -> None:
     assert frozen_values(worker()) == []
     assert frozen_values(worker(freeze=["model.0.*"]))[0] == "model.0.1.weight"
-    with pytest.raises(ConfigError, match=r"'mdel.2.bias' matches no value. The nearest names are model.2.bias, ") as e:
-        frozen_values(worker(freeze=["mdel.2.bias"]))
-    assert e.value.where == "train.freeze"
+    with pytest.raises(ConfigError, match=r"The pattern 'mdel.2.bias' matches no value") as caught:
+        frozen_values(worker(freeze=["model.0.*", "mdel.2.bias"]))
+    assert caught.value.where == "train.freeze"
+    assert "names are model.2.bias, " in caught.value.remedy
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,24 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 
 import metaforge
 from metaforge import hookimpl
-from metaforge.authoring.protocols import Aux, Key, Learner, Options, Params, Tags, Task
+from metaforge.authoring.progress import training_progress
+from metaforge.authoring.protocols import SHARE, STEP, Aux, Key, Learner, Options, Params, Tags, Task
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
 from metaforge.errors import ConfigError, DivergedError, PluginError, StorageError
 from metaforge.registry.scan import scan
 from metaforge.results import episode_scores
+from metaforge.runs.resume import configuration
 from metaforge.runs.training import run_training
+from metaforge.testing.toy import ToyClasses, ToyLearner
 from quick_runs import Watch, rows_of, trained
 
 
@@ -197,21 +201,18 @@ def test_non_finite_initial_values_are_refused_with_a_remedy(tmp_path: Path) -> 
 class Poisoned(torch.optim.SGD):
     """Steps to a place that is not finite, at its third step."""
 
-    count = 0
-
     def step(self, closure: Any = None) -> Any:
-        self.count += 1
+        group = self.param_groups[0]
+        group["count"] = group.get("count", 0) + 1
         super().step(closure)
-        if self.count == 3:
-            self.param_groups[0]["params"][0].data.flatten()[0] = torch.inf
+        if group["count"] == 3:
+            group["params"][0].data.flatten()[0] = torch.inf
 
 
 def test_values_that_the_last_step_made_non_finite_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "metaforge.runs.outer_optimizer._torch_optimizer", lambda config, leaves: Poisoned(leaves, lr=1e-3)
-    )
+    monkeypatch.setattr("metaforge.runs.outer_optimizer.torch_optimizer", lambda plugin, groups: Poisoned(groups))
     with pytest.raises(DivergedError, match=r"The value 'model\.\S+' is no longer finite after outer step 3") as caught:
         trained(tmp_path / "run", steps=3)
     assert "training episodes 6 to 8" in caught.value.where
@@ -277,3 +278,77 @@ def test_a_clock_that_jumps_backwards_changes_only_the_time_stamps(
     assert all(torch.equal(run.values[name], plain.values[name]) for name in plain.values)
     status = json.loads((tmp_path / "jumping" / "status.json").read_text())
     assert (status["outcome"], status["steps"], status["exit_code"]) == ("finished", 6, 0)
+
+
+class Following(ToyLearner):
+    """Records where the training stands in every loss and prediction."""
+
+    seen: ClassVar[list[tuple[str, float, float]]] = []
+
+    def init(self, key: Key) -> Params:
+        return super().init(key) | training_progress()
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        self.seen.append(("loss", float(values[STEP]), float(values[SHARE])))
+        return super().loss(values, task, key)
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        self.seen.append(("predict", float(values[STEP]), float(values[SHARE])))
+        return super().predict(values, fast, x, key=key)
+
+
+FOLLOWING = scan().with_plugin("learner", "following", Following).with_plugin("dataset", "toy", ToyClasses)
+
+
+def followed(out: Path, **train: Any) -> Any:
+    """Train the learner above, and return the run; the calls that it saw in the training are in `seen`."""
+    settings = {"engine": {"threads": 1, "plan": "fold"}, "train": {"tasks": 1, "log_every": 1} | train}
+    Following.seen.clear()
+    options: dict[str, Any] = {"backbone": "mlp", "adapters": ["sgd"], "registry": FOLLOWING}
+    run = metaforge.train("following", "toy", settings=settings, out=out, **options)
+    # One prediction and one loss are computed before the first step.
+    del Following.seen[:2]
+    return run
+
+
+def test_a_learner_sees_the_step_and_the_share_of_the_training(tmp_path: Path) -> None:
+    run = followed(tmp_path / "run", steps=4, validate_every=4, validate_tasks=2)
+    losses = [("loss", step, step / 4) for step in range(4)]
+    assert Following.seen[:5] == [*losses, ("predict", 4, 1)]
+    assert (run.values[STEP], run.values[SHARE]) == (4, 1)
+    Following.seen.clear()
+    loaded = metaforge.load(tmp_path / "run", registry=FOLLOWING)
+    loaded.evaluate(tasks=2)
+    assert set(Following.seen) == {("predict", 4, 1)}
+
+
+def test_a_training_that_is_made_longer_counts_its_share_anew(tmp_path: Path) -> None:
+    followed(tmp_path / "run", steps=2)
+    Following.seen.clear()
+    longer = configuration(tmp_path / "run", [Layer("keyword", {"train": {"steps": 8}})], FOLLOWING)
+    run_training(longer, folder=tmp_path / "run", resuming=True)
+    assert [seen for seen in Following.seen if seen[0] == "loss"][1:] == [("loss", n, n / 8) for n in range(2, 8)]
+
+
+def test_with_a_time_budget_the_share_follows_the_clock(tmp_path: Path) -> None:
+    run = followed(tmp_path / "run", steps=1_000_000, budget=0.4)
+    count = run.summary["steps"]
+    elapsed = [0.0, *(row["elapsed"] for row in rows_of(tmp_path / "run"))]
+    shares = [share for name, _, share in Following.seen if name == "loss"]
+    assert len(shares) == count > 1
+    assert shares == pytest.approx([seconds / 0.4 for seconds in elapsed[:count]], abs=1e-3)
+    assert run.values[SHARE] == 1
+
+
+def test_a_skipped_step_counts_as_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Following.loss
+
+    def spoilt(self: Any, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = original(self, values, task, key)
+        return (loss * torch.nan if Following.seen[-1][1] == 1 else loss), aux
+
+    monkeypatch.setattr(Following, "loss", spoilt)
+    run = followed(tmp_path / "run", steps=3, on_nonfinite="skip")
+    assert run.summary["skipped"] == [2]
+    assert [seen[1] for seen in Following.seen if seen[0] == "loss"] == [0, 1, 2]
+    assert run.values[STEP] == 3

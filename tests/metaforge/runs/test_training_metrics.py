@@ -6,17 +6,24 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 import metaforge
 from metaforge import hookimpl
+from metaforge.authoring import Aux, Key, Params, Task
 from metaforge.config.settings import TrainConfig
+from metaforge.errors import PluginError
+from metaforge.registry.scan import scan
 from metaforge.results.statistics import mean_and_ci
 from metaforge.runs import training
+from metaforge.runs import training_metrics as training_metrics_module
 from metaforge.runs.running_summary import RunningSummary
 from metaforge.runs.state import State
-from metaforge.runs.training_metrics import score_metrics, training_metrics
+from metaforge.runs.training_metrics import MOST_METRICS, extended_window, score_metrics, training_metrics
+from metaforge.testing.toy import ToyClasses, ToyLearner
 from quick_runs import trained
 
 
@@ -80,3 +87,41 @@ def test_one_score_has_no_interval(scores: list[float], expected: dict[str, floa
 
 def test_a_score_that_is_not_finite_makes_the_mean_nan() -> None:
     assert math.isnan(score_metrics([0.5, math.nan])["score"])
+
+
+def test_a_metric_that_is_missing_in_a_step_keeps_its_mean() -> None:
+    first = extended_window({}, {"loss": [1.0], "now and then": [4.0]})
+    second = extended_window(first, {"loss": [3.0]})
+    assert {name: summary.mean for name, summary in second.items()} == {"loss": 2.0, "now and then": 4.0}
+
+
+class Inventive(ToyLearner):
+    """Reports a metric of another name in every step."""
+
+    steps = 0
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        Inventive.steps += 1
+        return loss, Aux({**aux.metrics, f"of call {Inventive.steps}": loss.detach()}, aux.state)
+
+
+def test_a_learner_that_invents_names_of_metrics_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_metrics_module, "MOST_METRICS", 6)
+    registry = scan().with_plugin("learner", "inventive", Inventive).with_plugin("dataset", "toys", ToyClasses)
+    settings = {"engine": {"threads": 1, "plan": "vmap"}, "train": {"log_every": 5}, "adapters": {"sgd": {}}}
+    options = {"dataset": "toys", "backbone": "mlp", "tasks": 2, "registry": registry, "settings": settings}
+    with pytest.raises(PluginError, match=r"The learner 'inventive' .* more than 6 names of metrics") as caught:
+        metaforge.train("inventive", steps=9, out=tmp_path / "long", **options)
+    assert "in its metrics at outer step 5" in str(caught.value)
+    assert read_status(tmp_path / "long")["exit_code"] == 4
+    # The state of the step before is saved.
+    assert [path.name for path in (tmp_path / "long" / "ckpt").glob("step-*")] == ["step-0000004"]
+    settings["train"] = {"log_every": 3}
+    assert metaforge.train("inventive", steps=9, out=tmp_path / "often", **options).summary["outcome"] == "finished"
+    assert MOST_METRICS == 1000
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    status: dict[str, Any] = json.loads((folder / "status.json").read_text("utf-8"))
+    return status

@@ -6,19 +6,43 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 import metaforge
 from failing_learners import FAULTS, RETURNED, train_failing
-from metaforge.authoring.protocols import Key, Options, Params, Regularizer
+from metaforge import hookimpl
+from metaforge.authoring import cross_entropy, one_hot, score
+from metaforge.authoring.progress import training_progress
+from metaforge.authoring.protocols import (
+    SHARE,
+    STEP,
+    Aux,
+    Examples,
+    Key,
+    Learner,
+    Options,
+    Params,
+    Parts,
+    Regularizer,
+    Tags,
+    Task,
+)
+from metaforge.config.sources import Layer
+from metaforge.engine import processes
 from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.scan import scan
+from metaforge.runs import worker
+from metaforge.runs.resume import configuration
+from metaforge.runs.training import run_training
+from metaforge.runs.worker import Worker
 from metaforge.system import machine
-from metaforge.testing.toy import ToyClasses, ToyDescent, ToyLearner
+from metaforge.testing.toy import ToyClasses, ToyDescent, ToyLearner, ToyNet
+from quick_runs import rows_of
 
 FATAL = [name for name in FAULTS if name not in ("wrong type", "added value")]
 
@@ -61,7 +85,7 @@ class Spread(Regularizer):
 
     def __init__(self, config: Options) -> None: ...
 
-    def combine(self, losses: Tensor) -> Tensor:
+    def combine(self, losses: Tensor, terms: Params) -> Tensor:
         return losses.var()
 
 
@@ -266,3 +290,258 @@ def test_the_first_task_is_predicted_once_per_run(tmp_path: Path) -> None:
     options: dict[str, Any] = {"backbone": "mlp", "adapters": ["sgd"], "steps": 3, "registry": registry}
     metaforge.train("counting", "toy", out=tmp_path / "run", settings={"engine": {"compile": "off"}}, **options)
     assert calls == [75]
+
+
+class Phased(ToyLearner):
+    """Has another learner for the second half of the training, whose loss is twice as large."""
+
+    asked: ClassVar[list[float]] = []
+
+    def __init__(self, config: Any, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.late = Doubled(config, parts)
+
+    def during(self, share: float) -> Any:
+        self.asked.append(share)
+        return self if share < 0.5 else self.late
+
+
+class Doubled(ToyLearner):
+    """The late phase of the learner above."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return 2 * loss, aux
+
+
+def in_phases(out: Path, cls: type[Any], settings: dict[str, Any] | None = None, steps: int = 4) -> list[float]:
+    """Train a learner on toy tasks without a change of its parameters, and return the loss of every step."""
+    registry = scan().with_plugin("learner", "phased", cls).with_plugin("dataset", "toy", ToyClasses)
+    registry = registry.with_plugin("backbone", "toy-net", ToyNet)
+    engine = {"threads": 1, "compile": "off"} | (settings or {})
+    options: dict[str, Any] = {"backbone": "toy-net", "adapters": ["sgd"], "steps": steps, "registry": registry}
+    train = {"log_every": 1, "lr": 1e-12, "tasks": 1}
+    metaforge.train("phased", "toy", out=out, settings={"engine": engine, "train": train}, **options)
+    return [row["loss"] for row in rows_of(out)]
+
+
+@pytest.mark.parametrize("plan", ["loop", "vmap", "fold"])
+def test_the_learner_of_a_phase_takes_its_steps(tmp_path: Path, plan: str) -> None:
+    Phased.asked.clear()
+    found, plain = in_phases(tmp_path / "a", Phased, {"plan": plan}), in_phases(tmp_path / "b", ToyLearner)
+    assert Phased.asked == [0.0, 0.25, 0.5, 0.75]
+    assert found == pytest.approx([plain[0], plain[1], 2 * plain[2], 2 * plain[3]], rel=1e-5)
+
+
+def test_a_phase_is_planned_for_its_own_learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    decide, step = worker.plans.decide, worker.meta_gradients
+
+    def watched(learner: Any, *arguments: Any, **named: Any) -> Any:
+        late = isinstance(learner, Doubled)
+        decision = decide(learner, *arguments, **{**named, "fused_norms": ["layer_norm"] if late else []})
+        seen.append(f"planned {type(learner).__name__}: {decision.plan}")
+        return decision
+
+    def taken(learner: Any, *arguments: Any, **named: Any) -> Any:
+        if "local" in named:
+            seen.append(f"{type(learner).__name__} by {named['plan']}")
+        return step(learner, *arguments, **named)
+
+    monkeypatch.setattr(worker.plans, "decide", watched)
+    monkeypatch.setattr(worker, "meta_gradients", taken)
+    in_phases(tmp_path / "run", Phased)
+    early, late = ["planned Phased: fold", *2 * ["Phased by fold"]], ["planned Doubled: vmap", *2 * ["Doubled by vmap"]]
+    assert seen == early + late
+    # The environment records the plan of the run's own learner, in a resumed run too.
+    assert json.loads((tmp_path / "run" / "env.json").read_text())["plan"] == "fold"
+
+
+def test_a_compiled_step_follows_the_progress_and_the_phases(tmp_path: Path) -> None:
+    if not machine.has_compiler():
+        pytest.skip("no C++ compiler")
+
+    class Scaled(Learner):
+        """The progress times the distance of a parameter from 3, and in the late phase from 5."""
+
+        Config, centre = Options, 3.0
+
+        def __init__(self, config: Options, parts: Parts) -> None:
+            self.outputs = parts.spec.outputs
+            if self.centre == 3.0:
+                self.late = Late(config, parts)
+
+        def init(self, key: Key) -> Params:
+            return {"w": torch.ones(())} | training_progress()
+
+        def adapt(self, values: Params, support: Any, *, steps: int | None = None, key: Key | None = None) -> Tensor:
+            return values["w"]
+
+        def predict(self, values: Params, fast: Tensor, x: Tensor, *, key: Key | None = None) -> Tensor:
+            return fast.expand(len(x), self.outputs)
+
+        def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+            distance = (self.centre - values["w"]) ** 2
+            return (values[STEP] + values[SHARE]) * distance + 0 * task.query.x.sum(), Aux({})
+
+        def during(self, share: float) -> Learner:
+            return self.late if share >= 0.5 else self
+
+    class Late(Scaled):
+        """The late phase."""
+
+        centre = 5.0
+
+    registry = scan().with_plugin("learner", "scaled", Scaled).with_plugin("dataset", "toy", ToyClasses)
+    losses = []
+    for compiled in ("off", "on"):
+        settings = {"engine": {"threads": 1, "compile": compiled}, "train": {"log_every": 1, "lr": 1e-12, "tasks": 2}}
+        run = metaforge.train("scaled", "toy", steps=4, settings=settings, registry=registry, out=tmp_path / compiled)
+        losses.append([row["loss"] for row in rows_of(tmp_path / compiled)])
+        assert (run.values[STEP], run.values[SHARE]) == (4, 1)
+    assert losses[0] == pytest.approx([0, 1.25 * 4, 2.5 * 16, 3.75 * 16])
+    assert losses[1] == pytest.approx(losses[0])
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            lambda parts: None,
+            "breaks its contract in its during at outer step 3: it returns an object of type NoneType",
+        ),
+        (lambda parts: nn.Tanh(), "at outer step 3: it returns an object of type Tanh, which is no learner"),
+        (
+            lambda parts: ToyLearner(ToyLearner.Config(), parts._replace(backbone=lambda: nn.Linear(6, 3))),
+            "at outer step 3: the values of ToyLearner differ in names or shapes: model",
+        ),
+        (lambda parts: 1 / 0, "raised ZeroDivisionError in its during at outer step 3"),
+    ],
+)
+def test_what_is_no_learner_of_the_same_values_is_refused(tmp_path: Path, returned: Any, message: str) -> None:
+    class Wrong(ToyLearner):
+        """Returns something else in the second half of the training."""
+
+        def __init__(self, config: Any, parts: Parts) -> None:
+            super().__init__(config, parts)
+            self.parts = parts
+
+        def during(self, share: float) -> Any:
+            return self if share < 0.5 else returned(self.parts)
+
+    with pytest.raises(PluginError, match=message) as caught:
+        in_phases(tmp_path / "run", Wrong)
+    assert caught.value.where.endswith("Wrong")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 4
+
+
+def stepped(out: Path, tasks: int, accumulate: int, **more: Any) -> metaforge.Run:
+    """Return a run of four steps in float64, with the mean change of the running statistics of batch norm."""
+    settings = {
+        "train": {"accumulate": accumulate, "log_every": 2, "ways": 5, "queries": 2},
+        "engine": {"threads": 1, "dtype": "float64", "plan": "fold"},
+        "learner": {"norm": "running"},
+    }
+    data, network = {"name": "glyphs", "train": 40, "val": 8, "test": 8}, {"name": "conv4", "filters": 4}
+    return metaforge.train(
+        "protonet", data, backbone=network, optimizer="sgd", steps=4, tasks=tasks, settings=settings, out=out, **more
+    )
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
+    seen: list[Task] = []
+
+    class Recording:
+        @hookimpl
+        def metaforge_before_step(self, tasks: Task) -> None:
+            seen.append(tasks)
+
+    large = stepped(tmp_path / "large", tasks=6, accumulate=1, hooks=[Recording()])
+    small = stepped(tmp_path / "small", tasks=2, accumulate=3, hooks=[Recording()])
+    assert any(name.startswith("state.") for name in large.values)
+    assert large.values.keys() == small.values.keys()
+    for name, value in large.values.items():
+        torch.testing.assert_close(small.values[name], value, rtol=1e-9, atol=1e-11)
+    # Hooks and metrics see all tasks of an outer step, and the episodes are the same.
+    for ours, theirs in zip(seen[:4], seen[4:], strict=True):
+        assert torch.equal(ours.support.x, theirs.support.x)
+        assert len(ours.support.x) == 6
+    ours, theirs = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("large", "small")
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert {key: one[key] for key in ("loss", "score", "score_ci")} == pytest.approx(
+            {key: other[key] for key in ("loss", "score", "score_ci")}
+        )
+        for row in (one, other):
+            assert row["tasks_per_second"] == pytest.approx(6 * row["step"] / row["elapsed"])
+
+
+def test_a_term_over_all_losses_is_that_of_each_batch(tmp_path: Path) -> None:
+    registry = scan().with_plugin("regularizer", "spread", Spread)
+    options: dict[str, Any] = {"regularizers": ["spread"], "registry": registry}
+    resolved = stepped(tmp_path / "run", tasks=2, accumulate=2, **options).resolved
+    with processes.world(torch.device("cpu")) as world:
+        worker = Worker(resolved, world)
+        values, tasks = worker.initial(), worker.sample(1)
+        both = worker.gradients(values, tasks, 1)
+        parts = [worker._batch_gradients(values, tree_map(lambda x, f=f: x[f : f + 2], tasks), range(f, f + 2), 1)
+                 for f in (0, 2)]  # fmt: skip
+    for name, grad in both.grads.items():
+        torch.testing.assert_close(grad, (parts[0].grads[name] + parts[1].grads[name]) / 2)
+    assert worker.episodes(3) == range(8, 12)
+
+
+class Raw(Learner):
+    """Compares a query with the support examples themselves: there is nothing to train."""
+
+    Config = Options
+    tags = Tags(fixed_ways=False)
+
+    def __init__(self, config: Options, parts: Parts) -> None:
+        self.ways = parts.spec.outputs
+
+    def init(self, key: Key) -> Params:
+        return {}
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Examples:
+        return support
+
+    def predict(self, values: Params, fast: Examples, x: Tensor, *, key: Key | None = None) -> Tensor:
+        similarity = -(x.flatten(1).unsqueeze(1) - fast.x.flatten(1)).square().sum(-1)
+        return similarity @ one_hot(fast.y, self.ways, similarity.dtype)
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        logits = self.predict(values, self.adapt(values, task.support), task.query.x)
+        change = {name: torch.ones_like(value) for name, value in values.items()}
+        return cross_entropy(logits, task.query.y), Aux(
+            {"score": score("classification", logits, task.query.y)}, change
+        )
+
+
+class Counting(Raw):
+    """Has nothing but a state entry, which counts the tasks."""
+
+    def init(self, key: Key) -> Params:
+        return {"state.tasks": torch.zeros(())}
+
+
+@pytest.mark.parametrize(
+    ("cls", "steps", "plan"), [(Raw, 0, "fold"), (Raw, 3, "loop"), (Raw, 3, "vmap"), (Counting, 3, "fold")]
+)
+def test_a_learner_without_parameters_is_trained_and_evaluated(
+    tmp_path: Path, cls: type[Learner], steps: int, plan: str
+) -> None:
+    registry = scan().with_plugin("learner", "raw", cls)
+    settings = {"engine": {"plan": plan}, "train": {"tasks": 2}}
+    data = {"name": "glyphs", "train": 40, "val": 8, "test": 8}
+    run = metaforge.train("raw", data, steps=steps, settings=settings, out=tmp_path / "run", registry=registry)
+    assert run.summary["steps"] == steps if steps else run.summary.get("steps", 0) == 0
+    assert {name: float(value) for name, value in run.values.items()} == (
+        {"state.tasks": 3.0} if cls is Counting else {}
+    )
+    found = metaforge.load(tmp_path / "run", registry=registry).evaluate(tasks=20)["results"][0]["scores"][-1]
+    assert found["mean"] > 0.3
+    config = configuration(tmp_path / "run", [Layer("keyword", {"train": {"steps": steps + 2}})], registry)
+    assert run_training(config, folder=tmp_path / "run", resuming=True).summary["steps"] == steps + 2

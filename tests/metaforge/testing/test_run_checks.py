@@ -13,6 +13,7 @@ from metaforge.testing import Subject, checks_for, parametrize_with_checks, skip
 from metaforge.testing import run_checks as run_checks_module
 from metaforge.testing.checks import general
 from metaforge.testing.run_checks import all_checks, counts, run_checks
+from metaforge.testing.toy import ToyLearner
 
 ADAPTING = Subject.of(faulty_learners.Right)
 
@@ -80,3 +81,16 @@ def test_outcomes_of_failures_expected_failures_and_unexpected_passes(monkeypatc
     bad = {o.check.name: o.message for o in run_checks(Subject.of(faulty_learners.Lenient), {}) if o.status == "failed"}
     assert {"contract", "config"} <= bad.keys()
     assert "Config accepts an option that does not exist" in bad["config"]
+
+
+def test_a_learner_without_parameters_has_no_meta_gradient_to_check() -> None:
+    class Raw(ToyLearner):
+        """Learns nothing."""
+
+        def init(self, key: Any) -> dict[str, Any]:
+            return {}
+
+    subject = Subject("learner", "raw", Raw)
+    names = {check.name for check, reason in skipped_for(subject) if reason.startswith("its values have no parameters")}
+    assert names == {"meta-gradient", "learns"}
+    assert not [check for check, _ in skipped_for(Subject("learner", "toy", ToyLearner)) if check.name in names]

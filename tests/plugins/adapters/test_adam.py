@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.func import vmap
 
-from metaforge.authoring.inner_loop import Chain, descend
+from metaforge.authoring.descent import Chain, descend
+from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Params
 from metaforge_plugins.adapters.adam import Adam, AdamOptions
-from toys import THETA, A, assert_true_gradient, quadratic
+from toys import THETA, A, assert_true_gradient, inner_step, quadratic
 
 
 def adapted(adam: Adam, values: Params, steps: int) -> tuple[Params, Params]:
@@ -83,11 +84,11 @@ def test_it_is_differentiable_and_vectorises() -> None:
 def test_a_zero_gradient_gives_no_step_and_no_infinite_derivative() -> None:
     adam = Adam(AdamOptions())
     params = {"w": torch.zeros(2, dtype=torch.float64)}
-    meta = adam.init(params)
+    meta = adam.init(params, make_key(0))
 
     def moved(w: torch.Tensor) -> torch.Tensor:
         gradients = {"w": w**3}
-        return adam.update(meta, gradients, adam.start(meta, params), params, 0)[0]["w"].sum()
+        return adam.update(meta, gradients, adam.start(meta, params), params, inner_step())[0]["w"].sum()
 
     assert not moved(params["w"]).any()
     assert torch.func.grad(moved)(params["w"]).isfinite().all()

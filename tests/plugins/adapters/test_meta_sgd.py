@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from metaforge.authoring.keys import make_key
 from metaforge_plugins.adapters.meta_sgd import MetaSGD, MetaSGDOptions
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.learners.gradient.maml import MAML
-from toys import THETA, close, fresh, learner, smooth, task
+from toys import THETA, close, fresh, inner_step, learner, smooth, task
 
 
 def test_there_is_one_rate_per_weight() -> None:
     params = {"w": torch.zeros(2, 3, dtype=torch.float64), "b": torch.zeros(2)}
-    rates = MetaSGD(MetaSGDOptions(lr=0.25)).init(params)
+    rates = MetaSGD(MetaSGDOptions(lr=0.25)).init(params, make_key(0))
     assert {name: (rate.shape, rate.dtype) for name, rate in rates.items()} == {
         "rate.w": ((2, 3), torch.float64),
         "rate.b": ((2,), torch.float32),
@@ -29,8 +30,8 @@ def test_rates_may_be_negative() -> None:
 def test_a_constant_rate_is_plain_descent_to_the_bit() -> None:
     gradients = {"w": THETA.sin()}
     meta = MetaSGD(MetaSGDOptions(lr=0.3))
-    ours = meta.update(meta.init({"w": THETA}), gradients, {}, {}, 0)[0]["w"]
-    assert torch.equal(ours, SGD(SGDOptions(lr=0.3)).update({}, gradients, {}, {}, 0)[0]["w"])
+    ours = meta.update(meta.init({"w": THETA}), gradients, {}, {}, inner_step())[0]["w"]
+    assert torch.equal(ours, SGD(SGDOptions(lr=0.3)).update({}, gradients, {}, {}, inner_step())[0]["w"])
 
 
 def test_a_learner_has_rates_for_what_it_adapts_alone() -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from metaforge.authoring.inner_loop import Chain
+from metaforge.authoring.descent import Chain
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
-from toys import THETA, A, H, close
+from toys import THETA, A, H, close, inner_step
 
 
 def test_the_update_is_rate_times_gradient() -> None:
@@ -26,4 +26,4 @@ def test_the_rate_is_checked() -> None:
     for wrong in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValidationError):
             SGDOptions(lr=wrong)
-    assert torch.equal(SGD(SGDOptions(lr=0.0)).update({}, {"w": THETA}, {}, {}, 0)[0]["w"], 0 * THETA)
+    assert torch.equal(SGD(SGDOptions(lr=0.0)).update({}, {"w": THETA}, {}, {}, inner_step())[0]["w"], 0 * THETA)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from metaforge.authoring.inner_loop import Chain
+from metaforge.authoring.descent import Chain
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.network import with_head
 from metaforge.authoring.protocols import Examples, Parts, Task, TaskShape, TaskSpec
@@ -95,3 +95,17 @@ def test_second_order_on_images_is_the_same_in_a_loop_and_vectorised(variant: st
     looped, together = (meta_gradients(learner, values, batch, keys, plan=p) for p in ("loop", "vmap"))  # type: ignore[arg-type]
     for name, gradient in looped.grads.items():
         torch.testing.assert_close(together.grads[name], gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_a_context_scales_and_shifts_the_channels_of_the_third_block() -> None:
+    spec = TaskSpec("classification", (1, 28, 28), 5, TaskShape(5, 1, 1))
+    torch.manual_seed(0)
+    network = Conv4(Conv4Options()).build(spec, context=2).eval()
+    plain = Conv4(Conv4Options()).build(spec).eval()
+    plain.load_state_dict({name: value for name, value in network.state_dict().items() if "film" not in name})
+    x = torch.randn(3, 1, 28, 28)
+    torch.testing.assert_close(network(x, torch.zeros(2)), plain(x))
+    context = torch.randn(2)
+    assert not torch.allclose(network(x, context), plain(x))
+    films = [name for name, _ in network.named_parameters() if "film" in name]
+    assert films == ["2.film.weight"]

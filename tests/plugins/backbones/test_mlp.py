@@ -29,6 +29,14 @@ def test_images_are_flattened(activation: str, kind: type[nn.Module]) -> None:
     assert sum(isinstance(m, kind) for m in network) == 2  # type: ignore[arg-type]
 
 
+def test_a_context_is_a_part_of_the_input() -> None:
+    network = MLP(MLPOptions(widths=(8, 4))).build(WAVE, context=3)
+    x, context = torch.randn(5, 1), torch.randn(3)
+    joined = torch.cat([x, context.repeat(5, 1)], 1)
+    torch.testing.assert_close(network(x, context), nn.Sequential.forward(network, joined))  # type: ignore[arg-type]
+    assert next(network.parameters()).shape == (8, 4)
+
+
 def test_there_is_at_least_one_layer() -> None:
     with pytest.raises(ValidationError):
         MLPOptions(widths=())

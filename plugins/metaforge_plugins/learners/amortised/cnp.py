@@ -50,8 +50,10 @@ class CNP(Learner):
 
     Config = CNPOptions
     reference: ClassVar[str] = "Garnelo et al. 2018, arXiv 1807.01613, equations 1 to 4"
-    tags: ClassVar[Tags] = Tags(kinds=frozenset({"regression"}), stochastic=True)
-    defaults: ClassVar = {"regression": {"train": {"steps": 10000, "tasks": 64, "lr": 1e-3, "schedule": "cosine"}}}
+    tags: Tags = Tags(kinds=frozenset({"regression"}), stochastic=True)
+    defaults: ClassVar = {
+        "regression": {"train": {"steps": 10000, "tasks": 64, "lr": 1e-3}, "schedule": {"name": "cosine"}}
+    }
 
     def __init__(self, config: CNPOptions, parts: Parts) -> None:
         self.config = config

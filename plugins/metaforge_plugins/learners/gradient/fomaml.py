@@ -6,25 +6,32 @@ Finn, Abbeel, Levine 2017 (arXiv 1703.03400, section 5.2); analysed by Nichol, A
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from metaforge.authoring import Aux, InnerLoopLearner, InnerLoopOptions, Key, Params, Tags, Task
 
 
+class FOMAMLOptions(InnerLoopOptions):
+    """Options of first-order MAML."""
+
+    adjoint: Literal["first-order"] = Field("first-order", description="how the inner loop is differentiated")
+
+
 class FOMAML(InnerLoopLearner):
     """Learns an initialisation by the gradient of the query loss at the adapted weights (first order)."""
 
-    Config = InnerLoopOptions
+    Config = FOMAMLOptions
     reference: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.2"
-    tags: ClassVar[Tags] = replace(InnerLoopLearner.tags, exact_meta_gradient=False)
-    first_order: ClassVar[bool] = True
+    tags: Tags = replace(InnerLoopLearner.tags, exact_meta_gradient=False)
     defaults: ClassVar = {
         "classification": {
             "learner": {"steps": 3, "test_steps": 5},
             "adapters": {"sgd": {"lr": 0.4}},
-            "train": {"queries": 5, "tasks": 8, "steps": 2000, "lr": 2e-3, "schedule": "cosine"},
+            "train": {"queries": 5, "tasks": 8, "steps": 2000, "lr": 2e-3},
+            "schedule": {"name": "cosine"},
         },
         "regression": {
             "learner": {"steps": 1, "test_steps": 5},

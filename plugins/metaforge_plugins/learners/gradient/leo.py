@@ -72,19 +72,12 @@ class LEO(ModelLearner):
 
     Config = LEOOptions
     reference: ClassVar[str] = "Rusu et al. 2019, arXiv 1807.05960, algorithm 1"
-    tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), adapts=True, fixed_ways=False, stochastic=True)
+    tags: Tags = Tags(needs=frozenset({"backbone"}), adapts=True, fixed_ways=False, stochastic=True)
     config: LEOOptions
     defaults: ClassVar = {
         "classification": {
-            "train": {
-                "ways": 20,
-                "queries": 5,
-                "tasks": 1,
-                "steps": 1500,
-                "schedule": "cosine",
-                "lr": 1e-3,
-                "clip": 0.1,
-            },
+            "train": {"ways": 20, "queries": 5, "tasks": 1, "steps": 1500, "lr": 1e-3, "clip": 0.1},
+            "schedule": {"name": "cosine"},
             "backbone": {"variant": "pool"},
         }
     }

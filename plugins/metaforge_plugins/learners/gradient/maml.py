@@ -21,7 +21,8 @@ class MAML(InnerLoopLearner):
         "classification": {
             "learner": {"steps": 1, "test_steps": 3},
             "adapters": {"sgd": {"lr": 0.4}},
-            "train": {"queries": 5, "tasks": 8, "steps": 2000, "lr": 2e-3, "schedule": "cosine"},
+            "train": {"queries": 5, "tasks": 8, "steps": 2000, "lr": 2e-3},
+            "schedule": {"name": "cosine"},
         },
         "regression": {
             "learner": {"steps": 1, "test_steps": 5},

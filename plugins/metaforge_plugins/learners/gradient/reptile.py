@@ -38,6 +38,7 @@ class ReptileOptions(InnerLoopOptions):
     adapt: Literal["weights", "all"] = Field(
         "all", description="parameters that are adapted and meta-learned: all, or all but those of norm layers"
     )
+    adjoint: Literal["first-order"] = Field("first-order", description="how the inner loop is differentiated")
     batch: int = Field(10, ge=1, description="examples in the mini-batch of an inner step of training")
 
 
@@ -46,26 +47,21 @@ class Reptile(InnerLoopLearner):
 
     Config = ReptileOptions
     reference: ClassVar[str] = "Nichol, Achiam, Schulman 2018, arXiv 1803.02999, algorithm 1"
-    tags: ClassVar[Tags] = replace(InnerLoopLearner.tags, stochastic=True, exact_meta_gradient=False)
-    first_order: ClassVar[bool] = True
+    tags: Tags = replace(InnerLoopLearner.tags, stochastic=True, exact_meta_gradient=False, terms=frozenset())
     config: ReptileOptions
     defaults: ClassVar = {
         "classification": {
             "adapters": {"adam": {"lr": 3e-3, "beta1": 0.0}},
-            "train": {
-                "shots": 5,
-                "queries": 5,
-                "tasks": 5,
-                "optimizer": "sgd",
-                "lr": 1.0,
-                "schedule": "linear",
-                "steps": 2000,
-            },
+            "train": {"shots": 5, "queries": 5, "tasks": 5, "lr": 1.0, "steps": 2000},
+            "optimizer": {"name": "sgd"},
+            "schedule": {"name": "linear"},
         },
         "regression": {
             "learner": {"steps": 5, "test_steps": 32},
             "adapters": {"sgd": {"lr": 0.02}},
-            "train": {"tasks": 5, "optimizer": "sgd", "lr": 0.5, "schedule": "linear", "steps": 10000},
+            "train": {"tasks": 5, "lr": 0.5, "steps": 10000},
+            "optimizer": {"name": "sgd"},
+            "schedule": {"name": "linear"},
         },
     }
 
@@ -77,9 +73,11 @@ class Reptile(InnerLoopLearner):
         def objective(values: Params, step: int) -> tuple[Tensor, Params]:
             return self.support_loss(values, batches(step), step, key)
 
-        start = {name: values[name] for name in self.adapted}
-        fast, state = descend(objective, values, start, self.adapter, self.config.steps, first_order=self.first_order)
-        distance = sum_of((start[name] - fast[name].detach()).square().sum() for name in self.adapted)
+        start = self.start(values, task.support, key)
+        how, factor = self.adjoint, self.config.proximal
+        steps = self.config.steps
+        fast, state = descend(objective, values, start, self.adapter, steps, adjoint=how, proximal=factor)
+        distance = sum_of((start[name] - fast[name].detach()).square().sum() for name in start)
         metrics = self.metrics(values | fast, batches(self.config.steps), key)
         return 0.5 * distance, Aux(metrics, state)
 

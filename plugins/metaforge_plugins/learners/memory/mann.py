@@ -79,7 +79,7 @@ class MANN(ModelLearner):
 
     Config = MANNOptions
     reference: ClassVar[str] = "Santoro et al. 2016, arXiv 1605.06065, section 3"
-    tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), stochastic=True)
+    tags: Tags = Tags(needs=frozenset({"backbone"}), stochastic=True)
     config: MANNOptions
     defaults: ClassVar = {
         "classification": {
@@ -89,10 +89,10 @@ class MANN(ModelLearner):
                 "queries": 9,
                 "tasks": 16,
                 "steps": 3000,
-                "schedule": "cosine",
                 "lr": 3e-3,
                 "clip": 10.0,
             },
+            "schedule": {"name": "cosine"},
             "backbone": {"variant": "stride-flat"},
         }
     }

@@ -42,12 +42,13 @@ class ProtoNet(ModelLearner):
 
     Config = ProtoNetOptions
     reference: ClassVar[str] = "Snell, Swersky, Zemel 2017, arXiv 1703.05175, algorithm 1"
-    tags: ClassVar[Tags] = Tags(needs=frozenset({"backbone"}), fixed_ways=False)
+    tags: Tags = Tags(needs=frozenset({"backbone"}), fixed_ways=False)
     config: ProtoNetOptions
     # The authors train with 60 ways. At an equal number of images, more classes train faster than more queries.
     defaults: ClassVar = {
         "classification": {
-            "train": {"ways": 60, "queries": 2, "tasks": 1, "steps": 1500, "schedule": "cosine", "lr": 3e-3},
+            "train": {"ways": 60, "queries": 2, "tasks": 1, "steps": 1500, "lr": 3e-3},
+            "schedule": {"name": "cosine"},
             "backbone": {"name": "conv4", "variant": "pool"},
         }
     }

@@ -28,7 +28,7 @@ def test_every_default_does_nothing() -> None:
     assert idle.tap({}, "0", module, torch.zeros(2), output, Pass()) is output
     assert idle.draws(None) == idle.draws(make_key(0)) == 1
     assert idle.penalty({"w": torch.ones(2)}) is None
-    assert idle.combine(torch.ones(3)) is None
+    assert idle.combine(torch.ones(3), {}) is None
 
 
 def test_a_model_with_an_idle_regularizer_has_the_values_and_outputs_of_one_without() -> None:

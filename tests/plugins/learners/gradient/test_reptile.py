@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.func import grad
 from torch.nn import functional as F
 
+from metaforge.authoring.descent import Adjoint, descend
 from metaforge.authoring.functional import split_state
-from metaforge.authoring.inner_loop import descend
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Examples, Task
 from metaforge_plugins.adapters.adam import Adam, AdamOptions
@@ -77,7 +77,10 @@ def test_vectorised_equals_loop(adapter: str, norm: str) -> None:
 def test_the_fixed_point_of_two_quadratic_tasks_is_the_mean_of_their_optima(steps: int) -> None:
     def way(centre: Tensor, theta: Tensor) -> Tensor:
         objective = lambda v, n: (0.5 * (v["w"] - centre) @ H @ (v["w"] - centre), {})  # noqa: E731
-        return theta - descend(objective, {"w": theta}, {"w": theta}, sgd(0.1), steps, first_order=True)[0]["w"]
+        return (
+            theta
+            - descend(objective, {"w": theta}, {"w": theta}, sgd(0.1), steps, adjoint=Adjoint("first-order"))[0]["w"]
+        )
 
     middle = (A + B) / 2
     torch.testing.assert_close(way(A, middle) + way(B, middle), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-12)

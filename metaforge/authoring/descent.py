@@ -1,0 +1,262 @@
+"""Gradient descent on the support loss of a task, chains of gradient transforms, and how the result is differentiated.
+
+How an inner loop is differentiated, its adjoint, is independent of the learner and of the adapter. The idea to keep the
+two apart is that of optimistix (Rader, Lyons, Kidger 2024, arXiv 2402.09983).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from metaforge.authoring.functional import add_params, advance_state, detach_params, gradient, prefixed, select, sum_of
+from metaforge.authoring.keys import fold_in
+from metaforge.authoring.protocols import AdapterTags, GradientTransform, InnerStep, Key, Params
+from metaforge.kernels.implicit import Solver, conjugate_gradients, implicit_solution, neumann_series
+from metaforge.kernels.recompute import recompute_in_backward
+
+Objective = Callable[..., tuple[Tensor, Params]]
+"""A function of `(values, step, *inputs)` that returns the support loss and what to add to the `state.` entries."""
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """How the result of an inner loop is differentiated with respect to the values.
+
+    - `unroll`: through every inner step, whose activations are kept.
+    - `recompute`: as `unroll`, but each step is computed again in the backward pass: less memory, more time.
+    - `first-order`: the gradients of the inner steps are treated as constants.
+    - `implicit`: as the solution of the equation that says that the gradient of the support loss is zero. The memory
+      does not grow with the number of steps. It is exact only where the inner loop has converged to a minimum, and
+      independent of the path there: what the adapter meta-learns gets no gradient.
+
+    Attributes:
+        method: One of the four.
+        solver: How `implicit` solves its linear system: by conjugate gradients (`cg`) or a truncated Neumann series.
+        solver_steps: Steps of the solver; each is a product of the Hessian with a vector.
+        solver_rate: Rate of the Neumann series, less than 2 divided by the largest eigenvalue of the Hessian.
+
+    Example:
+        >>> from metaforge.authoring import Adjoint
+        >>> Adjoint("implicit", solver_steps=10).constant
+        True
+    """
+
+    method: Literal["unroll", "recompute", "first-order", "implicit"] = "unroll"
+    solver: Literal["cg", "neumann"] = "cg"
+    solver_steps: int = 5
+    solver_rate: float = 0.1
+
+    @property
+    def constant(self) -> bool:
+        """Whether the gradients of the inner steps are constants for the meta-gradient."""
+        return self.method in ("first-order", "implicit")
+
+
+UNROLL = Adjoint()
+
+
+def descend(
+    objective: Objective,
+    values: Params,
+    fast: Params,
+    adapter: GradientTransform,
+    steps: int,
+    *inputs: Tensor,
+    adjoint: Adjoint = UNROLL,
+    proximal: float = 0.0,
+) -> tuple[Params, Params]:
+    """Minimise an objective with `steps` updates of an adapter.
+
+    Args:
+        objective: Returns the support loss and what to add to the `state.` entries, given `(values, step, *inputs)`.
+        values: All values that the objective reads; those of the adapter are the entries `adapters.<name>`.
+        fast: The parameters to adapt, at their start. They replace the entries of `values` that have their names.
+        adapter: Returns what is subtracted from the parameters, given their gradients.
+        steps: Number of inner steps.
+        *inputs: Tensors that are passed to the objective.
+        adjoint: How the result is differentiated. Under `recompute` and `implicit` the objective must read no tensors
+            but the values and `inputs`.
+        proximal: The factor λ of the term λ/2 ‖φ - θ‖², which is added to the objective: φ are the parameters, θ
+            their start.
+
+    Returns:
+        The adapted parameters, and what to add to the `state.` entries.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import GradientTransform, descend
+        >>> class Descent(GradientTransform):
+        ...     def update(self, meta, grads, state, params, step):
+        ...         return {name: 0.25 * g for name, g in grads.items()}, state
+        >>> values = {"w": torch.tensor(1.0)}
+        >>> descend(lambda values, step: (values["w"] ** 2, {}), values, values, Descent(), 2)[0]
+        {'w': tensor(0.2500)}
+    """
+    loop = _InnerLoop(objective, adapter, adjoint, proximal, torch.is_grad_enabled())
+    meta, start = select(values, "adapters"), fast
+    base = detach_params(values) if adjoint.constant else values
+    with torch.no_grad() if adjoint.method == "implicit" else nullcontext():
+        state, changes = adapter.start(meta, fast), Params()
+        for number in range(steps):
+            function = partial(loop.step, number)
+            if adjoint.method == "recompute" and loop.tracked:
+                function = partial(recompute_in_backward, function)
+            fast, state, changes = function(base, meta, start, fast, state, changes, *inputs)
+    if adjoint.method == "implicit" and loop.tracked and steps:
+        slope = partial(loop.slope, max(steps - 1, 0))
+        current = values | advance_state(values, changes)
+        fast = implicit_solution(slope, detach_params(fast), _solver(adjoint), current, start, *inputs)
+    return fast, add_params(changes, prefixed("adapters", adapter.carry(meta, state)))
+
+
+@dataclass(frozen=True)
+class _InnerLoop:
+    """The inner steps of `descend`, whose arguments it holds; `tracked` says whether a gradient is wanted."""
+
+    objective: Objective
+    adapter: GradientTransform
+    adjoint: Adjoint
+    proximal: float
+    tracked: bool
+
+    def step(
+        self,
+        number: int,
+        base: Params,
+        meta: Params,
+        start: Params,
+        fast: Params,
+        state: Params,
+        changes: Params,
+        *inputs: Tensor,
+    ) -> tuple[Params, Params, Params]:
+        """Return the parameters, the adapter's state and the changes of the `state.` entries after an inner step."""
+        current = base | advance_state(base, changes)
+        constant = self.adjoint.constant
+        grads, (loss, change) = gradient(
+            lambda p: self.total(number, p, current, start, *inputs),
+            detach_params(fast) if constant else fast,
+            differentiable=self.tracked and not constant,
+        )
+        step = InnerStep(number, loss.detach() if constant else loss)
+        updates, state = self.adapter.update(meta, grads, state, fast, step)
+        fast = {name: value - updates[name] for name, value in fast.items()}
+        return fast, state, add_params(changes, detach_params(change))
+
+    def slope(self, number: int, fast: Params, base: Params, start: Params, *inputs: Tensor) -> Params:
+        """Return the gradient of the support loss with its proximal term, which is zero at the end of the loop."""
+        result: Params = grad(lambda p: self.total(number, p, base, start, *inputs)[0])(fast)
+        return result
+
+    def total(
+        self, number: int, fast: Params, base: Params, start: Params, *inputs: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Params]]:
+        """Return the support loss with its proximal term; and without it, with the changes of the `state.` entries."""
+        loss, change = self.objective(base | fast, number, *inputs)
+        if not self.proximal:
+            return loss, (loss, change)
+        distance = sum_of((value - start[name]).square().sum() for name, value in fast.items())
+        return loss + 0.5 * self.proximal * distance, (loss, change)
+
+
+def relative_slope(
+    objective: Objective,
+    values: Params,
+    start: Params,
+    fast: Params,
+    step: int,
+    *inputs: Tensor,
+    proximal: float = 0.0,
+) -> Tensor:
+    """Return the norm of the objective's gradient at the end of an inner loop, divided by the norm at its start.
+
+    The implicit adjoint is exact where it is zero.
+
+    Args:
+        objective: The objective of `descend`, as the other arguments are.
+        values: All values that the objective reads.
+        start: The parameters at the start of the loop.
+        fast: The adapted parameters; other entries are left out.
+        step: The number of the inner step that the objective gets.
+        *inputs: Tensors that are passed to the objective.
+        proximal: The factor of the proximal term.
+
+    Returns:
+        A scalar without a graph; 0 if both gradients are zero.
+    """
+    loop = _InnerLoop(objective, Chain({}), UNROLL, proximal, False)
+    values, start, fast = detach_params(values), detach_params(start), detach_params(fast)
+    norms = []
+    for at in (start, {name: fast[name] for name in start}):
+        slope, _ = gradient(lambda p: loop.total(step, p, values, start, *inputs), at, differentiable=False)
+        norms.append(sum_of(part.square().sum() for part in slope.values()).sqrt())
+    return norms[1] / (norms[0] + (norms[0] == 0))
+
+
+def _solver(adjoint: Adjoint) -> Solver:
+    if adjoint.solver == "cg":
+        return conjugate_gradients(adjoint.solver_steps)
+    return neumann_series(adjoint.solver_steps, adjoint.solver_rate)
+
+
+class Chain(GradientTransform):
+    """Gradient transforms applied one after another, which is again a gradient transform.
+
+    Args:
+        adapters: The transforms by name, in order. The values and states of each are prefixed with its name.
+
+    Attributes:
+        tags: The tags of all transforms together.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import Chain, GradientTransform, InnerStep
+        >>> class Scale(GradientTransform):
+        ...     def __init__(self, factor):
+        ...         self.factor = factor
+        ...
+        ...     def update(self, meta, grads, state, params, step):
+        ...         return {name: self.factor * g for name, g in grads.items()}, state
+        >>> chain = Chain({"double": Scale(2.0), "rate": Scale(0.1)})
+        >>> step = InnerStep(0, loss=torch.tensor(1.0))
+        >>> updates, _ = chain.update({}, {"w": torch.tensor(3.0)}, {}, {}, step)
+        >>> round(float(updates["w"]), 3)
+        0.6
+    """
+
+    def __init__(self, adapters: Mapping[str, GradientTransform]) -> None:
+        self.adapters = dict(adapters)
+        self.tags = AdapterTags(detaches=any(adapter.tags.detaches for adapter in self.adapters.values()))
+
+    def init(self, params: Params, key: Key) -> Params:
+        """Return what all adapters meta-learn for `params`, each prefixed with its name."""
+        return self._joined({name: adapter.init(params, fold_in(key, name)) for name, adapter in self.adapters.items()})
+
+    def start(self, meta: Params, params: Params) -> Params:
+        """Return the states with which all adapters start a task, each prefixed with its name."""
+        return self._joined({name: a.start(select(meta, name), params) for name, a in self.adapters.items()})
+
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
+        """Return the last adapter's updates and all new states; each adapter's output is the next one's gradient."""
+        states = {}
+        for name, adapter in self.adapters.items():
+            grads, states[name] = adapter.update(select(meta, name), grads, select(state, name), params, step)
+        return grads, self._joined(states)
+
+    def carry(self, meta: Params, state: Params) -> Params:
+        """Return what all adapters add to their `state.` entries when a task's adaptation ends."""
+        return self._joined({n: a.carry(select(meta, n), select(state, n)) for n, a in self.adapters.items()})
+
+    @staticmethod
+    def _joined(parts: Mapping[str, Params]) -> Params:
+        return {key: value for name, part in parts.items() for key, value in prefixed(name, part).items()}

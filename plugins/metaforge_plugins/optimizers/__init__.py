@@ -1,0 +1,1 @@
+"""Built-in optimisers of the outer loop."""

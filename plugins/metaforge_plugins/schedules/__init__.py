@@ -1,0 +1,1 @@
+"""Built-in schedules of the outer learning rate."""

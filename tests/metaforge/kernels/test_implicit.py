@@ -1,0 +1,103 @@
+"""Implicit differentiation of the solution of an equation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from metaforge.kernels.implicit import Solver, conjugate_gradients, implicit_solution, neumann_series
+
+SOLVERS = {"cg": conjugate_gradients(4), "neumann": neumann_series(400, 0.3)}
+
+
+def matrix(scale: Tensor) -> Tensor:
+    """Return a symmetric positive definite matrix `[3, 3]` that depends on `scale`."""
+    base = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 3.0]], dtype=torch.float64)
+    return base + scale * torch.eye(3, dtype=torch.float64)
+
+
+def equation(x: dict[str, Tensor], scale: Tensor, right: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """Return A x - b + x^3, in two parts; it has a root x that depends on A and b, and an integer argument."""
+    whole = torch.cat([x["first"], x["second"]])
+    value = matrix(scale) @ whole - right + whole**3 + 0 * label
+    return {"first": value[:1], "second": value[1:]}
+
+
+def root(scale: Tensor, right: Tensor) -> dict[str, Tensor]:
+    """Return the root, found by Newton's method and detached."""
+    x = torch.zeros_like(right)
+    for _ in range(30):
+        slope = matrix(scale) + torch.diag_embed(3 * x**2)
+        x = x - torch.linalg.solve(slope, matrix(scale) @ x - right + x**3)
+    x = x.detach()
+    return {"first": x[:1], "second": x[1:]}
+
+
+def of_root(scale: Tensor, right: Tensor, solver: Solver) -> Tensor:
+    """Return a function of the root that depends on both of its parts."""
+    x = implicit_solution(equation, root(scale, right), solver, scale, right, torch.tensor(2))
+    return x["first"].sum() ** 2 + x["second"].sin().sum()
+
+
+SCALE = torch.tensor(0.7, dtype=torch.float64)
+RIGHT = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_the_derivative_is_that_of_the_root(solver: Solver) -> None:
+    by_scale, by_right = grad(of_root, (0, 1))(SCALE, RIGHT, solver)
+    step = 1e-6
+
+    def value(scale: Tensor, right: Tensor) -> Tensor:
+        x = root(scale, right)
+        return x["first"].sum() ** 2 + x["second"].sin().sum()
+
+    wanted = (value(SCALE + step, RIGHT) - value(SCALE - step, RIGHT)) / (2 * step)
+    torch.testing.assert_close(by_scale, wanted, rtol=1e-8, atol=1e-9)
+    for index in range(3):
+        shift = step * torch.eye(3, dtype=torch.float64)[index]
+        wanted = (value(SCALE, RIGHT + shift) - value(SCALE, RIGHT - shift)) / (2 * step)
+        torch.testing.assert_close(by_right[index], wanted, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_it_works_under_vmap_and_grad_in_any_order(solver: Solver) -> None:
+    scales = torch.tensor([0.7, 0.1, 2.0], dtype=torch.float64)
+    one_by_one = torch.stack([grad(of_root)(scale, RIGHT, solver) for scale in scales])
+    inside = vmap(grad(lambda scale: of_root(scale, RIGHT, solver)))(scales)
+    outside = grad(lambda s: vmap(lambda scale: of_root(scale, RIGHT, solver))(s).sum())(scales)
+    leaf = scales.clone().requires_grad_()
+    (by_autograd,) = torch.autograd.grad(vmap(lambda scale: of_root(scale, RIGHT, solver))(leaf).sum(), leaf)
+    for result in (inside, outside, by_autograd):
+        torch.testing.assert_close(result, one_by_one, rtol=1e-12, atol=1e-12)
+
+
+def test_conjugate_gradients_are_exact_after_as_many_steps_as_there_are_unknowns() -> None:
+    a, v = matrix(SCALE), [RIGHT[:2], RIGHT[2:]]
+
+    def product(vector: list[Tensor]) -> list[Tensor]:
+        return list((a @ torch.cat(list(vector))).split([2, 1]))
+
+    wanted = torch.linalg.solve(a, RIGHT)
+    errors = [float((torch.cat(list(conjugate_gradients(n)(product, v))) - wanted).norm()) for n in (1, 2, 3, 10)]  # type: ignore[arg-type]
+    assert errors[0] > errors[1] > 1e-3
+    # Further steps keep the solution: there is no division by a residual of zero.
+    assert max(errors[2:]) < 1e-14
+
+
+def test_a_gradient_of_zero_is_solved_by_zero() -> None:
+    solved = conjugate_gradients(3)(lambda vector: vector, [torch.zeros(2)])
+    assert torch.equal(solved[0], torch.zeros(2))
+
+
+def test_the_neumann_series_converges_geometrically() -> None:
+    a = matrix(SCALE)
+    wanted = torch.linalg.solve(a, RIGHT)
+    errors = [
+        float((neumann_series(n, 0.3)(lambda vector: [a @ vector[0]], [RIGHT])[0] - wanted).norm()) for n in (20, 40)
+    ]
+    rate = float((torch.eye(3, dtype=torch.float64) - 0.3 * a).abs().max())
+    largest = float(torch.linalg.eigvalsh(torch.eye(3, dtype=torch.float64) - 0.3 * a).abs().max())
+    assert errors[1] / errors[0] == pytest.approx(largest**20, rel=0.05), rate
