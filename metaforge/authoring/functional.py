@@ -5,6 +5,7 @@ All of them work under `torch.func.grad` and `torch.func.vmap`, in any order of 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from metaforge.authoring.protocols import STATE, Examples, Params, Task
-from metaforge.errors import ConfigError, nearest, shown
+from metaforge.errors import ConfigError, shown
 
 
 def prefixed(prefix: str, params: Params) -> Params:
@@ -69,41 +70,54 @@ def select(values: Params, prefix: str) -> Params:
     return selected
 
 
-def matching(names: Iterable[str], patterns: Sequence[str], *, where: str) -> tuple[str, ...]:
-    """Return the names that match at least one of the patterns, in the order of the names.
+def matching(names: Iterable[str], patterns: Sequence[str], *, where: str | None = None) -> tuple[str, ...]:
+    """Return the names of values that match at least one pattern, in their order.
+
+    A state entry also matches without its `state.` in front, so `model.0.*` stands for the parameters of a layer and
+    its statistics.
 
     Args:
         names: Names of values.
-        patterns: Patterns as of a shell: `*` stands for any text, `?` for one character, `[ab]` for one of these.
-        where: The setting with the patterns, for the message.
+        patterns: Patterns as of a shell: `*` stands for any text, dots included, `?` for one character, `[ab]` for one
+            of these.
+        where: The setting with the patterns, for the message; None to allow patterns that match nothing.
+
+    Returns:
+        The names that match.
 
     Raises:
-        ConfigError: A pattern matches no name.
+        ConfigError: With `where`, a pattern matches no name.
 
     Example:
         >>> from metaforge.authoring import matching
-        >>> matching(["model.0.weight", "model.0.bias", "model.2.weight"], ["model.0.*"], where="--freeze")
-        ('model.0.weight', 'model.0.bias')
+        >>> matching(["model.0.weight", "model.2.weight", "state.model.0.mean"], ["model.0.*"], where="--freeze")
+        ('model.0.weight', 'state.model.0.mean')
     """
     names = tuple(names)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+    for pattern in patterns if where is not None else ():
+        if not matching(names, [pattern]):
+            closest = difflib.get_close_matches(pattern.strip(" *?."), names, n=5, cutoff=0.0)
             raise ConfigError(
-                f"The pattern {shown(pattern)} matches no value.{nearest(pattern, names)}",
-                where=where,
-                remedy=f"the names are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}",
+                f"The pattern {shown(pattern)} matches no value.",
+                where=where or "",
+                remedy=f"the nearest of the {len(names)} names are {', '.join(closest)}",
             )
-    return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
+
+    def matches(name: str) -> bool:
+        return any(fnmatchcase(name, one) or fnmatchcase(name.removeprefix(STATE), one) for one in patterns)
+
+    return tuple(name for name in names if matches(name))
 
 
-def split_state(values: Params) -> tuple[Params, Params]:
-    """Split a learner's values into parameters and state entries.
+def split_state(values: Params, frozen: Sequence[str] = ()) -> tuple[Params, Params]:
+    """Split a learner's values into parameters, for which there are gradients, and all other entries.
 
     Args:
         values: Tensors by name.
+        frozen: Patterns of names, see `matching`. What they match is no parameter.
 
     Returns:
-        The parameters, and the state entries (the names that begin with `state.`).
+        The parameters; and the state entries (the names that begin with `state.`), together with what is frozen.
 
     Example:
         >>> import torch
@@ -112,7 +126,8 @@ def split_state(values: Params) -> tuple[Params, Params]:
         >>> list(params), list(state)
         (['weight'], ['state.mean'])
     """
-    state = {name: value for name, value in values.items() if name.startswith(STATE)}
+    fixed = frozenset(matching(values, frozen))
+    state = {name: value for name, value in values.items() if name.startswith(STATE) or name in fixed}
     return {name: value for name, value in values.items() if name not in state}, state
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metaforge.authoring.descent import Adjoint, descend, relative_slope
-from metaforge.authoring.functional import add_params, advance_state, prefixed, sum_of
+from metaforge.authoring.functional import add_params, advance_state, matching, prefixed, sum_of
 from metaforge.authoring.hooks import hookimpl
 from metaforge.authoring.keys import fold_in
 from metaforge.authoring.model_learner import ModelLearner
@@ -29,6 +29,7 @@ from metaforge.authoring.protocols import (
     Task,
 )
 from metaforge.authoring.terms import INNER_LOOP_TERMS, inner_loop_terms, require_entropies
+from metaforge.errors import ConfigError
 from metaforge.system.streams import note_stream
 
 # The largest slope at the end of an inner loop, relative to that at its start, that counts as a minimum.
@@ -80,7 +81,7 @@ class InnerLoopLearner(ModelLearner):
         adjoint: How the inner loop is differentiated.
         adapter: The transform from gradients to updates.
         criterion: The task loss of (prediction, target).
-        adapted: Names of the values that the inner loop adapts.
+        adapted: Names of the values that the inner loop adapts; none of them is frozen.
         terms: Names of the terms that the run's regularizers read.
 
     Example:
@@ -128,12 +129,24 @@ class InnerLoopLearner(ModelLearner):
         super().__init__(config, parts, norm=config.norm, steps=config.steps, outputs=parts.spec.outputs)
         assert parts.adapter is not None, "the learner's tags do not name an adapter among its needs"
         self.adapter, self.criterion, self.steps = parts.adapter, parts.spec.kind.loss, config.test_steps
-        self.adapted = self.model.choose(config.adapt)
+        self.adapted = self._adapted(parts.frozen)
         self.adjoint = Adjoint(config.adjoint, config.solver, config.solver_steps, config.solver_rate)
         if config.adjoint == "first-order" or self.adapter.tags.detaches:
             self.tags = replace(self.tags, exact_meta_gradient=False)
         self.terms = parts.terms
         require_entropies(self.terms, parts.spec.kind)
+
+    def _adapted(self, frozen: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the values that the option `adapt` chooses and that are not frozen."""
+        chosen = self.model.choose(self.config.adapt)
+        adapted = tuple(name for name in chosen if name not in matching(chosen, frozen))
+        if not adapted and frozen:
+            raise ConfigError(
+                "Every value that the inner loop would adapt is frozen.",
+                where="train.freeze",
+                remedy="freeze less, such as the body of the network without its head",
+            )
+        return adapted
 
     def init(self, key: Key) -> Params:
         """Return the values of the network and of the adapter; equal for equal keys."""

@@ -41,6 +41,7 @@ class Model:
         prefix: Prefix of the names of the values, without the final dot. Networks of one learner have different ones.
         context: Size of the context vector that each call gets beside the inputs; 0 for none. Then `build` is called
             with `context=n` and builds a module that takes inputs and a context.
+        frozen: Patterns of the names of values that nothing changes, as in `Parts`.
 
     Attributes:
         module: The network, with its layers replaced.
@@ -77,12 +78,13 @@ class Model:
         x_shape: Sequence[int] | None = None,
         prefix: str = "model",
         context: int = 0,
+        frozen: Sequence[str] = (),
     ) -> None:
         self._build, self._steps, self._x_shape = build, steps, x_shape
         self.prefix, self._context_size = prefix, context
         self._regularizer_prefix = "regularizers" if prefix == "model" else f"{prefix}.regularizers"
         self.regularizers = dict(regularizers or {})
-        self.forward_context = ForwardContext(norm, prefix)
+        self.forward_context = ForwardContext(norm, prefix, frozen)
         self.module = self._built(make_key(0, "structure"))
         self.names = tuple(name for name, _ in self.module.named_parameters())
         values = tuple(f"{prefix}.{name}" for name in self.names)
@@ -132,6 +134,7 @@ class Model:
             x_shape=x_shape,
             prefix=prefix,
             context=context,
+            frozen=parts.frozen,
         )
 
     def _built(self, key: Key) -> nn.Module:
@@ -194,7 +197,8 @@ class Model:
         values = {f"{self.prefix}.{name}": value.detach().clone() for name, value in module.named_parameters()}
         if self.forward_context.policy in ("running", "per-step"):
             lead = (self._steps + 1,) if self.forward_context.policy == "per-step" else ()
-            for layer in self._norm_layers:
+            # Of this module, not of `self.module`: its statistics may come from a file of weights.
+            for layer in (layer for layer in module.modules() if isinstance(layer, BatchNorm)):
                 for name, initial in zip(layer.state_names, (layer.initial_mean, layer.initial_var), strict=True):
                     values[name] = initial.expand(*lead, -1).clone()
         modules = dict(self.module.named_modules())

@@ -22,6 +22,8 @@ def config(
     budget: options.Budget = None,
     seed: options.Seed = None,
     device: options.Device = None,
+    init_from: options.InitFrom = None,
+    freeze: options.Freeze = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Print the configuration that `train` would use with the same flags, with the origin of every value.
@@ -29,7 +31,7 @@ def config(
     The output is a valid run file.
     """
     plugins = (learner, dataset, backbone, adapter, regularizer, optimizer, schedule, hook)
-    flags = options.RunFlags(*plugins, steps, budget, seed, device, config, settings)
+    flags = options.RunFlags(*plugins, steps, budget, seed, device, config, settings, init_from, freeze)
     _, resolved = flags.resolve(complete=False)
     if as_json:
         print_json({"values": resolved.to_dict(), "origins": dict(resolved.origins), "notes": list(resolved.notes)})

@@ -39,6 +39,13 @@ Budget = Annotated[str | None, typer.Option("--budget", help="Training time afte
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the run.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default runs/DATASET-LEARNER-TIME.")]
+InitFrom = Annotated[
+    str | None, typer.Option("--init-from", metavar="RUN", help="Run folder whose values are the initial ones.")
+]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option("--freeze", metavar="PATTERN", help="Values that stay as they are, e.g. 'model.0.*'. Repeatable."),
+]
 Resume = Annotated[
     Path | None, typer.Option("--resume", help="Run folder of a run to resume from its last valid checkpoint.")
 ]
@@ -77,6 +84,8 @@ class RunFlags(NamedTuple):
     device: str | None = None
     config: Path | None = None
     settings: Sequence[str] | None = None
+    init_from: str | None = None
+    freeze: Sequence[str] | None = None
 
     def layers(self) -> list[Layer]:
         """Return the layers of configuration that the flags describe, lowest priority first."""
@@ -93,6 +102,8 @@ class RunFlags(NamedTuple):
             "--budget": ("train.budget", self.budget),
             "--seed": ("seed", self.seed),
             "--device": ("device", self.device),
+            "--init-from": ("train.init_from", self.init_from),
+            "--freeze": ("train.freeze", list(self.freeze) if self.freeze else None),
         }
         return config_layers(self.config, self.settings, flags)
 

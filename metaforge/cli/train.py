@@ -17,7 +17,7 @@ from metaforge.errors import printable
 from metaforge.system.streams import stdout_to_stderr
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from metaforge.authoring.hooks import RunInfo
     from metaforge.config.resolved import Resolved
@@ -41,6 +41,8 @@ def train(
     budget: options.Budget = None,
     seed: options.Seed = None,
     device: options.Device = None,
+    init_from: options.InitFrom = None,
+    freeze: options.Freeze = None,
     out: options.Out = None,
     resume: options.Resume = None,
     accept_plugins: options.AcceptPlugins = False,
@@ -52,30 +54,29 @@ def train(
     as_json: options.AsJson = False,
 ) -> None:
     """Train a learner, or resume a run; configuration, checkpoints, metrics and report are kept in a run folder."""
-    _reject_with_resume(resume, out=out, config=config, dry_run=dry_run)
+    _reject_with_resume(resume, out=out, config=config, dry_run=dry_run, init_from=init_from)
     plugins = (learner, dataset, backbone, adapter, regularizer, optimizer, schedule, hook)
-    flags = options.RunFlags(*plugins, steps, budget, seed, device, config, settings)
+    flags = options.RunFlags(*plugins, steps, budget, seed, device, config, settings, init_from, freeze)
     registry, resolved = flags.resolve(folder=resume)
     from metaforge.engine import processes
-    from metaforge.runs.training import run_training
 
     if nproc > 1 and not processes.under_torchrun():
         raise typer.Exit(_launch(resolved, resume or out, nproc, max_restarts))
     hooks = [*([] if no_progress else _progress_hooks(registry, resolved)), _RunMessages()]
-    # What plugins print goes to stderr: stdout is for the answer.
-    with stdout_to_stderr():
-        run = run_training(
-            resolved,
-            folder=resume or out,
-            command=shlex.join(["metaforge", *sys.argv[1:]]),
-            dry_run=dry_run,
-            hooks=hooks,
-            resuming=resume is not None,
-            accept_plugins=accept_plugins,
-        )
+    how = {"dry_run": dry_run, "resuming": resume is not None, "accept_plugins": accept_plugins}
+    run = _trained(resolved, resume or out, hooks, **how)
     if processes.rank() == 0:
         answer = _answer(run, registry if evaluate_after else None, progress=not no_progress)
         (print_json if as_json else _print_run)(answer)
+
+
+def _trained(resolved: Resolved, folder: Path | None, hooks: Sequence[object], **how: bool) -> Run:
+    """Train and return the run, see `run_training`. What plugins print goes to stderr: stdout is for answers."""
+    from metaforge.runs.training import run_training
+
+    with stdout_to_stderr():
+        command = shlex.join(["metaforge", *sys.argv[1:]])
+        return run_training(resolved, folder=folder, command=command, hooks=hooks, **how)
 
 
 def _answer(run: Run, registry: Registry | None, *, progress: bool) -> dict[str, Any]:
@@ -140,8 +141,26 @@ class _RunMessages:
         facts = {key: run.environment[key] for key in ("device", "threads", "plan", "chunk") if key in run.environment}
         if run.folder is not None:
             print_note(f"run folder: {run.folder}  ({', '.join(f'{key} {value}' for key, value in facts.items())})")
+        if "init_from" in run.environment and not run.start:
+            self._print_taken(run.environment["init_from"])
+        if "frozen" in run.environment:
+            print_note(f"frozen: {_listed(run.environment['frozen'])}")
         if "resumed" in run.environment:
             self._print_resumed(run.start, run.environment["resumed"])
+
+    @staticmethod
+    def _print_taken(facts: Mapping[str, Any]) -> None:
+        """Print which initial values were taken over from another run, and why the others were not."""
+        taken, source = facts["taken"], f"{printable(facts['run'])}, outer step {facts['step']}"
+        total = len(taken) + sum(map(len, facts["not_taken"].values()))
+        for damaged in facts["damaged"]:
+            print_note(f"Warning: {printable(damaged)}")
+        print_note(f"initial values from {source}: {len(taken)} of {total} values")
+        print_note(f"  taken: {_listed(taken)}")
+        for reason, names in facts["not_taken"].items():
+            print_note(f"  not taken, {reason}: {_listed(names)}")
+        if facts["unused"]:
+            print_note(f"  not used of that run: {_listed(facts['unused'])}")
 
     @staticmethod
     def _print_resumed(step: int, facts: Mapping[str, Any]) -> None:
@@ -159,6 +178,12 @@ class _RunMessages:
         """If the run ended with an error, print where its last checkpoint is."""
         if error is not None and run.folder is not None and (run.folder / "ckpt" / "LATEST").is_file():
             print_note(f"The last checkpoint of this run is in {run.folder}")
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    """Return names in one line: the first ones, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return printable(", ".join(names[:most]) + more)
 
 
 def _print_run(answer: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ Count = Annotated[int, Field(ge=1)]
 # A count of things that are in memory at the same time.
 MAX_SIZE = 100_000
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
+# A pattern of names of values: `model.0.*`.
+NamePattern = Annotated[str, Field(min_length=1, max_length=1000)]
 # Names of splits become part of file names: without separators, and without a dot at the start.
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)]
 
@@ -118,6 +120,23 @@ class TrainConfig(Section):
     validate_every: int = Field(default=0, ge=0, description="Outer steps between validations; 0 for none.")
     validate_tasks: int = Field(default=100, ge=2, description="Tasks per validation.")
     log_every: Count = Field(default=20, description="Outer steps between records of the metrics.")
+    init_from: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        default=None,
+        description="Folder of a run whose values are the initial ones, where names and shapes fit; read once, when the"
+        " run begins.",
+    )
+    init_patterns: list[NamePattern] = Field(
+        default=[],
+        max_length=1000,
+        description="Which values `init_from` takes over, as patterns of their names; if empty, all that fit. The"
+        " pattern 'model.* -> model.0.*' takes them under other names.",
+    )
+    freeze: list[NamePattern] = Field(
+        default=[],
+        max_length=1000,
+        description="Values that stay as they are, as patterns of their names: no optimiser, no inner loop and no"
+        " running average changes them.",
+    )
 
 
 class CheckpointConfig(Section):

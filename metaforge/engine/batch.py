@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from metaforge.authoring.functional import add_params, one_task, split_state
+from metaforge.authoring.functional import add_params, matching, one_task, split_state
 from metaforge.authoring.kinds import TaskKind
 from metaforge.authoring.layers import images
 from metaforge.authoring.protocols import Examples, Learner, Params, Regularizer, Task
@@ -86,6 +86,7 @@ def meta_gradients(
     regularizers: Sequence[Regularizer] = (),
     local: LocalBatch | None = None,
     compiled: ChunkGradients | None = None,
+    frozen: Sequence[str] = (),
 ) -> MetaStep:
     """Return the gradient of the outer loss: the mean task loss of a batch, plus the regularizers' terms.
 
@@ -99,6 +100,7 @@ def meta_gradients(
         regularizers: Regularizers whose `penalty` and `combine` terms are part of the outer loss.
         local: Which tasks of the whole batch these are, and how to reduce over ranks; None if they are all of them.
         compiled: `Compiler(chunk_gradients(learner, plan))`, for the same learner and plan; None computes eagerly.
+        frozen: Patterns of the names of values that nothing changes: like state entries they are not differentiated.
 
     Returns:
         The meta-gradient, the change of the state, and the losses and metrics of the whole batch, equal on all ranks.
@@ -107,7 +109,7 @@ def meta_gradients(
         ContractError: The learner returns an invalid value, or changes an input in place.
         ValueError: `compiled` is passed, but a regularizer has a `combine` term: its step cannot be compiled.
     """
-    params, state = split_state(values)
+    params, state = split_state(values, frozen)
     local = local or LocalBatch(len(keys), (len(keys),))
     combining = combining_regularizers(regularizers, local.total)
     if combining and compiled:
@@ -121,7 +123,8 @@ def meta_gradients(
             run = compiled or chunk_gradients(learner, plan)
             groups, results = _with_equal_weights(run, params, state, chunks, local)
         sums, by_task, metrics = _reduced(local, groups, results)
-        grads, change = split_state(sums)
+        fixed = frozenset(matching(sums, frozen))
+        grads, change = split_state({name: value for name, value in sums.items() if name not in fixed})
         for regularizer in regularizers:
             grads = add_params(grads, _penalty_grads(regularizer, params, state))
     return MetaStep(grads, change, by_task.losses, metrics)

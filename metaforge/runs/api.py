@@ -40,6 +40,8 @@ def train(
     lr: float | None = None,
     seed: int | None = None,
     device: str | None = None,
+    init_from: Path | str | None = None,
+    freeze: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     registry: Registry | None = None,
 ) -> Run:
@@ -66,6 +68,9 @@ def train(
         lr: Learning rate of the outer optimiser.
         seed: Seed of the initial values, the training tasks and all noise.
         device: Device to train on: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
+        init_from: Folder of a run whose values are the initial ones, where names and shapes fit. `env.json` in the new
+            folder records which were taken, and why the others were not.
+        freeze: Patterns of the names of values that stay as they are, such as `"model.0.*"`.
         settings: Settings nested as in a run file, such as `{"task": {"ways": 20}}`.
         registry: The known plugins; by default those that are installed.
 
@@ -110,7 +115,9 @@ def train(
         "device": device,
     }
     values: dict[str, Any] = {key: value for key, value in components.items() if value is not None}
-    section = {"steps": steps, "tasks": tasks, "budget": budget, "lr": lr}
+    section: dict[str, Any] = {"steps": steps, "tasks": tasks, "budget": budget, "lr": lr}
+    frozen = [freeze] if isinstance(freeze, str) else list(freeze)
+    section |= {"init_from": None if init_from is None else str(init_from), "freeze": frozen or None}
     values["train"] = {key: value for key, value in section.items() if value is not None}
     layers = [file_layer(Path(config))] if config is not None else []
     layers += [Layer("settings", _for_named(settings or {}, values)), Layer("keyword", values)]

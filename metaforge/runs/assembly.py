@@ -10,7 +10,7 @@ from torch import nn
 
 from metaforge.authoring.descent import Chain
 from metaforge.authoring.network import build_backbone
-from metaforge.authoring.protocols import Dataset, Learner, Parts, Regularizer, TaskShape, TaskSpec
+from metaforge.authoring.protocols import Dataset, Learner, Params, Parts, Regularizer, TaskShape, TaskSpec
 from metaforge.config.resolved import Choice, Resolved
 from metaforge.data.checks import checked_spec
 from metaforge.data.root import data_root
@@ -18,6 +18,7 @@ from metaforge.engine.contract import checked_learner
 from metaforge.errors import ConfigError, DataError, PluginError
 from metaforge.registry.loading import plugin_errors
 from metaforge.registry.running import running_errors
+from metaforge.runs.outside_weights import load_weights
 
 
 class Components:
@@ -33,6 +34,8 @@ class Components:
         self.dataset: Dataset = self._dataset.instantiate(root=data_root())
         self._regularizers: dict[str, Regularizer] = _instances(resolved.regularizers)
         self._require_useful_regularizers()
+        # The specs that were checked, each with its split: the run folder records them.
+        self.specs: list[tuple[str, TaskSpec]] = []
         task, train = resolved.run.task, resolved.run.train
         self.task_shape = TaskShape(task.ways, task.shots, task.queries)
         self.training_shape = TaskShape(
@@ -92,15 +95,24 @@ class Components:
 
     def _spec(self, split: str, purpose: str, shape: TaskShape) -> TaskSpec:
         try:
-            return checked_spec(self.dataset, split, shape, seed=self.resolved.run.seed)
+            found = checked_spec(self.dataset, split, shape, seed=self.resolved.run.seed)
         except (ConfigError, DataError, PluginError) as error:
             where = f"the {split!r} split, for {purpose}; {error.where}"
             raise type(error)(error.what, where=where, remedy=error.remedy) from error
+        self.specs.append((split, found))
+        return found
 
-    def learner(self, spec: TaskSpec) -> Learner:
-        """Return a learner for tasks of a spec; all learners of one run can use the same values."""
+    def learner(self, spec: TaskSpec, weights: Params | None = None) -> Learner:
+        """Return a learner for tasks of a spec; all learners of one run can use the same values.
+
+        Args:
+            spec: The spec of the tasks.
+            weights: The weights of every network that the backbone builds. They reach the values that `init` returns;
+                for anything but the initial values of a new run it is None.
+        """
         adapters = _instances(self.resolved.adapters)
-        parts = Parts(spec, self._backbone_maker(spec), Chain(adapters) if adapters else None, self._regularizers)
+        chain, frozen = Chain(adapters) if adapters else None, self.resolved.run.train.freeze
+        parts = Parts(spec, self._backbone_maker(spec, weights), chain, self._regularizers, frozen)
         others = [choice for choice in self.resolved.choices() if choice is not self._learner]
         with (
             plugin_errors(self._learner.entry, "cannot be built", keep_metaforge_errors=True),
@@ -118,7 +130,7 @@ class Components:
             for choice in self.resolved.choices()
         }
 
-    def _backbone_maker(self, spec: TaskSpec) -> Any:
+    def _backbone_maker(self, spec: TaskSpec, weights: Params | None) -> Any:
         choice = self.resolved.backbone
         if choice is None:
             return None
@@ -129,6 +141,8 @@ class Components:
                 module = build_backbone(backbone, spec, context)
                 if not isinstance(module, nn.Module):
                     raise TypeError(f"build returns {type(module).__name__}, not a module")
+            if weights is not None:
+                load_weights(module, weights)
             return module
 
         return build

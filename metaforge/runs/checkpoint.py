@@ -138,6 +138,11 @@ def size(folder: Path, step: int) -> int:
     return sum(file.lstat().st_size for file in _path(folder, step).glob("*"))
 
 
+def manifest_digest(folder: Path, step: int) -> str:
+    """Return the SHA-256 digest of the manifest of a checkpoint, and so of everything in it, once it was loaded."""
+    return hashlib.sha256((_path(folder, step) / MANIFEST).read_bytes()).hexdigest()
+
+
 def best(folder: Path) -> int | None:
     """Return the step of the checkpoint with the best validation score, None if there is none."""
     try:
@@ -165,6 +170,12 @@ def prune(folder: Path, keep: int) -> list[Path]:
             elif fault(folder, step) is None:
                 kept.add(step)
     return removed
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder of all checkpoints, if there is one."""
+    with write_errors(folder):
+        remove(folder)
 
 
 def load_latest(folder: Path) -> tuple[Checkpoint, list[CheckpointError]]:

@@ -1,6 +1,6 @@
 """The run folder: the complete record of a run, written while the run proceeds.
 
-`config.toml` (resolved), `command.txt`, `env.json`, `metrics.jsonl`, `status.json`, `run.lock`, `ckpt/`,
+`config.toml` (resolved), `command.txt`, `env.json`, `data.json`, `metrics.jsonl`, `status.json`, `run.lock`, `ckpt/`,
 `evaluation/`, `pictures/`, `report.md`.
 """
 
@@ -13,18 +13,19 @@ import secrets
 import stat
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from metaforge.errors import ConfigError, MetaForgeError, RunLockedError, StorageError, exit_code
+from metaforge.runs import checkpoint
 from metaforge.system.files import fsync, make_folder, remove_leftovers, write_atomically, write_errors, write_json
 from metaforge.system.line_files import append_lines, kept_lines, write_lines
 from metaforge.system.lock import RunLock
 from metaforge.system.untrusted import UNREADABLE, parse_json, read_object
 
 # What a folder may contain while it is created, before `config.toml` makes it a run folder.
-_BEGUN = frozenset({"run.lock", "pictures", "command.txt", "env.json", "metrics.jsonl"})
+_BEGUN = frozenset({"run.lock", "pictures", "command.txt", "env.json", "data.json", "metrics.jsonl", "ckpt"})
 # The most resumes that `env.json` lists, the last ones: a job that is restarted for months must not make it too large.
 _MOST_RESUMES = 100
 
@@ -74,7 +75,16 @@ class RunFolder:
         self._lock = RunLock(path)
 
     @classmethod
-    def create(cls, path: Path, *, config: str, command: str, environment: Mapping[str, Any]) -> RunFolder:
+    def create(
+        cls,
+        path: Path,
+        *,
+        config: str,
+        command: str,
+        environment: Mapping[str, Any],
+        data: Mapping[str, Any] | None = None,
+        begin: Callable[[], object] | None = None,
+    ) -> RunFolder:
         """Create the folder and record the run in it.
 
         Args:
@@ -82,6 +92,8 @@ class RunFolder:
             config: The resolved configuration as TOML.
             command: The command line.
             environment: The content of `env.json`, to which the git commit is added.
+            data: The content of `data.json`.
+            begin: Called last before the folder becomes that of a run, with whatever that run must not lack.
 
         Raises:
             StorageError: The folder exists or cannot be written.
@@ -102,6 +114,11 @@ class RunFolder:
             write_lines(path / "metrics.jsonl", [])
             write_atomically(path / "command.txt", command + "\n")
             write_json(path / "env.json", {**environment, **_git_facts()})
+            folder.write_data(data)
+            # Left by a creation that was interrupted, perhaps of another run.
+            checkpoint.discard(path / "ckpt")
+            if begin is not None:
+                begin()
             # Written last: a folder with a config.toml is a complete run folder, which can be resumed.
             write_atomically(path / "config.toml", config)
         except BaseException:
@@ -120,6 +137,11 @@ class RunFolder:
             folder.close()
             raise
         return folder
+
+    def write_data(self, data: Mapping[str, Any] | None) -> None:
+        """Write `data.json`, unless there is nothing to write."""
+        if data is not None:
+            write_json(self.path / "data.json", data)
 
     def resumed(self, step: int, *, recorded: int, config: str, command: str, facts: Mapping[str, Any]) -> None:
         """Record that the run is resumed.
@@ -239,6 +261,8 @@ def _begun(path: Path) -> bool:
         entries = [entry for entry in path.iterdir() if not (entry.name[0] == "." and entry.name.endswith(".part"))]
     names = {entry.name for entry in entries}
     regular = not any(entry.is_symlink() for entry in entries) and not any((path / "pictures").glob("*"))
+    # A checkpoint of step 0 may have been saved, but a trained one is never removed.
+    regular = regular and {*checkpoint.steps(path / "ckpt")} <= {0}
     # The lock is created first: files without a lock are not from an interrupted creation.
     return regular and names <= _BEGUN and (not names or "run.lock" in names)
 

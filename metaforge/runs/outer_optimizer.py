@@ -37,7 +37,8 @@ class OuterOptimizer:
     Args:
         config: The settings of the outer loop: learning rate, clipping, weight decay, groups of parameters.
         optimizer: The plugin that builds the torch optimiser. It is not called for a learner without parameters.
-        values: The values of the learner. The optimiser updates the parameters, but not the `state.` entries.
+        values: The values of the learner. The optimiser updates the parameters, but neither the `state.` entries nor
+            what `train.freeze` matches.
         training: The tensors that the optimiser kept in an earlier `snapshot`; None for a new run.
         scalars: The scalars of that snapshot.
 
@@ -55,7 +56,7 @@ class OuterOptimizer:
         training: Params | None = None,
         scalars: Mapping[str, Scalar] | None = None,
     ) -> None:
-        params, self._state = split_state(values)
+        params, self._state = split_state(values, config.freeze)
         self._config, self._plugin = config, optimizer
         # The fused optimisers of torch read memory contiguously and ignore strides.
         dense = torch.contiguous_format
@@ -90,7 +91,9 @@ class OuterOptimizer:
             self._set_gradients(grads, norm)
             self._optimizer.step()
             self._apply_bounds()
-        self._state = {name: (value + change.get(name, 0)).detach() for name, value in self._state.items()}
+        # An entry without a change is not added to: the sum of -0.0 and 0 would have another sign.
+        changed = {name: (self._state[name] + value).detach() for name, value in change.items()}
+        self._state = self._state | changed
 
     def _set_gradients(self, grads: Params, norm: float) -> None:
         """Set the gradients of the parameters, clipped by the norm of the whole gradient and then by value."""

@@ -19,6 +19,7 @@ from metaforge.registry.registry import Registry, install_remedy
 from metaforge.runs.checkpoint import Checkpoint
 from metaforge.runs.divergence import nonfinite
 from metaforge.runs.folder import RunFolder, missing_records, read_json, require_run
+from metaforge.runs.initial_values import require_own_start, require_same_start
 from metaforge.runs.state import Saver, State
 
 # Settings that change neither the weights nor the metrics of the training.
@@ -87,13 +88,15 @@ def restore_state(
     Raises:
         CheckpointError: The state is damaged or belongs to another learner.
         PluginError: A plugin now has another version, and `accept_plugins` is false.
-        ConfigError: There is nothing left to do because of a changed setting.
+        ConfigError: There is nothing left to do because of a changed setting, or the setting cannot be changed.
     """
     found = saver.find()
     if found is None:
+        require_own_start(resolved)
         return State(), {"exact": True, "differences": [], "damaged": []}
     state, saved, errors = found
     train = resolved.run.train
+    require_same_start(renamed(_table(saved.facts, "config"))[0], resolved)
     _require_resumable(state, saved, initial)
     # Entries in a file are sorted by name. The last bits of sums over all entries depend on the order of the learner.
     state = replace(state, values={name: state.values[name] for name in initial})

@@ -11,6 +11,7 @@ import torch
 
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
+from metaforge.authoring.kinds import task_kind
 from metaforge.authoring.protocols import Dataset, Learner, Params, Task, TaskSpec
 from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
@@ -23,6 +24,7 @@ from metaforge.results import report_page, run_pictures
 from metaforge.results.evaluate import evaluate_run
 from metaforge.runs import checkpoint
 from metaforge.runs.assembly import Components
+from metaforge.runs.data_record import DataRecord, read_data_record
 from metaforge.runs.folder import require_run
 from metaforge.runs.resume import check_values, damage_of, recorded_plugins
 from metaforge.system import machine
@@ -44,6 +46,7 @@ class Run:
         device: The device of the values.
         summary: After training, the outcome and what `status.json` records with it; after loading, `steps` (the step
             of the checkpoint) and `damaged` (one line for each later checkpoint that is damaged).
+        data: After loading, what the folder records of the data set; None if it records nothing.
     """
 
     folder: Path | None
@@ -52,6 +55,7 @@ class Run:
     values: Params
     device: torch.device
     summary: dict[str, Any] = field(default_factory=dict)
+    data: DataRecord | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,12 +68,29 @@ class Run:
         return self.parts.dataset
 
     def spec(self, split: str | None = None, *, shots: int | None = None) -> TaskSpec:
-        """Return the spec of the tasks that the run is evaluated on, or with another split or number of shots."""
-        shape = self.parts.task_shape
+        """Return the spec of the tasks that the run is evaluated on, or with another split or number of shots.
+
+        What the folder of a loaded run records is used without the data set.
+        """
+        split, shape = self.resolved.run.evaluate.split if split is None else split, self.parts.task_shape
         shape = shape if shots is None else shape._replace(shots=shots)
+        recorded = None if self.data is None else self.data.spec(task_kind(self.dataset.kind), split, shape)
+        if recorded is not None:
+            return recorded
         with self.resolved.running_errors("spec", owner=self.resolved.dataset):
-            spec = self.dataset.spec(self.resolved.run.evaluate.split if split is None else split, shape)
-            return expected_spec(self.dataset, spec, shape)
+            return expected_spec(self.dataset, self.dataset.spec(split, shape), shape)
+
+    def class_names(self, split: str | None = None) -> tuple[str, ...]:
+        """Return the names of a split's classes, by default of the one that the run is evaluated on.
+
+        They are in the order of the classes' numbers; none if the data set offers none. What the folder of a loaded run
+        records is used without the data set.
+        """
+        split = self.resolved.run.evaluate.split if split is None else split
+        if self.data is not None and split in self.data.classes:
+            return tuple(self.data.classes[split])
+        with self.resolved.running_errors("class_names", owner=self.resolved.dataset):
+            return tuple(self.dataset.class_names(split))
 
     def learner(self, spec: TaskSpec | None = None) -> Learner:
         """Return the learner for tasks of a spec, by default those that the run is evaluated on."""
@@ -185,7 +206,8 @@ def load(
     chosen = machine.choose_device(resolved.run.device if device is None else device)
     saved, bad = checkpoint.chosen(folder / "ckpt", which)
     values = {name: value.to(chosen) for name, value in saved.values.items()}
-    run = Run(folder, resolved, parts, values, chosen, {"steps": saved.step, "damaged": damage_of(bad)})
+    summary = {"steps": saved.step, "damaged": damage_of(bad)}
+    run = Run(folder, resolved, parts, values, chosen, summary, read_data_record(folder))
     learner = run.learner()
     with resolved.running_errors("init"):
         fresh = checked_values(learner.init(make_key(resolved.run.seed, "init")))

@@ -13,9 +13,11 @@ from metaforge.authoring.kinds import task_kind
 from metaforge.config.resolved import Resolved
 from metaforge.engine.processes import World
 from metaforge.registry.hook_contract import with_hooks
+from metaforge.runs.data_record import DataRecord, data_record
 from metaforge.runs.folder import RunFolder
 from metaforge.runs.hook_calls import hook_manager
-from metaforge.runs.state import Saver
+from metaforge.runs.initial_values import frozen_values, initial_state
+from metaforge.runs.state import Saver, State
 from metaforge.runs.worker import Worker
 
 
@@ -32,6 +34,8 @@ class Setup:
         folder: The run folder; None on all ranks but 0, which write nothing.
         saver: Writes checkpoints and finds them again.
         info: The description of the run that hooks receive.
+        start: The state with which a new run begins; empty if its values are the learner's own.
+        data: What the folder records of the data set; None on all ranks but 0.
         dry: Whether this is a dry run.
     """
 
@@ -43,6 +47,8 @@ class Setup:
     folder: RunFolder | None
     saver: Saver
     info: RunInfo
+    start: State
+    data: DataRecord | None
     dry: bool
 
 
@@ -71,21 +77,32 @@ def set_up(
         MetaForgeError: A plugin cannot be built, or the folder cannot be created or is in use.
     """
     worker = Worker(resolved, world, dry=dry)
-    environment = worker.environment()
+    frozen = frozen_values(worker)
+    start, taken = (State(), {}) if resuming else initial_state(worker)
+    environment = worker.environment() | taken | ({"frozen": frozen} if frozen else {})
     # The hooks get their own copy of the settings: what a hook does to it must not reach a checkpoint.
     info = RunInfo(
         None if dry else path, resolved.to_dict(), task_kind(worker.parts.dataset.kind), command, environment
     )
     saver = Saver(path, resolved.run.checkpoint, {"config": resolved.to_dict(), "environment": environment})
     plugins: dict[str, object] = {}
-    manager, folder = hook_manager([]), None
+    manager, folder, record = hook_manager([]), None, None
     if world.is_rank_zero:
         plugins = {choice.name: choice.instantiate() for choice in resolved.hooks}
         parts = with_hooks([worker.learner, worker.parts.dataset, *worker.parts.regularizers])
         manager = hook_manager([*hooks, *parts, *plugins.values()])
+        with resolved.running_errors("class_names", owner=resolved.dataset):
+            record = data_record(worker.parts.dataset, worker.parts.specs)
         if resuming:
             folder = RunFolder.reopen(path)
         else:
-            folder = RunFolder.create(path, config=resolved.to_toml(), command=command, environment=environment)
+            folder = RunFolder.create(
+                path,
+                config=resolved.to_toml(),
+                command=command,
+                environment=environment,
+                data=record.model_dump(mode="json"),
+                begin=(lambda: saver.save(start)) if start.values else None,
+            )
     # Nothing may fail between the folder and the training, which records how the run ends.
-    return Setup(resolved, world, worker, manager, plugins, folder, saver, info, dry)
+    return Setup(resolved, world, worker, manager, plugins, folder, saver, info, start, record, dry)

@@ -67,14 +67,14 @@ def run_training(
         if dry_run:
             with tempfile.TemporaryDirectory() as temporary:
                 setup = set_up(resolved, Path(temporary) / "run", command, hooks, world, dry=True)
-                return _Training(setup, State()).run(signals)
+                return _Training(setup, setup.start).run(signals)
         names = [choice.entry.name for choice in (resolved.dataset, resolved.learner) if choice is not None]
         path = world.path(folder or default_folder("-".join(names), processes.job_id()))
         # After a restart rank 0 decides whether to resume, because other ranks may not be able to read its disk.
         restarted = world.is_rank_zero and processes.restart_count() > 0 and (path / "config.toml").is_file()
         resuming = resuming or world.maximum(int(restarted)) == [1]
         setup = set_up(resolved, path, command, hooks, world, resuming=resuming)
-        training = _restored(setup, accept_plugins=accept_plugins) if resuming else _Training(setup, State())
+        training = _restored(setup, accept_plugins=accept_plugins) if resuming else _Training(setup, setup.start)
         return training.run(signals)
 
 
@@ -97,6 +97,8 @@ def _restored(setup: Setup, *, accept_plugins: bool) -> _Training:
             data = to_bytes(state, facts)
         state, facts = from_bytes(setup.world.broadcast(data))
         status = resume.continue_run(folder, setup.resolved, info.command, state, facts)
+        if folder is not None and setup.data is not None:
+            folder.write_data(setup.data.model_dump(mode="json"))
         values = {name: value.to(setup.worker.device) for name, value in state.values.items()}
     except BaseException:
         if folder is not None:

@@ -132,10 +132,11 @@ class Worker:
             facts["not_compiled_because"] = decision.not_compiled_because
         return {**machine.facts(), "plugins": self.parts.provenance(), **facts}
 
-    def initial(self) -> Params:
-        """Return the learner's initial values."""
+    def initial(self, weights: Params | None = None) -> Params:
+        """Return the learner's initial values; `weights` replace the initial weights of the backbone."""
+        learner = self.learner if weights is None else self.parts.learner(self.spec, weights)
         with self.resolved.running_errors("init"):
-            values = checked_values(self.learner.init(self._initial_key()))
+            values = checked_values(learner.init(self._initial_key()))
             return {name: value.to(self.device, self.dtype) for name, value in values.items()}
 
     def _initial_key(self) -> Key:
@@ -228,13 +229,15 @@ class Worker:
                     regularizers=self.parts.regularizers,
                     local=self.local,
                     compiled=self._phase.compiled,
+                    frozen=self.settings.train.freeze,
                 )
             except RuntimeError as error:
                 self._refuse_setting_at_fault(values, batch, keys, error)
                 raise
             if self._is_first_step and self.plan == "vmap":
                 # Under `vmap` a loss that depends on no parameter has a gradient of zeros; plan `loop` refuses it.
-                meta_gradients(self._phase.learner, values, tree_map(lambda x: x[:1], batch), keys[:1])
+                first, frozen = tree_map(lambda x: x[:1], batch), self.settings.train.freeze
+                meta_gradients(self._phase.learner, values, first, keys[:1], frozen=frozen)
         self._is_first_step = False
         return result
 
@@ -248,8 +251,16 @@ class Worker:
             simpler.append(("engine.plan", "loop", f"Plan {self.plan!r}", "loop"))
         for setting, value, what, plan in simpler:
             try:
-                chunk, regularizers = decision.chunk, self.parts.regularizers
-                meta_gradients(learner, values, batch, keys, plan=plan, chunk=chunk, regularizers=regularizers)
+                meta_gradients(
+                    learner,
+                    values,
+                    batch,
+                    keys,
+                    plan=plan,
+                    chunk=decision.chunk,
+                    regularizers=self.parts.regularizers,
+                    frozen=self.settings.train.freeze,
+                )
             except RuntimeError:
                 continue
             first_line = str(error).strip().partition("\n")[0][:200]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -216,6 +216,7 @@ def _build(
     spec: TaskSpec,
     without_regularizer: bool,
     terms: frozenset[str] = frozenset(),
+    frozen: Sequence[str] = (),
 ) -> Bench:
     backbone = subject.build() if subject.kind == "backbone" else ToyNet(Options())
     chain: Mapping[str, GradientTransform] = {"toy": ToyDescent(Options())}
@@ -231,9 +232,15 @@ def _build(
         partial(build_backbone, backbone, spec) if "backbone" in needs else None,
         Chain(chain) if "adapter" in needs else None,
         regularizers,
+        frozen,
     )
     config = subject.config if subject.kind == "learner" else ToyLearner.Config.model_validate({})
     return Bench(cls(config, parts), spec, dataset, tuple(regularizers.values()))
+
+
+def build_frozen_bench(subject: Subject, bench: Bench, frozen: Sequence[str]) -> Bench:
+    """Return a bench for a subject and the tasks of another bench, of which some values are frozen."""
+    return _build(subject, bench.dataset, bench.spec, False, frozen=frozen)
 
 
 def build_chain_bench(subject: Subject, *, first: bool) -> Bench:

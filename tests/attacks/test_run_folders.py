@@ -121,3 +121,30 @@ def test_a_number_that_no_record_can_hold_is_refused(run: Path, arguments: str) 
     assert isinstance(result.exception, SystemExit)
     assert sorted(run.rglob("*")) == before
     assert invoked("evaluate", run, "--tasks", "2", "--no-progress").exit_code == 0
+
+
+HOSTILE_DATA: dict[str, str] = {
+    "deep": "[" * 100_000,
+    "a path": '{"format": 1, "note": "", "specs": [], "classes": {"../../x": ["a"]}}',
+    "huge": '{"format": 1, "note": "", "classes": {}, "specs": [{"split": "test", "kind": "regression", "x_shape":'
+    ' [100000, 100000], "outputs": 1, "ways": 1, "shots": 5, "queries": 10}]}',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_DATA)
+def test_an_invalid_record_of_the_data_ends_with_an_error_that_names_it(run: Path, name: str) -> None:
+    (run / "data.json").write_text(HOSTILE_DATA[name])
+    result = invoked("evaluate", run, "--tasks", "2", "--no-progress")
+    assert result.exit_code == 3, result.output
+    assert "data.json is not" in result.stderr
+
+
+def test_a_source_of_initial_values_is_read_as_any_other_run_folder(run: Path, tmp_path: Path) -> None:
+    words = ["train", "--learner", "maml", "--dataset", "sinusoid", "--steps", "0", "--no-progress", "--init-from", run]
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert invoked(*words, "--out", tmp_path / "good").exit_code == 0
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    (run / "pictures" / "link").symlink_to("/etc/passwd")
+    result = invoked(*words, "--out", tmp_path / "bad")
+    assert (result.exit_code, (tmp_path / "bad").exists()) == (2, False)
+    assert "symbolic link" in result.stderr

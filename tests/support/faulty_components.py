@@ -278,6 +278,13 @@ class Wordy(ToyClasses):
         return {"shape": (1, 2)}
 
 
+class Nameless(ToyClasses):
+    """Gives all classes one name."""
+
+    def class_names(self, split: str) -> list[str]:
+        return ["class", "class"]
+
+
 class Hasty(Counter):
     """Uses in `metaforge_run_end` an attribute that only `metaforge_run_start` sets."""
 
@@ -428,6 +435,7 @@ FAULTS: list[tuple[str, str, type[Any]]] = [
     ("too-large", "dataset", Clumsy),
     ("unknown-split", "dataset", Agreeable),
     ("facts", "dataset", Wordy),
+    ("class-names", "dataset", Nameless),
     ("descends", "optimizer", Ascending),
     ("descends", "optimizer", Searching),
     ("rates", "optimizer", Stubborn),

@@ -385,6 +385,13 @@ class Climbing(Right):
         return -loss, state
 
 
+class Thawing(Right):
+    """Adapts what is frozen."""
+
+    def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
+        super().__init__(config, parts._replace(frozen=()))
+
+
 class Unlearning(Centres):
     """Returns the negative of its loss."""
 
@@ -485,6 +492,7 @@ FAULTS: list[tuple[str, type[Learner]]] = [
     ("init", GlobalInit),
     ("init", Keyless),
     ("init", Counting),
+    ("frozen", Thawing),
     ("shapes", Sideways),
     ("shapes", Hardcoded),
     ("shapes", Single),

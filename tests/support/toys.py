@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,11 +107,12 @@ def learner(
     backbone: Callable[[], nn.Module] | None = None,
     adapters: Mapping[str, Adapter] | None = None,
     regularizers: Mapping[str, Regularizer] | None = None,
+    frozen: Sequence[str] = (),
     **options: Any,
 ) -> Any:
     """Return a learner of toy tasks; its adapter is gradient descent by default."""
     chain = Chain(adapters) if adapters is not None else sgd(0.3)
-    parts = Parts(spec(kind), backbone or smooth(), chain, regularizers or {})
+    parts = Parts(spec(kind), backbone or smooth(), chain, regularizers or {}, frozen)
     return cls(cls.Config(**options), parts)
 
 

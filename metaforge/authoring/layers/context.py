@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from metaforge.authoring.protocols import NormPolicy, Params, Pass
@@ -17,6 +17,7 @@ class ForwardContext:
     Attributes:
         policy: Which statistics batch norm uses.
         prefix: The prefix of the names of the model's values.
+        frozen: Patterns of the names of values that nothing changes.
         at: The pass that is running: its key, inner step, role (support or query) and draw.
         values: The learner's values, which the taps of regularizers read.
         state: The entries of the values with statistics of batch norm, by their full names (`state.…`).
@@ -24,8 +25,8 @@ class ForwardContext:
         state_changes: Under `running` and `per-step`, what to add to each entry of `state` after a training pass.
     """
 
-    def __init__(self, policy: NormPolicy, prefix: str = "model") -> None:
-        self.policy, self.prefix = policy, prefix
+    def __init__(self, policy: NormPolicy, prefix: str = "model", frozen: Sequence[str] = ()) -> None:
+        self.policy, self.prefix, self.frozen = policy, prefix, tuple(frozen)
         self.at = Pass()
         self.values: Params = {}
         self.state: Params = {}

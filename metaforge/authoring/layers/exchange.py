@@ -18,7 +18,7 @@ from metaforge.errors import ConfigError
 
 NORMS = (BatchNorm, LayerNorm, GroupNorm)
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _OTHER_NOISE = (nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
@@ -57,7 +57,7 @@ def exchange_layers(module: nn.Module, context: ForwardContext) -> nn.Module:
 
 
 def _replacement(module: nn.Module, name: str, context: ForwardContext, pooled: bool) -> nn.Module | None:
-    if isinstance(module, _BATCH_NORMS):
+    if isinstance(module, BATCH_NORMS):
         return BatchNorm(module, name, context)
     if isinstance(module, nn.LayerNorm):
         return LayerNorm(module)

@@ -15,6 +15,8 @@ statistics. What normalises the queries, and what changes in evaluation:
   saved, but it normalises nothing: this is what the code of Antoniou et al. 2019 does (arXiv 1810.09502). Its
   paper suggests these averages for evaluation; but each is an average over tasks of networks that were adapted to
   different tasks, and fits none of them.
+
+Where the running averages of a layer are frozen, `running` uses them in training too.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from metaforge.authoring.functional import matching
 from metaforge.authoring.layers.context import ForwardContext
 from metaforge.authoring.losses import at_least_float32
 from metaforge.authoring.protocols import STATE
@@ -45,6 +48,8 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.context = context
         self.state_names = (f"{STATE}{context.prefix}.{name}.mean", f"{STATE}{context.prefix}.{name}.var")
+        # As in a network in evaluation mode: frozen statistics normalise in training too.
+        self.frozen = bool(matching(self.state_names, context.frozen))
         self.features = int(native.num_features)  # type: ignore[arg-type]
         self.eps, momentum = float(native.eps), native.momentum  # type: ignore[arg-type]
         if momentum is None:
@@ -69,7 +74,7 @@ class BatchNorm(nn.Module):
         dtype, x = x.dtype, at_least_float32(x)
         weight = x.new_ones(self.features) if self.weight is None else self.weight
         bias = x.new_zeros(self.features) if self.bias is None else self.bias
-        policy, training = self.context.policy, self.context.at.key is not None
+        policy, training = self.context.policy, self.context.at.key is not None and not self.frozen
         if policy == "support":
             mean, var = self._support_statistics(x)
         elif policy == "running" and not training:

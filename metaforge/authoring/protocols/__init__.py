@@ -16,7 +16,7 @@ draws it from a key that it documents.
 from __future__ import annotations
 
 from metaforge.authoring.protocols.adapter import Adapter, AdapterTags, GradientTransform, InnerStep
-from metaforge.authoring.protocols.backbone import Backbone, ContextBackbone
+from metaforge.authoring.protocols.backbone import Backbone, BackboneOptions, ContextBackbone
 from metaforge.authoring.protocols.component import Component, Hook, Options
 from metaforge.authoring.protocols.dataset import Dataset
 from metaforge.authoring.protocols.learner import Learner, Parts, Tags
@@ -48,6 +48,7 @@ __all__ = [
     "AdapterTags",
     "Aux",
     "Backbone",
+    "BackboneOptions",
     "BatchNormPolicy",
     "Component",
     "ContextBackbone",

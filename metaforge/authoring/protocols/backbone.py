@@ -1,13 +1,40 @@
-"""The protocol of backbones."""
+"""The protocol of backbones, and the option that they share: a file of weights."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
+from pydantic import Field
 from torch import nn
 
-from metaforge.authoring.protocols.component import Component
+from metaforge.authoring.protocols.component import Component, Options
 from metaforge.authoring.protocols.types import TaskSpec
+
+
+class BackboneOptions(Options):
+    """Base class of the `Config` of backbones whose initial weights can come from a file.
+
+    The file has the tensors of `build(spec).state_dict()` in the safetensors format. MetaForge reads it, not the
+    backbone: once, when a run begins, whose values the tensors become. A run does not need the file after that.
+
+    Attributes:
+        weights: Path of the file, or None for the weights with which `build` initialises the network.
+
+    Example:
+        >>> from pydantic import Field
+        >>> from metaforge.authoring import BackboneOptions
+        >>> class WideOptions(BackboneOptions):
+        ...     width: int = Field(512, ge=1, le=4096, description="units of each layer")
+        >>> WideOptions(weights="wide.safetensors")
+        WideOptions(weights='wide.safetensors', width=512)
+    """
+
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="safetensors file of the initial weights, which is read once, when a run begins",
+    )
 
 
 class Backbone(Component, Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -98,3 +98,16 @@ class Dataset(Component, Protocol):
             Numbers and strings by name.
         """
         ...
+
+    def class_names(self, split: str) -> Sequence[str]:
+        """Return the names of a split's classes; by default none are known.
+
+        A run records them, so that they can be read where the data set is missing.
+
+        Args:
+            split: `"train"`, `"val"` or `"test"`.
+
+        Returns:
+            The names in the order of the classes' numbers, or an empty sequence.
+        """
+        return ()

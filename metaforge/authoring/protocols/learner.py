@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -63,6 +63,8 @@ class Parts(NamedTuple):
             vector of that size, see `ContextBackbone`. None unless the learner's tags need a backbone.
         adapter: The chain of the run's adapters; None unless the learner's tags need an adapter.
         regularizers: The run's regularizers, by name.
+        frozen: Patterns of the names of values that nothing changes, see `metaforge.authoring.matching`. The engine
+            computes no gradient for them; a learner must not adapt them to a task either.
 
     Example:
         >>> from torch import nn
@@ -76,6 +78,7 @@ class Parts(NamedTuple):
     backbone: Callable[..., nn.Module] | None = None
     adapter: GradientTransform | None = None
     regularizers: Mapping[str, Regularizer] = {}
+    frozen: Sequence[str] = ()
 
     @property
     def terms(self) -> frozenset[str]:

@@ -12,11 +12,20 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from metaforge.authoring.functional import split_state
 from metaforge.authoring.keys import make_key, permutation
 from metaforge.authoring.progress import is_progress
 from metaforge.authoring.protocols import STATE, Params, Tags, Task
 from metaforge.runs import checkpoint
-from metaforge.testing.bench import Bench, build_bench, build_benches, difference, learner_tags, task_kinds
+from metaforge.testing.bench import (
+    Bench,
+    build_bench,
+    build_benches,
+    build_frozen_bench,
+    difference,
+    learner_tags,
+    task_kinds,
+)
 from metaforge.testing.check import check
 from metaforge.testing.global_state import assert_generators_unchanged
 from metaforge.testing.subject import Subject
@@ -127,6 +136,21 @@ def _all_results(bench: Bench, values: Params, task: Task) -> tuple[Tensor, ...]
         *measured.values(),
         bench.predict(values, task),
     )
+
+
+@check("learner")
+def frozen(subject: Subject) -> None:
+    """A value that is frozen is not adapted to a task."""
+    for bench in build_benches(subject):
+        values, support = bench.values(), bench.task().support
+        fast = bench.learner.adapt(values, support)
+        adapted = [name for name in split_state(values)[0] if isinstance(fast, dict) and name in fast]
+        # One at a time, because a learner may refuse to be built with nothing left to adapt.
+        for name in adapted if len(adapted) > 1 else []:
+            after = build_frozen_bench(subject, bench, [name]).learner.adapt(values, support)
+            assert name not in after or torch.equal(after[name], values[name]), (
+                f"{name!r} is adapted although it is frozen; leave out what `matching(names, parts.frozen)` returns"
+            )
 
 
 @check(*ALL)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 from torch import Tensor, nn
 
-from metaforge.authoring import Backbone, Options, TaskSpec
+from metaforge.authoring import Backbone, BackboneOptions, TaskSpec
 
 
 class Variant(NamedTuple):
@@ -33,7 +33,7 @@ VARIANTS = {
 }
 
 
-class Conv4Options(Options):
+class Conv4Options(BackboneOptions):
     """Options of the four-block convolutional network."""
 
     variant: Literal["stride", "stride-flat", "pool", "pool-32", "relation"] = Field(

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from metaforge.authoring import Backbone, Options, TaskSpec
+from metaforge.authoring import Backbone, BackboneOptions, TaskSpec
 
 
-class MLPOptions(Options):
+class MLPOptions(BackboneOptions):
     """Options of the multi-layer perceptron."""
 
     widths: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(

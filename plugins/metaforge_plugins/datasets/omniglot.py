@@ -6,7 +6,7 @@ Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabi
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -62,10 +62,7 @@ class OmniglotOptions(Options):
     )
     split_seed: int = Field(default=1, ge=0, description="seed of the random split and of the held-out alphabets")
     holdout: int = Field(
-        default=0,
-        ge=0,
-        le=29,
-        description="number of background alphabets held out for the val split (split = lake; 0: no val split)",
+        default=0, ge=0, le=29, description="background alphabets held out for the val split (split = lake; 0: none)"
     )
     rotations: Literal["train", "all", "none"] = Field(
         default="train", description="splits in which copies rotated by 90, 180 and 270 degrees are additional classes"
@@ -119,6 +116,10 @@ class Omniglot(Dataset):
             "rotated copies": "yes" if classes > characters else "no",
             "image size": self.config.size,
         }
+
+    def class_names(self, split: str) -> Sequence[str]:
+        """Return the names of the classes of a split, such as `Greek/character01/rot090`."""
+        return self.pool(split).names
 
     def characters(self, split: str) -> tuple[str, ...]:
         """Return the character `Alphabet/characterNN` of each class of a split, without its rotation."""

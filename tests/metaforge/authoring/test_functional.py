@@ -12,6 +12,7 @@ from metaforge.authoring.functional import (
     advance_state,
     detach_params,
     gradient,
+    matching,
     one_task,
     prefixed,
     select,
@@ -19,6 +20,7 @@ from metaforge.authoring.functional import (
     sum_of,
 )
 from metaforge.authoring.protocols import Params
+from metaforge.errors import ConfigError
 from toys import task, tasks
 
 
@@ -87,3 +89,21 @@ def test_gradient_works_under_vmap(differentiable: bool) -> None:
     w = torch.arange(6.0).reshape(3, 2)
     batched, _ = vmap(lambda w: gradient(quartic, {"w": w}, differentiable=differentiable))(w)
     torch.testing.assert_close(batched["w"], 4 * w**3)
+
+
+def test_patterns_match_names_of_values_and_the_statistics_of_their_layers() -> None:
+    names = ["model.0.weight", "model.10.weight", "state.model.0.mean", "adapters.sgd.rate"]
+    assert matching(names, ["model.0.*"]) == ("model.0.weight", "state.model.0.mean")
+    assert matching(names, ["state.*"], where="train.freeze") == ("state.model.0.mean",)
+    assert matching(names, ["adapters.*", "model.1?.*"]) == ("model.10.weight", "adapters.sgd.rate")
+    assert matching(names, ["MODEL.*", "model.0"]) == matching(names, []) == ()
+    with pytest.raises(ConfigError, match=r"The pattern 'mdel.10.\*' matches no value") as caught:
+        matching(names, ["model.*", "mdel.10.*"], where="train.freeze")
+    assert caught.value.where == "train.freeze"
+    assert "the nearest of the 4 names are model.10.weight, model.0.weight, " in caught.value.remedy
+
+
+def test_what_is_frozen_is_no_parameter() -> None:
+    values = {"a.w": torch.ones(1), "b.w": torch.ones(2), "state.a.mean": torch.ones(3)}
+    params, rest = split_state(values, ["a.*"])
+    assert (list(params), list(rest)) == (["b.w"], ["a.w", "state.a.mean"])

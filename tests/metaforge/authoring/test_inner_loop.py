@@ -272,3 +272,19 @@ def test_an_adapter_learns_rates_of_parameters_that_exist_only_within_a_task() -
     assert "made.weight" not in values
     example, key = task(), make_key(0)
     assert_true_gradient(lambda v: one.loss(v, example, key)[0], values)
+
+
+@pytest.mark.parametrize("cls", LEARNERS)
+def test_what_is_frozen_is_not_adapted(cls: type[Any]) -> None:
+    free, frozen = built(cls, adapt="all"), built(cls, adapt="all", frozen=["model.0.*"])
+    assert frozen.adapted == tuple(name for name in free.adapted if not name.startswith("model.0."))
+    values = fresh(frozen)
+    fast = frozen.adapt(values, task().support)
+    assert [name for name in fast if name in values] == ["model.2.weight", "model.2.bias"]
+    assert not torch.equal(fast["model.2.weight"], values["model.2.weight"])
+    assert {name for name in frozen.init(make_key(0)) if name.startswith("adapters.")} == set()
+
+
+def test_an_inner_loop_with_nothing_to_adapt_is_refused() -> None:
+    with pytest.raises(ConfigError, match="would adapt is frozen"):
+        built(frozen=["model.*"])

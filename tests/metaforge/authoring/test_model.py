@@ -327,3 +327,28 @@ def test_a_regularizer_is_attached_when_the_model_is_built() -> None:
     regularizer = Attached(Options())
     model = Model(lambda: made(0), regularizers={"one": regularizer})
     assert regularizer.names == [name for name, _ in model.module.named_modules()]
+
+
+@pytest.mark.parametrize("policy", ["running", "per-step"])
+def test_a_layer_with_frozen_statistics_computes_in_training_what_it_computes_in_evaluation(policy: NormPolicy) -> None:
+    model = Model(lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), norm=policy, steps=1, frozen=["model.1.*"])
+    values = {name: value.double() for name, value in model.init(make_key(0)).items()}
+    values |= {name: value + 0.5 for name, value in values.items() if name.startswith("state.")}
+    trained, change = model.observe(values, inputs(), Pass(make_key(1), 0, "support"))
+    assert change == {}
+    torch.testing.assert_close(trained, model(values, inputs()))
+    free = Model(lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), norm=policy, steps=1)
+    assert free.observe(values, inputs(), Pass(make_key(1), 0, "support"))[1]
+
+
+def test_the_initial_statistics_are_those_of_the_network_that_init_builds() -> None:
+    built: list[float] = []
+
+    def build() -> nn.Module:
+        norm = nn.BatchNorm1d(3)
+        built.append(len(built) + 1.0)
+        norm.running_mean.fill_(built[-1])  # type: ignore[union-attr]
+        return norm
+
+    model = Model(build, norm="running")
+    assert float(model.init(make_key(0))["state.model..mean"][0]) == built[-1] == 2.0

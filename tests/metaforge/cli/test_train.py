@@ -138,3 +138,35 @@ def test_how_a_run_was_resumed_is_printed(tmp_path: Path, capsys: pytest.Capture
         "  train.lr: 1 -> 2",
         "A note.",
     ]
+
+
+def test_the_initial_values_and_the_frozen_ones_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {
+        "run": "runs/\x1b[31mfirst",
+        "step": 7,
+        "damaged": ["step-0000009 is damaged"],
+        "taken": [f"model.{i}" for i in range(10)],
+        "not_taken": {"that run has no such value": ["head.weight"]},
+        "unused": ["old.weight"],
+    }
+    environment = {"init_from": facts, "frozen": ["model.0"]}
+    _RunMessages().metaforge_run_start(run_info(Path("runs/new"), environment=environment))
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[1:] == [
+        "Warning: step-0000009 is damaged",
+        "initial values from runs/ [31mfirst, outer step 7: 10 of 11 values",
+        "  taken: model.0, model.1, model.2, model.3, model.4, model.5, model.6, model.7 and 2 more",
+        "  not taken, that run has no such value: head.weight",
+        "  not used of that run: old.weight",
+        "frozen: model.0",
+    ]
+    _RunMessages().metaforge_run_start(run_info(Path("runs/new"), environment={"init_from": facts}, start=5))
+    assert "initial values" not in capsys.readouterr().err
+
+
+def test_flags_name_the_source_of_initial_values_and_what_is_frozen(calls: Calls) -> None:
+    result = run_command("train -l guess -d dots --init-from runs/first --freeze model.0.* --freeze *.bias")
+    assert result.exit_code == 0, result.stderr
+    train = calls[0].resolved.run.train
+    assert (train.init_from, train.freeze) == ("runs/first", ["model.0.*", "*.bias"])
+    assert run_command("train --resume runs/first --init-from runs/second").exit_code == 2

@@ -346,3 +346,53 @@ def test_a_compiled_step_with_weights_that_depend_on_all_losses_is_refused() -> 
             regularizers=(Inequality(Options()),),
             compiled=chunk_gradients(built, "loop"),
         )
+
+
+FROZEN = ["model.0.*"]
+
+
+def frozen_maml(norm: str = "running") -> Any:
+    return learner(MAML, backbone=smooth("batch"), steps=2, norm=norm, adapt="all", frozen=FROZEN)
+
+
+@pytest.mark.parametrize("plan", ["loop", "vmap", "fold"])
+@pytest.mark.parametrize("norm", ["transductive", "running"])
+def test_with_frozen_values_the_gradient_is_that_of_autograd(norm: str, plan: str) -> None:
+    built = frozen_maml(norm)
+    values, batch = fresh(built), tasks(3)
+    found = step(built, values, batch, plan, frozen=FROZEN)
+    leaves = {name: value.clone().requires_grad_() for name, value in values.items() if name.startswith("model.2.")}
+    mean = task_losses(built, values, batch)(values | leaves).mean()
+    expected = dict(zip(leaves, torch.autograd.grad(mean, list(leaves.values())), strict=True))
+    assert found.grads.keys() == expected.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(found.grads[name], grad, rtol=1e-9, atol=1e-12)
+    assert found.state == {}
+
+
+def test_nothing_frozen_is_differentiated_and_a_penalty_reaches_the_rest() -> None:
+    marked: list[bool] = []
+
+    class Seen(MAML):
+        def loss(self, values: Params, task: Task, key: Tensor) -> Any:
+            marked.extend(values[name].requires_grad for name in ("model.2.weight", "model.0.0.weight"))
+            return super().loss(values, task, key)
+
+    head = ["model.2.*"]
+    built = learner(Seen, backbone=smooth(), steps=1, frozen=head)
+    values, batch = fresh(built), tasks(1)
+    plain = step(built, values, batch, frozen=head)
+    assert marked == [False, True]
+    shrunk = step(built, values, batch, frozen=head, regularizers=[Shrinkage(Options())])
+    assert shrunk.grads.keys() == plain.grads.keys() == {"model.0.0.weight", "model.0.0.bias"}
+    weight = "model.0.0.weight"
+    torch.testing.assert_close(shrunk.grads[weight], plain.grads[weight] + values[weight])
+
+
+def test_a_change_of_a_frozen_state_entry_is_dropped_even_if_the_learner_returns_it() -> None:
+    built = maml("running")
+    values, batch = fresh(built), tasks(2)
+    free = step(built, values, batch)
+    kept = step(built, values, batch, frozen=["state.*.mean"])
+    assert {name for name in free.state if name not in kept.state} == {n for n in free.state if n.endswith(".mean")}
+    assert kept.grads.keys() == free.grads.keys()

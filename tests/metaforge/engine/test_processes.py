@@ -66,6 +66,11 @@ EXACT = {**SHARED, "engine": {"threads": 1, "reduce": "exact", "shards": 2}}
 # Name of the run, what is trained, and the largest difference between the weights of one process and of two.
 RUNS: Mapping[str, tuple[Mapping[str, Any], float]] = {
     "exact": ({"learner": "maml", "dataset": "sinusoid", "tasks": 5, "settings": EXACT}, 0.0),
+    # After the first one, whose values it takes over.
+    "frozen": (
+        {"learner": "fomaml", "dataset": "sinusoid", "tasks": 5, "freeze": ["model.0.*"], "settings": EXACT},
+        0.0,
+    ),
     "fast": ({"learner": "maml", "dataset": "sinusoid", "tasks": 5, "settings": SHARED}, 1e-6),
     "accumulate": (
         {
@@ -103,7 +108,9 @@ def train_all(folder: Path) -> None:
         settings = {**what["settings"], "train": {"ways": 5, "queries": 2, **what["settings"]["train"]}}
         if what["dataset"] == "sinusoid":
             settings = what["settings"]
-        metaforge.train(**{**what, "settings": settings}, steps=20, out=folder / name, registry=registry)
+        source = folder / "exact" if name == "frozen" else None
+        more = {"settings": settings, "init_from": source, "registry": registry}
+        metaforge.train(**{**what, **more}, steps=20, out=folder / name)
 
 
 @pytest.fixture(scope="module")

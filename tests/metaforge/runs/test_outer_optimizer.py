@@ -213,3 +213,18 @@ class WithoutRate(torch.optim.Optimizer):
 def test_an_optimiser_that_cannot_be_used_is_refused(make: Any, sentence: str) -> None:
     with pytest.raises(ContractError, match=sentence):
         torch_optimizer(Made(make), [{"params": [torch.zeros(2)], "lr": 0.1, "weight_decay": 0.0}])
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_frozen_values_keep_every_bit_and_have_no_state(name: str) -> None:
+    values = {**VALUES, "model.frozen": torch.tensor([-0.0, 1e-45, 3.0]), "state.frozen": torch.tensor(-0.0)}
+    config = TrainConfig(weight_decay=0.1, freeze=["*frozen"])
+    after = stepped(OuterOptimizer(config, plugin(name), values), range(1, 5))
+    for frozen in ("model.frozen", "state.frozen"):
+        assert torch.equal(after.values[frozen].view(torch.int32), values[frozen].view(torch.int32))
+    assert not [key for key in after.training if "frozen" in key]
+    assert not torch.equal(after.values["model.w"], values["model.w"])
+    OuterOptimizer(config, plugin(name), *after)
+    if after.training:
+        with pytest.raises(CheckpointError):
+            OuterOptimizer(TrainConfig(freeze=["model.w"]), plugin(name), *after)

@@ -99,3 +99,8 @@ def test_wrong_requests_are_refused() -> None:
         made().pool("tests")
     with pytest.raises(DataError, match="200 classes of 20 images"):
         made().spec("test", TaskShape(201, 1, 15))
+
+
+def test_the_names_of_the_classes_are_those_of_the_pool() -> None:
+    glyphs = Glyphs(Glyphs.Config(train=4), root=Path())
+    assert list(glyphs.class_names("train")) == ["train/0000", "train/0001", "train/0002", "train/0003"]

@@ -113,6 +113,12 @@ def test_ink_is_white_if_inverted(root: Path) -> None:
     assert np.array_equal(ink, 255 - paper)
 
 
+def test_classes_are_named_by_alphabet_character_and_rotation(root: Path) -> None:
+    names = made(root).class_names("train")
+    assert len(names) == len(set(names)) == 36
+    assert names[1].endswith("/rot090")
+
+
 def test_holdout_makes_a_val_split_of_whole_alphabets(root: Path) -> None:
     with pytest.raises(DataError, match="no val classes") as caught:
         made(root).pool("val")

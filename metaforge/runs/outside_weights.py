@@ -1,0 +1,113 @@
+"""Weights from outside: a safetensors file whose tensors become the initial weights of a backbone.
+
+The file is read once, when a run begins. From then on its tensors are values of the run, and nothing reads it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from metaforge.authoring.layers.exchange import BATCH_NORMS
+from metaforge.authoring.protocols import BackboneOptions, Params
+from metaforge.config.resolved import Choice
+from metaforge.errors import ConfigError, shown
+from metaforge.runs.checkpoint_files import from_bytes
+from metaforge.system.untrusted import UNREADABLE, read_regular_file, require_regular
+
+SETTING = "backbone.weights"
+
+
+class OutsideWeights(NamedTuple):
+    """The content of a file of weights.
+
+    Attributes:
+        tensors: The tensors by name.
+        digest: The SHA-256 digest of the file.
+    """
+
+    tensors: Params
+    digest: str
+
+
+def weights_path(backbone: Choice | None) -> Path | None:
+    """Return the path of the file with the initial weights of a run's backbone; None if its options name none."""
+    config = None if backbone is None else backbone.config
+    return Path(config.weights) if isinstance(config, BackboneOptions) and config.weights else None
+
+
+def read_weights(path: Path) -> OutsideWeights:
+    """Return the tensors in a safetensors file; raise `ConfigError` if it cannot be read or is not one."""
+    try:
+        require_regular(path)
+        data = read_regular_file(path, path.stat().st_size)
+        return OutsideWeights(from_bytes(data), hashlib.sha256(data).hexdigest())
+    except (*UNREADABLE, SafetensorError, KeyError, MemoryError) as error:
+        raise ConfigError(
+            f"The weights cannot be read: {getattr(error, 'strerror', None) or error}.",
+            where=f"{SETTING} = {path}",
+            remedy="name a safetensors file; safetensors.torch.save_file(network.state_dict(), path) writes one",
+        ) from error
+
+
+def load_weights(module: nn.Module, weights: Params) -> None:
+    """Copy tensors into the parameters and buffers of a network, which must have the same names and shapes.
+
+    Args:
+        module: The network of a backbone. It is changed.
+        weights: A tensor for every entry of its `state_dict`.
+
+    Raises:
+        ConfigError: A tensor is missing or left over, or has another shape; or a buffer that is not part of a run's
+            values, any but the statistics of batch norm, differs from that of the network.
+    """
+    own: Params = module.state_dict()
+    for name in [*own, *(name for name in weights if name not in own)]:
+        if problem := _misfit(name, own, weights):
+            raise ConfigError(
+                f"The weights do not fit the backbone: {problem}.",
+                where=SETTING,
+                remedy="give the options of the network that the file was saved from, or save"
+                " `backbone.build(spec).state_dict()`",
+            )
+    _require_equal_buffers(module, weights)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+def _misfit(name: str, own: Params, weights: Params) -> str:
+    """Return why an entry does not fit, as a clause of a sentence; empty if it does."""
+    ours, theirs = own.get(name), weights.get(name)
+    if theirs is None:
+        return f"the file has no {shown(name)}"
+    if ours is None:
+        return f"the network has no {shown(name)}, which the file has"
+    if ours.shape != theirs.shape:
+        return f"{shown(name)} has the shape {list(theirs.shape)} in the file and {list(ours.shape)} in the network"
+    if ours.is_floating_point() != theirs.is_floating_point():
+        return f"{shown(name)} is {theirs.dtype} in the file and {ours.dtype} in the network"
+    return ""
+
+
+def _require_equal_buffers(module: nn.Module, weights: Params) -> None:
+    """Raise `ConfigError` for a buffer in the file that would be lost, because a run has no value for it."""
+    for prefix, layer in module.named_modules():
+        for name, buffer in () if isinstance(layer, BATCH_NORMS) else layer.named_buffers(recurse=False):
+            full = f"{prefix}.{name}".lstrip(".")
+            if full in weights and not _equal(buffer, weights[full]):
+                raise ConfigError(
+                    f"The buffer {shown(full)} differs from the network's own, and a run keeps no buffers besides the"
+                    " statistics of batch norm.",
+                    where=SETTING,
+                    remedy="make it a parameter of the network, and freeze it with train.freeze",
+                )
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    return torch.equal(ours, theirs.to(ours))
