@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from metaforge.authoring import TaskShape, TaskSpec
+from metaforge.authoring import REGRESSION, TaskShape, TaskSpec
 from metaforge.errors import ContractError, DataError
 from metaforge.runs.data_record import FILE, data_record, read_data_record
 from metaforge.testing.toy import ToyClasses, ToyTasksOptions
