@@ -42,6 +42,8 @@ def checked_spec(dataset: Dataset, split: str, shape: TaskShape, *, seed: int) -
         _require_finite(dataset, f"the targets of the {part} set", y)
         if wrong := "" if spec.kind.wrong_targets is None else spec.kind.wrong_targets(y):
             _contract_error(dataset, f"the targets of the {part} set {wrong}")
+    if spec.classes:
+        _check_class_numbers(dataset, torch.as_tensor(task.classes), spec.classes if split == "train" else None)
     return spec
 
 
@@ -76,8 +78,27 @@ def expected_tasks(dataset: Dataset, tasks: Any, spec: TaskSpec, count: int) -> 
             _check_tensor(dataset, f"the targets of the {part} set", y, targets)
         else:
             _check_tensor(dataset, f"the labels of the {part} set", y, leading, integral=torch.int64, floating=False)
+    if spec.classes:
+        _check_classes(dataset, tasks, (count, spec.shape.ways))
     batch: Task = tasks
     return batch
+
+
+def _check_classes(dataset: Dataset, tasks: Task, shape: tuple[int, ...]) -> None:
+    """Check shape and dtype of the class numbers of tasks."""
+    classes: Any = tasks.classes
+    if not isinstance(classes, Tensor) or classes.dtype != torch.int64 or tuple(classes.shape) != shape:
+        found = f"{classes.dtype} {list(classes.shape)}" if isinstance(classes, Tensor) else repr(classes)[:100]
+        _contract_error(dataset, f"the classes of tasks are {found}, not torch.int64 {list(shape)}")
+
+
+def _check_class_numbers(dataset: Dataset, classes: Tensor, number: int | None) -> None:
+    """Check that the classes of tasks `[..., ways]` are distinct, and below the number of classes if it is known."""
+    least, most = int(classes.min()), int(classes.max())
+    if least < 0 or (number is not None and most >= number):
+        _contract_error(dataset, f"the classes of tasks are {least} to {most}, not 0 to the number of classes minus 1")
+    if (classes.sort(-1).values.diff(dim=-1) == 0).any():
+        _contract_error(dataset, "the classes of a task are not distinct")
 
 
 def _call(dataset: Dataset, method: str, function: Callable[[], T]) -> T:

@@ -72,7 +72,9 @@ def prepare_tasks(task: Task, device: torch.device, dtype: torch.dtype) -> Task:
             return x.to(device).to(dtype) / 255
         return x.to(device, dtype) if x.is_floating_point() else x.to(device)
 
-    return Task(Examples(*map(move, task.support)), Examples(*map(move, task.query)))
+    # Not by `tree_map`, which takes longer than a small step's other work on the host.
+    classes = move(task.classes) if isinstance(task.classes, Tensor) else ()
+    return Task(Examples(*map(move, task.support)), Examples(*map(move, task.query)), classes)
 
 
 @primitive_attention()

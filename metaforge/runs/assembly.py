@@ -83,6 +83,13 @@ class Components:
                 where="train.ways",
                 remedy="leave train.ways out, or set task.ways to the same number",
             )
+        if self._learner.cls.tags.uses_classes and not found.classes:
+            raise ConfigError(
+                f"The learner {self._learner.name!r} reads the numbers of classes, but the tasks of the data set"
+                f" {self._dataset.name!r} have none.",
+                where="dataset.name",
+                remedy="choose a data set whose spec has a number of classes, such as one of images",
+            )
         settings = self.resolved.run
         if settings.train.validate_every:
             self._spec("val", "validation (train.validate_every)", self.task_shape)

@@ -11,6 +11,7 @@ from metaforge.testing.check import Check, Skipped, cause_of
 from metaforge.testing.checks import (
     adapters,
     backbones,
+    classes,
     datasets,
     general,
     gradients,
@@ -32,6 +33,7 @@ _MODULES = (
     regularizers,
     backbones,
     datasets,
+    classes,
     optimizers,
     schedules,
     hooks,

@@ -13,7 +13,8 @@ from torch import Tensor
 from metaforge.authoring.descent import Adjoint
 from metaforge.authoring.inner_loop import InnerLoopOptions
 from metaforge.authoring.keys import fold_in, normal
-from metaforge.authoring.losses import cross_entropy, one_hot, score
+from metaforge.authoring.kinds import score
+from metaforge.authoring.losses import cross_entropy, one_hot
 from metaforge.authoring.model import Model
 from metaforge.authoring.progress import training_progress
 from metaforge.authoring.protocols import SHARE, Aux, Examples, Key, Learner, Options, Params, Parts, Tags, Task
