@@ -115,6 +115,7 @@ class InnerLoopLearner(ModelLearner):
         adapts=True,
         terms=INNER_LOOP_TERMS,
         other_kinds=True,
+        varied_shots=True,
     )
     config: InnerLoopOptions
     adjoint: Adjoint

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaforge.authoring.kinds import task_kind
 from metaforge.authoring.protocols import Dataset, Task, TaskShape, TaskSpec
+from metaforge.data.varied import Composition, EpisodeBounds, compose, varied_spec
 from metaforge.errors import DataError, MetaForgeError, PluginError
 
 T = TypeVar("T")
@@ -42,6 +43,37 @@ def checked_spec(dataset: Dataset, split: str, shape: TaskShape, *, seed: int) -
         _require_finite(dataset, f"the targets of the {part} set", y)
         if wrong := "" if spec.kind.wrong_targets is None else spec.kind.wrong_targets(y):
             _contract_error(dataset, f"the targets of the {part} set {wrong}")
+    if spec.classes:
+        _check_class_numbers(dataset, torch.as_tensor(task.classes), spec.classes if split == "train" else None)
+    return spec
+
+
+def checked_varied_spec(dataset: Dataset, split: str, bounds: EpisodeBounds, *, seed: int) -> TaskSpec:
+    """Return the spec of a split's varied tasks of the most classes after checking that episode 0 agrees with it.
+
+    Args:
+        dataset: The data set.
+        split: Name of the split, such as `train`.
+        bounds: The bounds of the tasks.
+        seed: Seed of the episodes.
+
+    Raises:
+        PluginError: The data set breaks its contract.
+        DataError: The split has too few classes, or values are not finite.
+        MetaForgeError: Whatever error of this class the data set itself raises.
+    """
+    spec = _call(dataset, "spec", lambda: varied_spec(dataset, split, bounds))
+    sizes = _call(dataset, "class_sizes", lambda: dataset.class_sizes(split))
+    parts = compose(sizes, bounds, 0, seed=seed, split=split)
+    drawn = _call(dataset, "draw", lambda: dataset.draw(split, *parts, 0, seed=seed))
+    task = expected_task(dataset, drawn, spec, parts)
+    for name, part, counts in (
+        ("support", task.support, parts.shots),
+        ("query", task.query, [parts.queries] * len(parts.classes)),
+    ):
+        _require_finite(dataset, f"the inputs of the {name} set", part.x)
+        if part.y.bincount(minlength=len(counts)).tolist() != counts:
+            _contract_error(dataset, f"draw does not return the numbers of examples of the {name} set that it should")
     if spec.classes:
         _check_class_numbers(dataset, torch.as_tensor(task.classes), spec.classes if split == "train" else None)
     return spec
@@ -82,6 +114,28 @@ def expected_tasks(dataset: Dataset, tasks: Any, spec: TaskSpec, count: int) -> 
         _check_classes(dataset, tasks, (count, spec.shape.ways))
     batch: Task = tasks
     return batch
+
+
+def expected_task(dataset: Dataset, task: Any, spec: TaskSpec, parts: Composition) -> Task:
+    """Return what `Dataset.draw` returned, if it has the shapes and dtypes of a task of these parts.
+
+    Args:
+        dataset: The data set.
+        task: What `draw` returned.
+        spec: The spec of varied tasks.
+        parts: The classes of the task, and the numbers of their examples.
+
+    Raises:
+        PluginError: It is no such task.
+    """
+    for part, count in (("support", sum(parts.shots)), ("query", len(parts.classes) * parts.queries)):
+        x, y = _inputs_and_targets(dataset, task, part)
+        _check_tensor(dataset, f"the inputs of the {part} set", x, (count, *spec.x_shape), integral=torch.uint8)
+        _check_tensor(dataset, f"the labels of the {part} set", y, (count,), integral=torch.int64, floating=False)
+    if spec.classes:
+        _check_classes(dataset, task, (len(parts.classes),))
+    drawn: Task = task
+    return drawn
 
 
 def _check_classes(dataset: Dataset, tasks: Task, shape: tuple[int, ...]) -> None:

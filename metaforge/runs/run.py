@@ -14,6 +14,7 @@ from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Dataset, Learner, Params, Task, TaskSpec
 from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
+from metaforge.config.settings import Sampler
 from metaforge.config.sources import file_layer
 from metaforge.data.checks import expected_spec, expected_tasks
 from metaforge.engine.batch import prepare_tasks
@@ -64,7 +65,10 @@ class Run:
         return self.parts.dataset
 
     def spec(self, split: str | None = None, *, shots: int | None = None) -> TaskSpec:
-        """Return the spec of the tasks that the run is evaluated on, or with another split or number of shots."""
+        """Return the spec of the tasks of the shape `task`, of the evaluation's split or another, or with other shots.
+
+        Raises `DataError` if the split has no such tasks.
+        """
         shape = self.parts.task_shape
         shape = shape if shots is None else shape._replace(shots=shots)
         with self.resolved.running_errors("spec", owner=self.resolved.dataset):
@@ -72,7 +76,7 @@ class Run:
             return expected_spec(self.dataset, spec, shape)
 
     def learner(self, spec: TaskSpec | None = None) -> Learner:
-        """Return the learner for tasks of a spec, by default those that the run is evaluated on."""
+        """Return the learner for tasks of a spec, by default those of the shape `task`."""
         return self.parts.learner(spec or self.spec())
 
     def task(
@@ -103,6 +107,7 @@ class Run:
         tasks: int | None = None,
         split: str | None = None,
         seed: int | None = None,
+        sampler: Sampler | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, Any]:
         """Evaluate the run on test tasks; write records, plots and the report to the run folder.
@@ -116,6 +121,8 @@ class Run:
             tasks: Number of test tasks.
             split: The split of the data set.
             seed: The seed of the episodes.
+            sampler: Whether tasks have a fixed shape or vary within the bounds of `varied`. Numbers of ways or shots
+                ask for a fixed shape.
             progress: Called with (tasks evaluated so far, tasks in all); a task counts once per number of shots and of
                 steps.
 
@@ -138,6 +145,7 @@ class Run:
             tasks=settings.tasks if tasks is None else tasks,
             split=split,
             seed=settings.seed if seed is None else seed,
+            sampler=sampler,
             progress=progress,
             saved={name: self.summary[name] for name in ("steps", "damaged") if name in self.summary},
         )
@@ -186,7 +194,8 @@ def load(
     saved, bad = checkpoint.chosen(folder / "ckpt", which)
     values = {name: value.to(chosen) for name, value in saved.values.items()}
     run = Run(folder, resolved, parts, values, chosen, {"steps": saved.step, "damaged": damage_of(bad)})
-    learner = run.learner()
+    with resolved.running_errors("spec", owner=resolved.dataset):
+        learner = parts.evaluation_case(resolved.run.evaluate.split).learner
     with resolved.running_errors("init"):
         fresh = checked_values(learner.init(make_key(resolved.run.seed, "init")))
     check_values(saved, {name: value.to(run.dtype) for name, value in fresh.items()}, where=str(folder))

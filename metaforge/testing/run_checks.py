@@ -20,6 +20,7 @@ from metaforge.testing.checks import (
     optimizers,
     regularizers,
     schedules,
+    tasks,
     training,
 )
 from metaforge.testing.subject import Subject
@@ -34,6 +35,7 @@ _MODULES = (
     backbones,
     datasets,
     classes,
+    tasks,
     optimizers,
     schedules,
     hooks,

@@ -353,8 +353,8 @@ class Blinding(Counter):
     """Overwrites the inputs of a training step in place."""
 
     @hookimpl
-    def metaforge_before_step(self, tasks: Task) -> None:
-        tasks.support.x.zero_()
+    def metaforge_before_step(self, batches: Sequence[Task]) -> None:
+        batches[0].support.x.zero_()
 
 
 class Oblivious(Counter):
