@@ -239,7 +239,8 @@ def one_task(tasks: Task, index: int = 0) -> Task:
         >>> one_task(Task(examples, examples), index=2).support.x.shape
         torch.Size([5, 3])
     """
-    return Task(*(Examples(part.x[index], part.y[index]) for part in tasks))
+    support, query = (Examples(part.x[index], part.y[index]) for part in (tasks.support, tasks.query))
+    return Task(support, query, tasks.classes[index] if isinstance(tasks.classes, Tensor) else ())
 
 
 def gradient(

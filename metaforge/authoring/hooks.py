@@ -6,7 +6,7 @@ torch, because the command line imports it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -110,8 +110,11 @@ class Specs:
         """Called once, when the run's folder exists and its configuration is written."""
 
     @hookspec
-    def metaforge_before_step(self, run: RunInfo, step: int, tasks: Task) -> None:
-        """Called before outer step `step` (from 1), with the batch of tasks `[tasks, ...]` that it learns from."""
+    def metaforge_before_step(self, run: RunInfo, step: int, batches: Sequence[Task]) -> None:
+        """Called before outer step `step` (from 1), with the tasks that it learns from.
+
+        `batches` has the tasks of each batch of the step `[tasks, ...]`, or of each shape in it if shapes vary.
+        """
 
     @hookspec
     def metaforge_after_step(self, run: RunInfo, step: int, metrics: Mapping[str, float]) -> None:

@@ -116,6 +116,7 @@ class InnerLoopLearner(ModelLearner):
         adapts=True,
         terms=INNER_LOOP_TERMS,
         other_kinds=True,
+        varied_shots=True,
     )
     config: InnerLoopOptions
     adjoint: Adjoint

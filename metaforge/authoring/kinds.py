@@ -181,7 +181,7 @@ def nearest_targets(task: Task) -> Tensor:
         >>> nearest_targets(Task(support, Examples(torch.tensor([[9.0]]), torch.tensor([0]))))
         tensor([0])
     """
-    support, query = (part.x.flatten(1).double() for part in task)
+    support, query = (part.x.flatten(1).double() for part in (task.support, task.query))
     distances = torch.cdist(query, support, compute_mode="donot_use_mm_for_euclid_dist")
     return task.support.y[distances.argmin(-1)]
 

@@ -41,6 +41,7 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, max=options.MAX_INTEGER, help="Seed of the episodes.")
     ] = None,
+    sampler: Annotated[str | None, typer.Option("--sampler", help="Shapes of tasks: fixed or varied.")] = None,
     checkpoint: Annotated[
         str, typer.Option("--checkpoint", help="latest, best (in validation), or an outer step.")
     ] = "latest",
@@ -58,6 +59,7 @@ def evaluate(
         "tasks": tasks,
         "split": split,
         "seed": seed,
+        "sampler": sampler,
     }
     if not run.is_dir():
         raise ConfigError(

@@ -13,6 +13,9 @@ MAX_SIZE = 100_000
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 # A pattern of names of values: `model.0.*`.
 NamePattern = Annotated[str, Field(min_length=1, max_length=1000)]
+# One size, or several of which each outer step uses one.
+Sizes = Size | Annotated[list[Size], Field(min_length=1, max_length=100)]
+Sampler = Literal["fixed", "varied"]
 # Names of splits become part of file names: without separators, and without a dot at the start.
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)]
 
@@ -52,6 +55,44 @@ class TaskConfig(Section):
     ways: Size = Field(default=5, description="Classes per task (1 in regression).")
     shots: Size = Field(default=1, description="Support examples per class.")
     queries: Size = Field(default=15, description="Query examples per class.")
+    sampler: Sampler = Field(
+        default="fixed",
+        description="Whether all tasks have this shape, or their numbers of classes and examples vary within the bounds"
+        " of `varied`.",
+    )
+
+
+class VariedConfig(Section):
+    """Tasks whose numbers of classes and examples vary, if a sampler is `varied`."""
+
+    min_ways: Annotated[Size, Field(ge=2)] = Field(default=5, description="Smallest number of classes per task.")
+    max_ways: Annotated[Size, Field(ge=2)] = Field(
+        default=50, description="Largest number of classes per task; fewer if the split has fewer."
+    )
+    queries: Size = Field(
+        default=10, description="Largest number of query examples per class; at most half of the smallest class."
+    )
+    support: Size = Field(default=500, description="Largest number of support examples per task.")
+    class_support: Size = Field(
+        default=100, description="Examples of a class that count when the size of a support set is drawn."
+    )
+    imbalance: float = Field(
+        default=2.0,
+        ge=1,
+        le=1000,
+        description="Largest factor by which chance changes the share of a class in the support set; with 1, shares are"
+        " those of the sizes of the classes.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VariedConfig:
+        """Check that a task can have its smallest number of classes, and one support example of each class."""
+        if not self.min_ways <= self.max_ways <= self.support:
+            raise ValueError(
+                f"min_ways ({self.min_ways}), max_ways ({self.max_ways}) and support ({self.support}) should not"
+                " decrease in this order"
+            )
+        return self
 
 
 class GroupConfig(Section):
@@ -110,12 +151,24 @@ class TrainConfig(Section):
         gt=1,
         description="Largest norm of the meta-gradient, in multiples of its running median; a larger one has diverged.",
     )
-    ways: Size | None = Field(default=None, description="Classes per training task; if not set, those of `task`.")
-    shots: Size | None = Field(
-        default=None, description="Support examples per class in training; if not set, those of `task`."
+    ways: Sizes | None = Field(
+        default=None,
+        description="Classes per training task; if not set, those of `task`. Of a list, each outer step draws one.",
     )
-    queries: Size | None = Field(
-        default=None, description="Query examples per class in training; if not set, those of `task`."
+    shots: Sizes | None = Field(
+        default=None,
+        description="Support examples per class in training; if not set, those of `task`. Of a list, each outer step"
+        " draws one.",
+    )
+    queries: Sizes | None = Field(
+        default=None,
+        description="Query examples per class in training; if not set, those of `task`. Of a list, each outer step"
+        " draws one.",
+    )
+    sampler: Sampler | None = Field(
+        default=None,
+        description="Whether training tasks have this shape or vary within the bounds of `varied`; if not set, as those"
+        " of `task`.",
     )
     validate_every: int = Field(default=0, ge=0, description="Outer steps between validations; 0 for none.")
     validate_tasks: int = Field(default=100, ge=2, description="Tasks per validation.")
@@ -160,7 +213,8 @@ class EvaluateConfig(Section):
     split: SplitName = Field(default="test", description="Split of the data set to evaluate on.")
     seed: int = Field(default=1_000_003, ge=0, lt=2**63, description="Seed of the evaluation's tasks.")
     shots: list[Size] = Field(
-        default=[], description="Support examples per class, one evaluation each; if empty, that of `task`."
+        default=[],
+        description="Support examples per class, one evaluation each, on tasks of that shape; if empty, as `task`.",
     )
     steps: list[Annotated[int, Field(ge=0)]] = Field(
         default=[],
@@ -210,6 +264,7 @@ class RunConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="Where to compute.")
     task: TaskConfig = Field(default=TaskConfig(), description="The shape of the tasks.")
+    varied: VariedConfig = Field(default=VariedConfig(), description="Tasks of varied shapes.")
     train: TrainConfig = Field(default=TrainConfig(), description="The outer loop.")
     checkpoint: CheckpointConfig = Field(
         default=CheckpointConfig(), description="The checkpoints saved during the run."

@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from metaforge.data.cache import Arrays, load_or_build
-    from metaforge.data.class_pool import ClassPool, Pixels, check_shape, check_split
+    from metaforge.data.class_pool import ClassPool, Pixels, check_draw, check_shape, check_split
     from metaforge.data.downloads import Opener, Progress, open_https
-    from metaforge.data.episodes import sample_episodes
+    from metaforge.data.episodes import draw_episode, sample_episodes
+    from metaforge.data.image_dataset import ImageDataset
     from metaforge.data.images import Resample, read_file
     from metaforge.data.random_numbers import Bits, bits, episode_keys, sample_without_replacement, uniforms
     from metaforge.data.root import data_root
@@ -21,6 +22,7 @@ __all__ = [
     "Arrays",
     "Bits",
     "ClassPool",
+    "ImageDataset",
     "Opener",
     "Pixels",
     "Progress",
@@ -28,9 +30,11 @@ __all__ = [
     "Tree",
     "TreeImages",
     "bits",
+    "check_draw",
     "check_shape",
     "check_split",
     "data_root",
+    "draw_episode",
     "episode_keys",
     "fetch_tree",
     "load_or_build",
@@ -42,7 +46,17 @@ __all__ = [
     "uniforms",
 ]
 
-_MODULES = ("root", "random_numbers", "class_pool", "episodes", "images", "cache", "downloads", "trees")
+_MODULES = (
+    "root",
+    "random_numbers",
+    "class_pool",
+    "episodes",
+    "image_dataset",
+    "images",
+    "cache",
+    "downloads",
+    "trees",
+)
 
 
 def __getattr__(name: str) -> Any:

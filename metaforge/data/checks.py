@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaforge.authoring.kinds import task_kind
 from metaforge.authoring.protocols import Dataset, Task, TaskShape, TaskSpec
+from metaforge.data.varied import Composition, EpisodeBounds, compose, varied_spec
 from metaforge.errors import DataError, MetaForgeError, PluginError
 
 T = TypeVar("T")
@@ -42,6 +43,39 @@ def checked_spec(dataset: Dataset, split: str, shape: TaskShape, *, seed: int) -
         _require_finite(dataset, f"the targets of the {part} set", y)
         if wrong := "" if spec.kind.wrong_targets is None else spec.kind.wrong_targets(y):
             _contract_error(dataset, f"the targets of the {part} set {wrong}")
+    if spec.classes:
+        _check_class_numbers(dataset, torch.as_tensor(task.classes), spec.classes if split == "train" else None)
+    return spec
+
+
+def checked_varied_spec(dataset: Dataset, split: str, bounds: EpisodeBounds, *, seed: int) -> TaskSpec:
+    """Return the spec of a split's varied tasks of the most classes after checking that episode 0 agrees with it.
+
+    Args:
+        dataset: The data set.
+        split: Name of the split, such as `train`.
+        bounds: The bounds of the tasks.
+        seed: Seed of the episodes.
+
+    Raises:
+        PluginError: The data set breaks its contract.
+        DataError: The split has too few classes, or values are not finite.
+        MetaForgeError: Whatever error of this class the data set itself raises.
+    """
+    spec = _call(dataset, "spec", lambda: varied_spec(dataset, split, bounds))
+    sizes = _call(dataset, "class_sizes", lambda: dataset.class_sizes(split))
+    parts = compose(sizes, bounds, 0, seed=seed, split=split)
+    drawn = _call(dataset, "draw", lambda: dataset.draw(split, *parts, 0, seed=seed))
+    task = expected_task(dataset, drawn, spec, parts)
+    for name, part, counts in (
+        ("support", task.support, parts.shots),
+        ("query", task.query, [parts.queries] * len(parts.classes)),
+    ):
+        _require_finite(dataset, f"the inputs of the {name} set", part.x)
+        if part.y.bincount(minlength=len(counts)).tolist() != counts:
+            _contract_error(dataset, f"draw does not return the numbers of examples of the {name} set that it should")
+    if spec.classes:
+        _check_class_numbers(dataset, torch.as_tensor(task.classes), spec.classes if split == "train" else None)
     return spec
 
 
@@ -76,8 +110,49 @@ def expected_tasks(dataset: Dataset, tasks: Any, spec: TaskSpec, count: int) -> 
             _check_tensor(dataset, f"the targets of the {part} set", y, targets)
         else:
             _check_tensor(dataset, f"the labels of the {part} set", y, leading, integral=torch.int64, floating=False)
+    if spec.classes:
+        _check_classes(dataset, tasks, (count, spec.shape.ways))
     batch: Task = tasks
     return batch
+
+
+def expected_task(dataset: Dataset, task: Any, spec: TaskSpec, parts: Composition) -> Task:
+    """Return what `Dataset.draw` returned, if it has the shapes and dtypes of a task of these parts.
+
+    Args:
+        dataset: The data set.
+        task: What `draw` returned.
+        spec: The spec of varied tasks.
+        parts: The classes of the task, and the numbers of their examples.
+
+    Raises:
+        PluginError: It is no such task.
+    """
+    for part, count in (("support", sum(parts.shots)), ("query", len(parts.classes) * parts.queries)):
+        x, y = _inputs_and_targets(dataset, task, part)
+        _check_tensor(dataset, f"the inputs of the {part} set", x, (count, *spec.x_shape), integral=torch.uint8)
+        _check_tensor(dataset, f"the labels of the {part} set", y, (count,), integral=torch.int64, floating=False)
+    if spec.classes:
+        _check_classes(dataset, task, (len(parts.classes),))
+    drawn: Task = task
+    return drawn
+
+
+def _check_classes(dataset: Dataset, tasks: Task, shape: tuple[int, ...]) -> None:
+    """Check shape and dtype of the class numbers of tasks."""
+    classes: Any = tasks.classes
+    if not isinstance(classes, Tensor) or classes.dtype != torch.int64 or tuple(classes.shape) != shape:
+        found = f"{classes.dtype} {list(classes.shape)}" if isinstance(classes, Tensor) else repr(classes)[:100]
+        _contract_error(dataset, f"the classes of tasks are {found}, not torch.int64 {list(shape)}")
+
+
+def _check_class_numbers(dataset: Dataset, classes: Tensor, number: int | None) -> None:
+    """Check that the classes of tasks `[..., ways]` are distinct, and below the number of classes if it is known."""
+    least, most = int(classes.min()), int(classes.max())
+    if least < 0 or (number is not None and most >= number):
+        _contract_error(dataset, f"the classes of tasks are {least} to {most}, not 0 to the number of classes minus 1")
+    if (classes.sort(-1).values.diff(dim=-1) == 0).any():
+        _contract_error(dataset, "the classes of a task are not distinct")
 
 
 def _call(dataset: Dataset, method: str, function: Callable[[], T]) -> T:

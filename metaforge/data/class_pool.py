@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from metaforge.authoring.protocols import TaskShape
 from metaforge.data.random_numbers import Indices
-from metaforge.errors import ConfigError, DataError, nearest
+from metaforge.errors import ConfigError, DataError, nearest, shown
 
 Pixels = NDArray[np.uint8]
 """Images with values 0 to 255, channels first."""
@@ -32,9 +32,9 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class ClassPool:
-    """The classes of one split, with the same number of images for each.
+    """The classes of one split with their images.
 
-    Several splits and rotated copies of classes can share one array of images.
+    Several splits and rotated copies of classes can share one array of images. The number of a class is its position.
 
     Args:
         images: uint8 images `[rows, per_class, C, H, W]`: an array, or an object with the same `shape` and a method
@@ -43,9 +43,12 @@ class ClassPool:
         rows: The row of `images` that each class has, `[classes]`; by default class i has row i.
         turns: By how many quarter turns, anticlockwise, the images of each class are rotated, `[classes]`; by default
             none are. Only square images can be rotated.
+        sizes: The number of images of each class, `[classes]`: the first ones of its row, and the others are never
+            drawn. By default each class has all `per_class` images.
 
     Raises:
-        DataError: Shape or dtype of the images is wrong, or the numbers of classes, names and turns differ.
+        DataError: Shape or dtype of the images is wrong, the numbers of classes, names, turns and sizes differ, or a
+            size is not 1 to `per_class`.
 
     Example:
         >>> import numpy as np
@@ -54,12 +57,15 @@ class ClassPool:
         >>> pool = ClassPool(images, ["a", "b", "c"])
         >>> pool.per_class, pool.image_shape
         (20, (1, 28, 28))
+        >>> ClassPool(images, ["a", "b", "c"], sizes=np.array([20, 5, 9])).class_sizes
+        array([20,  5,  9])
     """
 
     images: Pixels | ImageSource
     names: Sequence[str]
     rows: Indices | None = None
     turns: Indices | None = None
+    sizes: Indices | None = None
 
     def __post_init__(self) -> None:
         where = "class pool"
@@ -72,19 +78,31 @@ class ClassPool:
         if isinstance(self.images, np.ndarray) and self.images.dtype != np.uint8:
             raise DataError(f"images are {self.images.dtype}", where=where, remedy="convert them to uint8")
         classes = self.images.shape[0] if self.rows is None else len(self.rows)
-        if len(self.names) != classes or (self.turns is not None and len(self.turns) != classes):
+        others = [len(array) for array in (self.turns, self.sizes) if array is not None]
+        if {len(self.names), *others} != {classes}:
             raise DataError(
-                f"{classes} classes do not match {len(self.names)} names or the number of turns",
+                f"{classes} classes do not match {len(self.names)} names or the number of turns or sizes",
                 where=where,
-                remedy="each class needs one name and, if they are given, one row and one turn",
+                remedy="each class needs one name and, if they are given, one row, one turn and one size",
+            )
+        if self.sizes is not None and not ((self.sizes >= 1) & (self.sizes <= self.per_class)).all():
+            raise DataError(
+                f"the sizes of classes are {self.sizes.min()} to {self.sizes.max()}",
+                where=where,
+                remedy=f"each class has 1 to {self.per_class} images, as many as a row of the images has",
             )
         if self.turns is not None and (self.turns % 2).any() and self.images.shape[-1] != self.images.shape[-2]:
             raise DataError("only square images can be rotated by 90 degrees", where=where, remedy="resize them")
 
     @property
     def per_class(self) -> int:
-        """Return the number of images of each class."""
+        """Return the largest number of images that a class can have."""
         return int(self.images.shape[1])
+
+    @property
+    def class_sizes(self) -> Indices:
+        """Return the number of images of each class `[classes]`."""
+        return np.full(len(self.names), self.per_class, dtype=np.int64) if self.sizes is None else self.sizes
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -152,8 +170,8 @@ def check_shape(pool: ClassPool, shape: TaskShape) -> None:
 
     Raises:
         ConfigError: A classification task cannot have this shape: it needs at least 2 ways, 1 shot and 1 query.
-        DataError: The pool has too few classes, or too few images of each. The message names the largest shape near
-            the one requested.
+        DataError: The pool has too few classes with as many images as a task takes of each. The message names the
+            largest shape near the one requested.
 
     Example:
         >>> import numpy as np
@@ -173,11 +191,18 @@ def check_shape(pool: ClassPool, shape: TaskShape) -> None:
                 where="task shape",
                 remedy=f"set {name} to {least} or more",
             )
-    classes, images = len(pool.names), pool.per_class
+    classes, sizes = len(pool.names), np.sort(pool.class_sizes)
     needed = shape.shots + shape.queries
-    if shape.ways <= classes and needed <= images:
+    if shape.ways <= (sizes >= needed).sum():
         return
+    # As many images as each of the largest `ways` classes has.
+    images = int(sizes[-min(max(shape.ways, 2), classes)]) if classes else 0
     available = f"the split has {classes} classes of {images} images each"
+    if len({*sizes.tolist()}) > 1:
+        available = (
+            f"the split has {classes} classes of {sizes[0]} to {sizes[-1]} images, {(sizes >= needed).sum()} of them"
+            f" with {needed} or more"
+        )
     if classes < 2 or images < 2:
         raise DataError(available, where="task shape", remedy="use a split of at least 2 classes of 2 images each")
     ways, shots = min(shape.ways, classes), min(shape.shots, images - 1)
@@ -187,3 +212,38 @@ def check_shape(pool: ClassPool, shape: TaskShape) -> None:
         remedy=f"use at most {classes} ways, and shots + queries of at most {images}; the largest task near this one: "
         f"ways = {ways}, shots = {shots}, queries = {min(shape.queries, images - shots)}",
     )
+
+
+def check_draw(pool: ClassPool, classes: Sequence[int], shots: Sequence[int], queries: int) -> None:
+    """Raise an error if a task of given classes and numbers of examples cannot be drawn from a pool.
+
+    Args:
+        pool: The classes to draw from.
+        classes: The numbers of the task's classes `[ways]`.
+        shots: Number of support examples of each class `[ways]`.
+        queries: Number of query examples per class.
+
+    Raises:
+        ConfigError: There are fewer than 2 classes, 1 shot or 1 query, or a class is named twice.
+        DataError: There is no class of a number, or it has too few images.
+    """
+    if len({*classes}) != len(shots) or len(classes) < 2 or min(*shots, queries) < 1:
+        raise ConfigError(
+            f"a task cannot have the classes {shown(list(classes))} with {shown(list(shots))} shots and {queries}"
+            " queries",
+            where="task shape",
+            remedy="name 2 or more classes, each once, with 1 or more shots of each and 1 or more queries",
+        )
+    for number, count in zip(classes, shots, strict=True):
+        if not 0 <= number < len(pool.names):
+            raise DataError(
+                f"there is no class {number}",
+                where="task shape",
+                remedy=f"the split has the classes 0 to {len(pool.names) - 1}",
+            )
+        if count + queries > pool.class_sizes[number]:
+            raise DataError(
+                f"{count} + {queries} images of class {number} were requested; it has {pool.class_sizes[number]}",
+                where="task shape",
+                remedy=f"use shots + queries of at most {pool.class_sizes[number]}",
+            )

@@ -111,13 +111,13 @@ def random_order(random: Bits) -> Indices:
     return (words & ((np.uint64(1) << width) - np.uint64(1))).astype(np.int64)
 
 
-def sample_without_replacement(keys: Bits, population: int, count: int) -> Indices:
+def sample_without_replacement(keys: Bits, population: int | Indices, count: int) -> Indices:
     """Return distinct random numbers in random order for each key.
 
     Args:
         keys: Keys `[...]`.
-        population: The numbers are drawn from 0 to `population - 1`.
-        count: How many numbers to draw for each key, at most `population`.
+        population: The numbers are drawn from 0 to `population - 1`; one population for all keys or one for each.
+        count: How many numbers to draw for each key, at most the smallest population.
 
     Returns:
         Numbers `[..., count]`.
@@ -128,7 +128,7 @@ def sample_without_replacement(keys: Bits, population: int, count: int) -> Indic
         >>> sorted(chosen[0].tolist()), sorted(chosen[1].tolist())
         ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
     """
-    if population <= 4 * count:
+    if isinstance(population, int) and population <= 4 * count:
         return random_order(bits(keys, population))[..., :count]
     # Floyd's algorithm (Bentley and Floyd, "A sample of brilliance", 1987): its cost does not grow with the population,
     # which may be thousands of classes.
@@ -136,7 +136,8 @@ def sample_without_replacement(keys: Bits, population: int, count: int) -> Indic
     chosen = np.empty((*keys.shape, count), dtype=np.int64)
     for position in range(count):
         last = population - count + position
-        drawn = ((random[..., position] >> np.uint64(32)) * np.uint64(last + 1) >> np.uint64(32)).astype(np.int64)
+        width = np.asarray(last + 1, dtype=np.uint64)
+        drawn = ((random[..., position] >> np.uint64(32)) * width >> np.uint64(32)).astype(np.int64)
         taken = (chosen[..., :position] == drawn[..., None]).any(axis=-1)
         chosen[..., position] = np.where(taken, last, drawn)
     return np.take_along_axis(chosen, random_order(random[..., count:]), axis=-1)

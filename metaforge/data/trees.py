@@ -171,7 +171,8 @@ class TreeImages:
     """Grey images in files, decoded on access; use it as the `images` of a `ClassPool`.
 
     Args:
-        places: `places[row][image]` is the tree and the name of the file. All rows have the same number of images.
+        places: `places[row][image]` is the tree and the name of the file. Rows can have different numbers of images:
+            pass `sizes` to the `ClassPool`.
         size: Height and width to which the images are resized.
         resample: Filter for resizing.
         invert: Whether to replace each value v by 255 - v, which turns dark ink on white into light ink on black.
@@ -200,8 +201,13 @@ class TreeImages:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return `(rows, per_class, 1, size, size)`."""
-        return len(self.places), len(self.places[0]), 1, self.size, self.size
+        """Return `(rows, per_class, 1, size, size)`, where `per_class` is the length of the longest row."""
+        return len(self.places), max(map(len, self.places)), 1, self.size, self.size
+
+    @property
+    def sizes(self) -> Indices:
+        """Return the number of images of each row `[rows]`."""
+        return np.array([len(row) for row in self.places])
 
     def take(self, classes: Indices, images: Indices) -> Pixels:
         """Return images `[n, 1, size, size]` for row and image numbers `[n]`; raise `DataError` if one is damaged."""
@@ -219,9 +225,11 @@ class TreeImages:
         return 255 - taken if self.invert else taken
 
     def all(self) -> Pixels:
-        """Return all images decoded, `[rows, per_class, 1, size, size]`."""
-        rows, images = np.divmod(np.arange(self.shape[0] * self.shape[1]), self.shape[1])
-        return self.take(rows, images).reshape(self.shape)
+        """Return all images decoded, `[rows, per_class, 1, size, size]`; what a shorter row does not have is 0."""
+        rows, images = np.nonzero(np.arange(self.shape[1]) < self.sizes[:, None])
+        pixels = np.zeros(self.shape, dtype=np.uint8)
+        pixels[rows, images] = self.take(rows, images)
+        return pixels
 
 
 def fetch_tree(

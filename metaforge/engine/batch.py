@@ -6,8 +6,8 @@ chunk by a plan (see `metaforge.engine.chunks`), and sums gradients over chunks 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,13 +20,14 @@ from metaforge.authoring.functional import add_params, matching, one_task, split
 from metaforge.authoring.kinds import TaskKind
 from metaforge.authoring.layers import images
 from metaforge.authoring.protocols import Examples, Learner, Params, Regularizer, Task
-from metaforge.engine.chunks import ByTask, ChunkForward, ChunkGradients, ChunkResult, chunk_forward, chunk_gradients
-from metaforge.engine.combining import combined_weights, terms_read
+from metaforge.engine.chunk_sums import reduced, with_combined_weights, with_equal_weights
+from metaforge.engine.chunks import ChunkGradients
 from metaforge.engine.contract import unmodified
 from metaforge.engine.local_batch import LocalBatch
 from metaforge.engine.plans import Plan, combining_regularizers
 from metaforge.engine.precision import primitive_attention, rounding
 from metaforge.engine.predictions import evaluation_keys, require_prediction
+from metaforge.engine.shaped_tasks import ShapedTasks, chunks
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,11 @@ def prepare_tasks(task: Task, device: torch.device, dtype: torch.dtype) -> Task:
             return x.to(device).to(dtype) / 255
         return x.to(device, dtype) if x.is_floating_point() else x.to(device)
 
-    return Task(Examples(*map(move, task.support)), Examples(*map(move, task.query)))
+    # Not by `tree_map`, which takes longer than a small step's other work on the host.
+    classes = move(task.classes) if isinstance(task.classes, Tensor) else ()
+    return Task(Examples(*map(move, task.support)), Examples(*map(move, task.query)), classes)
 
 
-@primitive_attention()
 def meta_gradients(
     learner: Learner,
     values: Params,
@@ -103,122 +105,61 @@ def meta_gradients(
         frozen: Patterns of the names of values that nothing changes: like state entries they are not differentiated.
 
     Returns:
-        The meta-gradient, the change of the state, and the losses and metrics of the whole batch, equal on all ranks.
+        What `mixed_gradients`, which this calls, returns (and it raises what that raises).
+    """
+    shaped = ShapedTasks(learner, tasks, keys, range(len(keys)), chunk, compiled)
+    return mixed_gradients([shaped], values, plan=plan, regularizers=regularizers, local=local, frozen=frozen)
+
+
+@primitive_attention()
+def mixed_gradients(
+    batch: Sequence[ShapedTasks],
+    values: Params,
+    *,
+    plan: Plan = "loop",
+    regularizers: Sequence[Regularizer] = (),
+    local: LocalBatch | None = None,
+    frozen: Sequence[str] = (),
+) -> MetaStep:
+    """Return the gradient of the outer loss of a batch whose tasks have several shapes.
+
+    Args:
+        batch: The local tasks by shape, each with a learner that is built for it.
+        values: The parameters, for which gradients are returned, and the `state.` entries, for which none are.
+        plan: How a chunk of tasks is computed, see `metaforge.engine.chunks`.
+        regularizers: Regularizers whose `penalty` and `combine` terms are part of the outer loss.
+        local: Which tasks of the whole batch these are, and how to reduce over ranks; None if they are all of them.
+        frozen: Patterns of the names of values that nothing changes: like state entries they are not differentiated.
+
+    Returns:
+        The meta-gradient, the change of the state, and the losses and metrics of the whole batch, in the order of the
+        tasks, equal on all ranks.
 
     Raises:
         ContractError: The learner returns an invalid value, or changes an input in place.
-        ValueError: `compiled` is passed, but a regularizer has a `combine` term: its step cannot be compiled.
+        ValueError: A part is compiled, but a regularizer has a `combine` term: its step cannot be compiled.
     """
     params, state = split_state(values, frozen)
-    local = local or LocalBatch(len(keys), (len(keys),))
+    count = sum(len(shaped.keys) for shaped in batch)
+    local = local or LocalBatch(count, (count,))
     combining = combining_regularizers(regularizers, local.total)
-    if combining and compiled:
+    if combining and any(shaped.compiled for shaped in batch):
         raise ValueError("A step whose task weights depend on all task losses cannot be compiled.")
-    chunks = _chunks(tasks, keys, local.groups, 1 if plan == "loop" else chunk)
-    with unmodified(values, tasks, keys), _batched_image_layers(plan, keys.device):
+    with ExitStack() as contexts:
+        for shaped in batch:
+            contexts.enter_context(unmodified(values, shaped.tasks, shaped.keys))
+        contexts.enter_context(_batched_image_layers(plan, batch[0].keys.device))
+        parts = chunks(batch, local.groups, plan)
         if combining:
-            forward = chunk_forward(learner, plan, terms_read(combining))
-            groups, results = _with_combined_weights(forward, params, state, chunks, local, combining)
+            groups, results = with_combined_weights(plan, params, state, parts, local, combining)
         else:
-            run = compiled or chunk_gradients(learner, plan)
-            groups, results = _with_equal_weights(run, params, state, chunks, local)
-        sums, by_task, metrics = _reduced(local, groups, results)
+            groups, results = with_equal_weights(plan, params, state, parts, local)
+        sums, by_task, metrics = reduced(local, groups, results)
         fixed = frozenset(matching(sums, frozen))
         grads, change = split_state({name: value for name, value in sums.items() if name not in fixed})
         for regularizer in regularizers:
             grads = add_params(grads, _penalty_grads(regularizer, params, state))
     return MetaStep(grads, change, by_task.losses, metrics)
-
-
-class _Chunk(NamedTuple):
-    """A chunk of tasks `[tasks, ...]` with their keys `[tasks]`, and the index of the group that they belong to."""
-
-    group: int
-    tasks: Task
-    keys: Tensor
-
-
-def _chunks(tasks: Task, keys: Tensor, groups: Sequence[int], size: int | None) -> Iterator[_Chunk]:
-    """Yield the chunks of each group in order, each of at most `size` tasks."""
-    first = 0
-    for group, count in enumerate(groups):
-        for begin in range(first, first + count, size or count):
-            part = slice(begin, min(begin + (size or count), first + count))
-            yield _Chunk(group, tree_map(lambda t, part=part: t[part], tasks), keys[part])
-        first += count
-
-
-def _with_equal_weights(
-    run: ChunkGradients, params: Params, state: Params, chunks: Iterable[_Chunk], local: LocalBatch
-) -> tuple[list[Params], list[ChunkResult]]:
-    """Return the summed gradients and state changes of each group, and the results of all chunks.
-
-    Every task has the weight 1 / total. So the gradients of a chunk can be computed directly after its losses, and its
-    graph is freed before the next chunk.
-    """
-    groups: list[Params] = [{} for _ in local.groups]
-    results = []
-    for group, tasks, keys in chunks:
-        weights = torch.full((len(keys),), 1 / local.total, dtype=torch.float64, device=keys.device)
-        result, grads = run(weights, params, state, tasks, keys)
-        groups[group] = add_params(groups[group], add_params(_state_change(result, local), grads))
-        results.append(result)
-    return groups, results
-
-
-def _with_combined_weights(
-    forward: ChunkForward,
-    params: Params,
-    state: Params,
-    chunks: Iterable[_Chunk],
-    local: LocalBatch,
-    regularizers: Sequence[Regularizer],
-) -> tuple[list[Params], list[ChunkResult]]:
-    """Return the summed gradients and state changes of each group, and the results of all chunks.
-
-    The weights of a task are the derivatives of the combined loss with respect to the loss and the terms of that task.
-    They depend on those of all tasks. So the losses of all chunks, on all ranks, are computed first, then the
-    gradients. The graphs of all local chunks are kept in between.
-    """
-    groups: list[Params] = [{} for _ in local.groups]
-    results, pullbacks = [], []
-    for group, tasks, keys in chunks:
-        result, pullback = forward(params, state, tasks, keys)
-        groups[group] = add_params(groups[group], _state_change(result, local))
-        results.append(result)
-        pullbacks.append((group, pullback))
-    weights = combined_weights(_reduced(local, [{}], results).by_task, regularizers)
-    first = local.first
-    for (group, pullback), result in zip(pullbacks, results, strict=True):
-        part = slice(first, first + len(result.losses))
-        groups[group] = add_params(groups[group], pullback(tree_map(lambda x, part=part: x[part], weights)))
-        first = part.stop
-    return groups, results
-
-
-class _Reduced(NamedTuple):
-    """The summed gradients and state changes of the whole batch, and the losses, terms and metrics of all its tasks."""
-
-    sums: Params
-    by_task: ByTask
-    metrics: Params
-
-
-def _reduced(local: LocalBatch, groups: list[Params], results: Sequence[ChunkResult]) -> _Reduced:
-    """Reduce the sums of the local groups, and the rows of the chunks' tasks, in one collective per dtype."""
-    losses = torch.cat([result.losses for result in results])
-    metrics = {name: torch.cat([result.metrics[name] for result in results]) for name in results[0].metrics}
-    terms = {name: torch.cat([result.terms[name] for result in results]) for name in results[0].terms}
-    scalars = [*metrics.values(), *terms.values()]
-    sums, rows = local.reduce(groups, torch.stack([losses, *(scalar.to(losses.dtype) for scalar in scalars)], 1))
-    columns, split = rows.unbind(1), 1 + len(metrics)
-    by_task = ByTask(columns[0], dict(zip(terms, columns[split:], strict=True)))
-    return _Reduced(sums, by_task, dict(zip(metrics, columns[1:split], strict=True)))
-
-
-def _state_change(result: ChunkResult, local: LocalBatch) -> Params:
-    """Return what a chunk contributes to the mean change of the state over the whole batch."""
-    return {name: len(result.losses) / local.total * change for name, change in result.state.items()}
 
 
 def _penalty_grads(regularizer: Regularizer, params: Params, state: Params) -> Params:

@@ -85,11 +85,13 @@ def unmodified(values: Params, tasks: Task, keys: Tensor | None = None) -> Itera
 
     Torch counts the in-place changes of every tensor, views of it included.
     """
-    inputs = [*values.values(), *tasks.support, *tasks.query, *(() if keys is None else (keys,))]
+    classes = [tasks.classes] if isinstance(tasks.classes, Tensor) else []
+    inputs = [*values.values(), *tasks.support, *tasks.query, *classes, *(() if keys is None else (keys,))]
     before = _versions(inputs)
     yield
     if before != (after := _versions(inputs)):
-        names = [*values, "task.support.x", "task.support.y", "task.query.x", "task.query.y", "key"]
+        parts = ["support.x", "support.y", "query.x", "query.y", *(["classes"] if classes else [])]
+        names = [*values, *(f"task.{part}" for part in parts), "key"]
         changed = [name for name, first, second in zip(names, before, after, strict=False) if first != second]
         raise ContractError(f"an input is changed in place, but inputs are read-only: {', '.join(changed[:5])}")
 

@@ -29,6 +29,7 @@ class Workload(NamedTuple):
         groups: The number of tasks in each group that this rank computes.
         steps: The number of batches: of outer steps, times the batches of each.
         budget: The longest duration of the training in seconds; None for no limit.
+        examples: The number of support and query examples of a task whose shape varies; None if `spec` has its shape.
     """
 
     spec: TaskSpec
@@ -37,6 +38,7 @@ class Workload(NamedTuple):
     groups: tuple[int, ...]
     steps: int
     budget: float | None = None
+    examples: int | None = None
 
 
 class Requested(NamedTuple):
@@ -90,17 +92,20 @@ def decide(
         The decision, with the reason if the step is not compiled.
 
     Raises:
-        ConfigError: The settings demand a plan that gives wrong gradients for this learner, or a compiled step with a
-            regularizer that does not allow one.
+        ConfigError: The settings demand a plan that gives wrong gradients for this learner, or a compiled step for
+            varied tasks or with a regularizer that does not allow one.
     """
     plan = choose_plan(learner, requested.plan, fused_norms)
     reason = reason_not_to_compile(requested.compile, workload, regularizers)
     compiled = not reason
-    chunk = choose_chunk(workload.spec, workload.device, requested.chunk, training=True, compiled=compiled)
+    examples = workload.examples
+    chunk = choose_chunk(
+        workload.spec, workload.device, requested.chunk, training=True, compiled=compiled, examples=examples
+    )
     chunk = min(chunk, max(workload.groups))
     if compiled and requested.chunk is None:
         chunk = even_chunk(chunk, workload.groups)
-    threads = choose_threads(requested.threads, workload.spec, workload.tasks)
+    threads = choose_threads(requested.threads, workload.spec, workload.tasks, examples)
     return Decision(plan, chunk, compiled, threads, reason)
 
 
@@ -176,7 +181,13 @@ _MOST_EVALUATED = 100
 
 
 def choose_chunk(
-    spec: TaskSpec, device: torch.device, requested: int | None, *, training: bool, compiled: bool = False
+    spec: TaskSpec,
+    device: torch.device,
+    requested: int | None,
+    *,
+    training: bool,
+    compiled: bool = False,
+    examples: int | None = None,
 ) -> int:
     """Return how many tasks to compute together: the requested number, or what the size of a task allows.
 
@@ -186,11 +197,12 @@ def choose_chunk(
         requested: The requested number; None leaves it to the rule.
         training: Whether the chunks are for training; otherwise they are for evaluation.
         compiled: Whether the training step is compiled.
+        examples: The number of examples of a task whose shape varies; None if `spec` has its shape.
     """
     if requested is not None:
         return requested
     most = _NUMBERS.get(device.type, _NUMBERS_ELSEWHERE)[training and not compiled]
-    chunk = max(most // _input_numbers(spec, 1), 1)
+    chunk = max(most // _input_numbers(spec, 1, examples), 1)
     # An evaluation has no batches; its progress is shown between chunks, so they must not be too large.
     return chunk if training else min(chunk, _MOST_EVALUATED)
 
@@ -226,8 +238,16 @@ def reason_not_to_compile(requested: str, workload: Workload, regularizers: Sequ
         regularizers: The regularizers whose terms are part of the outer loss.
 
     Raises:
-        ConfigError: `on` is requested, but a regularizer weighs each task by the losses of all tasks.
+        ConfigError: `on` is requested, but a regularizer weighs each task by the losses of all tasks, or the shape of
+            tasks varies.
     """
+    varied = workload.examples is not None
+    if varied and requested == "on":
+        raise ConfigError(
+            "A step on tasks of varied shapes cannot be compiled: nearly every task would be compiled anew.",
+            where="engine.compile",
+            remedy="set engine.compile to off, or train.sampler to fixed",
+        )
     combining = combining_regularizers(regularizers, workload.tasks)
     if combining and requested == "on":
         raise ConfigError(
@@ -241,9 +261,10 @@ def reason_not_to_compile(requested: str, workload: Workload, regularizers: Sequ
     if requested == "off":
         return "engine.compile is off"
     reasons = {
+        "the shape of tasks varies": varied,
         "compilation is not automatic on this device": workload.device.type != "cpu",
         "compilation is not automatic for networks on images or large batches": (
-            _input_numbers(workload.spec, workload.tasks) > _FEW_NUMBERS
+            _input_numbers(workload.spec, workload.tasks, workload.examples) > _FEW_NUMBERS
         ),
         "the run is too short to save the time of compilation": (
             workload.steps < _ENOUGH_STEPS or (workload.budget is not None and workload.budget < _ENOUGH_SECONDS)
@@ -256,17 +277,20 @@ def reason_not_to_compile(requested: str, workload: Workload, regularizers: Sequ
 
 # A compiled step of 25 regression tasks with 5 inner steps took 1.0 ms on one thread and 0.8 ms on two threads. While
 # another program used the same two cores, it took 1.05 ms on one thread and more than 20 ms on two.
-def choose_threads(requested: int | None, spec: TaskSpec, tasks: int) -> int | None:
+def choose_threads(requested: int | None, spec: TaskSpec, tasks: int, examples: int | None = None) -> int | None:
     """Return the requested number of CPU threads; by default 1 for a small step, else None (PyTorch's default).
 
     Args:
         requested: The requested number; None leaves it to the rule.
         spec: The spec of the training tasks.
         tasks: The number of tasks of an outer step.
+        examples: The number of examples of a task whose shape varies; None if `spec` has its shape.
     """
-    return 1 if requested is None and _input_numbers(spec, tasks) <= _FEW_NUMBERS else requested
+    return 1 if requested is None and _input_numbers(spec, tasks, examples) <= _FEW_NUMBERS else requested
 
 
-def _input_numbers(spec: TaskSpec, tasks: int) -> int:
+def _input_numbers(spec: TaskSpec, tasks: int, examples: int | None) -> int:
     """Return how many elements the inputs of a batch of tasks have, support and query sets together."""
-    return math.prod(spec.x_shape) * spec.shape.ways * (spec.shape.shots + spec.shape.queries) * tasks
+    if examples is None:
+        examples = spec.shape.ways * (spec.shape.shots + spec.shape.queries)
+    return math.prod(spec.x_shape) * examples * tasks

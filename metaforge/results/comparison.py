@@ -17,6 +17,7 @@ from metaforge.results.markdown import code_block, code_span, inline, line
 from metaforge.results.records import (
     Record,
     headline_score,
+    queries_text,
     read_environment,
     read_evaluations,
     read_status,
@@ -103,7 +104,7 @@ def comparison_page(runs: Sequence[EvaluatedRun], published: Published = ()) -> 
     for run in runs:
         for record in run.evaluations:
             # The data set's options decide which tasks there are, so runs with other options get another table.
-            key = (*(record[name] for name in _PROTOCOL), repr(sorted(run.options.items())))
+            key = (*(record[name] for name in _PROTOCOL), repr([record.get("varied"), *sorted(run.options.items())]))
             groups.setdefault(key, []).append((run, record))
     parts = [
         "# Results",
@@ -121,7 +122,7 @@ def _section(group: Sequence[tuple[EvaluatedRun, Record]], published: Published)
     options = ", ".join(f"{name} = {value}" for name, value in run.options.items() if name != "name")
     facts = [
         f"{first['tasks']} tasks of the {first['split']} split, seed {first['seed']}, "
-        f"{first['queries']} queries per class",
+        f"{queries_text(first)} queries per class",
         *([options] if options else []),
         *(f"{name} {text}" for name, text in baseline_texts(first).items()),
     ]

@@ -56,7 +56,7 @@ def _draw_images(task: Task, out: Path, predictions: Tensor | None, title: str) 
         score = f"{correct} of {len(labels)} queries correct"
         title = f"{title}\n{score}" if title else score
     ways = int(task.support.y.max()) + 1
-    shots = min(_SHOTS, int((task.support.y == 0).sum()))
+    shots = min(_SHOTS, int(task.support.y.bincount().max()))
     queries = min(_QUERIES, int((task.query.y == 0).sum()))
     width = (shots + queries) * (_CELL + _GAP) + 1.0
     height = ways * (_CELL + _TEXT) + 0.6

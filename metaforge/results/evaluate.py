@@ -9,19 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from operator import itemgetter
+from typing import Any
 
 from metaforge.authoring.functional import one_task
-from metaforge.authoring.protocols import Dataset, Learner, Params, Task, TaskShape, TaskSpec
-from metaforge.config.resolved import Resolved
-from metaforge.config.settings import MAX_SIZE
-from metaforge.data.checks import expected_spec
+from metaforge.config.settings import MAX_SIZE, Sampler
+from metaforge.data.batches import TaskBatch
 from metaforge.engine import plans
 from metaforge.errors import ConfigError, shown
-from metaforge.results.episode_scores import EvaluationCase, episode_chunks, score_episodes
+from metaforge.results.episode_scores import EvaluationCase, episode_chunks, score_episodes, together
+from metaforge.results.evaluation_cases import TrainedRun, evaluation_case, evaluation_shapes, plugin_name
 from metaforge.results.record_schema import step_label
 from metaforge.results.records import Record, is_file_name, scale_fields, without_per_task, write_evaluation
 from metaforge.results.statistics import StepScore, mean_and_ci, strict_mean_and_ci
@@ -35,35 +32,15 @@ _SHARED = (
 )
 
 
-class TrainedRun(Protocol):
-    """What evaluation needs of a trained run; if `folder` is None, nothing is written."""
-
-    @property
-    def resolved(self) -> Resolved: ...
-    @property
-    def dataset(self) -> Dataset: ...
-    @property
-    def values(self) -> Params: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def folder(self) -> Path | None: ...
-
-    def learner(self, spec: TaskSpec) -> Learner:
-        """Return the run's learner, built for tasks of this spec."""
-        ...
-
-
 @dataclass
 class _TaskValues:
-    """Everything that was measured; each list has one entry per task."""
+    """Everything that was measured; each list has one entry per task. `sizes` is empty for tasks of one shape."""
 
     scores: dict[str, list[float]] = field(default_factory=dict)
     chance: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
     measures: dict[str, list[float]] = field(default_factory=dict)
+    sizes: dict[str, list[int]] = field(default_factory=dict)
 
 
 def evaluate_run(
@@ -76,6 +53,7 @@ def evaluate_run(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
     ways: int | None = None,
+    sampler: Sampler | None = None,
     saved: Mapping[str, Any] | None = None,
 ) -> Record:
     """Return the scores of a run on episodes `0 … tasks - 1` of a split.
@@ -91,6 +69,8 @@ def evaluate_run(
         seed: Seed of the episodes.
         progress: Called with (tasks evaluated so far, tasks in all); a task counts once per number of steps.
         ways: Number of classes in a task; the run's own number if None.
+        sampler: Whether tasks have a fixed shape or vary, if neither `ways` nor `shots` asks for a shape; as the run's
+            own tasks if None.
         saved: Facts about the checkpoint: `steps` is its outer step, `damaged` has a sentence for each later checkpoint
             that cannot be used.
 
@@ -109,7 +89,7 @@ def evaluate_run(
             remedy="use a name of letters, digits, dots, hyphens and underscores",
         )
     # All cases are checked before the first is computed, so that an impossible one is reported at once.
-    cases = [evaluation_case(run, split, shape, steps) for shape in _shapes(run, ways, shots)]
+    cases = [evaluation_case(run, split, shape, steps) for shape in evaluation_shapes(run, ways, shots, sampler)]
     advance = _counter(progress, tasks * sum(len(case.steps) for case in cases))
     results = []
     for case in cases:
@@ -119,13 +99,6 @@ def evaluate_run(
             write_evaluation(run.folder, record)
         results.append(without_per_task(record))
     return {**{name: results[0][name] for name in _SHARED}, "results": results}
-
-
-def _shapes(run: TrainedRun, ways: int | None, shots: Sequence[int] | None) -> list[TaskShape]:
-    """Return the task shapes to evaluate on, one for each number of shots."""
-    task = run.resolved.run.task
-    ways = task.ways if ways is None else ways
-    return [TaskShape(ways, number, task.queries) for number in dict.fromkeys(shots or [task.shots])]
 
 
 def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
@@ -149,31 +122,6 @@ def _add_checkpoint(record: Record, saved: Mapping[str, Any]) -> None:
         later = f"{len(damaged)} later checkpoint{'s' if len(damaged) > 1 else ''}"
         warning = f"{later} cannot be used: the scores are those of outer step {record['step']}."
         record["warn"] = f"{record['warn']} {warning}".strip()
-
-
-def evaluation_case(run: TrainedRun, split: str, shape: TaskShape, steps: Sequence[int] | None) -> EvaluationCase:
-    """Return how to evaluate a run on tasks of one shape; `ConfigError` or `DataError` if that is impossible."""
-    with run.resolved.running_errors("spec", f"of the {split!r} split", owner=run.resolved.dataset):
-        spec = expected_spec(run.dataset, run.dataset.spec(split, shape), shape)
-    learner = run.learner(spec)
-    settings = run.resolved.run
-    trained = settings.train.ways or settings.task.ways
-    name = _name(run.resolved.learner, learner)
-    if learner.tags.fixed_ways and spec.kind.classes and shape.ways != trained:
-        raise ConfigError(
-            f"The learner {name!r} was trained on {trained} ways; it cannot be evaluated on {shape.ways} ways.",
-            where="evaluate, ways",
-            remedy=f"evaluate it on {trained} ways, or train it with task.ways = {shape.ways}",
-        )
-    if not learner.tags.adapts:
-        if steps:
-            raise ConfigError(
-                f"The learner {name!r} does not adapt in steps, so its score after {list(steps)} steps does not exist.",
-                where="evaluate.steps",
-                remedy="leave the steps out",
-            )
-        return EvaluationCase(spec, learner)
-    return EvaluationCase(spec, learner, tuple(sorted({*steps} if steps else {0, learner.steps})))
 
 
 def _check_numbers(
@@ -205,9 +153,9 @@ def _evaluate_case(
 ) -> Record:
     """Return the record of one task shape; `advance` is called with the number of tasks of each chunk."""
     measured = _TaskValues()
-    plan = plans.choose_plan(case.learner, run.resolved.run.engine.plan)
-    chunk = plans.choose_chunk(case.spec, run.device, run.resolved.run.engine.chunk, training=False)
-    for episodes in episode_chunks(tasks, chunk):
+    asked = run.resolved.run.engine
+    plan = plans.choose_plan(case.learner, asked.plan)
+    for episodes in episode_chunks(tasks, together(case, run.device, asked.chunk)):
         with run.resolved.running_errors("evaluation", _where(episodes, split)):
             result = score_episodes(
                 case,
@@ -219,12 +167,13 @@ def _evaluate_case(
                 device=run.device,
                 dtype=run.dtype,
                 plan=plan,
+                chunk=asked.chunk,
                 rescore=True,
                 measure=True,
             )
             for name, values in result.measures.items():
                 measured.measures.setdefault(name, []).extend(values.cpu().double().tolist())
-        _add_baselines(case.spec, result.tasks, measured)
+        _add_baselines(result.batches, measured, varied=case.bounds is not None)
         for steps, scores in zip(case.steps, result.scores, strict=True):
             measured.scores.setdefault(step_label(steps), []).extend(scores.tolist())
         advance(len(episodes) * len(case.steps))
@@ -236,29 +185,39 @@ def _where(episodes: range, split: str) -> str:
     return f"on episodes {episodes[0]} to {episodes[-1]} of the {split!r} split"
 
 
-def _add_baselines(spec: TaskSpec, tasks: Task, measured: _TaskValues) -> None:
-    """Add the baselines of some tasks that their kind has.
+def _add_baselines(batches: Sequence[TaskBatch], measured: _TaskValues, *, varied: bool) -> None:
+    """Add the baselines of some tasks that their kind has, and of varied tasks the sizes.
 
     They are computed from the data as sampled: precision and device do not matter.
     """
-    for baseline, values in ((spec.kind.floor, measured.floor), (spec.kind.chance, measured.chance)):
-        if baseline is not None:
-            values += [float(baseline(one_task(tasks, index), spec)) for index in range(len(tasks.support.x))]
+    places = [(episode, batch, i) for batch in batches for i, episode in enumerate(batch.episodes)]
+    for _, batch, index in sorted(places, key=itemgetter(0)):
+        spec, task = batch.spec, one_task(batch.tasks, index)
+        for baseline, values in ((spec.kind.floor, measured.floor), (spec.kind.chance, measured.chance)):
+            if baseline is not None:
+                values.append(float(baseline(task, spec)))
+        if varied:
+            ways, support, queries = spec.shape.ways, len(task.support.x), len(task.query.x)
+            for name, size in (("ways", ways), ("support", support), ("queries", queries // ways)):
+                measured.sizes.setdefault(name, []).append(size)
 
 
 def _record(run: TrainedRun, case: EvaluationCase, tasks: int, split: str, seed: int, measured: _TaskValues) -> Record:
-    shape, kind, learner = case.spec.shape, case.spec.kind, case.learner
+    kind, learner = case.spec.kind, case.learner
+    shape = case.spec.shape._asdict() if case.bounds is None else dict.fromkeys(case.spec.shape._fields, 0)
+    ranges = {name: [min(sizes), max(sizes)] for name, sizes in measured.sizes.items()}
     scores: list[StepScore] = [
         {"steps": steps, **strict_mean_and_ci(measured.scores[step_label(steps)])} for steps in case.steps
     ]
     return {
         "format": 1,
-        "learner": _name(run.resolved.learner, learner),
-        "dataset": _name(run.resolved.dataset, run.dataset),
+        "learner": plugin_name(run.resolved.learner, learner),
+        "dataset": plugin_name(run.resolved.dataset, run.dataset),
         "split": split,
         "seed": seed,
         "tasks": tasks,
-        **shape._asdict(),
+        **shape,
+        **({"varied": ranges} if ranges else {}),
         "kind": kind.name,
         **scale_fields(kind),
         "norm": learner.norm,
@@ -275,6 +234,7 @@ def _record(run: TrainedRun, case: EvaluationCase, tasks: int, split: str, seed:
             "floor": _jsonable(measured.floor),
             "scores": {label: _jsonable(values) for label, values in measured.scores.items()},
             "measures": {name: _jsonable(values) for name, values in measured.measures.items()},
+            **measured.sizes,
         },
     }
 
@@ -293,8 +253,3 @@ def _warning(tasks: int, scores: Sequence[StepScore]) -> str:
 
 def _jsonable(values: Sequence[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values]
-
-
-def _name(choice: Any, plugin: object) -> str:
-    """Return the plugin's name in the configuration, or the name of its class if it is not named there."""
-    return str(choice.name) if choice is not None else type(plugin).__name__

@@ -96,7 +96,8 @@ def score_histogram(record: Mapping[str, Any], out: Path, *, title: str | None =
     before = _finite(record["per_task"]["scores"][step_label(0)]) if first["steps"] == 0 and first is not best else None
     scale = scale_of(record)
     all_scores = np.concatenate([scores] + ([before] if before is not None else []))
-    bins, log = _bins(all_scores, record["ways"] * record["queries"] if scale.counts else None)
+    levels = record["ways"] * record["queries"] if scale.counts else 0
+    bins, log = _bins(all_scores, levels or None)
     figure = new_figure(7.2, 4.4, caption(record) if title is None else title)
     ax = figure.subplots()
     if before is not None:

@@ -17,6 +17,8 @@ from metaforge.config.problems import location_in, sentence
 from metaforge.config.settings import MAX_SIZE, SplitName
 
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
+SizeOrZero = Annotated[int, Field(ge=0, le=MAX_SIZE)]
+Range = Annotated[list[Size], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Sentences = Annotated[str, Field(max_length=100_000)]
@@ -48,12 +50,23 @@ class StepScoreRecord(EstimateRecord):
 
 
 class PerTaskRecord(Record):
-    """The values of every task, in the order of the episodes."""
+    """The values of every task, in the order of the episodes; of varied tasks, their sizes too."""
 
     chance: PerTask
     floor: PerTask
     scores: dict[str, PerTask]
     measures: dict[str, PerTask]
+    ways: list[Size] = []
+    support: list[Size] = []
+    queries: list[Size] = []
+
+
+class VariedRecord(Record):
+    """The smallest and the largest size of varied tasks: classes, support examples, and queries per class."""
+
+    ways: Range
+    support: Range
+    queries: Range
 
 
 class ScaleRecord(Record):
@@ -71,7 +84,10 @@ class ScaleRecord(Record):
 
 
 class EvaluationRecord(Record):
-    """`evaluation/<split>-<ways>w<shots>s.json`: the scores on tasks of one shape."""
+    """`evaluation/<split>-<ways>w<shots>s.json`, or `<split>-varied.json`: the scores on tasks of one shape, or varied.
+
+    The ways, shots and queries of varied tasks are 0; `varied` and `per_task` have their sizes.
+    """
 
     format: Literal[1]
     learner: Name
@@ -81,9 +97,10 @@ class EvaluationRecord(Record):
     split: SplitName
     seed: Count
     tasks: Annotated[int, Field(ge=1, lt=2**63)]
-    ways: Size
-    shots: Size
-    queries: Size
+    ways: SizeOrZero
+    shots: SizeOrZero
+    queries: SizeOrZero
+    varied: VariedRecord | None = None
     kind: Name
     metric: Name
     # Absent in older records, which are of classification or regression.
@@ -111,8 +128,12 @@ class EvaluationRecord(Record):
         given = {"chance": self.chance, "floor": self.floor}
         baselines = [getattr(self.per_task, name) for name, estimate in given.items() if estimate is not None]
         values = (*baselines, *self.per_task.scores.values())
-        if any(len(column) != self.tasks for column in (*values, *self.per_task.measures.values())):
+        sizes = (self.per_task.ways, self.per_task.support, self.per_task.queries)
+        columns = (*values, *self.per_task.measures.values(), *(sizes if self.varied else ()))
+        if any(len(column) != self.tasks for column in columns):
             raise ValueError(f"each list in per_task should have one value for each of the {self.tasks} tasks")
+        if {bool(size) for size in (self.ways, self.shots, self.queries)} != {self.varied is None}:
+            raise ValueError("ways, shots and queries should be 0 for varied tasks, and for no others")
         if any(getattr(self.per_task, name) for name, estimate in given.items() if estimate is None):
             raise ValueError("a baseline that is null should have no values in per_task")
         means = [one.mean for one in (*given.values(), *self.scores) if one is not None]

@@ -34,11 +34,16 @@ _VALIDATED = b'"val_score"'
 
 
 def evaluation_path(folder: Path, split: str, ways: int, shots: int) -> Path:
-    """Return the path, in a run folder, of the evaluation of a split at one shape of tasks.
+    """Return the path, in a run folder, of the evaluation of a split at one shape of tasks (0 ways: varied tasks).
 
     Raises `DataError` if the name of the split cannot be part of a file name.
     """
-    return path_inside(folder, EVALUATIONS, f"{split}-{ways}w{shots}s.json")
+    return path_inside(folder, EVALUATIONS, f"{split}-{shape_name(ways, shots)}.json")
+
+
+def shape_name(ways: int, shots: int) -> str:
+    """Return the shape of an evaluation's tasks as part of a file name; 0 ways are those of varied tasks."""
+    return f"{ways}w{shots}s" if ways else "varied"
 
 
 def is_file_name(name: str) -> bool:
@@ -277,10 +282,24 @@ def scale_of(record: Mapping[str, Any]) -> Scale:
 
 
 def shape_text(record: Mapping[str, Any]) -> str:
-    """Return the shape of an evaluation's tasks in words, e.g. `5-way 1-shot` or `10 points`."""
+    """Return the shape of an evaluation's tasks in words, e.g. `5-way 1-shot`, `10 points` or `5 to 50 ways, …`."""
     if examples := scale_of(record).examples:
         return f"{record['shots']} {examples}"
+    if record.get("varied"):
+        ways, support = (range_text(record["varied"][name]) for name in ("ways", "support"))
+        return f"{ways} ways, {support} support examples"
     return f"{record['ways']}-way {record['shots']}-shot"
+
+
+def queries_text(record: Mapping[str, Any]) -> str:
+    """Return the number of queries per class of an evaluation's tasks, e.g. `15` or `2 to 10`."""
+    return range_text(record["varied"]["queries"]) if record.get("varied") else str(record["queries"])
+
+
+def range_text(ends: Sequence[int]) -> str:
+    """Return the smallest and the largest of some numbers, or the one number if they are equal."""
+    least, most = ends
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def caption(record: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,22 @@ from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.kinds import task_kind
 from metaforge.authoring.protocols import Task, TaskShape
+from metaforge.data.batches import episode_batches
 from metaforge.engine.batch import prepare_tasks, score_tasks
 from metaforge.errors import ConfigError, DataError
 from metaforge.results.episode_picture import episode_grid
 from metaforge.results.episode_scores import EvaluationCase
-from metaforge.results.evaluate import TrainedRun, evaluation_case
+from metaforge.results.evaluation_cases import TrainedRun, evaluation_case, varied_bounds
 from metaforge.results.plots import Fit, regression_fits, score_histogram, steps_curve, training_curve
-from metaforge.results.records import PICTURES, caption, headline_score, path_inside, read_metrics, valid_evaluations
+from metaforge.results.records import (
+    PICTURES,
+    caption,
+    headline_score,
+    path_inside,
+    read_metrics,
+    shape_name,
+    valid_evaluations,
+)
 
 # Regression tasks that are plotted, and the points of each curve.
 _TASKS, _POINTS = 6, 200
@@ -40,7 +50,7 @@ def draw(run: TrainedRun, *, split: str) -> list[Path]:
         training_curve(run.folder / "metrics.jsonl", drawn[-1], title=" · ".join([*names, "training"]), scale=scale)
     for record in records:
         if headline_score(record)["mean"] is not None:
-            name = f"scores-{split}-{record['ways']}w{record['shots']}s.png"
+            name = f"scores-{split}-{shape_name(record['ways'], record['shots'])}.png"
             drawn.append(path_inside(run.folder, PICTURES, name))
             score_histogram(record, drawn[-1])
     with_steps = [record for record in records if len(record["scores"]) > 1]
@@ -53,14 +63,16 @@ def draw(run: TrainedRun, *, split: str) -> list[Path]:
 
 def _draw_tasks(run: TrainedRun, record: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw the first tasks of an evaluation with the learner's predictions, if their inputs can be drawn."""
+    varied = record.get("varied")
     shape = TaskShape(record["ways"], record["shots"], record["queries"])
     steps = headline_score(record)["steps"]
     split, seed = record["split"], record["seed"]
     if record["ways"] * (record["shots"] + record["queries"]) > _MAX_EXAMPLES or (steps or 0) > _MAX_STEPS:
         return []
     try:
-        case = evaluation_case(run, split, shape, None if steps is None else [steps])
-        run.dataset.sample(split, case.spec.shape, 0, 1, seed=seed)
+        bounds = varied_bounds(run.resolved.run) if varied else shape
+        case = evaluation_case(run, split, bounds, None if steps is None else [steps])
+        (batch,) = episode_batches(run.dataset, split, case.spec, case.bounds, range(1), seed=seed)
     except (ConfigError, DataError):
         return []  # A record of somebody else may be of tasks that this learner or data set does not have.
     kind = case.spec.kind
@@ -73,9 +85,9 @@ def _draw_tasks(run: TrainedRun, record: Mapping[str, Any], folder: Path) -> lis
         return [out]
     if kind.picture == "classes" and len(case.spec.x_shape) == 3:
         out = path_inside(folder, PICTURES, f"episode-{split}.png")
-        tasks = run.dataset.sample(split, shape, 0, 1, seed=seed)
-        title = f"{caption(record)}, task 0"
-        episode_grid(one_task(tasks), out, kind, _predict(run, case, tasks, steps, record)[0], title=title)
+        case = replace(case, spec=batch.spec, learner=case.learner_for(batch.spec))
+        predictions = _predict(run, case, batch.tasks, steps, record)[0]
+        episode_grid(one_task(batch.tasks), out, kind, predictions, title=f"{caption(record)}, task 0")
         return [out]
     return []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,13 +13,17 @@ from metaforge.authoring.descent import Chain
 from metaforge.authoring.network import build_backbone
 from metaforge.authoring.protocols import Dataset, Learner, Params, Parts, Regularizer, TaskShape, TaskSpec
 from metaforge.config.resolved import Choice, Resolved
-from metaforge.data.checks import checked_spec
+from metaforge.data.checks import checked_spec, checked_varied_spec
 from metaforge.data.root import data_root
+from metaforge.data.varied import EpisodeBounds, varied_spec
 from metaforge.engine.contract import checked_learner
 from metaforge.errors import ConfigError, DataError, PluginError
 from metaforge.registry.loading import plugin_errors
 from metaforge.registry.running import running_errors
+from metaforge.results.episode_scores import EvaluationCase
+from metaforge.results.evaluation_cases import require_class_sizes, require_varied, varied_bounds
 from metaforge.runs.outside_weights import load_weights
+from metaforge.runs.task_shapes import training_shapes
 
 
 class Components:
@@ -36,11 +41,12 @@ class Components:
         self._require_useful_regularizers()
         # The specs that were checked, each with its split: the run folder records them.
         self.specs: list[tuple[str, TaskSpec]] = []
-        task, train = resolved.run.task, resolved.run.train
-        self.task_shape = TaskShape(task.ways, task.shots, task.queries)
-        self.training_shape = TaskShape(
-            train.ways or task.ways, train.shots or task.shots, train.queries or task.queries
-        )
+        settings = resolved.run
+        self.task_shape = TaskShape(settings.task.ways, settings.task.shots, settings.task.queries)
+        self.training_shapes = training_shapes(settings)
+        bounds = varied_bounds(settings)
+        self.training_bounds = bounds if (settings.train.sampler or settings.task.sampler) == "varied" else None
+        self.evaluation_bounds = bounds if settings.task.sampler == "varied" else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,34 +79,72 @@ class Components:
                 )
 
     def training_spec(self) -> TaskSpec:
-        """Return the spec of the training tasks.
+        """Return the spec of the training tasks with the most classes and examples.
 
         The tasks for training, validation and evaluation are checked against the data set here, so that a run does not
         fail after its training. Raises `ConfigError` or `DataError` with the name of the setting.
         """
-        found = self._spec("train", "training (train.ways, train.shots, train.queries)", self.training_shape)
-        if self.training_shape.ways != self.task_shape.ways and self.learner(found).tags.fixed_ways:
+        found = self._training_spec()
+        if not found.classes and self.learner(found).tags.uses_classes:
             raise ConfigError(
-                f"The learner {self._learner.name!r} has one output per class, so it cannot train with"
-                f" {self.training_shape.ways} ways for tasks of {self.task_shape.ways}.",
-                where="train.ways",
-                remedy="leave train.ways out, or set task.ways to the same number",
+                f"The learner {self._learner.name!r} reads the numbers of classes, but the tasks of the data set"
+                f" {self._dataset.name!r} have none.",
+                where="dataset.name",
+                remedy="choose a data set whose spec has a number of classes, such as one of images",
             )
         settings = self.resolved.run
         if settings.train.validate_every:
-            self._spec("val", "validation (train.validate_every)", self.task_shape)
-        for shots in settings.evaluate.shots or [self.task_shape.shots]:
-            self._spec(settings.evaluate.split, "evaluation (evaluate.split)", self.task_shape._replace(shots=shots))
+            self._spec("val", "validation (train.validate_every)", self.evaluation_bounds or self.task_shape)
+        wanted = [self.task_shape._replace(shots=shots) for shots in settings.evaluate.shots]
+        for shape in wanted or (self.evaluation_bounds or self.task_shape,):
+            self._spec(settings.evaluate.split, "evaluation (evaluate.split)", shape)
         return found
 
-    def _spec(self, split: str, purpose: str, shape: TaskShape) -> TaskSpec:
+    def _training_spec(self) -> TaskSpec:
+        """Return the spec of the training tasks with the most classes and examples; check that the learner fits them.
+
+        Raises `ConfigError` for a learner of a fixed number of classes, if tasks have others.
+        """
+        shapes, ways = self.training_shapes, self.task_shape.ways
+        if self.training_bounds is not None:
+            return self._spec("train", "training (train.sampler)", self.training_bounds)
+        # What the data set can do with the fewest and with the most, it can do with what lies between.
+        for shape in dict.fromkeys((shapes.smallest, shapes.largest)):
+            found = self._spec("train", "training (train.ways, train.shots, train.queries)", shape)
+        if {*shapes.ways} != {ways} and self.learner(found).tags.fixed_ways:
+            numbers = shapes.ways[0] if len(shapes.ways) == 1 else list(shapes.ways)
+            raise ConfigError(
+                f"The learner {self._learner.name!r} has one output per class, so it cannot train with"
+                f" {numbers} ways for tasks of {ways}.",
+                where="train.ways",
+                remedy="leave train.ways out, or set task.ways to the same number",
+            )
+        return found
+
+    def _spec(self, split: str, purpose: str, shape: TaskShape | EpisodeBounds) -> TaskSpec:
+        """Return the spec of tasks of a shape, or of varied tasks; its first episode is checked."""
         try:
-            found = checked_spec(self.dataset, split, shape, seed=self.resolved.run.seed)
+            if isinstance(shape, TaskShape):
+                found = checked_spec(self.dataset, split, shape, seed=self.resolved.run.seed)
+            else:
+                require_class_sizes(self.dataset, split, self._dataset.name)
+                found = checked_varied_spec(self.dataset, split, shape, seed=self.resolved.run.seed)
+                tags, where = self.learner(found).tags, "task.sampler, train.sampler"
+                require_varied(self._learner.name, tags, self.task_shape.ways, shape, where)
         except (ConfigError, DataError, PluginError) as error:
             where = f"the {split!r} split, for {purpose}; {error.where}"
             raise type(error)(error.what, where=where, remedy=error.remedy) from error
         self.specs.append((split, found))
         return found
+
+    def evaluation_case(self, split: str) -> EvaluationCase:
+        """Return how to score the learner on the tasks of a split that are like those of the evaluation."""
+        bounds = self.evaluation_bounds
+        if bounds is None:
+            spec = self.dataset.spec(split, self.task_shape)
+            return EvaluationCase(spec, self.learner(spec))
+        spec = varied_spec(self.dataset, split, bounds)
+        return EvaluationCase(spec, self.learner(spec), bounds=bounds, build=cache(self.learner))
 
     def learner(self, spec: TaskSpec, weights: Params | None = None) -> Learner:
         """Return a learner for tasks of a spec; all learners of one run can use the same values.

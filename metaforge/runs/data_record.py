@@ -34,6 +34,7 @@ class SpecRecord(Record):
     kind: Name
     x_shape: list[Annotated[int, Field(ge=1, le=_MOST_NUMBERS)]] = Field(max_length=8)
     outputs: Size
+    class_count: int = Field(default=0, ge=0, le=_MOST_NUMBERS)
     ways: Size
     shots: Size
     queries: Size
@@ -49,11 +50,13 @@ class SpecRecord(Record):
     def of(cls, split: str, spec: TaskSpec) -> SpecRecord:
         """Return the record of a spec."""
         shape = spec.shape._asdict()
-        return cls(split=split, kind=spec.kind.name, x_shape=list(spec.x_shape), outputs=spec.outputs, **shape)
+        x_shape, kind = list(spec.x_shape), spec.kind.name
+        return cls(split=split, kind=kind, x_shape=x_shape, outputs=spec.outputs, class_count=spec.classes, **shape)
 
     def spec(self, kind: TaskKind) -> TaskSpec:
         """Return the spec of tasks of a kind, which the data set's class says: a record has only its name."""
-        return TaskSpec(kind, tuple(self.x_shape), self.outputs, TaskShape(self.ways, self.shots, self.queries))
+        shape = TaskShape(self.ways, self.shots, self.queries)
+        return TaskSpec(kind, tuple(self.x_shape), self.outputs, shape, self.class_count)
 
 
 class DataRecord(Record):

@@ -15,6 +15,7 @@ from metaforge.authoring.kinds import task_kind
 from metaforge.authoring.protocols import Dataset, Learner, Params, Task, TaskSpec
 from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
+from metaforge.config.settings import Sampler
 from metaforge.config.sources import file_layer
 from metaforge.data.checks import expected_spec, expected_tasks
 from metaforge.engine.batch import prepare_tasks
@@ -93,7 +94,7 @@ class Run:
             return tuple(self.dataset.class_names(split))
 
     def learner(self, spec: TaskSpec | None = None) -> Learner:
-        """Return the learner for tasks of a spec, by default those that the run is evaluated on."""
+        """Return the learner for tasks of a spec, by default those of the shape `task`."""
         return self.parts.learner(spec or self.spec())
 
     def task(
@@ -124,6 +125,7 @@ class Run:
         tasks: int | None = None,
         split: str | None = None,
         seed: int | None = None,
+        sampler: Sampler | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, Any]:
         """Evaluate the run on test tasks; write records, plots and the report to the run folder.
@@ -137,6 +139,8 @@ class Run:
             tasks: Number of test tasks.
             split: The split of the data set.
             seed: The seed of the episodes.
+            sampler: Whether tasks have a fixed shape or vary within the bounds of `varied`. Numbers of ways or shots
+                ask for a fixed shape.
             progress: Called with (tasks evaluated so far, tasks in all); a task counts once per number of shots and of
                 steps.
 
@@ -159,6 +163,7 @@ class Run:
             tasks=settings.tasks if tasks is None else tasks,
             split=split,
             seed=settings.seed if seed is None else seed,
+            sampler=sampler,
             progress=progress,
             saved={name: self.summary[name] for name in ("steps", "damaged") if name in self.summary},
         )
@@ -208,7 +213,9 @@ def load(
     values = {name: value.to(chosen) for name, value in saved.values.items()}
     summary = {"steps": saved.step, "damaged": damage_of(bad)}
     run = Run(folder, resolved, parts, values, chosen, summary, read_data_record(folder))
-    learner = run.learner()
+    with resolved.running_errors("spec", owner=resolved.dataset):
+        fixed = parts.evaluation_bounds is None
+        learner = run.learner() if fixed else parts.evaluation_case(resolved.run.evaluate.split).learner
     with resolved.running_errors("init"):
         fresh = checked_values(learner.init(make_key(resolved.run.seed, "init")))
     check_values(saved, {name: value.to(run.dtype) for name, value in fresh.items()}, where=str(folder))

@@ -184,9 +184,10 @@ class _Training:
         """Take one outer step with its hooks, validation and record; the state is replaced only at the end of it."""
         step = self.state.step + 1
         self.worker.begin_step(step, self._share_done(self.state))
-        tasks = self.worker.sample(step)
-        self.hook.metaforge_before_step(run=self.info, step=step, tasks=tasks)
-        state = self._updated(self.worker.gradients(self.state.values, tasks, step), step)
+        batches = self.worker.sample(step)
+        given = [part.tasks for batch in batches for part in batch]
+        self.hook.metaforge_before_step(run=self.info, step=step, batches=given)
+        state = self._updated(self.worker.gradients(self.state.values, batches, step), step)
         state = self._with_progress(replace(state, seconds=self._seconds(watch)))
         metrics = training_metrics(state, self.config, self.steps)
         self.hook.metaforge_after_step(run=self.info, step=step, metrics=MappingProxyType(metrics))

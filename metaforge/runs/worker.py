@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.protocols import Key, Learner, Optimizer, Params, Schedule, Task, TaskSpec
+from metaforge.authoring.protocols import Key, Learner, Optimizer, Params, Schedule, TaskSpec
 from metaforge.config.resolved import Resolved
-from metaforge.data.checks import expected_tasks
+from metaforge.data.batches import TaskBatch, episode_batches
+from metaforge.data.checks import expected_spec
 from metaforge.engine import plans
 from metaforge.engine.accumulation import mean_step
-from metaforge.engine.batch import MetaStep, meta_gradients, prepare_tasks, score_tasks
-from metaforge.engine.chunks import ChunkGradients, chunk_gradients
-from metaforge.engine.compiler import Compiler
+from metaforge.engine.batch import MetaStep, meta_gradients, mixed_gradients, prepare_tasks, score_tasks
 from metaforge.engine.contract import checked_values
 from metaforge.engine.plans import Plan
 from metaforge.engine.precision import rounding
 from metaforge.engine.processes import World
 from metaforge.errors import ConfigError, ContractError
 from metaforge.registry.contract import contract_errors
-from metaforge.results.episode_scores import EvaluationCase, episode_chunks, score_episodes
+from metaforge.results.episode_scores import episode_chunks, score_episodes, together
 from metaforge.runs.assembly import Components
+from metaforge.runs.computations import Computation, Computations, refuse_setting_at_fault
 from metaforge.runs.learning_rate import rate_factor
 from metaforge.runs.optimizer_state import Scalar
 from metaforge.runs.outer_optimizer import OuterOptimizer
 from metaforge.system import machine
-
-
-class _Phase(NamedTuple):
-    """The learner whose loss the outer steps differentiate, and how they are computed for it."""
-
-    learner: Learner
-    decision: plans.Decision
-    compiled: ChunkGradients | None
 
 
 class Worker:
@@ -54,19 +44,17 @@ class Worker:
     def __init__(self, resolved: Resolved, world: World, *, dry: bool = False) -> None:
         self.resolved, self.settings, self.world, self.device = resolved, resolved.run, world, world.device
         self.parts = Components(resolved)
-        self.spec = spec = self.parts.training_spec()
-        self.learner = self.parts.learner(spec)
+        self.spec = self.parts.training_spec()
+        self.learner, self._specs = self.parts.learner(self.spec), {self.spec.shape: self.spec}
         self.dtype = self.parts.dtype
-        self._require_predictions(spec)
+        self._require_predictions()
         self.optimizer, self.schedule = self._optimizer()
         # Built once for its errors: later ones would leave a run folder behind.
         self.outer_optimizer(self.initial())
         engine, train = resolved.run.engine, resolved.run.train
         shards = min(engine.shards, train.tasks) if engine.reduce == "exact" else None
         self.local = world.local_batch(train.tasks, shards)
-        steps = min(1, train.steps) if dry else train.steps
-        batches = steps * train.accumulate
-        self._workload = plans.Workload(spec, self.device, train.tasks, self.local.groups, batches, train.budget)
+        self._computations = self._new_computations(min(1, train.steps) if dry else train.steps)
         self._phase = self._planned(self.learner)
         self.decision = self._phase.decision
         machine.prepare(self.decision.threads)
@@ -76,20 +64,21 @@ class Worker:
         """The plan that the engine decided on for the present phase of the training."""
         return self._phase.decision.plan
 
-    def _planned(self, learner: Learner) -> _Phase:
+    def _new_computations(self, steps: int) -> Computations:
+        """Return how the tasks of each shape are computed in a training of so many outer steps."""
+        train, bounds, shapes = self.settings.train, self.parts.training_bounds, self.parts.training_shapes
+        examples = None if bounds is None else bounds.support + self.spec.shape.ways * bounds.queries
+        batches = steps * train.accumulate // (shapes.number if bounds is None else 1)
+        workload = plans.Workload(
+            self.spec, self.device, train.tasks, self.local.groups, batches, train.budget, examples
+        )
+        return Computations(self.parts, self.spec, self.learner, workload)
+
+    def _planned(self, learner: Learner, share: float = 0.0) -> Computation:
         """Return a phase of the training by a learner: decide how its outer steps are computed."""
-        engine, fused_norms = self.settings.engine, self._fused_norms(learner)
-        with self.resolved.running_errors("set-up", always=False):
-            decision = plans.decide(
-                learner,
-                self._workload,
-                plans.Requested(engine.plan, engine.chunk, engine.compile, engine.threads),
-                fused_norms=fused_norms,
-                regularizers=self.parts.regularizers,
-            )
+        phase = self._computations.begin_phase(learner, share, self._fused_norms(learner, share))
         self._is_first_step = True
-        compiled = Compiler(chunk_gradients(learner, decision.plan)) if decision.compiled else None
-        return _Phase(learner, decision, compiled)
+        return phase
 
     def begin_step(self, step: int, share: float) -> None:
         """Let the learner choose the learner of an outer step (`Learner.during`); for another one, decide anew.
@@ -107,7 +96,7 @@ class Worker:
                 return
             if learner is not self.learner:
                 self._require_same_values(learner)
-        self._phase = self._planned(learner)
+        self._phase = self._planned(learner, share)
 
     def _require_same_values(self, learner: Learner) -> None:
         """Raise `ContractError` unless this is a learner with values of the names and shapes of the run's learner."""
@@ -180,122 +169,95 @@ class Worker:
         own = slice(self.local.first, self.local.first + sum(self.local.groups))
         return [episodes[first : first + total][own] for first in range(0, len(episodes), total)]
 
-    def sample(self, step: int) -> Task:
-        """Return this rank's training episodes of an outer step `[episodes, ...]`, as the data set returns them."""
-        shape, seed = self.parts.training_shape, self.settings.seed
-        with self.resolved.running_errors("sample", f"at outer step {step}", owner=self.resolved.dataset):
-            batches = []
-            for episodes in self._local_episodes(step):
-                tasks = self.parts.dataset.sample("train", shape, episodes[0], len(episodes), seed=seed)
-                batches.append(expected_tasks(self.parts.dataset, tasks, self.spec, len(episodes)))
-        return batches[0] if len(batches) == 1 else tree_map(lambda *x: torch.cat(x), *batches)
+    def sample(self, step: int) -> list[list[TaskBatch]]:
+        """Return this rank's training episodes of an outer step as the data set returns them.
 
-    def gradients(self, values: Params, tasks: Task, step: int) -> MetaStep:
+        There is a list for each batch of `train.tasks` tasks; in it are the tasks of each shape.
+        """
+        with self.resolved.running_errors("sample", f"at outer step {step}", owner=self.resolved.dataset):
+            spec = self._spec_at(step)
+            return [self._sampled(spec, episodes) for episodes in self._local_episodes(step)]
+
+    def _sampled(self, spec: TaskSpec, episodes: range) -> list[TaskBatch]:
+        bounds, seed = self.parts.training_bounds, self.settings.seed
+        return episode_batches(self.parts.dataset, "train", spec, bounds, episodes, seed=seed)
+
+    def _spec_at(self, step: int) -> TaskSpec:
+        """Return the spec of the training tasks of an outer step; of varied tasks, that of the most classes."""
+        if self.parts.training_bounds is not None:
+            return self.spec
+        shape = self.parts.training_shapes.at(step, seed=self.settings.seed)
+        if shape not in self._specs:
+            self._specs[shape] = expected_spec(self.parts.dataset, self.parts.dataset.spec("train", shape), shape)
+        return self._specs[shape]
+
+    def gradients(self, values: Params, batches: Sequence[Sequence[TaskBatch]], step: int) -> MetaStep:
         """Return the meta-gradient of an outer step: the mean of those of its batches.
 
         Args:
             values: The learner's values.
-            tasks: This rank's part of the batches, as `sample` returns it.
+            batches: This rank's part of the batches, as `sample` returns it.
             step: The number of the outer step, from 1.
 
         Raises:
             ConfigError: The step fails by this plan or compiled, but succeeds by plan `loop` or eagerly.
             PluginError: The learner, or another plugin that it calls, raises an exception or breaks its contract.
         """
-        batches, first = [], 0
-        for episodes in self._local_episodes(step):
-            part = slice(first, first + len(episodes))
-            batches.append((tree_map(lambda x, part=part: x[part], tasks), episodes))
-            first += len(episodes)
-        return mean_step(self._batch_gradients(values, batch, episodes, step) for batch, episodes in batches)
+        return mean_step(self._batch_gradients(values, batch, step) for batch in batches)
 
-    def _batch_gradients(self, values: Params, tasks: Task, episodes: range, step: int) -> MetaStep:
-        """Return the meta-gradient of one batch, of which `tasks` and `episodes` are this rank's part."""
-        keys = torch.stack([make_key(self.settings.seed, "train", episode) for episode in episodes])
-        keys = keys.to(self.device)
+    def _batch_gradients(self, values: Params, batch: Sequence[TaskBatch], step: int) -> MetaStep:
+        """Return the meta-gradient of one batch, of which this is this rank's part, by shape."""
+        first = min(part.episodes[0] for part in batch)
         with (
             self.resolved.running_errors("loss", f"at outer step {step}"),
             rounding(self.device, self.settings.engine.dtype, tf32=self.settings.engine.tf32),
         ):
-            batch = prepare_tasks(tasks, self.device, self.dtype)
+            shaped = [self._computations.shaped(part, first, self.device, self.dtype) for part in batch]
+            regularizers, frozen = self.parts.regularizers, self.settings.train.freeze
             try:
-                result = meta_gradients(
-                    self._phase.learner,
-                    values,
-                    batch,
-                    keys,
-                    plan=self.plan,
-                    chunk=self._phase.decision.chunk,
-                    regularizers=self.parts.regularizers,
-                    local=self.local,
-                    compiled=self._phase.compiled,
-                    frozen=self.settings.train.freeze,
+                result = mixed_gradients(
+                    shaped, values, plan=self.plan, regularizers=regularizers, local=self.local, frozen=frozen
                 )
             except RuntimeError as error:
-                self._refuse_setting_at_fault(values, batch, keys, error)
+                refuse_setting_at_fault(shaped, values, self.plan, regularizers, error, frozen=frozen)
                 raise
             if self._is_first_step and self.plan == "vmap":
                 # Under `vmap` a loss that depends on no parameter has a gradient of zeros; plan `loop` refuses it.
-                first, frozen = tree_map(lambda x: x[:1], batch), self.settings.train.freeze
-                meta_gradients(self._phase.learner, values, first, keys[:1], frozen=frozen)
+                learner, tasks, keys = shaped[0][:3]
+                meta_gradients(learner, values, tree_map(lambda x: x[:1], tasks), keys[:1], frozen=frozen)
         self._is_first_step = False
         return result
 
-    def _refuse_setting_at_fault(self, values: Params, batch: Task, keys: Tensor, error: RuntimeError) -> None:
-        """Raise `ConfigError` if the step succeeds eagerly or by plan `loop`: then the setting is at fault."""
-        simpler: list[tuple[str, str, str, Plan]] = []
-        learner, decision, _ = self._phase
-        if decision.compiled:
-            simpler.append(("engine.compile", "off", "A compiled step", self.plan))
-        if self.plan != "loop":
-            simpler.append(("engine.plan", "loop", f"Plan {self.plan!r}", "loop"))
-        for setting, value, what, plan in simpler:
-            try:
-                meta_gradients(
-                    learner,
-                    values,
-                    batch,
-                    keys,
-                    plan=plan,
-                    chunk=decision.chunk,
-                    regularizers=self.parts.regularizers,
-                    frozen=self.settings.train.freeze,
-                )
-            except RuntimeError:
-                continue
-            first_line = str(error).strip().partition("\n")[0][:200]
-            raise ConfigError(
-                f"{what} cannot run {type(learner).__name__}: {first_line}",
-                where=setting,
-                remedy=f"set {setting} to {value}",
-            ) from error
-
-    def _first_task(self) -> Task:
-        """Return the first training task as a batch of one, prepared for the learner."""
+    def _first_task(self) -> TaskBatch:
+        """Return the first training task of the largest shape as a batch of one, prepared for the learner."""
         with self.resolved.running_errors("sample", "before the first step", owner=self.resolved.dataset):
-            batch = self.parts.dataset.sample("train", self.parts.training_shape, 0, 1, seed=self.settings.seed)
-            return prepare_tasks(batch, self.device, self.dtype)
+            (batch,) = self._sampled(self.spec, range(1))
+            return batch._replace(tasks=prepare_tasks(batch.tasks, self.device, self.dtype))
 
-    def _require_predictions(self, spec: TaskSpec) -> None:
+    def _require_predictions(self) -> None:
         """Raise `PluginError` unless the learner predicts `[n, outputs]` for the first training task.
 
         A training sees only losses, so predictions of a wrong shape would not be noticed before the evaluation.
         """
-        task, values = self._first_task(), self.initial()
+        (_, spec, task), values = self._first_task(), self.initial()
+        learner = self.learner if spec == self.spec else self.parts.learner(spec)
         keys = make_key(self.settings.seed, "train", 0).to(self.device).unsqueeze(0)
         with self.resolved.running_errors("prediction", "before the first step"):
-            score_tasks(self.learner, values, task, keys, kind=spec.kind, outputs=spec.outputs)
+            score_tasks(learner, values, task, keys, kind=spec.kind, outputs=spec.outputs)
 
-    def _fused_norms(self, learner: Learner) -> list[str]:
+    def _fused_norms(self, learner: Learner, share: float) -> list[str]:
         """Return the names of PyTorch's fused norm functions that a learner's loss of the first training task calls.
 
         The list is empty for a learner that does not adapt in steps.
         """
         if not learner.tags.adapts:
             return []
-        task, values = one_task(self._first_task(), 0), self.initial()
+        batch, values = self._first_task(), self.initial()
+        if batch.spec != self.spec:
+            learner = self._computations.learner_for(batch.spec).during(share)
         with self.resolved.running_errors("loss", "before the first step"):
-            return plans.fused_norms(learner, values, task, make_key(self.settings.seed, "train", 0))
+            key = make_key(self.settings.seed, "train", 0)
+            return plans.fused_norms(learner, values, one_task(batch.tasks), key)
 
     def validation_scores(self, values: Params, tasks: int, step: int) -> list[float]:
         """Return the scores of the first tasks of the validation split, NaN where a prediction is not finite.
@@ -309,9 +271,8 @@ class Worker:
         """
         when = f"at outer step {step}"
         with self.resolved.running_errors("spec", when, owner=self.resolved.dataset):
-            spec = self.parts.dataset.spec("val", self.parts.task_shape)
-        case = EvaluationCase(spec, self.parts.learner(spec))
-        chunk = plans.choose_chunk(spec, self.device, self.settings.engine.chunk, training=False)
+            case = self.parts.evaluation_case("val")
+        chunk = together(case, self.device, self.settings.engine.chunk)
         # The same chunks for any number of processes: the last bits of a score depend on which tasks are in its chunk.
         chunks = [*episode_chunks(tasks, chunk)]
         ends = [len(chunks) * rank // self.world.size for rank in range(self.world.size + 1)]
@@ -329,6 +290,7 @@ class Worker:
                     device=self.device,
                     dtype=self.dtype,
                     plan=self.plan,
+                    chunk=self.settings.engine.chunk,
                 )
                 scores += result.scores[0].tolist()
         return self.world.gather(scores, [sum(map(len, share)) for share in shares])

@@ -210,6 +210,11 @@ def _own_tasks(subject: Subject, kind: str) -> tuple[Dataset, TaskSpec]:
     )
 
 
+def rebuilt(subject: Subject, dataset: Dataset, spec: TaskSpec) -> Bench:
+    """Return a bench for a subject that is built for other tasks."""
+    return _build(subject, dataset, spec, without_regularizer=False)
+
+
 def _build(
     subject: Subject,
     dataset: Dataset,

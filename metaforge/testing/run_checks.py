@@ -11,6 +11,7 @@ from metaforge.testing.check import Check, Skipped, cause_of
 from metaforge.testing.checks import (
     adapters,
     backbones,
+    classes,
     datasets,
     general,
     gradients,
@@ -19,6 +20,7 @@ from metaforge.testing.checks import (
     optimizers,
     regularizers,
     schedules,
+    tasks,
     training,
 )
 from metaforge.testing.subject import Subject
@@ -32,6 +34,8 @@ _MODULES = (
     regularizers,
     backbones,
     datasets,
+    classes,
+    tasks,
     optimizers,
     schedules,
     hooks,

@@ -5,7 +5,7 @@ As in any data set, an episode depends on seed, split and number only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import sum_of
 from metaforge.authoring.inner_loop import InnerLoopLearner, InnerLoopOptions
@@ -41,6 +42,7 @@ from metaforge.errors import DataError
 
 OUTPUTS = 2
 UNITS = 8
+CLASSES = 100
 SPLITS = ("train", "val", "test")
 
 
@@ -53,7 +55,8 @@ class ToyTasksOptions(Options):
 class ToyClasses(Dataset):
     """Classification of random vectors: half of an input is a class centre plus noise, the other half stronger noise.
 
-    Class k of one task resembles class k of another task, so that even a learner with a small learning rate improves.
+    Examples of one label resemble each other in all tasks, so that even a learner with a small learning rate improves.
+    The labels are numbered backwards, so that a learner that takes a label for the number of a class is found out.
     """
 
     Config = ToyTasksOptions
@@ -63,13 +66,13 @@ class ToyClasses(Dataset):
         self.x_shape = config.x_shape
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
-        """Return the spec of tasks; raise `DataError` for more than 1000 ways, shots or queries."""
-        if split not in SPLITS or max(shape) > 1000:
+        """Return the spec of tasks; raise `DataError` for more than 100 ways, or 1000 shots or queries."""
+        if split not in SPLITS or shape.ways > CLASSES or max(shape) > 1000:
             raise DataError(
                 f"There are no toy tasks of split {split!r} and shape {tuple(shape)}.",
-                remedy=f"use one of the splits {', '.join(SPLITS)}, and at most 1000 ways, shots and queries",
+                remedy=f"use one of the splits {', '.join(SPLITS)}, at most {CLASSES} ways, and 1000 shots and queries",
             )
-        return TaskSpec(self.kind, self.x_shape, shape.ways, shape)
+        return TaskSpec(self.kind, self.x_shape, shape.ways, shape, CLASSES)
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
         """Return a batched task with float32 inputs `[count, n, *x_shape]`."""
@@ -77,22 +80,53 @@ class ToyClasses(Dataset):
         return stack_tasks([self.episode(spec, make_key(seed, split, first + i)) for i in range(count)])
 
     def facts(self, split: str) -> Mapping[str, str | int | float]:
-        """Return the number of values in an input."""
-        return {"inputs": prod(self.x_shape)}
+        """Return the number of classes and of values in an input."""
+        return {"classes": CLASSES, "inputs": prod(self.x_shape)}
+
+    def class_sizes(self, split: str) -> Sequence[int]:
+        """Return 20 to 39 for the classes, in turn."""
+        self.spec(split, TaskShape(1, 1, 1))
+        return [20 + number % 20 for number in range(CLASSES)]
+
+    def draw(
+        self, split: str, classes: Sequence[int], shots: Sequence[int], queries: int, number: int, *, seed: int
+    ) -> Task:
+        """Return one task of given classes; raise `DataError` for a class that there is not, or for too many shots."""
+        sizes = self.class_sizes(split)
+        for index, count in zip(classes, shots, strict=True):
+            if not 0 <= index < CLASSES or count + queries > sizes[index]:
+                raise DataError(
+                    f"There is no class {index} with {count} + {queries} examples.",
+                    remedy=f"use the classes 0 to {CLASSES - 1}, which have 20 to 39 examples",
+                )
+        spec = self.spec(split, TaskShape(len(classes), 1, queries))
+        labels = (torch.arange(len(classes)).repeat_interleave(torch.tensor(list(shots))), repeated(spec, queries))
+        return self.task(spec, make_key(seed, f"{split}/drawn", number), torch.tensor(list(classes)), *labels)
 
     def episode(self, spec: TaskSpec, key: Key) -> Task:
         """Return the task of a key: a centre per class, and examples around it."""
+        labels = (repeated(spec, spec.shape.shots), repeated(spec, spec.shape.queries))
+        return self.task(spec, key, spec.classes - 1 - torch.arange(spec.outputs), *labels)
+
+    def task(self, spec: TaskSpec, key: Key, classes: Tensor, support: Tensor, query: Tensor) -> Task:
+        """Return the task of a key with the labels `support` and `query` of `classes` `[ways]`."""
         size = prod(spec.x_shape)
         informative = (torch.arange(size) < (size + 1) // 2).float()
-        common = normal(make_key(0, "centres"), (spec.outputs, size))
+        rows = spec.classes - 1 - classes
+        # The numbers of a row do not depend on how many rows there are.
+        common = normal(make_key(0, "centres"), (int(rows.max()) + 1, size))[rows]
         centres = 1.4 * (common + normal(fold_in(key, "centres"), (spec.outputs, size))) * informative
 
-        def examples(part: str, per_class: int) -> Examples:
-            y = torch.arange(spec.outputs).repeat(per_class)
+        def examples(part: str, y: Tensor) -> Examples:
             noise = normal(fold_in(key, part), (len(y), size)) * (0.5 + 1.5 * (1 - informative))
             return Examples((centres[y] + noise).reshape(len(y), *spec.x_shape), y)
 
-        return Task(examples("support", spec.shape.shots), examples("query", spec.shape.queries))
+        return Task(examples("support", support), examples("query", query), classes)
+
+
+def repeated(spec: TaskSpec, per_class: int) -> Tensor:
+    """Return the labels of a toy task `[ways * per_class]`: all of them, again and again."""
+    return torch.arange(spec.outputs).repeat(per_class)
 
 
 class ToyCurves(ToyClasses):
@@ -106,6 +140,14 @@ class ToyCurves(ToyClasses):
         if shape.ways != 1:
             raise DataError(f"A {self.kind.name} task cannot have {shape.ways} ways.", remedy="use 1 way")
         return TaskSpec(self.kind, spec.x_shape, OUTPUTS, shape)
+
+    def class_sizes(self, split: str) -> Sequence[int]:
+        """Return no sizes: a curve is no class."""
+        return ()
+
+    def facts(self, split: str) -> Mapping[str, str | int | float]:
+        """Return the number of values in an input."""
+        return {"inputs": prod(self.x_shape)}
 
     def episode(self, spec: TaskSpec, key: Key) -> Task:
         """Return the task of a key, which decides amplitude and shift."""
@@ -127,7 +169,8 @@ class ToyLabels(ToyCurves):
 
     def episode(self, spec: TaskSpec, key: Key) -> Task:
         """Return the task of a key."""
-        return Task(*(Examples(part.x, (part.y > 0).float()) for part in super().episode(spec, key)))
+        support, query, _ = super().episode(spec, key)
+        return Task(Examples(support.x, (support.y > 0).float()), Examples(query.x, (query.y > 0).float()))
 
 
 class ToyWorlds(ToyCurves):
@@ -158,8 +201,8 @@ TOYS: Mapping[str, type[ToyClasses]] = MappingProxyType(
 
 def stack_tasks(tasks: list[Task]) -> Task:
     """Return tasks as one batched task with a leading task dimension."""
-    pairs = [[torch.stack(leaves) for leaves in zip(*part, strict=True)] for part in zip(*tasks, strict=True)]
-    return Task(*(Examples(*pair) for pair in pairs))
+    batch: Task = tree_map(lambda *leaves: torch.stack(leaves), *tasks)
+    return batch
 
 
 class ToyNet(Backbone):

@@ -13,7 +13,9 @@ import annotated_types
 import numpy as np
 import torch
 from pydantic import BaseModel
+from torch.utils._pytree import tree_leaves
 
+from metaforge.authoring.functional import one_task
 from metaforge.authoring.protocols import TaskShape
 from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
@@ -57,8 +59,8 @@ def episodes_are_valid(generator: Generator, folder: Path) -> bool:
     first, count, seed = integer(generator, 0, 10**9), integer(generator, 1, 4), integer(generator, 0, 2**62)
     task = sample_episodes(pool, shape, first, count, seed=seed, split="train")
     for episode in range(count):
-        numbers = [image_numbers(part.x)[episode] for part in task]
-        labels = [part.y[episode].numpy() for part in task]
+        numbers = [image_numbers(part.x)[episode] for part in (task.support, task.query)]
+        labels = [part.y[episode].numpy() for part in (task.support, task.query)]
         every, label = np.concatenate(numbers), np.concatenate(labels)
         classes = every // pool.per_class
         pairs = {(int(a), int(b)) for a, b in zip(classes, label, strict=True)}
@@ -79,8 +81,8 @@ def episodes_are_values(generator: Generator, folder: Path) -> bool:
     batch = sample_episodes(pool, shape, first, count, seed=seed, split="train")
     index = integer(generator, 0, count - 1)
     alone = sample_episodes(pool, shape, first + index, 1, seed=seed, split="train")
-    pairs = [(part.x[index], item.x[0], part.y[index], item.y[0]) for part, item in zip(batch, alone, strict=True)]
-    same = all(torch.equal(x, x_alone) and torch.equal(y, y_alone) for x, x_alone, y, y_alone in pairs)
+    pairs = zip(tree_leaves(one_task(batch, index)), tree_leaves(one_task(alone)), strict=True)
+    same = all(torch.equal(leaf, leaf_alone) for leaf, leaf_alone in pairs)
     # With few examples, two splits can give the same episode by chance.
     if shape.ways * (shape.shots + shape.queries) < 20:
         return same

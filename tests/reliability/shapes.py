@@ -44,7 +44,7 @@ FAULTS: dict[str, Callable[[Task, TaskShape], Any]] = {
     "too few examples": lambda task, shape: changed(task, lambda x, y: (x[:, 1:], y[:, 1:])),
     "no examples": lambda task, shape: changed(task, lambda x, y: (x[:, :0], y[:, :0])),
     "arrays": lambda task, shape: changed(task, lambda x, y: (x.numpy(), y.numpy())),
-    "plain tuples": lambda task, shape: tuple(tuple(part) for part in task),
+    "plain tuples": lambda task, shape: tuple(tuple(part) for part in (task.support, task.query)),
     "nothing": lambda task, shape: None,
     "mixed sizes": lambda task, shape: torch.stack([torch.zeros(1, 28, 28), torch.zeros(1, 20, 28)]),
     "sample larger than population": lambda task, shape: random.Random(0).sample(range(3), 5),
@@ -60,7 +60,8 @@ SPECS: dict[str, Callable[[TaskSpec], Any]] = {
 
 def changed(task: Task, change: Callable[[Any, Any], tuple[Any, Any]]) -> Task:
     """Return a task with the same change of inputs and labels in the support and the query set."""
-    return Task(*(Examples(*change(part.x, part.y)) for part in task))
+    support, query = (Examples(*change(part.x, part.y)) for part in (task.support, task.query))
+    return task._replace(support=support, query=query)
 
 
 def with_pixel(x: torch.Tensor, value: float) -> torch.Tensor:

@@ -26,6 +26,7 @@ from metaforge.authoring.protocols import (
 )
 from metaforge.config.resolved import Resolved
 from metaforge.config.settings import RunConfig
+from metaforge.testing.toy import stack_tasks
 
 
 class Pixels(Dataset):
@@ -54,9 +55,7 @@ class Pixels(Dataset):
             x = self.images(shown)
             x[:, 0, 3, 3] = 10 if index % 4 == 0 else 0
             pairs.append(Task(Examples(self.images(support), support), Examples(x, query)))
-        return Task(
-            *(Examples(*(torch.stack(c) for c in zip(*part, strict=True))) for part in zip(*pairs, strict=True))
-        )
+        return stack_tasks(pairs)
 
     @staticmethod
     def images(classes: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from metaforge import hookimpl
 from metaforge.authoring.hooks import RunInfo
+from metaforge.authoring.keys import make_key, permutation
 from metaforge.authoring.protocols import (
     Component,
     Examples,
@@ -23,7 +25,16 @@ from metaforge.authoring.protocols import (
     TaskShape,
     TaskSpec,
 )
-from metaforge.testing.toy import ToyClasses, ToyCurves, ToyDescent, ToyNet, ToyOptimizer, ToySchedule
+from metaforge.testing.toy import (
+    CLASSES,
+    ToyClasses,
+    ToyCurves,
+    ToyDescent,
+    ToyNet,
+    ToyOptimizer,
+    ToySchedule,
+    stack_tasks,
+)
 
 
 class Shrinking(Regularizer):
@@ -195,7 +206,7 @@ class Untrue(ToyClasses):
     """States another input shape in its spec than it samples."""
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
-        return TaskSpec(self.kind, (7,), shape.ways, super().spec(split, shape).shape)
+        return TaskSpec(self.kind, (7,), shape.ways, super().spec(split, shape).shape, CLASSES)
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
         return ToyClasses(ToyClasses.Config(), root=Path()).sample(split, shape, first, count, seed=seed)
@@ -205,7 +216,7 @@ class Infinite(ToyCurves):
     """Samples targets that are infinite or NaN."""
 
     def episode(self, spec: TaskSpec, key: Tensor) -> Task:
-        support, query = super().episode(spec, key)
+        support, query, _ = super().episode(spec, key)
         return Task(support, Examples(query.x, query.y / 0))
 
 
@@ -213,8 +224,8 @@ class Biased(ToyClasses):
     """Samples more queries of one class than of the others."""
 
     def episode(self, spec: TaskSpec, key: Tensor) -> Task:
-        support, query = super().episode(spec, key)
-        return Task(support, Examples(query.x, query.y.clamp_max(spec.outputs - 2)))
+        support, query, classes = super().episode(spec, key)
+        return Task(support, Examples(query.x, query.y.clamp_max(spec.outputs - 2)), classes)
 
 
 class Forgetting(ToyClasses):
@@ -246,22 +257,54 @@ class Repeating(ToyClasses):
     """Has an example of the support set in the query set."""
 
     def episode(self, spec: TaskSpec, key: Tensor) -> Task:
-        support, query = super().episode(spec, key)
-        return Task(support, Examples(torch.cat([support.x[:1], query.x[1:]]), query.y))
+        support, query, classes = super().episode(spec, key)
+        return Task(support, Examples(torch.cat([support.x[:1], query.x[1:]]), query.y), classes)
+
+
+class Positional(ToyClasses):
+    """Numbers the classes of each episode anew, in a random order."""
+
+    def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
+        spec, tasks = self.spec(split, shape), []
+        for number in range(first, first + count):
+            # Five different episodes, so that examples are seen again, as images are.
+            task = self.episode(spec, make_key(split, number % 5))
+            tasks.append(task._replace(classes=permutation(make_key(seed, number), spec.classes)[: spec.outputs]))
+        return stack_tasks(tasks)
+
+
+class Unannounced(ToyClasses):
+    """Numbers classes, but its spec does not say how many there are."""
+
+    def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
+        spec = super().spec(split, shape)
+        return stack_tasks([self.episode(spec, make_key(seed, split, first + i)) for i in range(count)])
+
+    def spec(self, split: str, shape: TaskShape) -> TaskSpec:
+        return replace(super().spec(split, shape), classes=0)
+
+
+class Balanced(ToyClasses):
+    """Draws the same number of examples of each class, whatever is asked for."""
+
+    def draw(
+        self, split: str, classes: Sequence[int], shots: Sequence[int], queries: int, number: int, *, seed: int
+    ) -> Task:
+        return super().draw(split, classes, [max(shots)] * len(shots), queries, number, seed=seed)
 
 
 class Greedy(ToyClasses):
     """Accepts any task shape."""
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
-        return TaskSpec(self.kind, self.x_shape, shape.ways, shape)
+        return TaskSpec(self.kind, self.x_shape, shape.ways, shape, CLASSES)
 
 
 class Clumsy(ToyClasses):
     """Raises an `IndexError` instead of a `DataError` for a task shape that is too large."""
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
-        return TaskSpec(self.kind, self.x_shape, range(1000)[shape.ways], shape)
+        return TaskSpec(self.kind, self.x_shape, range(1000)[shape.ways], shape, CLASSES)
 
 
 class Agreeable(ToyClasses):
@@ -317,8 +360,8 @@ class Blinding(Counter):
     """Overwrites the inputs of a training step in place."""
 
     @hookimpl
-    def metaforge_before_step(self, tasks: Task) -> None:
-        tasks.support.x.zero_()
+    def metaforge_before_step(self, batches: Sequence[Task]) -> None:
+        batches[0].support.x.zero_()
 
 
 class Oblivious(Counter):
@@ -436,6 +479,9 @@ FAULTS: list[tuple[str, str, type[Any]]] = [
     ("unknown-split", "dataset", Agreeable),
     ("facts", "dataset", Wordy),
     ("class-names", "dataset", Nameless),
+    ("classes", "dataset", Positional),
+    ("classes", "dataset", Unannounced),
+    ("draw", "dataset", Balanced),
     ("descends", "optimizer", Ascending),
     ("descends", "optimizer", Searching),
     ("rates", "optimizer", Stubborn),

@@ -45,7 +45,7 @@ class Halves(ToyLabels):
     """Labels of one half."""
 
     def episode(self, spec: TaskSpec, key: Tensor) -> Task:
-        return Task(*(Examples(part.x, part.y / 2) for part in super().episode(spec, key)))
+        return Task(*(Examples(part.x, part.y / 2) for part in super().episode(spec, key)[:2]))
 
 
 class Wide(ToyCurves):
@@ -80,7 +80,7 @@ class Angles(ToyCurves):
     )
 
     def episode(self, spec: TaskSpec, key: Tensor) -> Task:
-        return Task(*(Examples(part.x, part.y[:, :1]) for part in super().episode(spec, key)))
+        return Task(*(Examples(part.x, part.y[:, :1]) for part in super().episode(spec, key)[:2]))
 
 
 _OWN = replace(REGRESSION, name="own")

@@ -482,6 +482,41 @@ class Stepless(Centres):
 
 
 # (check that must fail, learner)
+class Rectangular(Centres):
+    """Takes the support set for equally many examples of each class, although its tag says that it need not be."""
+
+    tags: ClassVar[Tags] = replace(Centres.tags, varied_shots=True)
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
+        order = support.y.argsort(stable=True)
+        features = self.model(values, support.x).flatten(1)[order]
+        return {"centres": features.reshape(self.ways, -1, features.shape[-1]).mean(1)}
+
+
+class Tallying(Centres):
+    """Logs a metric under a name that depends on the shots."""
+
+    tags: ClassVar[Tags] = replace(Centres.tags, varied_shots=True)
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, _ = super().loss(values, task, key)
+        return loss, Aux({f"loss_of_{len(task.support.y)}": loss.detach()})
+
+
+class Numerologist(Centres):
+    """Reads the numbers of the classes without saying so."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss * (1 + len(task.classes)), aux
+
+
+class Indifferent(Centres):
+    """Says that it reads the numbers of the classes, and does not."""
+
+    tags: ClassVar[Tags] = replace(Centres.tags, uses_classes=True)
+
+
 FAULTS: list[tuple[str, type[Learner]]] = [
     ("contract", OtherWords),
     ("summary", Mute),
@@ -529,4 +564,8 @@ FAULTS: list[tuple[str, type[Learner]]] = [
     ("adapts", Climbing),
     ("learns", Unlearning),
     ("learns", Detached),
+    ("varied-shots", Rectangular),
+    ("varied-shots", Tallying),
+    ("uses-classes", Numerologist),
+    ("uses-classes", Indifferent),
 ]

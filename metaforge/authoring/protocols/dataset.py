@@ -63,7 +63,8 @@ class Dataset(Component, Protocol):
             shape: Numbers of classes and examples.
 
         Returns:
-            The kind, input shape and number of outputs of these tasks.
+            The kind, input shape and number of outputs of these tasks, and the number of training classes if `sample`
+            numbers the classes.
 
         Raises:
             DataError: The split has too few classes or examples; the message has the largest feasible shape.
@@ -83,10 +84,46 @@ class Dataset(Component, Protocol):
 
         Returns:
             A batch of tasks: support inputs `[count, ways * shots, *x_shape]` and query inputs
-            `[count, ways * queries, *x_shape]`, with targets `[count, n]` or `[count, n, outputs]`. Images can be
-            uint8: the engine converts them to floating point in [0, 1].
+            `[count, ways * queries, *x_shape]`, with targets `[count, n]` or `[count, n, outputs]`, and the numbers of
+            the classes `[count, ways]` if the data set numbers them. Images can be uint8: the engine converts them to
+            floating point in [0, 1].
         """
         ...
+
+    def class_sizes(self, split: str) -> Sequence[int]:
+        """Return the number of examples of each class of a split, by the number of the class.
+
+        With `draw`, this is what a data set needs for tasks whose numbers of classes and examples vary.
+
+        Args:
+            split: `"train"`, `"val"` or `"test"`.
+
+        Returns:
+            Numbers of examples `[classes]`; by default there are none, and `draw` is never called.
+        """
+        return ()
+
+    def draw(
+        self, split: str, classes: Sequence[int], shots: Sequence[int], queries: int, number: int, *, seed: int
+    ) -> Task:
+        """Return one task of given classes, each with its own number of support examples.
+
+        Args:
+            split: `"train"`, `"val"` or `"test"`.
+            classes: The numbers of the task's classes `[ways]`, distinct; the class `classes[i]` has the label i.
+            shots: Number of support examples of each class `[ways]`.
+            queries: Number of query examples per class.
+            number: Number of the episode, from 0.
+            seed: Seed of the episodes.
+
+        Returns:
+            A task without a task dimension: support inputs `[sum(shots), *x_shape]`, query inputs
+            `[ways * queries, *x_shape]`, and `classes`. It depends on the arguments only.
+
+        Raises:
+            DataError: There is no class of a number, or it has too few examples.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has class_sizes but no draw")
 
     def facts(self, split: str) -> Mapping[str, str | int | float]:
         """Return facts about a split for the user, such as the numbers of classes and images.

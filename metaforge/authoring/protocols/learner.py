@@ -36,6 +36,9 @@ class Tags:
             number of inner steps in training. 0: the number of steps does not matter.
         other_kinds: Whether the learner also solves supervised tasks of any other kind, such as that of a third
             party's data set. It then uses nothing of a kind but its loss and its score.
+        uses_classes: Whether the learner reads `Task.classes`, so that it needs a data set that numbers its classes.
+        varied_shots: Whether the classes of a task may have different numbers of support examples. In the spec of such
+            tasks `shape.shots` and `shape.queries` are 0.
 
     Example:
         >>> from metaforge.authoring import Tags
@@ -52,6 +55,8 @@ class Tags:
     terms: frozenset[str] = frozenset()
     converges_at: int = 0
     other_kinds: bool = False
+    uses_classes: bool = False
+    varied_shots: bool = False
 
 
 class Parts(NamedTuple):

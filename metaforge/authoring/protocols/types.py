@@ -75,6 +75,8 @@ class Task(NamedTuple):
     Attributes:
         support: The examples to learn from.
         query: The examples to predict.
+        classes: The numbers of the task's classes in its split `[ways]` (int64): examples of label i are of the class
+            `classes[i]`. An empty tuple if the data set does not number its classes.
 
     Example:
         >>> import torch
@@ -88,6 +90,7 @@ class Task(NamedTuple):
 
     support: Examples
     query: Examples
+    classes: Tensor | tuple[()] = ()
 
 
 class TaskShape(NamedTuple):
@@ -95,8 +98,8 @@ class TaskShape(NamedTuple):
 
     Attributes:
         ways: Number of classes; 1 in a task without classes.
-        shots: Number of support examples per class.
-        queries: Number of query examples per class.
+        shots: Number of support examples per class; 0 in the spec of tasks in which it varies.
+        queries: Number of query examples per class; 0 in the spec of tasks in which it varies.
 
     Example:
         >>> from metaforge.authoring import TaskShape
@@ -119,6 +122,8 @@ class TaskSpec:
         x_shape: Shape of one input, without the batch dimension.
         outputs: Number of predictions per query: of classes, or of target dimensions in regression.
         shape: Numbers of classes and examples.
+        classes: Number of classes of the training split, in the spec of every split; 0 if tasks have no `classes`. A
+            learner's values that depend on it have one shape in training and in evaluation.
 
     Raises:
         ContractError: The kind is neither a `TaskKind` nor the name of a built-in one.
@@ -134,6 +139,7 @@ class TaskSpec:
     x_shape: tuple[int, ...]
     outputs: int
     shape: TaskShape
+    classes: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", task_kind(self.kind))

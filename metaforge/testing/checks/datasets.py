@@ -27,7 +27,7 @@ _TOGETHER = 10
 TOO_MANY = 10**7
 
 
-def _splits(subject: Subject, dataset: Dataset) -> list[str]:
+def splits_of(subject: Subject, dataset: Dataset) -> list[str]:
     """Return the splits for which `spec` accepts the tasks to sample; it may refuse them for val only.
 
     Every check that samples begins here: after `spec` has refused a task, `sample` may do anything.
@@ -55,7 +55,7 @@ def _counts(shape: TaskShape) -> str:
 def spec(subject: Subject) -> None:
     """The episodes of every split have the kind, shapes and dtypes that `spec` returns, and finite values."""
     dataset, shape = subject.build_dataset(), subject.episode_shape()
-    for split in _splits(subject, dataset):
+    for split in splits_of(subject, dataset):
         spec = dataset.spec(split, shape)
         kind = task_kind(subject.cls.kind)
         assert spec.kind == kind, (
@@ -66,12 +66,12 @@ def spec(subject: Subject) -> None:
             f"spec must return the task shape it was called with: {tuple(spec.shape)} instead of {tuple(shape)}"
         )
         batch = dataset.sample(split, shape, 0, 3, seed=0)
-        for part, per_class in zip(batch, (shape.shots, shape.queries), strict=True):
+        for part, per_class in ((batch.support, shape.shots), (batch.query, shape.queries)):
             leading = (3, shape.ways * per_class)
-            _check_examples(part, (*leading, *spec.x_shape), leading, spec)
+            check_examples(part, (*leading, *spec.x_shape), leading, spec)
 
 
-def _check_examples(part: Examples, x_shape: tuple[int, ...], leading: tuple[int, ...], spec: TaskSpec) -> None:
+def check_examples(part: Examples, x_shape: tuple[int, ...], leading: tuple[int, ...], spec: TaskSpec) -> None:
     """Check inputs of shape `x_shape`, and labels `leading` or the targets of the kind of task."""
     x, y = part
     assert x.shape == x_shape, f"x has the shape {list(x.shape)}, but spec promises {list(x_shape)}; make them agree"
@@ -146,7 +146,7 @@ def _has_no_labels(subject: Subject) -> str:
 def labels(subject: Subject) -> None:
     """In each episode every label from 0 to ways - 1 has exactly as many support and query examples as requested."""
     dataset, shape = subject.build_dataset(), subject.episode_shape()
-    for split in _splits(subject, dataset):
+    for split in splits_of(subject, dataset):
         batch = dataset.sample(split, shape, 0, 20, seed=0)
         for name, part, per_class in (
             ("support", batch.support, shape.shots),
@@ -163,7 +163,7 @@ def labels(subject: Subject) -> None:
 def episodes(subject: Subject) -> None:
     """An episode depends on seed, split and number only, not on batches, order or instance; other numbers differ."""
     shape, dataset = subject.episode_shape(), subject.build_dataset()
-    _splits(subject, dataset)
+    splits_of(subject, dataset)
     with assert_generators_unchanged("sample"):
         batch = dataset.sample("train", shape, 3, 4, seed=5)
     alone = [dataset.sample("train", shape, i, 1, seed=5) for i in (6, 3, 5)]
@@ -187,7 +187,7 @@ def splits(subject: Subject) -> None:
     """No example of one split appears in another split, in hundreds of episodes."""
     dataset = subject.build_dataset()
     split_of: dict[bytes, str] = {}
-    for split in _splits(subject, dataset):
+    for split in splits_of(subject, dataset):
         digests = set().union(*itertools.chain(*_episode_digests(subject, dataset, split, EPISODES_PER_SPLIT)))
         shared = [digest for digest in digests if digest in split_of]
         assert not shared, (
@@ -206,7 +206,7 @@ def _has_no_targets(subject: Subject) -> str:
 def apart(subject: Subject) -> None:
     """No example of an episode is in both its support set and its query set."""
     dataset = subject.build_dataset()
-    for split in _splits(subject, dataset):
+    for split in splits_of(subject, dataset):
         for index, (support, query) in enumerate(_episode_digests(subject, dataset, split, 50)):
             assert not support & query, (
                 f"an example of {split} episode {index} is in both its support and its query set; sample them without"
@@ -284,7 +284,7 @@ def unknown_split(subject: Subject) -> None:
 def facts(subject: Subject) -> None:
     """`facts` returns strings and numbers by name, for every split."""
     dataset = subject.build_dataset()
-    for split in _splits(subject, dataset):
+    for split in splits_of(subject, dataset):
         values = dict(dataset.facts(split))
         wrong = [
             name for name, value in values.items() if type(name) is not str or type(value) not in (str, int, float)
@@ -298,7 +298,7 @@ def facts(subject: Subject) -> None:
 def class_names(subject: Subject) -> None:
     """`class_names` returns different strings for every split, or none at all, and the same ones again."""
     dataset = subject.build_dataset()
-    for split in _splits(subject, dataset):
+    for split in splits(subject, dataset):
         names = dataset.class_names(split)
         valid = isinstance(names, Sequence) and not isinstance(names, str) and all(type(name) is str for name in names)
         assert valid, f"class_names must return a sequence of strings, but for {split} it returns {names!r:.100}"

@@ -66,7 +66,7 @@ def call_all(hook: object, run: RunInfo, metrics: Mapping[str, float], tasks: An
     manager = hook_manager([hook])
     manager.hook.metaforge_run_start(run=run)
     manager.hook.metaforge_run_facts(run=run)
-    manager.hook.metaforge_before_step(run=run, step=1, tasks=tasks)
+    manager.hook.metaforge_before_step(run=run, step=1, batches=[tasks])
     manager.hook.metaforge_after_step(run=run, step=1, metrics=metrics)
     manager.hook.metaforge_after_eval(run=run, step=1, split="val", metrics=VALIDATION)
     with_validation = {**metrics, "val_score": 0.5, "val_score_ci": 0.1}

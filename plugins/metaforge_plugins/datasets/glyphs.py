@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydantic import Field
 
-from metaforge.authoring import CLASSIFICATION, Dataset, Options, Task, TaskKind, TaskShape, TaskSpec
+from metaforge.authoring import Options
 from metaforge.data import (
     Bits,
     ClassPool,
+    ImageDataset,
     Pixels,
     bits,
-    check_shape,
     check_split,
     episode_keys,
-    sample_episodes,
     uniforms,
 )
 
@@ -51,7 +50,7 @@ class GlyphsOptions(Options):
     alphabet_seed: int = Field(default=0, ge=0, description="seed of the characters and their writers")
 
 
-class Glyphs(Dataset):
+class Glyphs(ImageDataset):
     """Synthetic handwritten characters of random strokes, drawn by 20 writers each; needs no download.
 
     A character depends on alphabet_seed, split and its number only, so a larger split begins with the characters of a
@@ -68,21 +67,11 @@ class Glyphs(Dataset):
 
     Config = GlyphsOptions
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"classification": {"backbone": {"name": "conv4"}}}
-    kind: ClassVar[TaskKind] = CLASSIFICATION
     note: ClassVar[str] = "synthetic glyphs: compare learners with each other, not with published Omniglot results"
 
     def __init__(self, config: GlyphsOptions, *, root: Path) -> None:
         self.config = config
         self._pools: dict[str, ClassPool] = {}
-
-    def spec(self, split: str, shape: TaskShape) -> TaskSpec:
-        """Return the spec of tasks of `[1, size, size]` images; raise `DataError` if the split is too small."""
-        check_shape(self.pool(split), shape)
-        return TaskSpec(CLASSIFICATION, (1, self.config.size, self.config.size), shape.ways, shape)
-
-    def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
-        """Return a batched task: x `[count, n, 1, size, size]` uint8 (255 is ink) and y `[count, n]` int64."""
-        return sample_episodes(self.pool(split), shape, first, count, seed=seed, split=split)
 
     def facts(self, split: str) -> Mapping[str, str | int | float]:
         """Return the numbers of characters and images of a split, and how they are drawn."""
@@ -100,7 +89,7 @@ class Glyphs(Dataset):
         return self.pool(split).names
 
     def pool(self, split: str) -> ClassPool:
-        """Return the characters of a split, which are drawn on the first call."""
+        """Return the characters of a split, which are drawn on the first call; 255 is ink."""
         if split not in self._pools:
             classes = self._classes(split)
             keys = bits(episode_keys(self.config.alphabet_seed, f"glyphs/{split}", 0, classes), 4)
@@ -109,6 +98,10 @@ class Glyphs(Dataset):
             images = _render(lines, pens, self.config.size)
             self._pools[split] = ClassPool(images, [f"{split}/{number:04d}" for number in range(classes)])
         return self._pools[split]
+
+    def training_classes(self) -> int:
+        """Return the number of characters to train on, without drawing them."""
+        return self.config.train
 
     def _classes(self, split: str) -> int:
         check_split(split, SPLITS, "glyphs")

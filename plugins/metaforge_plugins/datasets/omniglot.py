@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from metaforge import data
-from metaforge.authoring import CLASSIFICATION, Dataset, Options, Task, TaskKind, TaskShape, TaskSpec
+from metaforge.authoring import Options
 from metaforge.errors import DataError, nearest
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
@@ -75,7 +75,7 @@ class OmniglotOptions(Options):
     )
 
 
-class Omniglot(Dataset):
+class Omniglot(data.ImageDataset):
     """Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawers each.
 
     Rotated copies are additional classes, made after the characters have been split. With split = file, a line of a
@@ -86,7 +86,6 @@ class Omniglot(Dataset):
     Config = OmniglotOptions
     reference: ClassVar[str] = "https://doi.org/10.1126/science.aab3050"
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"classification": {"backbone": {"name": "conv4"}}}
-    kind: ClassVar[TaskKind] = CLASSIFICATION
 
     def __init__(self, config: OmniglotOptions, *, root: Path) -> None:
         self.config = config
@@ -94,14 +93,11 @@ class Omniglot(Dataset):
         self._sources: dict[tuple[str, ...], tuple[list[str], data.Pixels | data.TreeImages]] = {}
         self._pools: dict[str, data.ClassPool] = {}
 
-    def spec(self, split: str, shape: TaskShape) -> TaskSpec:
-        """Return the spec of tasks of `[1, size, size]` images; raise `DataError` if the split is too small."""
-        data.check_shape(self.pool(split), shape)
-        return TaskSpec(CLASSIFICATION, (1, self.config.size, self.config.size), shape.ways, shape)
-
-    def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
-        """Return a batched task: x `[count, n, 1, size, size]` uint8 and y `[count, n]` int64."""
-        return data.sample_episodes(self.pool(split), shape, first, count, seed=seed, split=split)
+    def training_classes(self) -> int:
+        """Return the number of classes of the training split; for its test split, lake needs one archive only."""
+        if self.config.split == "lake" and not self.config.holdout:
+            return BACKGROUND.characters * (1 if self.config.rotations == "none" else 4)
+        return super().training_classes()
 
     def facts(self, split: str) -> Mapping[str, str | int | float]:
         """Return the numbers of classes, characters, alphabets and images of a split, and how it was made."""

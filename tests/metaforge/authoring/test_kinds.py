@@ -62,7 +62,7 @@ def test_a_label_of_half_of_the_support_set_is_not_in_the_majority() -> None:
 
 def test_bytes_and_floats_have_the_same_nearest_neighbour() -> None:
     task = one_task(Pixels().sample("test", TaskShape(3, 1, 2), 1, 1, seed=0))
-    floats = Task(*(Examples(part.x / 255, part.y) for part in task))
+    floats = Task(*(Examples(part.x / 255, part.y) for part in (task.support, task.query)))
     assert torch.equal(nearest_targets(task), nearest_targets(floats))
 
 

@@ -27,7 +27,8 @@ class Changed(Glyphs):
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
         task = super().sample(split, shape, first, count, seed=seed)
-        return Task(*(Examples(*self.change(part.x, part.y)) for part in task))
+        support, query = (Examples(*self.change(*part)) for part in (task.support, task.query))
+        return task._replace(support=support, query=query)
 
 
 def changed(change: Callable[[torch.Tensor, torch.Tensor], Any]) -> Dataset:
@@ -39,6 +40,9 @@ def changed(change: Callable[[torch.Tensor, torch.Tensor], Any]) -> Dataset:
 def test_correct_data_sets_pass() -> None:
     assert checked_spec(changed(lambda x, y: (x, y)), "train", SHAPE, seed=0).outputs == 3
     assert checked_spec(changed(lambda x, y: (x.double(), y)), "test", SHAPE, seed=0).x_shape == (1, 8, 8)
+    unnumbered = changed(lambda x, y: (x, y))
+    unnumbered.training_classes = lambda: 0  # type: ignore[attr-defined]
+    assert checked_spec(unnumbered, "train", SHAPE, seed=0).classes == 0
     sinusoid = Sinusoid(SinusoidOptions(), root=Path())
     assert checked_spec(sinusoid, "train", TaskShape(1, 2, 3), seed=0).kind == REGRESSION
 
@@ -99,3 +103,22 @@ def test_errors_of_the_data_set_itself_are_passed_on() -> None:
         checked_spec(Glyphs(GLYPHS, root=Path()), "train", TaskShape(6, 1, 2), seed=0)
     with pytest.raises(ConfigError, match="Did you mean 'train'"):
         checked_spec(Glyphs(GLYPHS, root=Path()), "trian", SHAPE, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda classes: (), r"the classes of tasks are \(\), not torch.int64 \[1, 3\]"),
+        (lambda classes: classes.int(), r"are torch.int32 \[1, 3\]"),
+        (lambda classes: classes[:, 1:], r"are torch.int64 \[1, 2\]"),
+        (lambda classes: classes - classes.max() - 1, "0 to the number of classes minus 1"),
+        (lambda classes: classes * 0 + 8, "8 to 8, not 0 to the number of classes minus 1"),
+        (lambda classes: classes * 0, "not distinct"),
+    ],
+)
+def test_class_numbers_are_distinct_and_in_range(change: Callable[[Any], Any], message: str) -> None:
+    dataset = changed(lambda x, y: (x, y))
+    sample = dataset.sample
+    dataset.sample = lambda *a, **k: sample(*a, **k)._replace(classes=change(sample(*a, **k).classes))  # type: ignore[method-assign]
+    with pytest.raises(PluginError, match=message):
+        checked_spec(dataset, "train", SHAPE, seed=0)

@@ -61,3 +61,16 @@ def test_invalid_pools_and_unknown_splits_are_refused() -> None:
         check_shape(ClassPool(good[:1], ["a"]), TaskShape(5, 1, 1))
     with pytest.raises(ConfigError, match="Did you mean 'train'"):
         check_split("trian", ("train", "test"), "somewhere")
+
+
+def test_classes_can_have_unequal_numbers_of_images() -> None:
+    images = np.zeros((4, 9, 1, 2, 2), dtype=np.uint8)
+    pool = ClassPool(images, list("abcd"), sizes=np.array([9, 2, 5, 6]))
+    check_shape(pool, TaskShape(3, 2, 3))
+    check_shape(pool, TaskShape(4, 1, 1))
+    with pytest.raises(DataError, match="4 classes of 2 to 9 images, 3 of them with 5 or more") as caught:
+        check_shape(pool, TaskShape(4, 2, 3))
+    assert "ways = 4, shots = 1, queries = 1" in caught.value.remedy
+    for sizes in ([9, 2, 5], [9, 2, 5, 10], [9, 0, 5, 6]):
+        with pytest.raises(DataError, match="sizes"):
+            ClassPool(images, list("abcd"), sizes=np.array(sizes))

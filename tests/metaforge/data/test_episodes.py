@@ -12,8 +12,9 @@ import torch
 
 from metaforge.authoring.protocols import Task, TaskShape
 from metaforge.data.class_pool import ClassPool, Pixels
-from metaforge.data.episodes import sample_episodes
+from metaforge.data.episodes import draw_episode, sample_episodes
 from metaforge.data.random_numbers import Indices, episode_keys
+from metaforge.errors import ConfigError, DataError
 
 KNOWN_KEYS = ["0xef946a6d578c8405", "0xca3c882aae3e0c9e"]
 KNOWN_CLASSES = [34, 40, 8, 3, 65]
@@ -143,3 +144,65 @@ def test_fifteen_thousand_episodes_a_second(turned: bool, least: int) -> None:
         sample_episodes(pool, TaskShape(5, 1, 15), 500 * attempt, 500, seed=0, split="train")
         best = max(best, 500 / (time.perf_counter() - start))
     assert best > least
+
+
+def uneven(sizes: list[int]) -> ClassPool:
+    """Return a pool like `coded` whose classes have these numbers of images."""
+    pool = coded(len(sizes), max(sizes))
+    return ClassPool(pool.images, pool.names, sizes=np.array(sizes))
+
+
+def test_class_numbers_are_those_of_the_pool() -> None:
+    pool = coded(30)
+    turned = ClassPool(pool.images, [str(i) for i in range(60)], np.arange(60) // 2, np.arange(60) % 2)
+    for one, rows in ((pool, torch.arange(30)), (turned, torch.arange(60) // 2)):
+        task = sample_episodes(one, TaskShape(5, 2, 3), 0, 50, seed=0, split="train")
+        assert isinstance(task.classes, torch.Tensor)
+        assert (task.classes.dtype, task.classes.shape) == (torch.int64, (50, 5))
+        for part in (task.support, task.query):
+            numbers = task.classes.gather(1, part.y)
+            # The first pixels of an unrotated image say which row it is from.
+            upright = torch.ones_like(numbers, dtype=torch.bool) if one is pool else numbers % 2 == 0
+            assert torch.equal(decode(part.x)[0][upright], rows[numbers][upright])
+
+
+def test_classes_of_unequal_sizes_are_drawn_if_they_have_enough_images() -> None:
+    sizes = [4, 9, 3, 20, 6, 4]
+    task = sample_episodes(uneven(sizes), TaskShape(3, 2, 2), 0, 400, seed=0, split="train")
+    klass, image = (torch.cat(pair, 1) for pair in zip(decode(task.support.x), decode(task.query.x), strict=True))
+    assert sorted(set(klass.flatten().tolist())) == [0, 1, 3, 4, 5]
+    assert bool((image < torch.tensor(sizes)[klass]).all())
+    # Every image of every such class is drawn.
+    assert len(torch.unique(klass * 100 + image)) == sum(sizes) - sizes[2]
+    equal = sample_episodes(uneven([20] * 6), TaskShape(3, 2, 2), 0, 4, seed=0, split="train")
+    for episode in range(4):
+        assert len({*zip(*(t[episode].tolist() for t in decode(equal.support.x)), strict=True)}) == 6
+
+
+def test_an_episode_is_drawn_with_the_classes_and_numbers_that_are_asked_for() -> None:
+    pool = uneven([4, 9, 3, 20])
+    task = draw_episode(pool, [3, 0, 1], [17, 1, 2], 3, 5, seed=1, split="train")
+    again = draw_episode(pool, [3, 0, 1], [17, 1, 2], 3, 5, seed=1, split="train")
+    assert all(torch.equal(a, b) for a, b in zip(leaves(task), leaves(again), strict=True))
+    assert isinstance(task.classes, torch.Tensor)
+    assert task.classes.tolist() == [3, 0, 1]
+    pairs = set()
+    for part, counts in ((task.support, [17, 1, 2]), (task.query, [3, 3, 3])):
+        assert part.y.bincount().tolist() == counts
+        klass, image = (t[0] for t in decode(part.x[None]))
+        assert torch.equal(klass, task.classes[part.y])
+        pairs |= {*zip(klass.tolist(), image.tolist(), strict=True)}
+    assert len(pairs) == 29
+    for number, seed, split in ((6, 1, "train"), (5, 2, "train"), (5, 1, "test")):
+        other = draw_episode(pool, [3, 0, 1], [17, 1, 2], 3, number, seed=seed, split=split)
+        assert not torch.equal(other.support.x, task.support.x)
+
+
+def test_an_episode_that_cannot_be_drawn_is_refused() -> None:
+    pool = uneven([4, 9, 3, 20])
+    for classes, shots, queries in (([0, 4], [1, 1], 1), ([0, -1], [1, 1], 1), ([0, 1], [4, 1], 1)):
+        with pytest.raises(DataError, match=r"class (-1|4|0 were requested; it has 4)"):
+            draw_episode(pool, classes, shots, queries, 0, seed=0, split="train")
+    for classes, shots, queries in (([0], [1], 1), ([0, 0], [1, 1], 1), ([0, 1], [0, 1], 1), ([0, 1], [1, 1], 0)):
+        with pytest.raises(ConfigError, match="a task cannot have the classes"):
+            draw_episode(pool, classes, shots, queries, 0, seed=0, split="train")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fake_runs import Pixels
+from metaforge.authoring import functional
 from metaforge.authoring.kinds import CLASSIFICATION, INTERACTION, MULTI_LABEL, REGRESSION
 from metaforge.authoring.protocols import Examples, Task, TaskShape
 from metaforge.errors import DataError
@@ -16,7 +17,7 @@ from pictures import BLUE, VERMILION, colours
 
 
 def one_task(shape: TaskShape) -> Task:
-    return Task(*(Examples(part.x[0], part.y[0]) for part in Pixels().sample("test", shape, 1, 1, seed=0)))
+    return functional.one_task(Pixels().sample("test", shape, 1, 1, seed=0))
 
 
 def test_episode_marks_correct_and_wrong_predictions_in_two_colours(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_episode_marks_correct_and_wrong_predictions_in_two_colours(tmp_path: Pa
 
 def test_episode_of_colour_images_and_of_scalars(tmp_path: Path) -> None:
     task = one_task(TaskShape(2, 1, 1))
-    coloured = Task(*(Examples((part.x / 255).expand(-1, 3, -1, -1), part.y) for part in task))
+    coloured = Task(*(Examples((part.x / 255).expand(-1, 3, -1, -1), part.y) for part in (task.support, task.query)))
     episode_grid(coloured, tmp_path / "colour.png", CLASSIFICATION, coloured.query.y)
     assert BLUE in colours(tmp_path / "colour.png")
     x = torch.linspace(-1, 1, 5).unsqueeze(-1)

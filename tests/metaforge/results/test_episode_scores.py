@@ -39,7 +39,8 @@ def test_there_is_a_tensor_of_scores_for_each_number_of_steps() -> None:
     assert [scores.shape for scores in result.scores] == [(8,), (8,)]
     assert result.scores[0].tolist() == pytest.approx([0.2] * 8)
     assert result.scores[1].tolist() == pytest.approx([0.0, 0.0, 1.0, 0.0] * 2)
-    assert len(result.tasks.query.x) == 8
+    assert [batch.episodes for batch in result.batches] == [range(8)]
+    assert len(result.batches[0].tasks.query.x) == 8
     assert result.measures == {}
 
 

@@ -90,7 +90,7 @@ def test_marked_static_and_class_methods_are_hooks_too() -> None:
             heard.append(f"{cls.__name__} {step}")
 
     manager = hook_manager([Odd()])
-    manager.hook.metaforge_before_step(run=run_info(), step=1, tasks=())
+    manager.hook.metaforge_before_step(run=run_info(), step=1, batches=[])
     step(manager)
     assert heard == ["static 1", "Odd 1"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +31,7 @@ from metaforge.authoring.protocols import (
     Task,
 )
 from metaforge.config.sources import Layer
-from metaforge.engine import processes
+from metaforge.engine import plans, processes
 from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.scan import scan
 from metaforge.runs import worker
@@ -333,7 +333,7 @@ def test_the_learner_of_a_phase_takes_its_steps(tmp_path: Path, plan: str) -> No
 
 def test_a_phase_is_planned_for_its_own_learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    decide, step = worker.plans.decide, worker.meta_gradients
+    decide, step = plans.decide, worker.mixed_gradients
 
     def watched(learner: Any, *arguments: Any, **named: Any) -> Any:
         late = isinstance(learner, Doubled)
@@ -341,13 +341,13 @@ def test_a_phase_is_planned_for_its_own_learner(tmp_path: Path, monkeypatch: pyt
         seen.append(f"planned {type(learner).__name__}: {decision.plan}")
         return decision
 
-    def taken(learner: Any, *arguments: Any, **named: Any) -> Any:
-        if "local" in named:
-            seen.append(f"{type(learner).__name__} by {named['plan']}")
-        return step(learner, *arguments, **named)
+    def taken(batch: Any, *arguments: Any, **named: Any) -> Any:
+        (shaped,) = batch
+        seen.append(f"{type(shaped.learner).__name__} by {named['plan']}")
+        return step(batch, *arguments, **named)
 
-    monkeypatch.setattr(worker.plans, "decide", watched)
-    monkeypatch.setattr(worker, "meta_gradients", taken)
+    monkeypatch.setattr(plans, "decide", watched)
+    monkeypatch.setattr(worker, "mixed_gradients", taken)
     in_phases(tmp_path / "run", Phased)
     early, late = ["planned Phased: fold", *2 * ["Phased by fold"]], ["planned Doubled: vmap", *2 * ["Doubled by vmap"]]
     assert seen == early + late
@@ -451,8 +451,9 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
 
     class Recording:
         @hookimpl
-        def metaforge_before_step(self, tasks: Task) -> None:
-            seen.append(tasks)
+        def metaforge_before_step(self, batches: Sequence[Task]) -> None:
+            assert len({len(tasks.support.x) for tasks in batches}) == 1
+            seen.append(tree_map(lambda *x: torch.cat(x), *batches))
 
     large = stepped(tmp_path / "large", tasks=6, accumulate=1, hooks=[Recording()])
     small = stepped(tmp_path / "small", tasks=2, accumulate=3, hooks=[Recording()])
@@ -482,10 +483,10 @@ def test_a_term_over_all_losses_is_that_of_each_batch(tmp_path: Path) -> None:
     resolved = stepped(tmp_path / "run", tasks=2, accumulate=2, **options).resolved
     with processes.world(torch.device("cpu")) as world:
         worker = Worker(resolved, world)
-        values, tasks = worker.initial(), worker.sample(1)
-        both = worker.gradients(values, tasks, 1)
-        parts = [worker._batch_gradients(values, tree_map(lambda x, f=f: x[f : f + 2], tasks), range(f, f + 2), 1)
-                 for f in (0, 2)]  # fmt: skip
+        values, batches = worker.initial(), worker.sample(1)
+        both = worker.gradients(values, batches, 1)
+        parts = [worker._batch_gradients(values, batch, 1) for batch in batches]
+        assert len(parts) == 2
     for name, grad in both.grads.items():
         torch.testing.assert_close(grad, (parts[0].grads[name] + parts[1].grads[name]) / 2)
     assert worker.episodes(3) == range(8, 12)

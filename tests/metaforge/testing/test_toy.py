@@ -13,6 +13,7 @@ from metaforge.authoring.protocols import Options, TaskShape
 from metaforge.errors import DataError
 from metaforge.testing.bench import difference
 from metaforge.testing.toy import (
+    CLASSES,
     OUTPUTS,
     TOYS,
     UNITS,
@@ -38,7 +39,8 @@ def test_classification_tasks_have_their_shapes_and_labels() -> None:
     assert task.support.x.shape == (7, 6, 2, 5)
     assert task.query.x.shape == (7, 12, 2, 5)
     assert torch.equal(task.query.y[0].bincount(), torch.tensor([4, 4, 4]))
-    assert classes().facts("train") == {"inputs": 10}
+    assert classes().facts("train") == {"classes": CLASSES, "inputs": 10}
+    assert torch.equal(task.classes, torch.tensor([99, 98, 97]).expand(7, -1))
 
 
 def test_a_class_resembles_itself_in_other_tasks() -> None:
@@ -83,7 +85,7 @@ def test_unknown_splits_large_tasks_and_ways_in_regression_are_refused() -> None
     with pytest.raises(DataError, match="no toy tasks of split 'other'"):
         classes().spec("other", SHAPE)
     with pytest.raises(DataError, match="no toy tasks"):
-        classes().spec("train", TaskShape(1001, 1, 1))
+        classes().spec("train", TaskShape(101, 1, 1))
     with pytest.raises(DataError, match="cannot have 2 ways"):
         ToyCurves(ToyTasksOptions(), root=Path()).spec("train", TaskShape(2, 1, 1))
 

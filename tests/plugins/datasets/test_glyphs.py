@@ -23,7 +23,7 @@ def made(**options: object) -> Glyphs:
 
 def nearest_neighbour(data: Glyphs, count: int = 200) -> float:
     task = data.sample("test", SHAPE, 0, count, seed=0)
-    support, query = (part.x.float().flatten(2) for part in task)
+    support, query = (part.x.float().flatten(2) for part in (task.support, task.query))
     guess = task.support.y.gather(1, torch.cdist(query, support).argmin(-1))
     return (guess == task.query.y).float().mean().item()
 

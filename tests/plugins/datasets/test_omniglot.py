@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from metaforge.authoring.protocols import TaskShape
 from metaforge.data.trees import ZipTree, content_digest
 from metaforge.errors import ConfigError, DataError
+from metaforge.testing.bench import difference
 from metaforge_plugins.datasets import omniglot
 from metaforge_plugins.datasets.omniglot import Omniglot, OmniglotOptions
 
@@ -187,9 +188,16 @@ def test_on_demand_and_folders_give_the_same_episodes(root: Path) -> None:
         (root / "omniglot" / f"{name}.zip").unlink()
     others += [made(root, mode=mode).sample("train", SHAPE, 0, 2, seed=4) for mode in ("memory", "on-demand")]
     for other in others:
-        for one, two in zip(expected, other, strict=True):
-            assert torch.equal(one.x, two.x)
-            assert torch.equal(one.y, two.y)
+        assert not difference(expected, other)
+
+
+@pytest.mark.parametrize(("rotations", "classes"), [("train", 36), ("all", 36), ("none", 9)])
+def test_every_spec_has_the_number_of_training_classes(root: Path, rotations: str, classes: int) -> None:
+    data = made(root, rotations=rotations)
+    assert data.spec("train", SHAPE).classes == len(data.pool("train").names) == classes
+    # For the test split, the archive of the training images need not be there.
+    (root / "omniglot" / "images_background.zip").unlink()
+    assert made(root, rotations=rotations).spec("test", SHAPE).classes == classes
 
 
 def test_the_cache_is_used_and_depends_on_file_and_options(
@@ -330,6 +338,6 @@ def test_real_reading_times_and_memory(omniglot_root: Path, tmp_path: Path, monk
 @pytest.mark.omniglot
 def test_nearest_neighbour_accuracy_on_real_images(omniglot_root: Path) -> None:
     task = made(omniglot_root).sample("test", SHAPE, 0, 300, seed=0)
-    support, query = (part.x.float().flatten(2) for part in task)
+    support, query = (part.x.float().flatten(2) for part in (task.support, task.query))
     guess = task.support.y.gather(1, torch.cdist(query, support).argmin(-1))
     assert (guess == task.query.y).float().mean().item() == pytest.approx(0.42, abs=0.02)

@@ -58,8 +58,13 @@ def test_constants_by_sampling(phase: Literal["minus", "plus"], sign: int) -> No
 
 def test_shapes_ranges_and_types() -> None:
     task = made().sample("val", SHAPE, 5, 7, seed=3)
-    assert [tuple(t.shape) for part in task for t in part] == [(7, 10, 1), (7, 10, 1), (7, 15, 1), (7, 15, 1)]
-    assert all(t.dtype == torch.float32 for part in task for t in part)
+    assert [tuple(t.shape) for part in (task.support, task.query) for t in part] == [
+        (7, 10, 1),
+        (7, 10, 1),
+        (7, 15, 1),
+        (7, 15, 1),
+    ]
+    assert all(t.dtype == torch.float32 for part in (task.support, task.query) for t in part)
     assert task.query.x.abs().max() <= 5
     spec = made().spec("train", SHAPE)
     assert (spec.kind, spec.x_shape, spec.outputs, spec.shape) == (REGRESSION, (1,), 1, SHAPE)
@@ -70,7 +75,7 @@ def test_truth_is_the_curve_of_the_episode(phase: str) -> None:
     data = made(phase=phase)
     task = data.sample("test", SHAPE, 0, 9, seed=3)
     for index in (0, 8):
-        for part in task:
+        for part in (task.support, task.query):
             true = data.truth("test", index, part.x[index, :, 0].numpy(), seed=3)
             assert np.allclose(true, part.y[index, :, 0].numpy(), atol=1e-5)
     ends = data.truth("test", 4, [0.0, math.pi], seed=3)
@@ -83,7 +88,7 @@ def test_the_conventions_mirror_each_other() -> None:
 
 
 def flat(task: Task) -> torch.Tensor:
-    return torch.cat([t.flatten(1) for part in task for t in part], dim=1)
+    return torch.cat([t.flatten(1) for part in (task.support, task.query) for t in part], dim=1)
 
 
 def test_episodes_do_not_depend_on_batches_and_splits_differ() -> None:

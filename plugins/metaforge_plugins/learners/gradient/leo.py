@@ -72,7 +72,7 @@ class LEO(ModelLearner):
 
     Config = LEOOptions
     reference: ClassVar[str] = "Rusu et al. 2019, arXiv 1807.05960, algorithm 1"
-    tags: Tags = Tags(needs=frozenset({"backbone"}), adapts=True, fixed_ways=False, stochastic=True)
+    tags: Tags = Tags(needs=frozenset({"backbone"}), adapts=True, fixed_ways=False, stochastic=True, varied_shots=True)
     config: LEOOptions
     defaults: ClassVar = {
         "classification": {
@@ -164,7 +164,8 @@ class LEO(ModelLearner):
     ) -> tuple[Tensor, Tensor]:
         """Return the adapted class weights and codes: z ← z − a ∘ ∇_z L_S, then w ← w − b ∘ ∇_w L_S.
 
-        L_S is summed over classes and averaged over shots, so that the learned rates suit any number of ways.
+        L_S is the mean over the support set times the number of classes, so that the learned rates suit any number of
+        ways. With equally many shots of each class, it is summed over classes and averaged over shots.
         """
 
         def support_loss(weights: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class ProtoNet(ModelLearner):
 
     Config = ProtoNetOptions
     reference: ClassVar[str] = "Snell, Swersky, Zemel 2017, arXiv 1703.05175, algorithm 1"
-    tags: Tags = Tags(needs=frozenset({"backbone"}), fixed_ways=False)
+    tags: Tags = Tags(needs=frozenset({"backbone"}), fixed_ways=False, varied_shots=True)
     config: ProtoNetOptions
     # The authors train with 60 ways. At an equal number of images, more classes train faster than more queries.
     defaults: ClassVar = {

@@ -249,7 +249,7 @@ def test_it_learns_to_bind_an_example_to_its_label_by_way_of_the_memory() -> Non
         memory = one.adapt(values, support)
         return one.predict(values, memory._replace(rows=keep * memory.rows), x).argmax(-1)
 
-    (x, y), (asked, truth) = batch
+    (x, y), (asked, truth), _ = batch
     relabelled = (y + 1) % 3  # Each class's label in the support is another one's, and queries are to echo that.
     for keep, least, most in ((1.0, 0.7, 1.0), (0.0, 0.0, 0.65)):
         with torch.no_grad():
