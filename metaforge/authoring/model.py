@@ -126,16 +126,11 @@ class Model:
         assert parts.backbone is not None, "the learner's tags do not name a backbone among its needs"
         x_shape = parts.spec.x_shape
         build = parts.backbone if outputs is None else with_head(parts.backbone, outputs, x_shape)
-        return cls(
-            build,
-            norm=norm,
-            steps=steps,
-            regularizers=parts.regularizers,
-            x_shape=x_shape,
-            prefix=prefix,
-            context=context,
-            frozen=parts.frozen,
-        )
+        regularizers, frozen = parts.regularizers, parts.frozen
+        # fmt: off
+        return cls(build, norm=norm, steps=steps, regularizers=regularizers, x_shape=x_shape, prefix=prefix,
+                   context=context, frozen=frozen)
+        # fmt: on
 
     def _built(self, key: Key) -> nn.Module:
         """Return a new module with its layers replaced; its initial weights depend on the key alone."""
@@ -156,10 +151,8 @@ class Model:
     @property
     def norm_names(self) -> frozenset[str]:
         """Names of the values that are parameters of norm layers of any kind."""
-        norms = {n: m for n, m in self.module.named_modules() if isinstance(m, NORMS)}
-        return frozenset(
-            f"{self.prefix}.{layer}.{name}" for layer, m in norms.items() for name, _ in m.named_parameters()
-        )
+        norms = {f"{self.prefix}.{n}": m for n, m in self.module.named_modules() if isinstance(m, NORMS)}
+        return frozenset(f"{layer}.{name}" for layer, norm in norms.items() for name, _ in norm.named_parameters())
 
     @cached_property
     def features(self) -> int:

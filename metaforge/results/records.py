@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from metaforge.authoring.scale import Scale
 from metaforge.errors import DataError, shown
 from metaforge.results.record_schema import OLD_SCALES, EnvironmentRecord, EvaluationRecord, StatusRecord, problems
-from metaforge.results.statistics import StepScore
+from metaforge.results.statistics import StepScore, range_text
 from metaforge.system.files import write_atomically, write_errors
 from metaforge.system.untrusted import UNREADABLE, parse_json, read_object, read_regular_file, require_regular
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-EVALUATIONS = "evaluation"
-PICTURES = "pictures"
+EVALUATIONS, PICTURES = "evaluation", "pictures"
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 # The most rows of a metrics file that are kept of each sample, and the most bytes of one line.
@@ -294,12 +293,6 @@ def shape_text(record: Mapping[str, Any]) -> str:
 def queries_text(record: Mapping[str, Any]) -> str:
     """Return the number of queries per class of an evaluation's tasks, e.g. `15` or `2 to 10`."""
     return range_text(record["varied"]["queries"]) if record.get("varied") else str(record["queries"])
-
-
-def range_text(ends: Sequence[int]) -> str:
-    """Return the smallest and the largest of some numbers, or the one number if they are equal."""
-    least, most = ends
-    return str(least) if least == most else f"{least} to {most}"
 
 
 def caption(record: Mapping[str, Any]) -> str:

@@ -50,3 +50,9 @@ def strict_mean_and_ci(values: Sequence[float]) -> Estimate:
     if estimate["tasks"] == len(values):
         return estimate
     return {"mean": None, "sd": None, "ci": None, "tasks": estimate["tasks"]}
+
+
+def range_text(ends: Sequence[int]) -> str:
+    """Return the smallest and the largest of some numbers, or the one number if they are equal."""
+    least, most = ends
+    return str(least) if least == most else f"{least} to {most}"

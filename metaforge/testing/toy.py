@@ -201,8 +201,7 @@ TOYS: Mapping[str, type[ToyClasses]] = MappingProxyType(
 
 def stack_tasks(tasks: list[Task]) -> Task:
     """Return tasks as one batched task with a leading task dimension."""
-    batch: Task = tree_map(lambda *leaves: torch.stack(leaves), *tasks)
-    return batch
+    return Task(*tree_map(lambda *leaves: torch.stack(leaves), *tasks))
 
 
 class ToyNet(Backbone):

@@ -166,3 +166,17 @@ def _assert_data_error(dataset: Dataset, split: str, chosen: Sequence[int], shot
     except Exception as error:
         raise AssertionError(f"for {what} draw raises {type(error).__name__}: {error}; raise DataError") from error
     raise AssertionError(f"draw accepts {what}; raise DataError")
+
+
+@check("dataset", name="class-names")
+def class_names(subject: Subject) -> None:
+    """`class_names` returns different strings for every split, or none at all, and the same ones again."""
+    dataset = subject.build_dataset()
+    for split in splits_of(subject, dataset):
+        names = dataset.class_names(split)
+        valid = isinstance(names, Sequence) and not isinstance(names, str) and all(type(name) is str for name in names)
+        assert valid, f"class_names must return a sequence of strings, but for {split} it returns {names!r:.100}"
+        assert all(names), f"a class of {split} has an empty name; name every class, or return no names"
+        assert len({*names}) == len(names), f"two classes of {split} have one name; give every class its own"
+        again = list(subject.build_dataset().class_names(split))
+        assert again == list(names), f"a new instance gives the classes of {split} other names, or another order"
