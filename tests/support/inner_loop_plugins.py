@@ -34,6 +34,7 @@ from metaforge.authoring import (
     cross_entropy,
     descend,
     fold_in,
+    matching,
     normal,
     one_hot,
     prefixed,
@@ -107,14 +108,19 @@ class PrototypeHead(InnerLoopLearner):
     Config = InnerLoopOptions
     reference = "Triantafillou et al. 2020, arXiv 1903.03096"
     tags: Tags = replace(
-        InnerLoopLearner.tags, kinds=frozenset({"classification"}), fixed_ways=False, other_kinds=False
+        InnerLoopLearner.tags,
+        kinds=frozenset({"classification"}),
+        fixed_ways=False,
+        other_kinds=False,
+        terms=frozenset(),
     )
     defaults: ClassVar = DEFAULTS
 
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
         super().__init__(config, parts)
         self.model = Model.of(parts, norm=config.norm, steps=config.steps)
-        self.adapted = self.model.choose(config.adapt)
+        chosen = self.model.choose(config.adapt)
+        self.adapted = tuple(name for name in chosen if name not in matching(chosen, parts.frozen))
 
     def start(self, values: Params, support: Examples, key: Key | None) -> Params:
         """Return the body, and the head 2 c, -|c|^2 with the class means c, scaled by the number of features."""
@@ -203,6 +209,7 @@ class ImplicitOptions(InnerLoopOptions):
     test_steps: int = Field(16, ge=0, le=1000, description="inner steps in evaluation")
     adjoint: Literal["implicit"] = Field("implicit", description="how the inner loop is differentiated")
     proximal: float = Field(2.0, ge=0, description="factor of the proximal term")
+    solver_steps: int = Field(20, ge=1, le=1000, description="steps of conjugate gradients")
 
 
 class Implicit(InnerLoopLearner):

@@ -179,7 +179,12 @@ class Navigator(InnerLoopLearner):
 
     Config = InnerLoopOptions
     tags: ClassVar[Tags] = replace(
-        InnerLoopLearner.tags, kinds=frozenset({"interaction"}), stochastic=True, other_kinds=False
+        InnerLoopLearner.tags,
+        kinds=frozenset({"interaction"}),
+        stochastic=True,
+        other_kinds=False,
+        varied_shots=False,
+        terms=frozenset(),
     )
     defaults: ClassVar = {"interaction": {"learner": {"steps": 2, "test_steps": 2}, "adapters": {"sgd": {"lr": 0.1}}}}
 

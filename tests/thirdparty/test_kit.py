@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unittest
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -237,7 +237,10 @@ class Limited(ToyClasses):
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         if max(shape) > 3:
             raise DataError(f"{shape} is more than 3 ways, 3 shots and 3 queries.", remedy="use fewer")
-        return TaskSpec(self.kind, self.x_shape, shape.ways, shape)
+        return super().spec(split, shape)
+
+    def class_sizes(self, split: str) -> Sequence[int]:
+        return ()  # So that no tasks of other shapes are drawn.
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
         if max(shape) > 3:

@@ -77,7 +77,7 @@ class Textures(ImageDataset):
     """Noisy images of random patterns; the classes have from 3 to 30 images."""
 
     Config = Options
-    defaults: ClassVar = {"classification": {"backbone": {"name": "mlp", "hidden": [16]}}}
+    defaults: ClassVar = {"classification": {"backbone": {"name": "mlp", "widths": [16]}}}
 
     def __init__(self, config: Options, *, root: Path) -> None:
         self.pools: dict[str, ClassPool] = {}

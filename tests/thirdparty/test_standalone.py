@@ -42,7 +42,7 @@ class Animals(Dataset):
 
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         check_shape(self._pool(split), shape)
-        return TaskSpec("classification", (1, 8, 8), shape.ways, shape)
+        return TaskSpec("classification", (1, 8, 8), shape.ways, shape, classes=len(CLASSES["train"]))
 
     def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
         return sample_episodes(self._pool(split), shape, first, count, seed=seed, split=split)

@@ -87,7 +87,7 @@ class BatchNorm(nn.Module):
     def _by_batch(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Return `x` normalised by its own statistics; in training, store the changes of the running statistics."""
         y, mean, var = batch_norm(x, weight, bias, self.eps)
-        if self.context.policy != "transductive" and self.context.at.key is not None:
+        if self.context.policy != "transductive" and self.context.at.key is not None and not self.frozen:
             count = x.numel() // x.shape[1]
             unbiased = var.detach() * (count / max(count - 1, 1))
             for name, statistic in zip(self.state_names, (mean.detach(), unbiased), strict=True):

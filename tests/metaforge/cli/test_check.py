@@ -30,7 +30,7 @@ def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_correct_plugin_passes_and_checks_that_do_not_apply_are_listed() -> None:
-    done = RUNNER.invoke(app, ["check", "sgd"])
+    done = RUNNER.invoke(app, ["check", "adapter:sgd"])
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert any(line.startswith("no-leak") and " ok: " in line for line in lines)
@@ -64,10 +64,12 @@ def test_json_has_the_counts_and_every_check() -> None:
 def test_options_are_set_as_in_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Subject] = []
     monkeypatch.setattr(run_checks, "run_checks", lambda subject, expected: asked.append(subject) or [])
-    done = RUNNER.invoke(app, ["check", "maml", "--set", "steps=3", "--set", "norm=running", "--set", "recompute=true"])
+    done = RUNNER.invoke(
+        app, ["check", "maml", "--set", "steps=3", "--set", "norm=running", "--set", "adjoint=recompute"]
+    )
     assert done.exit_code == 0, done.output
     config = asked[0].config
-    assert (config.steps, config.norm, config.recompute) == (3, "running", True)
+    assert (config.steps, config.norm, config.adjoint) == (3, "running", "recompute")
 
 
 def test_failures_of_one_cause_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +98,9 @@ def test_failures_of_one_cause_are_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     [
         (["check", "no-such-plugin"], 4, "No plugin is called"),
         (["check", "sgd", "--kind", "learner"], 4, "Another kind has it"),
-        (["check", "sgd", "--expect", "no-leek=slip"], 2, "Did you mean 'no-leak'"),
-        (["check", "sgd", "--expect", "no-leak"], 2, "CHECK=REASON"),
-        (["check", "sgd", "--set", "lr=-1"], 2, "adapter.lr is -1, but should be greater than"),
+        (["check", "adapter:sgd", "--expect", "no-leek=slip"], 2, "Did you mean 'no-leak'"),
+        (["check", "adapter:sgd", "--expect", "no-leak"], 2, "CHECK=REASON"),
+        (["check", "adapter:sgd", "--set", "lr=-1"], 2, "adapter.lr is -1, but should be greater than"),
         (["check", "maml", "--set", "stepz=1"], 2, "Did you mean 'steps'"),
         (["check", "maml", "--set", "learner.steps=1"], 2, "There is no option 'learner.learner'"),
         (["check", "maml", "--set", "steps"], 2, "not of the form key=value"),

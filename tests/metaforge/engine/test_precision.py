@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from engine_toys import image_learner, images, pooling
 from metaforge.authoring.kinds import CLASSIFICATION
-from metaforge.authoring.protocols import Params
+from metaforge.authoring.protocols import Key, Params
 from metaforge.engine.batch import score_tasks
 from metaforge.engine.precision import primitive_attention, rounding
 from metaforge_plugins.learners.gradient.maml import MAML
@@ -105,9 +105,9 @@ def test_an_evaluation_rounds_no_products() -> None:
     class Watching(MAML):
         """Notes how products are rounded while it predicts."""
 
-        def predict(self, values: Params, fast: Any, x: Tensor) -> Tensor:
+        def predict(self, values: Params, fast: Any, x: Tensor, *, key: Key | None = None) -> Tensor:
             seen.append((tf32_settings(), torch.is_autocast_enabled("cpu")))
-            return super().predict(values, fast, x)
+            return super().predict(values, fast, x, key=key)
 
     built = learner(Watching)
     values, batch = fresh(built), tasks(1)

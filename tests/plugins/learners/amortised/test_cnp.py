@@ -53,7 +53,7 @@ def test_vectorised_equals_loop(vary: bool) -> None:
 def test_the_loss_is_the_mean_negative_log_density_of_all_targets() -> None:
     one = built(vary_context=False)
     values, example = fresh(one), wave()
-    x, y = (torch.cat(pair) for pair in zip(*example, strict=True))
+    x, y = (torch.cat(pair) for pair in zip(example.support, example.query, strict=True))
     mean, deviation = one.distribution(values, one.adapt(values, example.support), x)
     assert mean.shape == deviation.shape == (8, 2)
     torch.testing.assert_close(one.loss(values, example, KEY)[0], -Normal(mean, deviation).log_prob(y).mean())

@@ -164,7 +164,7 @@ def test_the_loss_is_that_of_the_queries_and_each_penalty_by_its_weight() -> Non
         return built(backbone=smooth("batch"), norm="support", **off | penalties)
 
     plain, example = of(), task()
-    values, (support, query) = fresh(plain), example
+    values, (support, query, _) = fresh(plain), example
     logits = plain.predict(values, plain.adapt(values, support, key=KEY), query.x, key=KEY)
     base = plain.loss(values, example, KEY)[0]
     torch.testing.assert_close(base, F.cross_entropy(logits, query.y))

@@ -30,7 +30,7 @@ def built(**options: Any) -> Any:
 
 def everything(example: Task) -> Examples:
     """Return support and query as one set."""
-    return Examples(*(torch.cat(pair) for pair in zip(*example, strict=True)))
+    return Examples(*(torch.cat(pair) for pair in zip(example.support, example.query, strict=True)))
 
 
 def test_one_step_on_all_examples_is_joint_training() -> None:

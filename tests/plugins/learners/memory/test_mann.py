@@ -124,7 +124,9 @@ def test_a_query_is_the_next_example_of_the_stream() -> None:
     values, example = fresh(one), task()
     predicted = one.predict(values, one.adapt(values, example.support), example.query.x)
     for i in range(len(predicted)):
-        x, y = (torch.cat([given, asked[i : i + 1]]) for given, asked in zip(*example, strict=True))
+        x, y = (
+            torch.cat([given, asked[i : i + 1]]) for given, asked in zip(example.support, example.query, strict=True)
+        )
         torch.testing.assert_close(predicted[i], outputs(one, values, x, y)[-1])
 
 
@@ -159,7 +161,7 @@ def test_the_stream_holds_support_and_query_once_each_in_an_order_drawn_from_the
 def test_the_stream_is_the_examples_in_that_order_each_with_its_own_label() -> None:
     one = built()
     values, example = fresh(one), task()
-    x, y = (torch.cat(pair) for pair in zip(*example, strict=True))
+    x, y = (torch.cat(pair) for pair in zip(example.support, example.query, strict=True))
     places = permutation(fold_in(KEY, "order"), len(y))
     assert not torch.equal(places, torch.arange(len(y)))
     for key in (None, make_key(1)):
