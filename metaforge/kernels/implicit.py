@@ -93,9 +93,11 @@ def conjugate_gradients(steps: int) -> Solver:
     def solve(product: Product, v: Vector) -> Vector:
         x, residual, direction = [torch.zeros_like(part) for part in v], list(v), list(v)
         squared = _dot(residual, residual)
+        # Below this the residual is rounding noise, along which further steps would lead away from the solution.
+        least = torch.finfo(squared.dtype).eps ** 2 * squared
         for _ in range(steps):
             image = product(direction)
-            length = _ratio(squared, _dot(direction, image))
+            length = torch.where(squared > least, _ratio(squared, _dot(direction, image)), 0.0)
             x = [a + length * b for a, b in zip(x, direction, strict=True)]
             residual = [a - length * b for a, b in zip(residual, image, strict=True)]
             before, squared = squared, _dot(residual, residual)

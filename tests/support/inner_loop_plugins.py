@@ -208,17 +208,18 @@ class ImplicitOptions(InnerLoopOptions):
     steps: int = Field(16, ge=1, le=1000, description="inner steps in training")
     test_steps: int = Field(16, ge=0, le=1000, description="inner steps in evaluation")
     adjoint: Literal["implicit"] = Field("implicit", description="how the inner loop is differentiated")
+    adapt: Literal["head"] = Field("head", description="parameters that the inner loop adapts: a convex problem")
     proximal: float = Field(2.0, ge=0, description="factor of the proximal term")
     solver_steps: int = Field(20, ge=1, le=1000, description="steps of conjugate gradients")
 
 
 class Implicit(InnerLoopLearner):
-    """Differentiates the inner loop as the minimum of a proximal loss (iMAML, Rajeswaran et al. 2019)."""
+    """Differentiates the inner loop on the head as the minimum of a proximal loss (iMAML, Rajeswaran et al. 2019)."""
 
     Config = ImplicitOptions
     reference = "Rajeswaran, Finn, Kakade, Levine 2019, arXiv 1909.04630"
     defaults: ClassVar = DEFAULTS
-    tags: Tags = replace(InnerLoopLearner.tags, converges_at=200)
+    tags: Tags = replace(InnerLoopLearner.tags, converges_at=120)
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the query loss after the inner loop."""

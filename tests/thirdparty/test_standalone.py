@@ -94,7 +94,7 @@ def test_a_run_is_applied_where_its_data_set_is_missing(
     monkeypatch.delenv("METAFORGE_DATA")
     monkeypatch.chdir(tmp_path)
     loaded = metaforge.load(tmp_path / "run", registry=registry)
-    assert loaded.spec() == TaskSpec("classification", (1, 8, 8), 3, TaskShape(3, 1, 2))
+    assert loaded.spec() == TaskSpec("classification", (1, 8, 8), 3, TaskShape(3, 1, 2), classes=3)
     learner = loaded.learner()
     fast = learner.adapt(loaded.values, task.support)
     assert torch.equal(learner.predict(loaded.values, fast, task.query.x), expected)

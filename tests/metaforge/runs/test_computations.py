@@ -122,7 +122,7 @@ def test_shaped_tasks_are_prepared_and_keep_their_positions() -> None:
 def test_the_setting_at_fault_is_refused() -> None:
     parts = made(train={"ways": 3, "queries": 2})
     several, _ = begun(parts)
-    shaped = several.shaped(batch(parts, 3, 1), 0, CPU, torch.float32)
+    shaped = several.shaped(batch(parts, 3, 1), 0, CPU, torch.float32)._replace(compiled=None)
     with processes.world(CPU) as world:
         values = Worker(parts.resolved, world).initial()
     error = RuntimeError("no such operation\nand more")
