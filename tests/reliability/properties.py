@@ -20,7 +20,7 @@ from metaforge.authoring.protocols import TaskShape
 from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
 from metaforge.config.settings import RunConfig
-from metaforge.config.sources import SETS, Layer, file_layer
+from metaforge.config.sources import SETS, SINGLES, Layer, file_layer
 from metaforge.data import ClassPool, episode_keys, sample_episodes, sample_without_replacement
 from metaforge.errors import MetaForgeError
 from metaforge.registry.registry import Registry
@@ -149,6 +149,11 @@ def value_for(generator: Generator, annotation: Any, metadata: list[Any]) -> Any
         return value_for(generator, arguments[integer(generator, 0, len(arguments) - 1)], metadata)
     if origin is Literal:
         return arguments[integer(generator, 0, len(arguments) - 1)]
+    if origin is dict:
+        names = ("model.*", "adapters.*", "w")[: integer(generator, 0, 3)]
+        return {name: random_table(generator, arguments[1]) for name in names}
+    if origin is tuple and Ellipsis not in arguments:
+        return [value_for(generator, argument, []) for argument in arguments]
     if origin in (list, tuple):
         return [value_for(generator, arguments[0], []) for _ in range(integer(generator, 1, 4))]
     bounds = {type(item): item for item in metadata}
@@ -183,7 +188,7 @@ def random_layer(generator: Generator, registry: Registry) -> dict[str, Any]:
     for table, info in RunConfig.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             values[table] = random_table(generator, info.annotation)
-    for kind in ("learner", "dataset", "backbone"):
+    for kind in SINGLES:
         name = str(generator.choice(registry.names(kind)))
         values[kind] = {"name": name, **random_table(generator, registry.load(kind, name).Config)}
     for key, kind in SETS.items():
