@@ -132,7 +132,9 @@ class InnerLoopLearner(ModelLearner):
         self.adapter, self.criterion, self.steps = parts.adapter, parts.spec.kind.loss, config.test_steps
         self.adapted = self._adapted(parts.frozen)
         self.adjoint = Adjoint(config.adjoint, config.solver, config.solver_steps, config.solver_rate)
-        if config.adjoint == "first-order" or self.adapter.tags.detaches:
+        # The implicit gradient is exact at convergence, and only the learner's class can say when that is.
+        unknown = config.adjoint == "implicit" and not self.tags.converges_at
+        if config.adjoint == "first-order" or self.adapter.tags.detaches or unknown:
             self.tags = replace(self.tags, exact_meta_gradient=False)
         self.terms = parts.terms
         require_entropies(self.terms, parts.spec.kind)

@@ -210,7 +210,7 @@ class ImplicitOptions(InnerLoopOptions):
     adjoint: Literal["implicit"] = Field("implicit", description="how the inner loop is differentiated")
     adapt: Literal["head"] = Field("head", description="parameters that the inner loop adapts: a convex problem")
     proximal: float = Field(2.0, ge=0, description="factor of the proximal term")
-    solver_steps: int = Field(20, ge=1, le=1000, description="steps of conjugate gradients")
+    solver_steps: int = Field(12, ge=1, le=1000, description="steps of conjugate gradients")
 
 
 class Implicit(InnerLoopLearner):
@@ -219,7 +219,7 @@ class Implicit(InnerLoopLearner):
     Config = ImplicitOptions
     reference = "Rajeswaran, Finn, Kakade, Levine 2019, arXiv 1909.04630"
     defaults: ClassVar = DEFAULTS
-    tags: Tags = replace(InnerLoopLearner.tags, converges_at=120)
+    tags: Tags = replace(InnerLoopLearner.tags, converges_at=60)
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the query loss after the inner loop."""

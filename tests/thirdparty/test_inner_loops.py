@@ -51,7 +51,8 @@ def test_they_learn(registry: Registry, learner: str, tmp_path: Path) -> None:
     adapters = {} if learner == "twins" else {"adapters": {"sgd": {"lr": 0.2}}}
     run = trained(registry, tmp_path / "run", learner, **adapters)
     found = run.evaluate()
-    assert found["results"][-1]["scores"][-1]["mean"] > 0.6, found["results"][-1]["scores"]
+    # Chance is a third; 20 tasks have an interval of ± 0.1.
+    assert found["results"][-1]["scores"][-1]["mean"] > 0.5, found["results"][-1]["scores"]
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
