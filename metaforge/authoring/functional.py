@@ -93,6 +93,8 @@ def matching(names: Iterable[str], patterns: Sequence[str], *, where: str | None
         >>> matching(["model.0.weight", "model.2.weight", "state.model.0.mean"], ["model.0.*"], where="--freeze")
         ('model.0.weight', 'state.model.0.mean')
     """
+    if not patterns:
+        return ()  # In every outer step of a run that freezes nothing.
     names = tuple(names)
     for pattern in patterns if where is not None else ():
         if not matching(names, [pattern]):
