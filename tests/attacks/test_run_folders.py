@@ -58,6 +58,8 @@ BROKEN: dict[str, Callable[[dict[str, Any]], object]] = {
     "a note alone": lambda record: [record.pop(name) for name in [*record] if name != "note"],
     "scores that are text": lambda record: record.update(scores="abc"),
     "no scores": lambda record: record.update(scores=[]),
+    "another metric": lambda record: record.update(metric="evil", scale=None),
+    "a unit that steers": lambda record: record["scale"].update(unit="\x1b[31m"),
     "a seed of 22 digits": lambda record: record.update(seed=10**21),
     "no values of the tasks": lambda record: record["per_task"].update(scores={}),
 }
