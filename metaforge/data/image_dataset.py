@@ -74,6 +74,10 @@ class ImageDataset(Dataset):
         """Return a batched task: x `[count, n, C, H, W]` uint8, y `[count, n]` int64 and classes `[count, ways]`."""
         return sample_episodes(self.pool(split), shape, first, count, seed=seed, split=split)
 
+    def class_names(self, split: str) -> Sequence[str]:
+        """Return the names of the classes of a split, in the order of their numbers."""
+        return self.pool(split).names
+
     def class_sizes(self, split: str) -> Sequence[int]:
         """Return the number of images of each class of a split."""
         sizes: list[int] = self.pool(split).class_sizes.tolist()

@@ -18,7 +18,7 @@ from metaforge.authoring.kinds import TaskKind
 from metaforge.authoring.protocols import Dataset, TaskShape, TaskSpec
 from metaforge.config.settings import SplitName
 from metaforge.errors import ContractError, DataError
-from metaforge.results.record_schema import Name, Record, Sentences, Size, problems
+from metaforge.results.record_schema import Name, Record, Sentences, Size, SizeOrZero, problems
 from metaforge.results.records import read_json
 
 FILE = "data.json"
@@ -36,8 +36,8 @@ class SpecRecord(Record):
     outputs: Size
     class_count: int = Field(default=0, ge=0, le=_MOST_NUMBERS)
     ways: Size
-    shots: Size
-    queries: Size
+    shots: SizeOrZero
+    queries: SizeOrZero
 
     @field_validator("x_shape")
     @classmethod
@@ -71,6 +71,11 @@ class DataRecord(Record):
         """Return the spec of the tasks of a kind, split and shape, or None if it is not recorded."""
         specs = (one.spec(kind) for one in self.specs if (one.split, one.kind) == (split, kind.name))
         return next((spec for spec in specs if spec.shape == shape), None)
+
+    def varied_spec(self, kind: TaskKind, split: str) -> TaskSpec | None:
+        """Return the spec of the varied tasks of a split with the most ways, or None if it is not recorded."""
+        specs = (one.spec(kind) for one in self.specs if (one.split, one.kind, one.shots) == (split, kind.name, 0))
+        return next(specs, None)
 
 
 def data_record(dataset: Dataset, specs: Iterable[tuple[str, TaskSpec]]) -> DataRecord:

@@ -18,6 +18,7 @@ from metaforge.config.resolved import Resolved
 from metaforge.config.settings import Sampler
 from metaforge.config.sources import file_layer
 from metaforge.data.checks import expected_spec, expected_tasks
+from metaforge.data.varied import varied_spec
 from metaforge.engine.batch import prepare_tasks
 from metaforge.engine.contract import checked_values
 from metaforge.registry.registry import Registry
@@ -69,7 +70,7 @@ class Run:
         return self.parts.dataset
 
     def spec(self, split: str | None = None, *, shots: int | None = None) -> TaskSpec:
-        """Return the spec of the tasks that the run is evaluated on, or with another split or number of shots.
+        """Return the spec of tasks of the shape `task`, or with another split or number of shots.
 
         What the folder of a loaded run records is used without the data set.
         """
@@ -80,6 +81,20 @@ class Run:
             return recorded
         with self.resolved.running_errors("spec", owner=self.resolved.dataset):
             return expected_spec(self.dataset, self.dataset.spec(split, shape), shape)
+
+    def evaluated_spec(self) -> TaskSpec:
+        """Return the spec of the tasks that the run is evaluated on; of varied tasks, that of the most classes.
+
+        What the folder of a loaded run records is used without the data set.
+        """
+        split, bounds = self.resolved.run.evaluate.split, self.parts.evaluation_bounds
+        if bounds is None:
+            return self.spec()
+        recorded = None if self.data is None else self.data.varied_spec(task_kind(self.dataset.kind), split)
+        if recorded is not None:
+            return recorded
+        with self.resolved.running_errors("spec", owner=self.resolved.dataset):
+            return varied_spec(self.dataset, split, bounds)
 
     def class_names(self, split: str | None = None) -> tuple[str, ...]:
         """Return the names of a split's classes, by default of the one that the run is evaluated on.
@@ -213,9 +228,7 @@ def load(
     values = {name: value.to(chosen) for name, value in saved.values.items()}
     summary = {"steps": saved.step, "damaged": damage_of(bad)}
     run = Run(folder, resolved, parts, values, chosen, summary, read_data_record(folder))
-    with resolved.running_errors("spec", owner=resolved.dataset):
-        fixed = parts.evaluation_bounds is None
-        learner = run.learner() if fixed else parts.evaluation_case(resolved.run.evaluate.split).learner
+    learner = run.learner(run.evaluated_spec())
     with resolved.running_errors("init"):
         fresh = checked_values(learner.init(make_key(resolved.run.seed, "init")))
     check_values(saved, {name: value.to(run.dtype) for name, value in fresh.items()}, where=str(folder))

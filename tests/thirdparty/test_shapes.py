@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -139,7 +140,11 @@ def test_lists_of_shapes_have_one_shape_per_step(tmp_path: Path) -> None:
     assert metaforge.load(run.folder, registry=REGISTRY).values.keys() == run.values.keys()
 
 
-def test_varied_tasks_in_training_and_evaluation(tmp_path: Path) -> None:
+def missing(self: Textures, split: str) -> ClassPool:
+    raise DataError("The images are missing.")
+
+
+def test_varied_tasks_in_training_and_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = Shapes()
     run = train(tmp_path / "run", {**VARIED, "train": {"validate_every": 20}}, steps=40, hooks=[shapes])
     seen = [shape for step in shapes.steps for shape in step]
@@ -156,6 +161,15 @@ def test_varied_tasks_in_training_and_evaluation(tmp_path: Path) -> None:
     assert "3 to 8 ways" in (run.folder / "report.md").read_text("utf-8")
     names = {path.name for path in (run.folder / "pictures").iterdir()}
     assert {"scores-test-varied.png", "episode-test.png"} <= names
+    # What a learner needs of the data set is in the folder.
+    monkeypatch.setattr(Textures, "pool", missing)
+    alone = metaforge.load(run.folder, registry=REGISTRY)
+    spec = alone.evaluated_spec()
+    assert (spec.outputs, spec.shape, spec.classes) == (8, (8, 0, 0), 30)
+    learner = alone.learner(replace(spec, outputs=2, shape=TaskShape(2, 0, 0)))
+    fast = learner.adapt(alone.values, Examples(torch.rand(5, 1, 6, 6), torch.tensor([0, 0, 0, 1, 0])))
+    assert learner.predict(alone.values, fast, torch.rand(3, 1, 6, 6)).shape == (3, 2)
+    monkeypatch.undo()
     # Numbers of shots ask for tasks of a fixed shape; a run on those can be evaluated on varied tasks.
     assert run.evaluate(tasks=10, ways=3, shots=[1])["results"][0]["ways"] == 3
     fixed = train(tmp_path / "fixed", {"task": {"queries": 2}, "varied": VARIED["varied"]}, steps=1)

@@ -7,7 +7,7 @@ are bent and displaced, the character is slanted, rotated, scaled and shifted, a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -83,10 +83,6 @@ class Glyphs(ImageDataset):
             "image size": self.config.size,
             "jitter": self.config.jitter,
         }
-
-    def class_names(self, split: str) -> Sequence[str]:
-        """Return the names of the classes of a split, such as `train/0007`."""
-        return self.pool(split).names
 
     def pool(self, split: str) -> ClassPool:
         """Return the characters of a split, which are drawn on the first call; 255 is ink."""

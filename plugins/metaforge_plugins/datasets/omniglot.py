@@ -6,7 +6,7 @@ Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabi
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -112,10 +112,6 @@ class Omniglot(data.ImageDataset):
             "rotated copies": "yes" if classes > characters else "no",
             "image size": self.config.size,
         }
-
-    def class_names(self, split: str) -> Sequence[str]:
-        """Return the names of the classes of a split, such as `Greek/character01/rot090`."""
-        return self.pool(split).names
 
     def characters(self, split: str) -> tuple[str, ...]:
         """Return the character `Alphabet/characterNN` of each class of a split, without its rotation."""

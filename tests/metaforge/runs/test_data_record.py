@@ -48,6 +48,10 @@ def test_a_record_that_is_read_equals_the_one_written(tmp_path: Path) -> None:
     assert record.spec(more.kind, "test", more.shape) == more
     assert record.spec(more.kind, "train", more.shape) is record.spec(more.kind, "val", SHAPE) is None
     assert record.spec(REGRESSION, "test", more.shape) is None
+    varied = TaskSpec("classification", (1, 28, 28), 9, TaskShape(9, 0, 0), 100)
+    with_varied = data_record(dataset(), [("test", SPEC), ("test", varied)])
+    assert with_varied.varied_spec(varied.kind, "test") == varied
+    assert with_varied.varied_spec(varied.kind, "train") is record.varied_spec(varied.kind, "test") is None
     assert (record.note, record.classes) == ("toys", {"train": ["ant", "bee"], "test": ["ant", "bee"]})
 
 
