@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from metaforge.authoring.descent import Adjoint, descend, relative_slope
@@ -67,6 +67,15 @@ class InnerLoopOptions(Options):
     solver_steps: int = Field(5, ge=1, le=1000, description="Hessian-vector products of the solver")
     solver_rate: float = Field(0.1, gt=0, description="rate of the Neumann series, below 2 / largest eigenvalue")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_recompute(cls, options: Any) -> Any:
+        """Accept the option `recompute` of runs that were saved before `adjoint` replaced it."""
+        if not isinstance(options, Mapping) or not isinstance(options.get("recompute"), bool):
+            return options
+        chosen = {"adjoint": "recompute"} if options["recompute"] else {}
+        return chosen | {name: value for name, value in options.items() if name != "recompute"}
+
 
 class InnerLoopLearner(ModelLearner):
     """Base class of learners that adapt a network's weights with an adapter on the support set.
@@ -76,6 +85,7 @@ class InnerLoopLearner(ModelLearner):
     Args:
         config: The learner's options.
         parts: What the learner is built from, including a backbone and an adapter.
+        outputs: Number of outputs of the linear head: by default that of the spec, and 0 for a network without a head.
 
     Attributes:
         adjoint: How the inner loop is differentiated.
@@ -126,8 +136,9 @@ class InnerLoopLearner(ModelLearner):
     noted: bool = False
     terms: frozenset[str]
 
-    def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
-        super().__init__(config, parts, norm=config.norm, steps=config.steps, outputs=parts.spec.outputs)
+    def __init__(self, config: InnerLoopOptions, parts: Parts, *, outputs: int | None = None) -> None:
+        outputs = parts.spec.outputs if outputs is None else outputs or None
+        super().__init__(config, parts, norm=config.norm, steps=config.steps, outputs=outputs)
         assert parts.adapter is not None, "the learner's tags do not name an adapter among its needs"
         self.adapter, self.criterion, self.steps = parts.adapter, parts.spec.kind.loss, config.test_steps
         self.adapted = self._adapted(parts.frozen)
@@ -232,6 +243,16 @@ class InnerLoopLearner(ModelLearner):
         """Return how far from a minimum the inner loop ended, relative to its start: see `relative_slope`."""
         start, last = self.start(values, support, key), max(self.config.steps - 1, 0)
         return relative_slope(self.objective, values, start, fast, last, *support, key, proximal=self.config.proximal)
+
+    @hookimpl
+    def metaforge_run_start(self) -> None:
+        """Print a note if batch norm normalises the inner loop of an evaluation otherwise than that of the training."""
+        if self.norm == "running":
+            print(
+                "Note: learner.norm is running: in evaluation the inner loop takes its gradients with running averages"
+                " that it never had in training, and scores far below it. Use transductive, support or per-step.",
+                file=note_stream(),
+            )
 
     @hookimpl
     def metaforge_after_step(self, step: int, metrics: Mapping[str, float]) -> None:

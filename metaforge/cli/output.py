@@ -97,6 +97,7 @@ def print_answer(text: str) -> None:
     Raises `StorageError` if it cannot be written, but not if stdout is closed.
     """
     try:
+        # The one place that prints on stdout: everything else hands its text over, so that a closed pipe ends quietly.
         print(_printable_lines(text))  # noqa: T201
     except BrokenPipeError:
         raise

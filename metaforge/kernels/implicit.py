@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.func import vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from metaforge.kernels.task_axis import apply_function
+
 Vector = Sequence[Tensor]
 Product = Callable[[Vector], Vector]
 # Maps the product with a symmetric positive definite matrix A, and v, to an approximation of A^-1 v.
@@ -43,7 +45,7 @@ def implicit_solution(function: Callable[..., Any], solution: Any, solver: Solve
         at = tree_unflatten(list(tensors[:count]), structure)
         return tuple(tree_flatten(function(at, *tree_unflatten(list(tensors[count:]), input_structure)))[0])
 
-    outputs = _Implicit.apply(flat, solver, count, *leaves, *inputs)  # type: ignore[no-untyped-call]
+    outputs = apply_function(_Implicit, flat, solver, count, *leaves, *inputs)
     return tree_unflatten(list(outputs), structure)
 
 
@@ -73,7 +75,7 @@ class _Implicit(torch.autograd.Function):
             result: tuple[Tensor, ...] = ctx.function(*solution, *replaced)
             return result
 
-        # torch's type stub declares another number of results.
+        # torch's type stub declares another number of results of `vjp`, here and below.
         _, hessian_product = vjp(lambda *at: ctx.function(*at, *inputs), *solution)  # type: ignore[misc]
         solved = ctx.solver(lambda vector: hessian_product(tuple(vector)), grads)
         _, pullback = vjp(of_inputs, *(inputs[index] for index in floats))  # type: ignore[misc]

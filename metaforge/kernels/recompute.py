@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.func import vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from metaforge.kernels.task_axis import apply_function
+
 
 def recompute_in_backward(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return `function(*arguments)`, keeping only the arguments for the backward pass, which calls the function again.
@@ -33,7 +35,7 @@ def recompute_in_backward(function: Callable[..., Any], *arguments: Any) -> Any:
         output_structures.append(output_structure)
         return tuple(outputs)
 
-    outputs = _Recompute.apply(flat, *leaves)  # type: ignore[no-untyped-call]
+    outputs = apply_function(_Recompute, flat, *leaves)
     return tree_unflatten(list(outputs), output_structures[-1])
 
 

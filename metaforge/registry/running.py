@@ -68,7 +68,7 @@ def running_errors(
             what.removesuffix(": "),
             where=plugin.entry.target,
             remedy=f"fix it, or choose another {plugin.entry.kind}; METAFORGE_DEBUG=1 shows the traceback, and"
-            f" `metaforge check {plugin.entry.name}` finds such errors",
+            f" `metaforge check {plugin.entry.kind}:{plugin.entry.name}` finds such errors",
         ) from error
 
 

@@ -34,7 +34,6 @@ from metaforge.authoring import (
     cross_entropy,
     descend,
     fold_in,
-    matching,
     normal,
     one_hot,
     prefixed,
@@ -117,10 +116,7 @@ class PrototypeHead(InnerLoopLearner):
     defaults: ClassVar = DEFAULTS
 
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
-        super().__init__(config, parts)
-        self.model = Model.of(parts, norm=config.norm, steps=config.steps)
-        chosen = self.model.choose(config.adapt)
-        self.adapted = tuple(name for name in chosen if name not in matching(chosen, parts.frozen))
+        super().__init__(config, parts, outputs=0)
 
     def start(self, values: Params, support: Examples, key: Key | None) -> Params:
         """Return the body, and the head 2 c, -|c|^2 with the class means c, scaled by the number of features."""

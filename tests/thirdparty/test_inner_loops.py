@@ -36,7 +36,7 @@ def registry() -> Registry:
     return known
 
 
-def trained(registry: Registry, out: Path, learner: str, **options: Any) -> metaforge.Run:
+def trained(registry: Registry, out: Path, learner: Any, **options: Any) -> metaforge.Run:
     """Return a short run on toy tasks."""
     task = {"ways": 3, "shots": 2, "queries": 3}
     settings = {"task": task, "train": {"log_every": 1, "validate_every": 0}, "evaluate": {"tasks": 20}}
@@ -46,13 +46,14 @@ def trained(registry: Registry, out: Path, learner: str, **options: Any) -> meta
     )
 
 
-@pytest.mark.parametrize("learner", [*LEARNERS, "implicit"])
-def test_they_learn(registry: Registry, learner: str, tmp_path: Path) -> None:
+# The kit's tasks want a strong proximal term, which converges in few steps; learning wants one that lets the head move.
+@pytest.mark.parametrize("learner", [*LEARNERS, {"name": "implicit", "proximal": 0.5}], ids=[*LEARNERS, "implicit"])
+def test_they_learn(registry: Registry, learner: Any, tmp_path: Path) -> None:
     adapters = {} if learner == "twins" else {"adapters": {"sgd": {"lr": 0.2}}}
     run = trained(registry, tmp_path / "run", learner, **adapters)
     found = run.evaluate()
     # Chance is a third; 20 tasks have an interval of ± 0.1.
-    assert found["results"][-1]["scores"][-1]["mean"] > 0.5, found["results"][-1]["scores"]
+    assert found["results"][-1]["scores"][-1]["mean"] > 0.6, found["results"][-1]["scores"]
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

@@ -190,8 +190,7 @@ class Navigator(InnerLoopLearner):
 
     def __init__(self, config: InnerLoopOptions, parts: Parts) -> None:
         # The head has one output per coordinate of the action, not per return.
-        super().__init__(config, parts._replace(spec=replace(parts.spec, outputs=math.prod(parts.spec.x_shape))))
-        self.spec = parts.spec
+        super().__init__(config, parts, outputs=math.prod(parts.spec.x_shape))
 
     def returns(self, values: Params, goals: Tensor, key: Key | None) -> Tensor:
         """Return the returns `[n, 1]` of a rollout towards each goal `[n, *x_shape]`."""

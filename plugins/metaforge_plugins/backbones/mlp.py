@@ -48,6 +48,7 @@ class Concatenated(nn.Sequential):
 
     def forward(self, x: Tensor, *context: Tensor) -> Tensor:
         """Return the output of the layers for `x` `[n, ...]` and one context `[context]` for all inputs."""
-        joined = torch.cat([x.flatten(1), *(vector.expand(len(x), -1) for vector in context)], 1)
-        out: Tensor = super().forward(joined)  # type: ignore[no-untyped-call]
-        return out
+        x = torch.cat([x.flatten(1), *(vector.expand(len(x), -1) for vector in context)], 1)
+        for layer in self:
+            x = layer(x)
+        return x

@@ -35,7 +35,10 @@ def descended(
     proximal: float = 0.0,
 ) -> Tensor:
     """Return `w` after inner steps on a loss that is a function of `w`."""
-    objective: Callable[[Params, int], tuple[Tensor, Params]] = lambda params, step: (loss(params["w"]), {})  # noqa: E731
+
+    def objective(params: Params, step: int) -> tuple[Tensor, Params]:
+        return loss(params["w"]), {}
+
     start = {"w": values["w"]}
     fast, _ = descend(objective, values, start, chain or sgd(rate), steps, adjoint=adjoint, proximal=proximal)
     return fast["w"]
@@ -64,7 +67,10 @@ def test_f1_trajectory() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_f1_maml_gradient(steps: int) -> None:
     expected = {1: (-0.325, -3.9125), 2: (0.100625, -3.0075), 5: (0.678238, -1.293405)}[steps]
-    function = lambda values: query(descended(support, values, steps))  # noqa: E731
+
+    def function(values: Params) -> Tensor:
+        return query(descended(support, values, steps))
+
     close(grad(function)({"w": THETA})["w"], *expected)
     assert_true_gradient(function, {"w": THETA})
 
@@ -94,8 +100,13 @@ def test_f1_meta_sgd_rates(adjoint: Adjoint) -> None:
 
 def test_f1s_curvature_that_is_not_constant() -> None:
     values = {"w": torch.ones((), dtype=torch.float64)}
-    quartic: Loss = lambda theta: theta**4 / 4  # noqa: E731
-    parabola: Loss = lambda theta: theta**2 / 2  # noqa: E731
+
+    def quartic(theta: Tensor) -> Tensor:
+        return theta**4 / 4
+
+    def parabola(theta: Tensor) -> Tensor:
+        return theta**2 / 2
+
     close(descended(quartic, values, 1), 0.9)
     close(descended(quartic, values, 2), 0.8271)
     for steps, exact, first in ((1, 0.63, 0.9), (2, 0.438280, 0.8271)):
@@ -112,7 +123,9 @@ def test_zero_inner_steps_or_a_zero_rate_leave_the_parameters_unchanged() -> Non
 
 
 def test_the_first_order_gradient_of_a_linear_support_loss_is_exact() -> None:
-    linear: Loss = lambda theta: (theta * A).sum()  # noqa: E731
+    def linear(theta: Tensor) -> Tensor:
+        return (theta * A).sum()
+
     exact, first = (
         grad(lambda v, f=f: query(descended(linear, v, 3, adjoint=f)))({"w": THETA})["w"] for f in (UNROLL, FIRST_ORDER)
     )

@@ -237,6 +237,22 @@ def test_what_is_adapted_can_be_a_part_of_the_network(what: Any) -> None:
     assert not any(torch.equal(moved[name], values[name]) for name in chosen if name.endswith("weight"))
 
 
+def test_running_averages_in_an_inner_loop_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    built(norm="running").metaforge_run_start()
+    assert "learner.norm is running" in capsys.readouterr().err
+    for norm in ("transductive", "support", "per-step"):
+        built(norm=norm).metaforge_run_start()
+    assert capsys.readouterr().err == ""
+
+
+def test_the_option_recompute_of_older_runs_is_the_adjoint() -> None:
+    again = InnerLoopOptions.model_validate({"recompute": True, "steps": 2})
+    assert (again.adjoint, again.steps) == ("recompute", 2)
+    assert InnerLoopOptions.model_validate({"recompute": False}) == InnerLoopOptions()
+    with pytest.raises(ValidationError):
+        InnerLoopOptions.model_validate({"recompute": "yes"})
+
+
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"matches no value.*Did you mean|matches no value"):
         built(adapt=["model.7.*"])

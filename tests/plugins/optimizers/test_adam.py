@@ -7,39 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from metaforge.config.settings import TrainConfig
-from metaforge.runs.outer_optimizer import OuterOptimizer
 from metaforge_plugins.optimizers.adam import Adam
-
-START, TARGET = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.0, 1.0, 0.5])
-
-
-def ours(decay: float | None, steps: int = 30, **options: Any) -> torch.Tensor:
-    outer = OuterOptimizer(TrainConfig(lr=0.05, weight_decay=decay), Adam(Adam.Config(**options)), {"w": START})
-    for _ in range(steps):
-        outer.step({"w": outer.snapshot().values["w"] - TARGET}, {}, norm=1.0, factor=1.0)
-    return outer.snapshot().values["w"]
-
-
-def plain(make: Any, steps: int = 30) -> torch.Tensor:
-    """Minimise the same quadratic function with an ordinary loop of torch."""
-    weight = START.clone().requires_grad_()
-    optimizer = make([weight])
-    for _ in range(steps):
-        optimizer.zero_grad()
-        (0.5 * (weight - TARGET).square().sum()).backward()
-        optimizer.step()
-    return weight.detach()
+from outer_toys import minimised, minimised_by_torch
 
 
 @pytest.mark.parametrize("options", [{}, {"betas": (0.5, 0.9), "eps": 1e-3}])
 def test_without_weight_decay_it_is_the_adam_of_torch(options: dict[str, Any]) -> None:
-    expected = plain(lambda params: torch.optim.Adam(params, lr=0.05, **options))
-    torch.testing.assert_close(ours(None, **options), expected)
-    assert torch.equal(ours(None, **options), ours(0.0, **options))
+    expected = minimised_by_torch(lambda params: torch.optim.Adam(params, lr=0.05, **options))
+    torch.testing.assert_close(minimised(Adam, None, **options), expected)
+    assert torch.equal(minimised(Adam, None, **options), minimised(Adam, 0.0, **options))
 
 
 def test_weight_decay_is_decoupled_from_the_gradient() -> None:
-    torch.testing.assert_close(ours(0.3), plain(lambda params: torch.optim.AdamW(params, lr=0.05, weight_decay=0.3)))
-    coupled = plain(lambda params: torch.optim.Adam(params, lr=0.05, weight_decay=0.3))
-    assert not torch.allclose(ours(0.3), coupled, atol=1e-3)
+    torch.testing.assert_close(
+        minimised(Adam, 0.3), minimised_by_torch(lambda params: torch.optim.AdamW(params, lr=0.05, weight_decay=0.3))
+    )
+    coupled = minimised_by_torch(lambda params: torch.optim.Adam(params, lr=0.05, weight_decay=0.3))
+    assert not torch.allclose(minimised(Adam, 0.3), coupled, atol=1e-3)

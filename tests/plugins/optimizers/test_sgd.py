@@ -7,47 +7,26 @@ from typing import Any
 import pytest
 import torch
 
-from metaforge.config.settings import TrainConfig
-from metaforge.runs.outer_optimizer import OuterOptimizer
 from metaforge_plugins.optimizers.sgd import SGD
-
-START, TARGET = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.0, 1.0, 0.5])
-
-
-def ours(decay: float | None, steps: int = 30, **options: Any) -> torch.Tensor:
-    outer = OuterOptimizer(TrainConfig(lr=0.05, weight_decay=decay), SGD(SGD.Config(**options)), {"w": START})
-    for _ in range(steps):
-        outer.step({"w": outer.snapshot().values["w"] - TARGET}, {}, norm=1.0, factor=1.0)
-    return outer.snapshot().values["w"]
-
-
-def plain(make: Any, steps: int = 30) -> torch.Tensor:
-    """Minimise the same quadratic function with an ordinary loop of torch."""
-    weight = START.clone().requires_grad_()
-    optimizer = make([weight])
-    for _ in range(steps):
-        optimizer.zero_grad()
-        (0.5 * (weight - TARGET).square().sum()).backward()
-        optimizer.step()
-    return weight.detach()
+from outer_toys import START, TARGET, minimised, minimised_by_torch
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.7, "nesterov": True}])
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_it_is_the_sgd_of_torch(options: dict[str, Any], decay: float) -> None:
-    expected = plain(lambda params: torch.optim.SGD(params, lr=0.05, weight_decay=decay, **options))
-    torch.testing.assert_close(ours(decay, **options), expected)
+    expected = minimised_by_torch(lambda params: torch.optim.SGD(params, lr=0.05, weight_decay=decay, **options))
+    torch.testing.assert_close(minimised(SGD, decay, **options), expected)
 
 
 def test_two_steps_of_momentum_and_nesterov_by_hand() -> None:
     # g1 = w - t, v1 = g1; plain: w -= lr v; Nesterov: w -= lr (g + m v).
     first = START - 0.05 * (START - TARGET)
     velocity = 0.9 * (START - TARGET) + (first - TARGET)
-    torch.testing.assert_close(ours(0.0, 2, momentum=0.9), first - 0.05 * velocity)
+    torch.testing.assert_close(minimised(SGD, 0.0, 2, momentum=0.9), first - 0.05 * velocity)
     first = START - 0.05 * 1.9 * (START - TARGET)
     velocity = 0.9 * (START - TARGET) + (first - TARGET)
     second = first - 0.05 * ((first - TARGET) + 0.9 * velocity)
-    torch.testing.assert_close(ours(0.0, 2, momentum=0.9, nesterov=True), second)
+    torch.testing.assert_close(minimised(SGD, 0.0, 2, momentum=0.9, nesterov=True), second)
 
 
 def test_nesterov_needs_momentum() -> None:
