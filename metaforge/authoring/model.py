@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 
 import torch
@@ -13,6 +14,7 @@ from metaforge.authoring.functional import matching, prefixed, select
 from metaforge.authoring.keys import fold_in, make_key
 from metaforge.authoring.layers.context import ForwardContext
 from metaforge.authoring.layers.exchange import NORMS, exchange_layers
+from metaforge.authoring.layers.images import MaxPool2d, pooled_network
 from metaforge.authoring.layers.norms import BatchNorm
 from metaforge.authoring.network import Headed, seeded, with_head, zero_inputs
 from metaforge.authoring.protocols import Key, NormPolicy, Params, Parts, Pass, Regularizer, Task
@@ -92,6 +94,7 @@ class Model:
         self.head = tuple(name for name in values if headed and name.startswith(f"{prefix}.2."))
         self.body = tuple(name for name in values if name not in self.head)
         self.buffers = {name: value.detach().clone() for name, value in self.module.named_buffers()}
+        self._pooled = any(isinstance(module, MaxPool2d) for module in self.module.modules())
         self._norm_layers = [module for module in self.module.modules() if isinstance(module, BatchNorm)]
         self._state_names = tuple(name for layer in self._norm_layers for name in layer.state_names)
         self._register_taps()
@@ -219,9 +222,7 @@ class Model:
         """
         state = {name: values[name] for name in self._state_names if name in values}
         with self.forward_context.forward_pass(at, state, values):
-            inputs = (x,) if context is None else (x, context)
-            output: Tensor = functional_call(self.module, self._tensors(values, x), inputs)
-            return output, self.forward_context.state_changes
+            return self._output(values, x, context), self.forward_context.state_changes
 
     def observe_task(self, values: Params, task: Task, key: Key | None) -> tuple[Tensor, Tensor, Params]:
         """Return the features of the support and the query set of a task, and the changes of the running statistics.
@@ -263,8 +264,15 @@ class Model:
         if self.forward_context.policy != "support" or not self._norm_layers:
             return {}
         with self.forward_context.forward_pass(at, {}, values):
-            functional_call(self.module, self._tensors(values, x), (x,) if context is None else (x, context))
+            self._output(values, x, context)
             return dict(self.forward_context.support_statistics)
+
+    def _output(self, values: Params, x: Tensor, context: Tensor | None) -> Tensor:
+        """Run the module; images in its output are in the contiguous format, as torch's layers would return them."""
+        inputs = (x,) if context is None else (x, context)
+        with pooled_network() if self._pooled else nullcontext():
+            output: Tensor = functional_call(self.module, self._tensors(values, x), inputs)
+        return output.contiguous() if self._pooled else output
 
     def draws(self, key: Key | None) -> int:
         """Return the number of noise draws over which the support loss is averaged."""

@@ -10,7 +10,7 @@ images in the contiguous format.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -35,10 +35,20 @@ def channels_last_kernels(where: _Where = "everywhere") -> Iterator[None]:
     """
     token = _kernels_used.set(where)
     try:
-        with _ViewAsReshape():
+        with _ViewAsReshape() if where == "everywhere" else nullcontext():
             yield
     finally:
         _kernels_used.reset(token)
+
+
+@contextmanager
+def pooled_network() -> Iterator[None]:
+    """Prepare the forward pass of a network with max pooling, whose images may be in channels-last format.
+
+    A function mode takes time at each call of torch, so networks without max pooling run without it.
+    """
+    with _ViewAsReshape() if _kernels_used.get() == "pooled" else nullcontext():
+        yield
 
 
 class _ViewAsReshape(TorchFunctionMode):
