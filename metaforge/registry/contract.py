@@ -40,6 +40,8 @@ _REQUIRED: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 # The kinds of which a run has one plugin: its table in a run file has the key `name` beside the options.
 _SINGLE = ("learner", "backbone", "dataset", "optimizer", "schedule")
+# The kinds whose hook methods a run calls.
+_WITH_HOOKS = ("learner", "dataset", "regularizer", "hook")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -56,8 +58,11 @@ def contract_errors(kind: str, cls: type[Any]) -> list[str]:
             errors += _signature_errors(name, getattr(protocol, name), getattr(cls, name))
     if "__init__" in vars(protocol) and cls.__init__ is not getattr(protocol, "__init__"):  # noqa: B009
         errors += _signature_errors("__init__", getattr(protocol, "__init__"), cls.__init__)  # noqa: B009
-    if kind == "hook" and not with_hooks([cls]):
+    hooked = bool(with_hooks([cls]))
+    if kind == "hook" and not hooked:
         errors.append(f"it has none of the hooks {', '.join(hooks.names())}")
+    if kind not in _WITH_HOOKS and hooked:
+        errors.append(f"a run calls the hooks of a {', '.join(_WITH_HOOKS[:-1])} or {_WITH_HOOKS[-1]} plugin only")
     if kind == "hook":
         errors += _state_errors(cls)
     return [*errors, *hook_errors(cls)]

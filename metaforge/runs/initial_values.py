@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaforge.authoring.functional import matching
+from metaforge.authoring.functional import matching, split_state
 from metaforge.authoring.progress import is_progress
 from metaforge.authoring.protocols import STATE, Params
 from metaforge.config.resolved import Resolved
@@ -212,11 +212,22 @@ def require_same_start(before: Mapping[str, Any], resolved: Resolved) -> None:
 
 
 def frozen_values(worker: Worker) -> list[str]:
-    """Return the names of the values that `train.freeze` keeps as they are; `ConfigError` if a pattern has none."""
+    """Return the names of the values that `train.freeze` keeps as they are.
+
+    Raises:
+        ConfigError: A pattern matches no value, or outer steps are to be taken but every parameter is frozen.
+    """
     if not (patterns := worker.settings.train.freeze):
         return []
-    names = [name for name in worker.initial() if not is_progress(name)]
-    return list(matching(names, patterns, where="train.freeze"))
+    values = worker.initial()
+    names = matching([name for name in values if not is_progress(name)], patterns, where="train.freeze")
+    if worker.settings.train.steps and not split_state(values, patterns)[0]:
+        raise ConfigError(
+            "Every parameter of the learner is frozen, so the outer steps would train nothing.",
+            where="train.freeze",
+            remedy="freeze less, or set train.steps to 0 to evaluate the learner as it is",
+        )
+    return list(names)
 
 
 def _listed(names: Iterable[str]) -> str:

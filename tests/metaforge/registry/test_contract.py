@@ -107,6 +107,15 @@ def test_a_hook_plugin_without_a_hook_is_refused() -> None:
     assert "none of the hooks" in error_of("hook", class_with(object, **members))
 
 
+def test_a_plugin_of_a_kind_whose_hooks_are_never_called_is_refused() -> None:
+    @hookimpl
+    def metaforge_run_start(self: Any, run: Any) -> None: ...
+
+    hooked = class_with(Doubling, metaforge_run_start=metaforge_run_start)
+    assert "the hooks of a learner, dataset, regularizer or hook plugin only" in error_of("adapter", hooked)
+    assert contract_errors("regularizer", class_with(Regularizer, metaforge_run_start=metaforge_run_start)) == []
+
+
 def test_an_option_that_is_not_known_must_be_refused() -> None:
     class Lenient(Options):
         model_config = {"extra": "ignore"}

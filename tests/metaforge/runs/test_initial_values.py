@@ -90,8 +90,8 @@ def test_patterns_that_take_nothing_are_refused(patterns: list[str], message: st
         take_over(OWN, SOURCE, patterns)
 
 
-def worker(**train: Any) -> Worker:
-    values = {"learner": "maml", "dataset": "sinusoid", "engine": {"threads": 1}, "train": train}
+def worker(learner: Any = "maml", dataset: str = "sinusoid", **train: Any) -> Worker:
+    values = {"learner": learner, "dataset": dataset, "engine": {"threads": 1}, "train": train}
     return Worker(resolve([Layer("test", values)], scan()), World())
 
 
@@ -108,6 +108,14 @@ def test_frozen_values_are_named_and_a_pattern_without_any_is_refused() -> None:
         frozen_values(worker(freeze=["model.0.*", "mdel.2.bias"]))
     assert caught.value.where == "train.freeze"
     assert "names are model.2.bias, " in caught.value.remedy
+
+
+def test_a_run_whose_parameters_are_all_frozen_is_refused_unless_it_takes_no_step() -> None:
+    protonet: dict[str, Any] = {"learner": "protonet", "dataset": "glyphs"}
+    with pytest.raises(ConfigError, match="Every parameter of the learner is frozen") as caught:
+        frozen_values(worker(**protonet, freeze=["*"]))
+    assert caught.value.where == "train.freeze"
+    assert frozen_values(worker(**protonet, freeze=["*"], steps=0))
 
 
 @pytest.fixture(scope="module")
