@@ -94,6 +94,17 @@ RUNS: Mapping[str, tuple[Mapping[str, Any], float]] = {
         },
         0.0,
     ),
+    # Each task has a shape of its own, so the processes compute different numbers of groups of equal shapes.
+    "varied": (
+        {
+            "learner": "protonet",
+            "dataset": GLYPHS,
+            "tasks": 4,
+            "backbone": SIXTEEN,
+            "settings": {**EXACT, "train": {**SHARED["train"], "sampler": "varied"}, "task": {"sampler": "varied"}},
+        },
+        0.0,
+    ),
     "terms": (
         {"learner": "maml", "dataset": "sinusoid", "tasks": 5, "regularizers": ["nearer"], "settings": EXACT},
         0.0,
@@ -106,7 +117,7 @@ def train_all(folder: Path) -> None:
     registry = scan().with_plugin("regularizer", "spread", Spread).with_plugin("regularizer", "nearer", Nearer)
     for name, (what, _) in RUNS.items():
         settings = {**what["settings"], "train": {"ways": 5, "queries": 2, **what["settings"]["train"]}}
-        if what["dataset"] == "sinusoid":
+        if what["dataset"] == "sinusoid" or "sampler" in what["settings"]["train"]:
             settings = what["settings"]
         source = folder / "exact" if name == "frozen" else None
         more = {"settings": settings, "init_from": source, "registry": registry}
