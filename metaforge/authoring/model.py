@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metaforge.authoring.functional import matching, prefixed, select
 from metaforge.authoring.keys import fold_in, make_key
 from metaforge.authoring.layers.context import ForwardContext
 from metaforge.authoring.layers.exchange import NORMS, exchange_layers
-from metaforge.authoring.layers.images import MaxPool2d, pooled_network
 from metaforge.authoring.layers.norms import BatchNorm
 from metaforge.authoring.network import Headed, seeded, with_head, zero_inputs
-from metaforge.authoring.protocols import Key, NormPolicy, Params, Parts, Pass, Regularizer, Task
+from metaforge.authoring.protocols import STATE, Key, NormPolicy, Params, Parts, Pass, Regularizer, Task
+from metaforge.authoring.pure_module import PureModule
 from metaforge.errors import ConfigError
 
 # The default pass: without a key, so no noise is drawn and no running statistics change.
@@ -33,6 +31,11 @@ class Model:
 
     The module is a copy with replaced layers, see `metaforge.authoring.layers`: some of torch's norm layers give wrong
     second-order gradients under `grad(vmap)`, and the noise of torch's dropout layers comes from a global generator.
+    It is in training mode in passes with a key, and in evaluation mode in others.
+
+    What the module's owner fixed is fixed here. A parameter that does not require gradients is the entry
+    `state.model.<name>`, which neither loop trains. A submodule in evaluation mode stays in it: its dropout is off, and
+    its batch norm uses its running statistics.
 
     Args:
         build: Builds the module; its initial weights come from torch's default generator.
@@ -48,7 +51,7 @@ class Model:
     Attributes:
         module: The network, with its layers replaced.
         prefix: The prefix of the names of its values.
-        names: Names of its parameters, without the prefix.
+        names: Names of its parameters that require gradients, without the prefix.
         body: Names of the values that are parameters, but not those of the linear head.
         head: Names of the values that are parameters of the linear head; empty without one.
         forward_context: What its layers share during a forward pass.
@@ -88,15 +91,14 @@ class Model:
         self.regularizers = dict(regularizers or {})
         self.forward_context = ForwardContext(norm, prefix, frozen)
         self.module = self._built(make_key(0, "structure"))
-        self.names = tuple(name for name, _ in self.module.named_parameters())
+        self._pure = PureModule(self.module)
+        self.names = tuple(name for name, value in self.module.named_parameters() if value.requires_grad)
+        self._names = {name: self._value_name(name, value) for name, value in self.module.named_parameters()}
         values = tuple(f"{prefix}.{name}" for name in self.names)
         headed = isinstance(self.module, Headed)
         self.head = tuple(name for name in values if headed and name.startswith(f"{prefix}.2."))
         self.body = tuple(name for name in values if name not in self.head)
-        self.buffers = {name: value.detach().clone() for name, value in self.module.named_buffers()}
-        self._pooled = any(isinstance(module, MaxPool2d) for module in self.module.modules())
         self._norm_layers = [module for module in self.module.modules() if isinstance(module, BatchNorm)]
-        self._state_names = tuple(name for layer in self._norm_layers for name in layer.state_names)
         self._register_taps()
 
     @classmethod
@@ -149,7 +151,7 @@ class Model:
     @property
     def norm(self) -> str:
         """The norm policy, or `none` if the network has no batch norm."""
-        return self.forward_context.policy if self._norm_layers else "none"
+        return self.forward_context.policy if any(not layer.fixed for layer in self._norm_layers) else "none"
 
     @property
     def norm_names(self) -> frozenset[str]:
@@ -190,17 +192,17 @@ class Model:
 
     def _values(self, module: nn.Module, key: Key) -> Params:
         """Return the values of a module of this model's structure; regularizers draw theirs from the key."""
-        values = {f"{self.prefix}.{name}": value.detach().clone() for name, value in module.named_parameters()}
-        if self.forward_context.policy in ("running", "per-step"):
-            lead = (self._steps + 1,) if self.forward_context.policy == "per-step" else ()
-            # Of this module, not of `self.module`: its statistics may come from a file of weights.
-            for layer in (layer for layer in module.modules() if isinstance(layer, BatchNorm)):
-                for name, initial in zip(layer.state_names, (layer.initial_mean, layer.initial_var), strict=True):
-                    values[name] = initial.expand(*lead, -1).clone()
+        values = {self._value_name(name, value): value.detach().clone() for name, value in module.named_parameters()}
+        # Of this module, not of `self.module`: its statistics may come from a file of weights.
+        for layer in (layer for layer in module.modules() if isinstance(layer, BatchNorm)):
+            values |= layer.initial_state(self._steps)
         modules = dict(self.module.named_modules())
         for name, regularizer in self.regularizers.items():
             values |= prefixed(f"{self._regularizer_prefix}.{name}", regularizer.init(modules, fold_in(key, name)))
         return values
+
+    def _value_name(self, name: str, parameter: Tensor) -> str:
+        return f"{self.prefix}.{name}" if parameter.requires_grad else f"{STATE}{self.prefix}.{name}"
 
     def __call__(self, values: Params, x: Tensor, at: Pass = EVALUATION, context: Tensor | None = None) -> Tensor:
         """Return the module's output `[n, ...]` for `x` `[n, *x_shape]`; arguments as for `observe`."""
@@ -220,8 +222,7 @@ class Model:
         Returns:
             The output `[n, ...]`, and what to add to the `state.` entries (`{}` in evaluation).
         """
-        state = {name: values[name] for name in self._state_names if name in values}
-        with self.forward_context.forward_pass(at, state, values):
+        with self.forward_context.forward_pass(self._own(at), values):
             return self._output(values, x, context), self.forward_context.state_changes
 
     def observe_task(self, values: Params, task: Task, key: Key | None) -> tuple[Tensor, Tensor, Params]:
@@ -263,29 +264,21 @@ class Model:
         """
         if self.forward_context.policy != "support" or not self._norm_layers:
             return {}
-        with self.forward_context.forward_pass(at, {}, values):
+        with self.forward_context.forward_pass(self._own(at), values):
             self._output(values, x, context)
             return dict(self.forward_context.support_statistics)
 
+    def _own(self, at: Pass) -> Pass:
+        """Return a pass with a key of this network: layers of two networks can have equal names."""
+        return at if at.key is None or self.prefix == "model" else at._replace(key=fold_in(at.key, self.prefix))
+
     def _output(self, values: Params, x: Tensor, context: Tensor | None) -> Tensor:
-        """Run the module; images in its output are in the contiguous format, as torch's layers would return them."""
-        inputs = (x,) if context is None else (x, context)
-        with pooled_network() if self._pooled else nullcontext():
-            output: Tensor = functional_call(self.module, self._tensors(values, x), inputs)
-        return output.contiguous() if self._pooled else output
+        parameters = {name: values[own] for name, own in self._names.items()}
+        return self._pure(parameters, *((x,) if context is None else (x, context)), at=self.forward_context.at)
 
     def draws(self, key: Key | None) -> int:
         """Return the number of noise draws over which the support loss is averaged."""
         return max((regularizer.draws(key) for regularizer in self.regularizers.values()), default=1)
-
-    def _tensors(self, values: Params, x: Tensor) -> Params:
-        """Return the module's parameters and buffers; buffers get the device of `x`, and floats the dtype of `x`."""
-        floats = x.is_floating_point()
-        buffers = {
-            name: value.to(x) if floats and value.is_floating_point() else value.to(x.device)
-            for name, value in self.buffers.items()
-        }
-        return {name: values[f"{self.prefix}.{name}"] for name in self.names} | buffers
 
     def _register_taps(self) -> None:
         modules = dict(self.module.named_modules())

@@ -70,12 +70,17 @@ def _summary(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, without control characters, cut to 300 characters."""
+    """Return the first line of an exception's message, without control characters, cut to 300 characters.
+
+    Its notes follow, which say where in a network it was raised.
+    """
     try:
         lines = [line for line in str(error).splitlines() if line.strip()]
     except Exception:
         lines = ["its message cannot be read"]
-    return printable(lines[0])[:_MAX_SUMMARY] if lines else ""
+    text = printable(lines[0])[:_MAX_SUMMARY] if lines else ""
+    notes = "; ".join(printable(str(note))[:_MAX_SUMMARY] for note in getattr(error, "__notes__", ()))
+    return f"{text} ({notes})" if notes else text
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -109,7 +109,12 @@ GLOBAL_GENERATORS += ("torch.manual_seed", "torch.seed", "torch.cuda.manual_seed
 GLOBAL_GENERATORS += ("torch.rand", "torch.randn", "torch.randint", "torch.randperm", "torch.normal")
 GLOBAL_GENERATORS += ("torch.bernoulli", "torch.multinomial", "torch.set_rng_state", "torch.get_rng_state")
 # The only functions that may use global generators: both restore their states. In one, backbones draw initial weights.
-SEEDED = {"metaforge/authoring/network.py": "seeded", "metaforge/testing/global_state.py": "generator_states"}
+SEEDED = {
+    "metaforge/authoring/network.py": "seeded",
+    "metaforge/authoring/layers/noise.py": "_keyed_functions",
+    "metaforge/authoring/pure_module.py": "_generator_state",
+    "metaforge/testing/global_state.py": "generator_states",
+}
 
 # The only modules that may use files, the clock, the environment, the network and other processes.
 FILES = {

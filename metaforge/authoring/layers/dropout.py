@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from metaforge.authoring.keys import fold_in, uniform
+from metaforge.authoring.keys import fold_in
 from metaforge.authoring.layers.context import ForwardContext
+from metaforge.authoring.layers.noise import dropout_factor
 
 
 class Dropout(nn.Module):
@@ -31,4 +32,4 @@ class Dropout(nn.Module):
             return x
         key = fold_in(fold_in(fold_in(at.key, self.name), at.role), at.step)
         shape = (*x.shape[:2], *(1,) * (x.dim() - 2)) if self.channels else x.shape
-        return x * (uniform(key, shape, x.dtype) >= self.rate) / (1.0 - self.rate)
+        return x * dropout_factor(key, shape, self.rate, x.dtype)

@@ -2,13 +2,17 @@
 
 Batch, layer, group and instance norm, and dropout, are always replaced. `Conv2d`, `MaxPool2d` and `ReLU` are replaced
 by layers that compute the same as torch's, and that the engine can switch to channels-last kernels.
+
+Only layers of exactly these types are replaced, and only without hooks. A subclass, a parametrized layer or one with
+hooks computes what its owner wrote: it stays as it is, where that is a pure function of the values and the key.
 """
 
 from __future__ import annotations
 
 import copy
 
-from torch import nn
+from torch import jit, nn
+from torch.nn.parameter import is_lazy
 
 from metaforge.authoring.layers.context import ForwardContext
 from metaforge.authoring.layers.dropout import Dropout
@@ -21,14 +25,11 @@ NORMS = (BatchNorm, LayerNorm, GroupNorm)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_OTHER_NOISE = (nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
+_OTHER_NOISE = (nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
 
 def exchange_layers(module: nn.Module, context: ForwardContext) -> nn.Module:
     """Return a copy of a network in which norm, dropout, convolution, pooling and ReLU layers are replaced.
-
-    The copy is in evaluation mode, because other layers may draw noise or update buffers in training mode; then the
-    network would not be a pure function of the values and the key.
 
     Args:
         module: The network, which is not changed.
@@ -38,42 +39,105 @@ def exchange_layers(module: nn.Module, context: ForwardContext) -> nn.Module:
         The copy, with the same parameters under the same names.
 
     Raises:
-        ConfigError: A layer draws noise, and there is no replacement for it.
+        ConfigError: The network or a layer of it cannot be a pure function of the values and the key.
     """
-    module = copy.deepcopy(module)
+    for name, layer in module.named_modules():
+        if reason := _reason_to_refuse(layer):
+            what, remedy = reason
+            raise ConfigError(what, where=f"backbone, layer {name!r}" if name else "backbone", remedy=remedy)
+    try:
+        module = copy.deepcopy(module)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"The network cannot be copied: {str(error).strip().partition(chr(10))[0][:200]}",
+            where="backbone",
+            remedy="keep computed tensors out of its attributes; for weight norm use"
+            " torch.nn.utils.parametrizations.weight_norm",
+        ) from error
     pooled = pools(module)
     whole = _replacement(module, "", context, pooled)
     if whole is not None:
-        return whole.eval()
+        return whole
     new: dict[nn.Module, nn.Module | None] = {}
     # A layer may have several names; all of them then refer to the same new layer.
     for name, child in list(module.named_modules(remove_duplicate=False)):
         if child not in new:
             new[child] = _replacement(child, name, context, pooled)
-        if (layer := new[child]) is not None:
+        if (layer_or_none := new[child]) is not None:
             parent, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, layer)
-    return module.eval()
+            setattr(module.get_submodule(parent), leaf, layer_or_none)
+    return module
+
+
+def _reason_to_refuse(layer: nn.Module) -> tuple[str, str] | None:
+    """Return why a layer is refused, and what to do; None if it is not."""
+    kind, training = type(layer).__name__, layer.training
+    if isinstance(layer, jit.ScriptModule):
+        return "A scripted module hides the functions that it calls.", "use the Python module from which it was made"
+    if any(is_lazy(x) for x in (*layer._parameters.values(), *layer._buffers.values()) if x is not None):
+        return f"A layer of type {kind} has no shapes yet.", "call the network once on inputs, or give the sizes"
+    if isinstance(layer, _OTHER_NOISE) and training:
+        return (
+            f"A layer of type {kind} draws noise that no key governs.",
+            "use nn.Dropout, or a regularizer that adds noise",
+        )
+    if isinstance(layer, _INSTANCE_NORMS) and layer.track_running_stats:
+        return (
+            f"A layer of type {kind} with running statistics would have to compute otherwise in evaluation.",
+            "build it with track_running_stats=False",
+        )
+    if isinstance(layer, nn.RNNBase) and layer.dropout and layer.num_layers > 1 and training:
+        return (
+            f"A layer of type {kind} with dropout draws noise that no key governs.",
+            "build it with dropout=0, and put nn.Dropout between layers of its type",
+        )
+    return None
 
 
 def _replacement(module: nn.Module, name: str, context: ForwardContext, pooled: bool) -> nn.Module | None:
-    if isinstance(module, BATCH_NORMS):
+    kind = type(module)
+    if isinstance(module, BATCH_NORMS) and (kind not in BATCH_NORMS or _has_hooks(module)):
+        _keep_batch_norm(module, name, context)
+    if _has_hooks(module):
+        return None
+    if kind in BATCH_NORMS:
         return BatchNorm(module, name, context)
-    if isinstance(module, nn.LayerNorm):
-        return LayerNorm(module)
-    if isinstance(module, _INSTANCE_NORMS):
-        return GroupNorm(module, int(module.num_features))
-    if isinstance(module, nn.GroupNorm):
-        return GroupNorm(module, module.num_groups)
-    if isinstance(module, (nn.Dropout, *_CHANNEL_DROPOUTS)):
-        return Dropout(module.p, name, context, channels=not isinstance(module, nn.Dropout))
-    if isinstance(module, _OTHER_NOISE):
-        raise ConfigError(
-            f"A layer of type {type(module).__name__} draws noise that no key governs.",
-            where=f"backbone, layer {name!r}",
-            remedy="use nn.Dropout, or a regularizer that adds noise",
-        )
+    if kind is nn.LayerNorm:
+        return LayerNorm(module)  # type: ignore[arg-type]
+    if kind in _INSTANCE_NORMS:
+        return GroupNorm(module, int(module.num_features))  # type: ignore[arg-type]
+    if kind is nn.GroupNorm:
+        return GroupNorm(module, int(module.num_groups))  # type: ignore[arg-type]
+    if kind is nn.Dropout or kind in _CHANNEL_DROPOUTS:
+        rate = float(module.p) if module.training else 0.0  # type: ignore[arg-type]
+        return Dropout(rate, name, context, channels=kind is not nn.Dropout)
     return replacement(module, pooled=pooled)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Return whether a module has forward hooks, which a replacement would lose."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _keep_batch_norm(module: nn.Module, name: str, context: ForwardContext) -> None:
+    """Let a subclass of batch norm, or one with hooks, normalise each batch by its own statistics.
+
+    In evaluation mode it keeps its running statistics, which are then constants.
+
+    Raises:
+        ConfigError: The policy wants other statistics than those of the batch.
+    """
+    if not module.training or module.running_mean is None:
+        return
+    if context.policy != "transductive":
+        raise ConfigError(
+            f"A layer of type {type(module).__name__} computes its own forward pass, so it cannot be given the"
+            f" statistics of norm={context.policy!r}.",
+            where=f"backbone, layer {name!r}",
+            remedy="use norm='transductive', or a batch norm of torch.nn itself, without hooks, in its place",
+        )
+    module.track_running_stats = False  # type: ignore[assignment]
+    module.running_mean = module.running_var = module.num_batches_tracked = None  # type: ignore[assignment]
 
 
 def pools(network: nn.Module) -> bool:
@@ -93,6 +157,8 @@ def replacement(module: nn.Module, *, pooled: bool = False) -> nn.Module | None:
         and for options that the kernels do not implement: torch computes those.
     """
     kind: type[nn.Module] | None = None
+    if _has_hooks(module):
+        return None
     if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         kind = Conv2d
     elif _has_disjoint_windows(module):

@@ -16,7 +16,9 @@ statistics. What normalises the queries, and what changes in evaluation:
   paper suggests these averages for evaluation; but each is an average over tasks of networks that were adapted to
   different tasks, and fits none of them.
 
-Where the running averages of a layer are frozen, `running` uses them in training too.
+Where the running averages of a layer are frozen, `running` uses them in training too. A layer that its owner put into
+evaluation mode is normalised by its running statistics under every policy, in training too. A layer that is used more
+than once in a pass has statistics of each use under `support`, and one running average, which every use moves.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 from metaforge.authoring.functional import matching
 from metaforge.authoring.layers.context import ForwardContext
 from metaforge.authoring.losses import at_least_float32
-from metaforge.authoring.protocols import STATE
+from metaforge.authoring.protocols import STATE, Params
 from metaforge.errors import ConfigError
 from metaforge.kernels.batch_norm import batch_norm
 
@@ -48,21 +50,38 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.context = context
         self.state_names = (f"{STATE}{context.prefix}.{name}.mean", f"{STATE}{context.prefix}.{name}.var")
-        # As in a network in evaluation mode: frozen statistics normalise in training too.
+        # In evaluation mode, as its owner wants it: its running statistics always normalise.
+        self.fixed = not native.training and native.running_mean is not None
+        # Frozen statistics normalise in training too.
         self.frozen = bool(matching(self.state_names, context.frozen))
         self.features = int(native.num_features)  # type: ignore[arg-type]
         self.eps, momentum = float(native.eps), native.momentum  # type: ignore[arg-type]
-        if momentum is None:
+        if momentum is None and not self.fixed:
             raise ConfigError(
                 "Batch norm with momentum=None keeps a cumulative average, which a pure function of its values cannot.",
                 where=f"backbone, layer {name!r}",
                 remedy="set its momentum to a number, such as 0.1",
             )
-        self.momentum = float(momentum)  # type: ignore[arg-type]
+        self.momentum = float(momentum or 0.0)  # type: ignore[arg-type]
         # The running statistics of a network that was trained earlier, or zeros and ones.
-        self.initial_mean, self.initial_var = _running_statistics(native, self.features)
+        self._initial = _running_statistics(native, self.features)
         self.weight: nn.Parameter | None = native.weight  # type: ignore[assignment]
         self.bias: nn.Parameter | None = native.bias  # type: ignore[assignment]
+
+    def initial_state(self, steps: int) -> Params:
+        """Return the first running statistics that the policy keeps, by full name; `per-step` has `steps` + 1 of them.
+
+        Args:
+            steps: Number of inner steps.
+        """
+        policy = self.context.policy
+        if not self.fixed and policy not in ("running", "per-step"):
+            return {}
+        lead = () if self.fixed or policy == "running" else (steps + 1,)
+        return {
+            name: initial.expand(*lead, -1).clone()
+            for name, initial in zip(self.state_names, self._initial, strict=True)
+        }
 
     @staticmethod
     def broadcast(vector: Tensor, x: Tensor) -> Tensor:
@@ -75,10 +94,10 @@ class BatchNorm(nn.Module):
         weight = x.new_ones(self.features) if self.weight is None else self.weight
         bias = x.new_zeros(self.features) if self.bias is None else self.bias
         policy, training = self.context.policy, self.context.at.key is not None and not self.frozen
-        if policy == "support":
+        if self.fixed or (policy == "running" and not training):
+            mean, var = (self.context.values[name] for name in self.state_names)
+        elif policy == "support":
             mean, var = self._support_statistics(x)
-        elif policy == "running" and not training:
-            mean, var = (self.context.state[name] for name in self.state_names)
         else:
             return self._by_batch(x, weight, bias).to(dtype)
         scale = (var + self.eps).rsqrt() * weight
@@ -91,7 +110,10 @@ class BatchNorm(nn.Module):
             count = x.numel() // x.shape[1]
             unbiased = var.detach() * (count / max(count - 1, 1))
             for name, statistic in zip(self.state_names, (mean.detach(), unbiased), strict=True):
-                self.context.state_changes[name] = self._change(self.context.state[name], statistic)
+                before = self.context.state_changes.get(name)
+                old = self.context.values[name] if before is None else self.context.values[name] + before
+                change = self._change(old, statistic)
+                self.context.state_changes[name] = change if before is None else before + change
         return y
 
     def _support_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,9 +121,10 @@ class BatchNorm(nn.Module):
 
         Gradients flow through them, because they depend on the adapted weights.
         """
-        mean_name, var_name = self.state_names
+        number = self.context.use(self.state_names[0])
+        mean_name, var_name = (f"{name}.{number}" if number else name for name in self.state_names)
         if self.context.at.role == "query":
-            return self.context.state[mean_name], self.context.state[var_name]
+            return self.context.values[mean_name], self.context.values[var_name]
         dims = (0, *range(2, x.dim()))
         mean = x.mean(dims)
         var = (x - self.broadcast(mean, x)).square().mean(dims)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Annotated, Literal
+from weakref import WeakKeyDictionary
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -38,7 +39,8 @@ class TaskDropout(Regularizer):
 
     def __init__(self, config: TaskDropoutOptions) -> None:
         self.config = config
-        self.rates: dict[str, float] = {}
+        # By module, not by name: two networks of a learner can have layers of equal names.
+        self.rates: MutableMapping[nn.Module, float] = WeakKeyDictionary()
 
     def needs_inner_loop(self) -> bool:
         """Return whether the mask is limited to the support set, so that it acts only in an inner loop."""
@@ -46,9 +48,9 @@ class TaskDropout(Regularizer):
 
     def attach(self, modules: Mapping[str, nn.Module]) -> None:
         """Store the dropout rate of each activation layer, by its place in the network."""
-        layers = [name for name, module in modules.items() if self.taps(name, module)]
+        layers = [module for name, module in modules.items() if self.taps(name, module)]
         last = len(self.config.rates) - 1
-        self.rates |= {name: self.config.rates[min(place, last)] for place, name in enumerate(layers)}
+        self.rates.update((module, self.config.rates[min(place, last)]) for place, module in enumerate(layers))
 
     def init(self, modules: Mapping[str, nn.Module], key: Key) -> Params:
         """Return `{}`; raise `ConfigError` if the network has no activation module."""
@@ -69,7 +71,7 @@ class TaskDropout(Regularizer):
 
         The key of the mask depends on the task and the layer, but on no inner step, role or draw.
         """
-        rate = self.rates[name]
+        rate = self.rates[module]
         if at.key is None or rate == 0 or (at.role == "query" and not self.config.query):
             return output
         features = output.shape[1:] if self.config.shape == "element" else (output.shape[1], *(1,) * (output.dim() - 2))

@@ -116,8 +116,8 @@ def test_rates_go_by_layer_and_the_last_repeats() -> None:
     regularizer = model.regularizers["task-dropout"]
     assert isinstance(regularizer, TaskDropout)
     ones = torch.ones(1, 400)
-    layer = nn.ReLU()
-    masked = [regularizer.tap({}, f"{i}.1", layer, ones, ones, Pass(KEY)) for i in range(4)]
+    relus = [model.module.get_submodule(f"{i}.1") for i in range(4)]
+    masked = [regularizer.tap({}, f"{i}.1", relu, ones, ones, Pass(KEY)) for i, relu in enumerate(relus)]
     found = [float((output == 0).float().mean()) for output in masked]
     for share, rate in zip(found, (0.0, 0.5, 0.25, 0.25), strict=True):
         assert abs(share - rate) < 0.08
@@ -131,9 +131,25 @@ def test_the_rates_are_known_before_values_are_made_and_asking_changes_nothing()
     other = Model(with_head(maps, 3, (1, 4, 4)), regularizers={"task-dropout": regularizer})
     assert torch.equal(other(values, x, Pass(KEY)), model(values, x, Pass(KEY)))
     before = dict(regularizer.rates)
-    assert before == {"0.2": 0.5, "0.5": 0.5}
+    assert [*before.values()] == [0.5, 0.5]
     assert regularizer.taps("elsewhere", nn.ReLU())
-    assert regularizer.rates == before
+    assert dict(regularizer.rates) == before
+
+
+def test_a_second_network_of_a_learner_has_rates_and_masks_of_its_own() -> None:
+    regularizer = dropout(rates=(0.1, 0.5))["task-dropout"]
+
+    def model(depth: int, prefix: str) -> Model:
+        layers = [nn.ReLU() for _ in range(depth)]
+        return Model(lambda: nn.Sequential(*layers), regularizers={"task-dropout": regularizer}, prefix=prefix)
+
+    one, two, third = model(2, "one"), model(1, "two"), model(2, "third")
+    x = torch.ones(1, 1000)
+    masks = [model({}, x, Pass(KEY)) for model in (one, two, third)]
+    shares = [float((mask == 0).float().mean()) for mask in masks]
+    assert abs(shares[0] - 0.55) < 0.05
+    assert abs(shares[1] - 0.1) < 0.04
+    assert not torch.equal(masks[0], masks[2])
 
 
 def test_the_mask_keeps_the_mean() -> None:

@@ -16,7 +16,7 @@ from metaforge.authoring.protocols import Pass
 def dropped(at: Pass, x: Tensor, name: str = "layer", *, channels: bool = False) -> Any:
     """Return the output of a dropout layer of rate 0.4 for `x`."""
     context = ForwardContext("transductive")
-    with context.forward_pass(at, {}, {}):
+    with context.forward_pass(at, {}):
         return Dropout(0.4, name, context, channels=channels)(x)
 
 

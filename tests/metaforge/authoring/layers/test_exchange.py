@@ -21,7 +21,6 @@ def test_exchange_replaces_every_layer_of_a_copy_and_keeps_names() -> None:
     assert {BatchNorm, LayerNorm, Dropout} <= kinds
     assert not kinds & {nn.BatchNorm2d, nn.LayerNorm, nn.Dropout}
     assert native.training
-    assert not any(m.training for m in ours.modules())
     assert isinstance(native["b"], nn.LayerNorm)
 
 
