@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
-from torch.overrides import TorchFunctionMode
 
-from metaforge.authoring.protocols import Key, Learner, Params, Regularizer, Task, TaskSpec
+from metaforge.authoring.protocols import Learner, Regularizer, TaskSpec
+from metaforge.engine.probe import Probe
 from metaforge.errors import ConfigError
 from metaforge.system import machine
 
@@ -51,6 +51,7 @@ class Requested(NamedTuple):
 
 
 AUTO = Requested()
+PLAIN = Probe()
 
 
 class Decision(NamedTuple):
@@ -76,7 +77,7 @@ def decide(
     workload: Workload,
     requested: Requested = AUTO,
     *,
-    fused_norms: Sequence[str] = (),
+    probe: Probe = PLAIN,
     regularizers: Sequence[Regularizer] = (),
 ) -> Decision:
     """Return how to compute a training step: the user's settings, completed by the rules of this module.
@@ -85,7 +86,7 @@ def decide(
         learner: The learner to train.
         workload: The size of a step and the length of the training.
         requested: The user's settings.
-        fused_norms: The names of PyTorch's fused norm functions that the learner calls, see the function of this name.
+        probe: What the learner's loss needs of a plan.
         regularizers: The regularizers whose terms are part of the outer loss.
 
     Returns:
@@ -95,8 +96,8 @@ def decide(
         ConfigError: The settings demand a plan that gives wrong gradients for this learner, or a compiled step for
             varied tasks or with a regularizer that does not allow one.
     """
-    plan = choose_plan(learner, requested.plan, fused_norms)
-    reason = reason_not_to_compile(requested.compile, workload, regularizers)
+    plan = choose_plan(learner, requested.plan, probe)
+    reason = reason_not_to_compile(requested.compile, workload, regularizers, probe)
     compiled = not reason
     examples = workload.examples
     chunk = choose_chunk(
@@ -109,58 +110,33 @@ def decide(
     return Decision(plan, chunk, compiled, threads, reason)
 
 
-def choose_plan(learner: Learner, plan: str, fused_norms: Sequence[str] = ()) -> Plan:
+def choose_plan(learner: Learner, plan: str, probe: Probe = PLAIN) -> Plan:
     """Return the plan to use: the requested one, or for `auto` the one that was measured to be fastest.
 
     That is `fold`. It is `vmap` for a learner that adapts through PyTorch's fused norm functions, because their second
-    derivatives are wrong under `fold`.
+    derivatives are wrong under `fold`, and `loop` for one whose loss `vmap` cannot run.
 
     Args:
         learner: The learner to train.
         plan: The requested plan, or `auto`.
-        fused_norms: The names of PyTorch's fused norm functions that the learner calls.
+        probe: What the learner's loss needs of a plan.
 
     Raises:
         ConfigError: `fold` is requested for a learner that adapts through fused norm functions.
     """
-    wrong = learner.tags.adapts and fused_norms
+    wrong = learner.tags.adapts and probe.fused_norms
     if plan == "fold" and wrong:
         raise ConfigError(
-            f"Plan 'fold' gives wrong meta-gradients with {fused_norms[0]}, which {type(learner).__name__} adapts"
+            f"Plan 'fold' gives wrong meta-gradients with {probe.fused_norms[0]}, which {type(learner).__name__} adapts"
             " through.",
             where="engine.plan",
             remedy="use 'vmap', 'loop' or 'auto', or norm layers of torch.nn, which MetaForge replaces by its own",
         )
     if plan in ("loop", "vmap", "fold"):
         return cast(Plan, plan)
+    if probe.not_batched_because:
+        return "loop"
     return "vmap" if wrong else "fold"
-
-
-def fused_norms(learner: Learner, values: Params, task: Task, key: Key) -> list[str]:
-    """Return the names of PyTorch's fused norm functions that are called, anywhere, by the loss of one task."""
-    calls = _FusedNormCalls()
-    with calls, torch.no_grad():
-        learner.loss(values, task, key)
-    return sorted(calls.names)
-
-
-_FUSED_NORMS = ("batch_norm", "layer_norm", "instance_norm", "rms_norm")
-
-
-class _FusedNormCalls(TorchFunctionMode):
-    """Records the names of the fused norm functions that are called within the context."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: Sequence[Any] = (), named: Mapping[str, Any] | None = None
-    ) -> Any:
-        name = getattr(function, "__name__", "")
-        if name.removeprefix("native_") in _FUSED_NORMS:
-            self.names.add(name)
-        return function(*arguments, **(named or {}))
 
 
 # The largest number of input elements (`numel`) in a chunk: (in evaluation, in training). Measured on one AVX-512
@@ -229,13 +205,16 @@ def combining_regularizers(regularizers: Sequence[Regularizer], tasks: int) -> l
 _FEW_NUMBERS, _ENOUGH_STEPS, _ENOUGH_SECONDS = 1 << 14, 5000, 120.0
 
 
-def reason_not_to_compile(requested: str, workload: Workload, regularizers: Sequence[Regularizer] = ()) -> str:
+def reason_not_to_compile(
+    requested: str, workload: Workload, regularizers: Sequence[Regularizer] = (), probe: Probe = PLAIN
+) -> str:
     """Return why the training step is not compiled, in a few words; an empty string if it is compiled.
 
     Args:
         requested: `on`, `off`, or `auto`, which compiles where that saves time within the run.
         workload: The size of a step and the length of the training.
         regularizers: The regularizers whose terms are part of the outer loss.
+        probe: What the learner's loss needs of a plan.
 
     Raises:
         ConfigError: `on` is requested, but a regularizer weighs each task by the losses of all tasks, or the shape of
@@ -269,6 +248,7 @@ def reason_not_to_compile(requested: str, workload: Workload, regularizers: Sequ
         "the run is too short to save the time of compilation": (
             workload.steps < _ENOUGH_STEPS or (workload.budget is not None and workload.budget < _ENOUGH_SECONDS)
         ),
+        "the loss of several tasks cannot be computed in one call": bool(probe.not_batched_because),
         "there is no C++ compiler": not machine.has_compiler(),
         "a regularizer weighs each task by the losses of all tasks": bool(combining),
     }

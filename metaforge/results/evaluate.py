@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -154,23 +155,30 @@ def _evaluate_case(
     """Return the record of one task shape; `advance` is called with the number of tasks of each chunk."""
     measured = _TaskValues()
     asked = run.resolved.run.engine
+    scored = partial(
+        score_episodes,
+        case,
+        run.values,
+        run.dataset,
+        split=split,
+        seed=seed,
+        device=run.device,
+        dtype=run.dtype,
+        chunk=asked.chunk,
+        rescore=True,
+        measure=True,
+    )
     plan = plans.choose_plan(case.learner, asked.plan)
     for episodes in episode_chunks(tasks, together(case, run.device, asked.chunk)):
         with run.resolved.running_errors("evaluation", _where(episodes, split)):
-            result = score_episodes(
-                case,
-                run.values,
-                run.dataset,
-                episodes,
-                split=split,
-                seed=seed,
-                device=run.device,
-                dtype=run.dtype,
-                plan=plan,
-                chunk=asked.chunk,
-                rescore=True,
-                measure=True,
-            )
+            try:
+                result = scored(episodes, plan=plan)
+            except RuntimeError:
+                if asked.plan != "auto" or plan == "loop":
+                    raise
+                # Torch cannot run every network under `vmap`; both plans give the same scores.
+                plan = "loop"
+                result = scored(episodes, plan=plan)
             for name, values in result.measures.items():
                 measured.measures.setdefault(name, []).extend(values.cpu().double().tolist())
         _add_baselines(result.batches, measured, varied=case.bounds is not None)

@@ -14,6 +14,7 @@ from metaforge.engine import plans
 from metaforge.engine.batch import mixed_gradients, prepare_tasks
 from metaforge.engine.chunks import ChunkGradients, chunk_gradients
 from metaforge.engine.compiler import Compiler
+from metaforge.engine.probe import Probe
 from metaforge.engine.shaped_tasks import ShapedTasks
 from metaforge.errors import ConfigError
 from metaforge.runs.assembly import Components
@@ -42,17 +43,17 @@ class Computations:
         self._learners = {spec: learner}
         self._computations: dict[TaskSpec, Computation] = {}
         self._share = 0.0
-        self._fused_norms: list[str] = []
+        self._probe = plans.PLAIN
 
-    def begin_phase(self, learner: Learner, share: float, fused_norms: Sequence[str]) -> Computation:
+    def begin_phase(self, learner: Learner, share: float, probe: Probe) -> Computation:
         """Return how a phase of the training is computed, on the tasks with the most classes and examples.
 
         Args:
             learner: The learner whose loss is differentiated in this phase.
             share: The fraction of the training that is done when the phase begins.
-            fused_norms: The names of PyTorch's fused norm functions that the learner calls.
+            probe: What the learner's loss needs of a plan.
         """
-        self._share, self._fused_norms = share, [*fused_norms]
+        self._share, self._probe = share, probe
         self._computations = {self._spec: self._computation(learner, self._workload)}
         return self._computations[self._spec]
 
@@ -101,7 +102,7 @@ class Computations:
                 learner,
                 workload,
                 plans.Requested(engine.plan, engine.chunk, engine.compile, engine.threads),
-                fused_norms=self._fused_norms,
+                probe=self._probe,
                 regularizers=self._parts.regularizers,
             )
         compiled = Compiler(chunk_gradients(learner, decision.plan)) if decision.compiled else None

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch.utils._pytree import tree_map
 
-from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Key, Learner, Optimizer, Params, Schedule, TaskSpec
 from metaforge.config.resolved import Resolved
@@ -20,8 +19,9 @@ from metaforge.engine.batch import MetaStep, meta_gradients, mixed_gradients, pr
 from metaforge.engine.contract import checked_values
 from metaforge.engine.plans import Plan
 from metaforge.engine.precision import rounding
+from metaforge.engine.probe import Probe, probe_loss
 from metaforge.engine.processes import World
-from metaforge.errors import ConfigError, ContractError
+from metaforge.errors import ConfigError, ContractError, printable
 from metaforge.registry.contract import contract_errors
 from metaforge.results.episode_scores import episode_chunks, score_episodes, together
 from metaforge.runs.assembly import Components
@@ -30,6 +30,7 @@ from metaforge.runs.learning_rate import rate_factor
 from metaforge.runs.optimizer_state import Scalar
 from metaforge.runs.outer_optimizer import OuterOptimizer
 from metaforge.system import machine
+from metaforge.system.streams import note_stream
 
 
 class Worker:
@@ -76,7 +77,11 @@ class Worker:
 
     def _planned(self, learner: Learner, share: float = 0.0) -> Computation:
         """Return a phase of the training by a learner: decide how its outer steps are computed."""
-        phase = self._computations.begin_phase(learner, share, self._fused_norms(learner, share))
+        probe = self._probe(learner, share)
+        phase = self._computations.begin_phase(learner, share, probe)
+        if probe.not_batched_because and self.world.is_rank_zero:
+            note = f"Note: tasks are computed one after another (engine.plan is loop): {probe.not_batched_because}."
+            print(printable(note), file=note_stream())
         self._is_first_step = True
         return phase
 
@@ -245,19 +250,15 @@ class Worker:
         with self.resolved.running_errors("prediction", "before the first step"):
             score_tasks(learner, values, task, keys, kind=spec.kind, outputs=spec.outputs)
 
-    def _fused_norms(self, learner: Learner, share: float) -> list[str]:
-        """Return the names of PyTorch's fused norm functions that a learner's loss of the first training task calls.
-
-        The list is empty for a learner that does not adapt in steps.
-        """
-        if not learner.tags.adapts:
-            return []
+    def _probe(self, learner: Learner, share: float) -> Probe:
+        """Return what a learner's loss of the first training task needs of a plan."""
         batch, values = self._first_task(), self.initial()
         if batch.spec != self.spec:
             learner = self._computations.learner_for(batch.spec).during(share)
-        with self.resolved.running_errors("loss", "before the first step"):
-            key = make_key(self.settings.seed, "train", 0)
-            return plans.fused_norms(learner, values, one_task(batch.tasks), key)
+        when = "before the first step" if share == 0.0 else f"at {share:.0%} of the training"
+        with self.resolved.running_errors("loss", when):
+            key, batched = make_key(self.settings.seed, "train", 0).to(self.device), self.settings.engine.plan == "auto"
+            return probe_loss(learner, values, batch.tasks, key, batched=batched)
 
     def validation_scores(self, values: Params, tasks: int, step: int) -> list[float]:
         """Return the scores of the first tasks of the validation split, NaN where a prediction is not finite.

@@ -17,7 +17,8 @@ from metaforge.authoring.keys import fold_in, make_key, normal
 from metaforge.authoring.progress import with_progress
 from metaforge.authoring.protocols import Params, Task
 from metaforge.engine.batch import score_tasks
-from metaforge.engine.plans import choose_plan, fused_norms
+from metaforge.engine.plans import choose_plan
+from metaforge.engine.probe import fused_norms
 from metaforge.testing.bench import Bench, build_bench, build_benches, difference, learner_tags, task_keys
 from metaforge.testing.check import Skipped, check
 from metaforge.testing.checks.learners import ALL

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from engine_toys import Fused, Inequality, Shrinkage, image_learner, images, maml
-from metaforge.authoring.functional import one_task
 from metaforge.authoring.protocols import Options, TaskShape, TaskSpec
 from metaforge.engine.plans import (
     Requested,
@@ -20,17 +19,18 @@ from metaforge.engine.plans import (
     combining_regularizers,
     decide,
     even_chunk,
-    fused_norms,
     reason_not_to_compile,
 )
+from metaforge.engine.probe import Probe
 from metaforge.errors import ConfigError
 from metaforge.system import machine
 from metaforge_plugins.learners.metric.protonet import ProtoNet
-from toys import assert_equal_steps, fresh, keys, learner, step, task
+from toys import assert_equal_steps, fresh, learner, step
 
 CPU = torch.device("cpu")
 SMALL = TaskSpec("regression", (1,), 1, TaskShape(1, 10, 10))
 LARGE = TaskSpec("classification", (1, 28, 28), 5, TaskShape(5, 1, 15))
+FUSED = Probe(("layer_norm",))
 
 
 def workload(spec: TaskSpec = SMALL, **sizes: Any) -> Workload:
@@ -42,8 +42,16 @@ def test_auto_is_fold_unless_a_learner_adapts_through_fused_norms() -> None:
     for built in (gradient, metric):
         assert choose_plan(built, "auto") == "fold"
         assert [choose_plan(built, plan) for plan in ("loop", "vmap", "fold")] == ["loop", "vmap", "fold"]
-    assert choose_plan(gradient, "auto", ["layer_norm"]) == "vmap"
-    assert choose_plan(metric, "auto", ["layer_norm"]) == "fold"
+    assert choose_plan(gradient, "auto", FUSED) == "vmap"
+    assert choose_plan(metric, "auto", FUSED) == "fold"
+
+
+def test_auto_is_loop_for_a_loss_that_vmap_cannot_run() -> None:
+    branching = Probe(not_batched_because="vmap: it branches")
+    assert choose_plan(maml(), "auto", branching) == "loop"
+    assert choose_plan(maml(), "vmap", branching) == "vmap"
+    assert "in one call" in reason_not_to_compile("auto", workload(), probe=branching)
+    assert reason_not_to_compile("on", workload(), probe=branching) == ""
 
 
 @pytest.mark.parametrize(
@@ -61,20 +69,16 @@ def test_the_chunk_size_follows_from_the_size_of_a_task(queries: int, training: 
     assert choose_chunk(small, CPU, None, training=training) >= 100
 
 
-def test_a_fused_norm_is_found_and_fold_is_refused_for_a_learner_that_adapts() -> None:
+def test_fold_is_refused_for_a_learner_that_adapts_through_fused_norms() -> None:
     built = image_learner(lambda: Fused(nn.BatchNorm2d(4)))
     values, batch = fresh(built), images(3)
-    names = fused_norms(built, values, one_task(batch), keys(1)[0])
-    assert names == ["layer_norm"]
-    assert choose_plan(built, "auto", names) == "vmap"
     with pytest.raises(ConfigError, match="'fold' gives wrong meta-gradients with layer_norm"):
-        choose_plan(built, "fold", names)
+        choose_plan(built, "fold", FUSED)
     looped, folded = step(built, values, batch), step(built, values, batch, "fold")
     assert_equal_steps(step(built, values, batch, "vmap"), looped)
     # The reason for the rule: under `fold` the gradient is wrong, and no error is raised.
     wrong = {name: float((folded.grads[name] - looped.grads[name]).norm()) for name in looped.grads}
     assert max(wrong.values()) > 1e-6
-    assert fused_norms(maml(), fresh(maml()), task(), keys(1)[0]) == []
 
 
 @pytest.mark.parametrize(
@@ -129,7 +133,7 @@ def test_a_decision_completes_the_requested_settings(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(machine, "has_compiler", lambda: True)
     assert decide(maml(), workload()) == ("fold", 25, True, 1, "")
     short = "the run is too short to save the time of compilation"
-    assert decide(maml(), workload(steps=1), fused_norms=["layer_norm"]) == ("vmap", 25, False, 1, short)
+    assert decide(maml(), workload(steps=1), probe=FUSED) == ("vmap", 25, False, 1, short)
     requested = Requested("loop", 3, "off", 2)
     assert decide(maml(), workload(), requested) == ("loop", 3, False, 2, "engine.compile is off")
     # No chunk is larger than a group, and those of a compiled step have one size unless a size is requested.

@@ -52,7 +52,7 @@ def begun(parts: Components, examples: int | None = None) -> tuple[Computations,
     workload = plans.Workload(spec, CPU, 4, (4,), 10_000, None, examples)
     learner = parts.learner(spec)
     several = Computations(parts, spec, learner, workload)
-    several.begin_phase(learner, 0.0, [])
+    several.begin_phase(learner, 0.0, plans.PLAIN)
     Phased.built.clear()
     return several, learner
 
@@ -93,7 +93,7 @@ def test_a_phase_is_that_of_the_learners_of_all_shapes() -> None:
     parts = made(train={"ways": [3, 5], "queries": 2})
     several, main = begun(parts)
     early: Any = several.of(batch(parts, 3, 1)).learner
-    several.begin_phase(main.late, 0.5, [])
+    several.begin_phase(main.late, 0.5, plans.PLAIN)
     assert several.of(batch(parts, 5, 1)).learner is main.late
     assert several.of(batch(parts, 3, 1)).learner is early.late
     assert Phased.built == [(3, 1, 2)]

@@ -32,6 +32,7 @@ from metaforge.authoring.protocols import (
 )
 from metaforge.config.sources import Layer
 from metaforge.engine import plans, processes
+from metaforge.engine.probe import Probe
 from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.scan import scan
 from metaforge.runs import worker
@@ -100,16 +101,28 @@ def trained(out: Path, backbone: nn.Module | None = None, tasks: int = 2, **engi
 
 
 @pytest.mark.parametrize("backbone", [Branching, Recurrent])
-@pytest.mark.parametrize("plan", ["auto", "vmap"])
+@pytest.mark.parametrize("plan", ["fold", "vmap"])
 def test_a_plan_by_which_a_network_cannot_be_computed_is_refused_by_name(
     tmp_path: Path, backbone: Callable[[], nn.Module], plan: str
 ) -> None:
-    name = "fold" if plan == "auto" else plan
-    with pytest.raises(ConfigError, match=f"Plan '{name}' cannot run MAML: ") as caught:
+    with pytest.raises(ConfigError, match=f"Plan '{plan}' cannot run MAML: ") as caught:
         trained(tmp_path / "refused", backbone(), plan=plan)
     assert caught.value.where == "engine.plan"
     assert caught.value.remedy == "set engine.plan to loop"
     assert trained(tmp_path / "run", backbone(), plan="loop").summary["steps"] == 1
+
+
+@pytest.mark.parametrize("backbone", [Branching, Recurrent])
+def test_auto_computes_such_a_network_one_task_after_another_and_says_so(
+    tmp_path: Path, backbone: Callable[[], nn.Module], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = backbone()
+    run = trained(tmp_path / "run", module, plan="auto")
+    assert re.search(r"engine.plan is loop\): .* \(in the (layer|module) .* of the network\)", capsys.readouterr().err)
+    assert run.evaluate(tasks=2)["results"]
+    assert json.loads((tmp_path / "run" / "env.json").read_text())["plan"] == "loop"
+    other = trained(tmp_path / "other", module, plan="loop")
+    assert all(torch.equal(value, other.values[name]) for name, value in run.values.items())
 
 
 def test_a_network_that_cannot_be_compiled_is_refused_by_name(tmp_path: Path) -> None:
@@ -145,8 +158,9 @@ def test_a_learner_that_fails_in_its_loss_is_named_with_the_outer_step(tmp_path:
 def test_a_learner_that_fails_in_a_compiled_step_is_named(tmp_path: Path, fault: str) -> None:
     if not machine.has_compiler():
         pytest.skip("no C++ compiler")
+    # Two calls are made before the first step: of one task, and by `vmap`.
     with pytest.raises(PluginError, match="in its loss at outer step 1"):
-        train_failing(tmp_path / "run", place="loss", fault=fault, call=2, engine={"compile": "on"})
+        train_failing(tmp_path / "run", place="loss", fault=fault, call=3, engine={"compile": "on"})
 
 
 @pytest.mark.parametrize("fault", ["SystemExit", "wrong type", "AssertionError"])
@@ -337,7 +351,7 @@ def test_a_phase_is_planned_for_its_own_learner(tmp_path: Path, monkeypatch: pyt
 
     def watched(learner: Any, *arguments: Any, **named: Any) -> Any:
         late = isinstance(learner, Doubled)
-        decision = decide(learner, *arguments, **{**named, "fused_norms": ["layer_norm"] if late else []})
+        decision = decide(learner, *arguments, **{**named, "probe": Probe(("layer_norm",) if late else ())})
         seen.append(f"planned {type(learner).__name__}: {decision.plan}")
         return decision
 
