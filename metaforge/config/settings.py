@@ -250,6 +250,11 @@ class EngineConfig(Section):
         " computed in bfloat16.",
     )
     tf32: bool = Field(default=False, description="Whether a GPU may round float32 products to TF32 in training.")
+    verify: Literal["auto", "always", "off"] = Field(
+        default="auto",
+        description="Whether a network is compared with plain PyTorch before a run; auto: one that is not MetaForge's,"
+        " once for each network and plan.",
+    )
     # Bounded, because tens of thousands of threads end the process with a segmentation fault.
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="CPU threads; if not set, chosen automatically."

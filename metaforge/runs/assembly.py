@@ -156,7 +156,7 @@ class Components:
         """
         adapters = _instances(self.resolved.adapters)
         chain, frozen = Chain(adapters) if adapters else None, self.resolved.run.train.freeze
-        parts = Parts(spec, self._backbone_maker(spec, weights), chain, self._regularizers, frozen)
+        parts = Parts(spec, self.backbone_maker(spec, weights), chain, self._regularizers, frozen)
         others = [choice for choice in self.resolved.choices() if choice is not self._learner]
         with (
             plugin_errors(self._learner.entry, "cannot be built", keep_metaforge_errors=True),
@@ -174,7 +174,8 @@ class Components:
             for choice in self.resolved.choices()
         }
 
-    def _backbone_maker(self, spec: TaskSpec, weights: Params | None) -> Any:
+    def backbone_maker(self, spec: TaskSpec, weights: Params | None = None) -> Any:
+        """Return a function that builds the network for tasks of a spec; None if the run has no backbone."""
         choice = self.resolved.backbone
         if choice is None:
             return None

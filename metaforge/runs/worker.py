@@ -29,6 +29,7 @@ from metaforge.runs.computations import Computation, Computations, refuse_settin
 from metaforge.runs.learning_rate import rate_factor
 from metaforge.runs.optimizer_state import Scalar
 from metaforge.runs.outer_optimizer import OuterOptimizer
+from metaforge.runs.verification import verify_network
 from metaforge.system import machine
 from metaforge.system.streams import note_stream
 
@@ -59,6 +60,8 @@ class Worker:
         self._phase = self._planned(self.learner)
         self.decision = self._phase.decision
         machine.prepare(self.decision.threads)
+        with resolved.running_errors("comparison with plain PyTorch"):
+            self._verified = verify_network(self.parts, self.learner, self.spec, self.plan)
 
     @property
     def plan(self) -> Plan:
@@ -124,7 +127,7 @@ class Worker:
         facts |= {"processes": self.world.size, "compiled": decision.compiled, "dtype": self.settings.engine.dtype}
         if decision.not_compiled_because:
             facts["not_compiled_because"] = decision.not_compiled_because
-        return {**machine.facts(), "plugins": self.parts.provenance(), **facts}
+        return {**machine.facts(), "plugins": self.parts.provenance(), **facts, **self._verified}
 
     def initial(self, weights: Params | None = None) -> Params:
         """Return the learner's initial values; `weights` replace the initial weights of the backbone."""

@@ -10,6 +10,9 @@ hooks computes what its owner wrote: it stays as it is, where that is a pure fun
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from torch import jit, nn
 from torch.nn.parameter import is_lazy
@@ -20,12 +23,33 @@ from metaforge.authoring.layers.images import Conv2d, MaxPool2d, ReLU
 from metaforge.authoring.layers.norms import BatchNorm, GroupNorm, LayerNorm
 from metaforge.errors import ConfigError
 
-NORMS = (BatchNorm, LayerNorm, GroupNorm)
-
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+# The norm layers of a network after the exchange: replacements, and subclasses that stay as they are.
+NORMS = (
+    *(BatchNorm, LayerNorm, GroupNorm),
+    *(*BATCH_NORMS, *_INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+)
+
 _CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _OTHER_NOISE = (nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+
+
+_untouched: ContextVar[bool] = ContextVar("untouched", default=False)
+
+
+@contextmanager
+def untouched_layers() -> Iterator[None]:
+    """Let networks that are built in the context keep torch's layers, to compare the two in plan `loop`.
+
+    Exceptions are what plain PyTorch does not have: dropout from keys, and batch norm with other statistics than those
+    of the batch.
+    """
+    token = _untouched.set(True)
+    try:
+        yield
+    finally:
+        _untouched.reset(token)
 
 
 def exchange_layers(module: nn.Module, context: ForwardContext) -> nn.Module:
@@ -96,21 +120,27 @@ def _reason_to_refuse(layer: nn.Module) -> tuple[str, str] | None:
 
 def _replacement(module: nn.Module, name: str, context: ForwardContext, pooled: bool) -> nn.Module | None:
     kind = type(module)
-    if isinstance(module, BATCH_NORMS) and (kind not in BATCH_NORMS or _has_hooks(module)):
-        _keep_batch_norm(module, name, context)
+    untouched = _untouched.get()
+    if isinstance(module, BATCH_NORMS):
+        plain = untouched and (context.policy == "transductive" or not module.training)
+        if kind not in BATCH_NORMS or _has_hooks(module) or plain:
+            _keep_batch_norm(module, name, context)
+            return None
     if _has_hooks(module):
         return None
     if kind in BATCH_NORMS:
         return BatchNorm(module, name, context)
+    if kind is nn.Dropout or kind in _CHANNEL_DROPOUTS:
+        rate = float(module.p) if module.training else 0.0  # type: ignore[arg-type]
+        return Dropout(rate, name, context, channels=kind is not nn.Dropout)
+    if untouched:
+        return None
     if kind is nn.LayerNorm:
         return LayerNorm(module)  # type: ignore[arg-type]
     if kind in _INSTANCE_NORMS:
         return GroupNorm(module, int(module.num_features))  # type: ignore[arg-type]
     if kind is nn.GroupNorm:
         return GroupNorm(module, int(module.num_groups))  # type: ignore[arg-type]
-    if kind is nn.Dropout or kind in _CHANNEL_DROPOUTS:
-        rate = float(module.p) if module.training else 0.0  # type: ignore[arg-type]
-        return Dropout(rate, name, context, channels=kind is not nn.Dropout)
     return replacement(module, pooled=pooled)
 
 
