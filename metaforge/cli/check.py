@@ -12,6 +12,7 @@ import typer
 
 from metaforge.cli.options import AsJson, KindOption, parse_integers, parse_kind, scan_plugins
 from metaforge.cli.output import handle_errors, print_answer, print_json
+from metaforge.errors import ConfigError
 
 if TYPE_CHECKING:
     from metaforge.testing.run_checks import Outcome
@@ -22,7 +23,7 @@ FAILED = 4
 
 @handle_errors
 def check(
-    name: Annotated[str, typer.Argument(help="Name of a plugin.")],
+    name: Annotated[str | None, typer.Argument(help="Name of a plugin; leave it out with --backbone.")] = None,
     kind: KindOption = None,
     as_json: AsJson = False,
     expect: Annotated[
@@ -35,12 +36,31 @@ def check(
     x_shape: Annotated[
         str | None, typer.Option("--x-shape", help="Shape of the inputs of a test task, e.g. 1,28,28.")
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", help="A torch module of your own, MODULE:CLASS, to compare with plain PyTorch."),
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="With --backbone: leave out the compiled step.")] = False,
 ) -> None:
-    """Check that a plugin keeps the contract of its kind: gradients, purity, determinism, data.
+    """Check that a plugin keeps the contract of its kind, or that a network of your own is computed truthfully.
+
+    With --backbone, the network is compared with plain PyTorch in float64: loss and first gradient, and the
+    meta-gradient by every plan and in a compiled step, which takes a while. It needs --x-shape, the shape of an input.
+    The exit code is 4 if the numbers differ; a way of computing that is refused is no failure.
 
     A check that passes or does not apply is printed at once. Failures follow; those of the same cause are one line. The
     exit code is 4 if a check fails.
     """
+    if (name is None) is (backbone is None):
+        raise ConfigError(
+            "There is nothing to check." if name is None else "A plugin and a network are two checks.",
+            where="NAME, --backbone",
+            remedy="give the name of a plugin, or --backbone MODULE:CLASS",
+        )
+    if backbone is not None:
+        _check_backbone(backbone, parse_integers("--x-shape", x_shape), fast=fast, as_json=as_json)
+        return
+    assert name is not None
     registry = scan_plugins()
     # Looked up before the import of the conformance kit, which imports torch.
     entry = registry.find_any(name, parse_kind(kind))
@@ -73,10 +93,35 @@ def check(
         raise typer.Exit(FAILED)
 
 
+def _check_backbone(path: str, sizes: Sequence[int] | None, *, fast: bool, as_json: bool) -> None:
+    """Print how a network of the user's own compares with plain PyTorch, one line for each way to compute it."""
+    from metaforge.runs.api import module_maker
+    from metaforge.testing.networks import WAYS, check_network
+
+    if not sizes:
+        raise ConfigError(
+            "The shape of an input of the network is not known.", where="--x-shape", remedy="add --x-shape 3,84,84"
+        )
+    # The user's module lies in the working directory, where `python` would find it too.
+    sys.path.insert(0, "")
+    results = []
+    for result in check_network(
+        module_maker(path), tuple(sizes), [way for way in WAYS if way != "compiled" or not fast]
+    ):
+        results.append(result)
+        if not as_json:
+            figure = "" if result.difference is None else f" {result.difference:.2g}"
+            note = f": {result.message}" if result.message else ""
+            print_answer(f"{result.way:9} {result.status}{figure}{note} ({1000 * result.seconds:.0f} ms)")
+    if as_json:
+        print_json({"backbone": path, "results": [result._asdict() for result in results]})
+    # Refused by every plan is a failure; by one of them it is not.
+    if results[0].status != "equal" or any(result.status == "different" for result in results):
+        raise typer.Exit(FAILED)
+
+
 def _expected_failures(flags: Sequence[str]) -> dict[str, str]:
     """Return the reason for each check that `--expect` names; raise `ConfigError` if there is none."""
-    from metaforge.errors import ConfigError
-
     pairs = [flag.partition("=") for flag in flags]
     for name, _, reason in pairs:
         if not reason.strip():

@@ -53,7 +53,7 @@ def running_errors(
     except (MetaForgeError, KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:
-        found = _at_fault(error, plugins)
+        found = _network_at_fault(error, plugins) or _at_fault(error, plugins)
         is_file_error = isinstance(error, OSError) and as_metaforge_error(error) is not None
         if is_file_error or _is_out_of_memory(error) or not (found or always):
             raise
@@ -70,6 +70,13 @@ def running_errors(
             remedy=f"fix it, or choose another {plugin.entry.kind}; METAFORGE_DEBUG=1 shows the traceback, and"
             f" `metaforge check {plugin.entry.kind}:{plugin.entry.name}` finds such errors",
         ) from error
+
+
+def _network_at_fault(error: BaseException, plugins: Sequence[Used]) -> Used | None:
+    """Return the backbone of a run if a note of the error says that a layer of the network raised it."""
+    if not getattr(error, "__notes__", ()):
+        return None
+    return next((plugin for plugin in plugins if plugin.entry.kind == "backbone"), None)
 
 
 def _at_fault(error: BaseException, plugins: Sequence[Used]) -> Used | None:

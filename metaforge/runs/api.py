@@ -184,13 +184,13 @@ def _for_named(settings: Mapping[str, Any], keywords: Mapping[str, Any]) -> dict
 def _backbone(registry: Registry, backbone: Any) -> tuple[Registry, Any]:
     """Return a registry that contains the caller's own backbone, and the name of the backbone in it."""
     if isinstance(backbone, str) and ":" in backbone and not _installed(registry, backbone):
-        return _with_module(registry, backbone.partition(":")[2], _maker(backbone))
+        return _with_module(registry, backbone.partition(":")[2], module_maker(backbone))
     if isinstance(backbone, nn.Module):
         return _with_module(registry, type(backbone).__name__, lambda: backbone)
     return registry, backbone
 
 
-def _maker(path: str) -> Any:
+def module_maker(path: str) -> Any:
     """Return the object that `module:Class` names.
 
     Raises `ConfigError` if it cannot be imported, or cannot be called without arguments.

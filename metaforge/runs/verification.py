@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,7 +35,8 @@ def verify_network(parts: Components, learner: Learner, spec: TaskSpec, plan: Pl
         plan: The plan of the run.
 
     Returns:
-        What was found, for `env.json`: the largest relative differences; `{}` if the network was not compared.
+        What was found, for `env.json`: the largest relative differences; `{}` if the network was not compared. That of
+        the meta-gradient is missing if the plan cannot run the network.
 
     Raises:
         ConfigError: The numbers differ.
@@ -51,8 +51,8 @@ def verify_network(parts: Components, learner: Learner, spec: TaskSpec, plan: Pl
 
     def compare() -> dict[str, Any]:
         found = {"network": _require_equal(compare_module(network, spec.x_shape))}
-        if adapting:
-            found["meta_gradient"] = _require_equal_plan(lambda: compare_plan(parts.learner, spec, plan), plan)
+        if adapting and (by_plan := _compare_plan(parts, spec, plan)) is not None:
+            found["meta_gradient"] = _require_equal_plan(by_plan, plan)
         return {name: torch.tensor(value).numpy() for name, value in found.items()}
 
     content = None if setting == "always" else _content(network, resolved, spec, plan)
@@ -60,8 +60,21 @@ def verify_network(parts: Components, learner: Learner, spec: TaskSpec, plan: Pl
     return {"verified": {name: float(value) for name, value in arrays.items()}}
 
 
+def _compare_plan(parts: Components, spec: TaskSpec, plan: Plan) -> Comparison | None:
+    """Return how the meta-gradient compares; None if it cannot be computed.
+
+    Then the first outer step raises the same error, and says what it was doing.
+    """
+    try:
+        return compare_plan(parts.learner, spec, plan)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException:
+        return None
+
+
 def _require_equal(found: Comparison) -> float:
-    if found.difference > (TOLERANCE if found.dtype == torch.float64 else _TOLERANCE_FLOAT32):
+    if not found.within(TOLERANCE if found.dtype == torch.float64 else _TOLERANCE_FLOAT32):
         raise ConfigError(
             "The network as a pure function differs from the module itself: its loss or gradient by a relative"
             f" {found.difference:.2g}, first at {printable(found.where)!r}.",
@@ -72,9 +85,8 @@ def _require_equal(found: Comparison) -> float:
     return found.difference
 
 
-def _require_equal_plan(compare: Callable[[], Comparison], plan: Plan) -> float:
-    found = compare()
-    if found.difference > TOLERANCE:
+def _require_equal_plan(found: Comparison, plan: Plan) -> float:
+    if not found.within(TOLERANCE):
         raise ConfigError(
             f"The meta-gradient by plan {plan!r} differs from that of plain autograd by a relative"
             f" {found.difference:.2g}, most in {printable(found.where)!r}.",

@@ -131,9 +131,12 @@ def test_a_network_that_cannot_be_compiled_is_refused_by_name(tmp_path: Path) ->
     assert (caught.value.where, caught.value.remedy) == ("engine.compile", "set engine.compile to off")
 
 
-def test_an_error_of_a_network_names_the_learner(tmp_path: Path) -> None:
+def test_an_error_of_a_network_names_the_backbone_and_the_layer(tmp_path: Path) -> None:
     glyphs = {"name": "glyphs", "train": 60, "val": 5, "test": 5}
-    with pytest.raises(PluginError, match=r"'protonet' .* RuntimeError in its prediction before the first step: mine"):
+    message = (
+        r"backbone 'own-wrong' .* RuntimeError in the prediction of the learner 'protonet' .*: mine \(in the module"
+    )
+    with pytest.raises(PluginError, match=message):
         metaforge.train("protonet", glyphs, backbone=Wrong(), steps=1, out=tmp_path / "run")
 
 
