@@ -53,7 +53,8 @@ class Worker:
         self.outer_optimizer(self.initial())
         engine, train = resolved.run.engine, resolved.run.train
         shards = min(engine.shards, train.tasks) if engine.reduce == "exact" else None
-        self.local = world.local_batch(train.tasks, shards)
+        varied = self.parts.training_bounds is not None
+        self.local = world.local_batch(train.tasks, shards, varied=varied)
         self._computations = self._new_computations(min(1, train.steps) if dry else train.steps)
         self._phase = self._planned(self.learner)
         self.decision = self._phase.decision
