@@ -228,3 +228,31 @@ def test_frozen_values_keep_every_bit_and_have_no_state(name: str) -> None:
     if after.training:
         with pytest.raises(CheckpointError):
             OuterOptimizer(TrainConfig(freeze=["model.w"]), plugin(name), *after)
+
+
+class Noisy(torch.optim.SGD):
+    """Adds noise to its parameters, which it draws from a generator."""
+
+    def __init__(self, groups: Any, *, own: bool) -> None:
+        super().__init__(groups)
+        self.own = own
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["steps"] = group.get("steps", 0) + 1
+            generator = torch.Generator().manual_seed(group["steps"]) if self.own else None
+            for param in group["params"]:
+                param.add_(torch.randn(param.shape, generator=generator))
+
+
+def test_a_step_that_draws_from_the_global_generator_is_refused() -> None:
+    """Its run was said to be resumed exactly."""
+    outer = OuterOptimizer(TrainConfig(), Made(lambda groups: Noisy(groups, own=False)), VALUES)
+    with pytest.raises(ContractError, match="step of Noisy draws from torch's global generator"):
+        stepped(outer, range(1, 2))
+    seeded = Made(lambda groups: Noisy(groups, own=True))
+    whole, first = (OuterOptimizer(TrainConfig(), seeded, VALUES) for _ in range(2))
+    restored = OuterOptimizer(TrainConfig(), seeded, *stepped(first, range(1, 3)))
+    ours, theirs = stepped(restored, range(3, 5)), stepped(whole, range(1, 5))
+    assert all(torch.equal(ours.values[name], theirs.values[name]) for name in VALUES)
