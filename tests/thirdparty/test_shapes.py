@@ -32,7 +32,7 @@ from metaforge.authoring import (
     score,
 )
 from metaforge.data import ClassPool, ImageDataset, check_split
-from metaforge.errors import ConfigError, DataError
+from metaforge.errors import ConfigError, DataError, PluginError
 from metaforge.registry.scan import scan
 from metaforge.results.records import read_evaluations
 from metaforge.testing import Check, Subject, parametrize_with_checks
@@ -227,3 +227,21 @@ def test_a_learner_of_fixed_ways_takes_varied_shots(tmp_path: Path) -> None:
     settings["train"] = {"tasks": 2}
     run = metaforge.train("maml", "textures", settings=settings, steps=3, out=tmp_path / "run", registry=REGISTRY)
     assert run.evaluate(tasks=10)["results"][0]["varied"]["ways"] == [4, 4]
+
+
+class Naming(Kernel):
+    """Logs the score under a second name that has the number of classes."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss, aux._replace(metrics={**aux.metrics, f"score_{self.ways}": aux.metrics["score"]})
+
+
+@pytest.mark.parametrize(("tasks", "accumulate"), [(1, 3), (3, 1)])
+def test_metrics_whose_names_depend_on_the_shape_are_refused(tasks: int, accumulate: int, tmp_path: Path) -> None:
+    settings = {**VARIED, "train": {"tasks": tasks, "accumulate": accumulate}}
+    registry = REGISTRY.with_plugin("learner", "naming", Naming)
+    with pytest.raises(PluginError, match="tasks of two shapes have different metrics: score_") as caught:
+        metaforge.train("naming", "textures", settings=settings, steps=3, out=tmp_path / "run", registry=registry)
+    assert "The learner 'naming'" in caught.value.what
+    assert "in its loss at outer step" in caught.value.what
