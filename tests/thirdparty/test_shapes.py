@@ -177,6 +177,27 @@ def test_varied_tasks_in_training_and_evaluation(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        VARIED,
+        {**VARIED, "evaluate": {"shots": [3]}},
+        {**VARIED, "train": {"sampler": "fixed"}},
+        {"task": {"queries": 2}, "evaluate": {"shots": [3]}},
+    ],
+)
+def test_a_run_stands_alone(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train(tmp_path / "run", settings, steps=1)
+    fixed, evaluated = run.spec(), run.evaluated_spec()
+    monkeypatch.setattr(Textures, "pool", missing)
+    alone = metaforge.load(run.folder, registry=REGISTRY)
+    assert (alone.spec(), alone.evaluated_spec()) == (fixed, evaluated)
+    support = Examples(torch.rand(5, 1, 6, 6), torch.arange(5))
+    learner = alone.learner()
+    fast = learner.adapt(alone.values, support)
+    assert learner.predict(alone.values, fast, torch.rand(3, 1, 6, 6)).shape == (3, 5)
+
+
+@pytest.mark.parametrize(
     "settings", [VARIED, {"task": {"queries": 2}, "train": {"ways": [3, 5], "shots": [1, 2]}}], ids=["varied", "lists"]
 )
 def test_a_resumed_run_has_the_same_bits(settings: dict[str, Any], tmp_path: Path) -> None:
