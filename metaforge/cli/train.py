@@ -157,6 +157,8 @@ class _RunMessages:
             print_note(f"Warning: {printable(damaged)}")
         print_note(f"initial values from {source}: {len(taken)} of {total} values")
         print_note(f"  taken: {_listed(taken)}")
+        for dtypes, names in facts["cast"].items():
+            print_note(f"  cast from {dtypes}: {_listed(names)}")
         for reason, names in facts["not_taken"].items():
             print_note(f"  not taken, {reason}: {_listed(names)}")
         if facts["unused"]:

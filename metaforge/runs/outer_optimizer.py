@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metaforge.authoring.functional import split_state
+from metaforge.authoring.functional import matching, split_state
 from metaforge.authoring.protocols import Optimizer, Params
 from metaforge.config.settings import TrainConfig
 from metaforge.errors import CheckpointError, ContractError
@@ -61,7 +61,8 @@ class OuterOptimizer:
         # The fused optimisers of torch read memory contiguously and ignore strides.
         dense = torch.contiguous_format
         self._leaves = {name: value.clone(memory_format=dense).requires_grad_() for name, value in params.items()}
-        self._groups = parameter_groups(config, list(self._leaves), optimizer.weight_decay)
+        frozen = matching(values, config.freeze)
+        self._groups = parameter_groups(config, list(self._leaves), optimizer.weight_decay, frozen)
         self._optimizer = self._kept = None
         self._is_first_step = True
         if self._leaves:

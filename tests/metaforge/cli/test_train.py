@@ -146,6 +146,7 @@ def test_the_initial_values_and_the_frozen_ones_are_printed(capsys: pytest.Captu
         "step": 7,
         "damaged": ["step-0000009 is damaged"],
         "taken": [f"model.{i}" for i in range(10)],
+        "cast": {"torch.float64 to torch.float32": ["model.0"]},
         "not_taken": {"that run has no such value": ["head.weight"]},
         "unused": ["old.weight"],
     }
@@ -156,6 +157,7 @@ def test_the_initial_values_and_the_frozen_ones_are_printed(capsys: pytest.Captu
         "Warning: step-0000009 is damaged",
         "initial values from runs/ [31mfirst, outer step 7: 10 of 11 values",
         "  taken: model.0, model.1, model.2, model.3, model.4, model.5, model.6, model.7 and 2 more",
+        "  cast from torch.float64 to torch.float32: model.0",
         "  not taken, that run has no such value: head.weight",
         "  not used of that run: old.weight",
         "frozen: model.0",

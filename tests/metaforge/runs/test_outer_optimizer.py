@@ -10,7 +10,7 @@ import torch
 from metaforge.authoring import Optimizer, Options
 from metaforge.authoring.protocols import Params
 from metaforge.config.settings import GroupConfig, TrainConfig
-from metaforge.errors import CheckpointError, ContractError
+from metaforge.errors import CheckpointError, ConfigError, ContractError
 from metaforge.registry.scan import scan
 from metaforge.runs.outer_optimizer import OuterOptimizer, Snapshot, torch_optimizer
 
@@ -256,3 +256,9 @@ def test_a_step_that_draws_from_the_global_generator_is_refused() -> None:
     restored = OuterOptimizer(TrainConfig(), seeded, *stepped(first, range(1, 3)))
     ours, theirs = stepped(restored, range(3, 5)), stepped(whole, range(1, 5))
     assert all(torch.equal(ours.values[name], theirs.values[name]) for name in VALUES)
+
+
+def test_a_group_of_frozen_values_is_refused_as_such() -> None:
+    config = TrainConfig(freeze=["model.w"], groups={"model.w*": GroupConfig(lr=0.1)})
+    with pytest.raises(ConfigError, match="all that it matches is frozen"):
+        OuterOptimizer(config, plugin(), VALUES)
