@@ -71,7 +71,10 @@ def _read(worker: Worker, settings: RunConfig) -> tuple[Params, dict[str, Any]]:
         found = read_weights(path)
         weights = found.tensors
         facts["weights"] = {"path": str(path), "sha256": found.digest, "tensors": len(weights)}
-    values = worker.initial(weights)
+    values, norm = worker.initial(weights), worker.learner.norm
+    # No refusal: under these policies the network normalises by the statistics of a task, as it should.
+    if (layers := worker.parts.loaded_statistics) and norm != "running":
+        facts["weights"]["unused_statistics"] = {"norm": norm, "layers": layers}
     if settings.train.init_from is not None:
         values, facts["init_from"] = _from_run(Path(settings.train.init_from), values, settings.train.init_patterns)
     return values, facts

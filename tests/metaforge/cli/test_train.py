@@ -166,6 +166,16 @@ def test_the_initial_values_and_the_frozen_ones_are_printed(capsys: pytest.Captu
     assert "initial values" not in capsys.readouterr().err
 
 
+def test_statistics_of_a_file_that_the_policy_does_not_use_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {"weights": {"unused_statistics": {"norm": "transductive", "layers": ["1.norm", "2.norm"]}}}
+    for start, printed in ((0, 1), (5, 0)):
+        _RunMessages().metaforge_run_start(run_info(Path("runs/new"), environment=environment, start=start))
+        assert capsys.readouterr().err.count(
+            "not used of the weights: the running statistics of 1.norm, 2.norm; the norm policy is transductive, and"
+            " only running uses them\n"
+        ) == printed  # fmt: skip
+
+
 def test_flags_name_the_source_of_initial_values_and_what_is_frozen(calls: Calls) -> None:
     result = run_command("train -l guess -d dots --init-from runs/first --freeze model.0.* --freeze *.bias")
     assert result.exit_code == 0, result.stderr
