@@ -11,8 +11,9 @@ from torch import Tensor
 
 from metaforge.authoring.functional import matching, split_state
 from metaforge.authoring.protocols import Optimizer, Params
+from metaforge.config.paths import joined
 from metaforge.config.settings import TrainConfig
-from metaforge.errors import CheckpointError, ContractError
+from metaforge.errors import CheckpointError, ConfigError, ContractError
 from metaforge.runs.optimizer_state import Kept, OptimizerState, Scalar
 from metaforge.runs.parameter_groups import parameter_groups
 
@@ -44,7 +45,8 @@ class OuterOptimizer:
 
     Raises:
         CheckpointError: `training` and `scalars` do not belong to these values, or are incomplete.
-        ConfigError: A pattern of `train.groups` applies to no parameter.
+        ConfigError: A pattern of `train.groups` applies to no parameter, or the settings have a weight decay but the
+            optimiser has none.
         ContractError: The plugin builds no optimiser that MetaForge can use.
     """
 
@@ -67,6 +69,7 @@ class OuterOptimizer:
         self._is_first_step = True
         if self._leaves:
             self._optimizer = torch_optimizer(optimizer, self._torch_groups())
+            _require_weight_decay(self._optimizer, config)
             self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
             self._kept = OptimizerState(self._optimizer, self._leaves)
         if training or scalars:
@@ -149,6 +152,24 @@ class OuterOptimizer:
         other.step(zeros, {}, norm=0.0, factor=1.0)
         expected = other.snapshot()
         self._kept.restore(kept, Kept(expected.training, expected.scalars))
+
+
+def _require_weight_decay(optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+    """Raise `ConfigError` if the settings have a weight decay above 0, and the optimiser would ignore it.
+
+    Torch keeps every entry of a group, so the groups of an optimiser without weight decay have the entry too.
+    """
+    own = {
+        joined(("train", "groups", name, "weight_decay")): group.weight_decay for name, group in config.groups.items()
+    }
+    found = [setting for setting, decay in {"train.weight_decay": config.weight_decay, **own}.items() if decay]
+    if found and "weight_decay" not in optimizer.defaults:
+        raise ConfigError(
+            f"{type(optimizer).__name__} has no weight decay, so {' and '.join(found)} would have no effect.",
+            where=", ".join(found),
+            remedy="leave it out or set it to 0, or choose an optimizer with weight decay (--optimizer), which has"
+            " 'weight_decay' among its defaults",
+        )
 
 
 def _generator_states(devices: Iterable[torch.device]) -> list[Tensor]:

@@ -45,6 +45,9 @@ class Optimizer(Component, Protocol):
         strings, booleans and None. An optimiser that keeps anything else between steps, whose `step` needs a closure,
         or whose `step` draws from torch's global generator is rejected.
 
+        An optimiser that decays weights has `weight_decay` among its `defaults`, as those of torch have. With another
+        one, a run refuses a weight decay above 0.
+
         Args:
             groups: Parameter groups as torch takes them, each with `params` (a list of tensors), `lr` and
                 `weight_decay`.

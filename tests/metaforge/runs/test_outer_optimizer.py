@@ -262,3 +262,19 @@ def test_a_group_of_frozen_values_is_refused_as_such() -> None:
     config = TrainConfig(freeze=["model.w"], groups={"model.w*": GroupConfig(lr=0.1)})
     with pytest.raises(ConfigError, match="all that it matches is frozen"):
         OuterOptimizer(config, plugin(), VALUES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"weight_decay": 0.1}, "train.weight_decay"),
+        ({"groups": {"*.b": GroupConfig(weight_decay=0.1)}}, 'train.groups."*.b".weight_decay'),
+    ],
+)
+def test_a_weight_decay_that_the_optimiser_ignores_is_refused(settings: dict[str, Any], where: str) -> None:
+    rprop = Made(torch.optim.Rprop)
+    with pytest.raises(ConfigError, match=r"Rprop has no weight decay, so train.* would have no effect") as caught:
+        OuterOptimizer(TrainConfig(**settings), rprop, VALUES)
+    assert caught.value.where == where
+    OuterOptimizer(TrainConfig(weight_decay=0.0, groups={"*.b": GroupConfig(weight_decay=0.0)}), rprop, VALUES)
+    OuterOptimizer(TrainConfig(**settings), Made(torch.optim.Adagrad), VALUES)
