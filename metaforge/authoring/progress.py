@@ -72,6 +72,11 @@ def is_progress(name: str) -> bool:
     return name.startswith(STATE) and name.endswith((_STEP_END, _SHARE_END))
 
 
+def is_share(name: str) -> bool:
+    """Return whether the run sets a state entry of this name to the fraction of the training that is done."""
+    return name.startswith(STATE) and name.endswith(_SHARE_END)
+
+
 def with_progress(values: Params, step: int, share: float) -> Params:
     """Return values whose entries of the training progress are `step` and `share`, whatever prefix they have."""
     numbers = {name: step if name.endswith(_STEP_END) else share for name in values if is_progress(name)}

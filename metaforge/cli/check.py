@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,23 +61,34 @@ def check(
         _check_backbone(backbone, parse_integers("--x-shape", x_shape), fast=fast, as_json=as_json)
         return
     assert name is not None
+    subject = _subject(name, kind, settings or [], parse_integers("--x-shape", x_shape))
+    _check_plugin(subject, _expected_failures(expect or []), as_json=as_json)
+
+
+def _subject(name: str, kind: str | None, settings: Sequence[str], sizes: Sequence[int] | None) -> Subject:
+    """Return the plugin to check, with its options."""
     registry = scan_plugins()
     # Looked up before the import of the conformance kit, which imports torch.
     entry = registry.find_any(name, parse_kind(kind))
-    from metaforge.testing.run_checks import by_cause, counts, run_checks
     from metaforge.testing.subject import Subject
 
     subject = Subject.of(f"{entry.kind}:{entry.qualified}", registry)
     if settings:
         subject = subject.with_options(_options(subject, settings))
-    sizes = parse_integers("--x-shape", x_shape)
     subject = replace(subject, x_shape=None if sizes is None else tuple(sizes))
     subject.require_data()
+    return subject
+
+
+def _check_plugin(subject: Subject, expected: Mapping[str, str], *, as_json: bool) -> None:
+    """Run the checks of a plugin and print their results."""
+    from metaforge.testing.run_checks import by_cause, counts, run_checks
+
     results = []
     # What a plugin prints goes to stderr, so that stdout has only the answer.
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        for outcome in run_checks(subject, _expected_failures(expect or [])):
+        for outcome in run_checks(subject, expected):
             results.append(outcome)
             if not as_json and outcome.status != "failed":
                 with contextlib.redirect_stdout(stdout):
@@ -112,7 +123,7 @@ def _check_backbone(path: str, sizes: Sequence[int] | None, *, fast: bool, as_js
         if not as_json:
             figure = "" if result.difference is None else f" {result.difference:.2g}"
             note = f": {result.message}" if result.message else ""
-            print_answer(f"{result.way:9} {result.status}{figure}{note} ({1000 * result.seconds:.0f} ms)")
+            print_answer(f"{result.way:9} {result.status}{figure}{note}")
     if as_json:
         print_json({"backbone": path, "results": [result._asdict() for result in results]})
     # Refused by every plan is a failure; by one of them it is not.

@@ -141,12 +141,22 @@ class _RunMessages:
         facts = {key: run.environment[key] for key in ("device", "threads", "plan", "chunk") if key in run.environment}
         if run.folder is not None:
             print_note(f"run folder: {run.folder}  ({', '.join(f'{key} {value}' for key, value in facts.items())})")
+        if "unused_statistics" in run.environment.get("weights", {}) and not run.start:
+            self._print_unused(run.environment["weights"]["unused_statistics"])
         if "init_from" in run.environment and not run.start:
             self._print_taken(run.environment["init_from"])
         if "frozen" in run.environment:
             print_note(f"frozen: {_listed(run.environment['frozen'])}")
         if "resumed" in run.environment:
             self._print_resumed(run.start, run.environment["resumed"])
+
+    @staticmethod
+    def _print_unused(facts: Mapping[str, Any]) -> None:
+        """Print which running statistics of a file of weights the run does not use, and which policy would."""
+        print_note(
+            f"not used of the weights: the running statistics of {_listed(facts['layers'])}; the norm policy is"
+            f" {printable(facts['norm'])}, and only running uses them"
+        )
 
     @staticmethod
     def _print_taken(facts: Mapping[str, Any]) -> None:
@@ -157,6 +167,8 @@ class _RunMessages:
             print_note(f"Warning: {printable(damaged)}")
         print_note(f"initial values from {source}: {len(taken)} of {total} values")
         print_note(f"  taken: {_listed(taken)}")
+        for dtypes, names in facts["cast"].items():
+            print_note(f"  cast from {dtypes}: {_listed(names)}")
         for reason, names in facts["not_taken"].items():
             print_note(f"  not taken, {reason}: {_listed(names)}")
         if facts["unused"]:

@@ -11,16 +11,13 @@ Count = Annotated[int, Field(ge=1)]
 # A count of things that are in memory at the same time.
 MAX_SIZE = 100_000
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
-# A pattern of names of values: `model.0.*`.
-NamePattern = Annotated[str, Field(min_length=1, max_length=1000)]
+# A pattern of names of values, such as `model.0.*`. Without quotes, so that it can be a quoted key in a path.
+NamePattern = Annotated[str, Field(pattern=r"^[^\"']+$", max_length=1000)]
 # One size, or several of which each outer step uses one.
 Sizes = Size | Annotated[list[Size], Field(min_length=1, max_length=100)]
 Sampler = Literal["fixed", "varied"]
 # Names of splits become part of file names: without separators, and without a dot at the start.
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)]
-
-# A pattern of names of values, with the wildcards of shell patterns.
-Pattern = Annotated[str, Field(pattern=r"^[^\"']+$", max_length=200)]
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 # A duration as text; pydantic copies the pattern into the JSON Schema of a run file.
@@ -136,10 +133,10 @@ class TrainConfig(Section):
     weight_decay: float | None = Field(
         default=None, ge=0, description="Weight decay of the outer optimiser; if not set, the optimiser's own default."
     )
-    groups: dict[Pattern, GroupConfig] = Field(
+    groups: dict[NamePattern, GroupConfig] = Field(
         default={},
-        description="Settings of the parameters whose names match a pattern, such as `adapters.*`; of several patterns"
-        " that match, the last applies.",
+        description="Settings of the parameters whose names match a pattern, such as `adapters.*`. Of several patterns"
+        " that match, the last applies; one that is set again, as on the command line, keeps its place.",
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop", description="Whether a step that diverges or is not finite ends the run or is skipped."
@@ -182,7 +179,8 @@ class TrainConfig(Section):
         default=[],
         max_length=1000,
         description="Which values `init_from` takes over, as patterns of their names; if empty, all that fit. The"
-        " pattern 'model.* -> model.0.*' takes them under other names.",
+        " pattern 'model.* -> model.0.*' takes them under other names. Of several patterns that give a value, the last"
+        " applies.",
     )
     freeze: list[NamePattern] = Field(
         default=[],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from metaforge.config import paths
 from metaforge.config.problems import location_in, sentence
@@ -36,10 +37,15 @@ def validate(model: type[Model], values: Mapping[str, Any], path: str, origins: 
         ConfigError: Some values are invalid; the message names each of them, up to ten, by its dotted path.
     """
     values = _with_nones(model, values)
+    remedy = (
+        "`metaforge describe NAME` lists a plugin's options, `metaforge config` every value of a run with its origin"
+    )
     try:
         result = model.model_validate(values)
     except ValidationError as error:
         problems = _problems(model, path, values, error)
+        if quoted := next(_without_quotes(model, path, values, error), None):
+            remedy = f"write a key that contains a dot in quotes: '{quoted}=VALUE' (the outer quotes are for the shell)"
     else:
         problems = _misread_values(path, values, result)
     if problems:
@@ -47,9 +53,8 @@ def validate(model: type[Model], values: Mapping[str, Any], path: str, origins: 
         sentences = [sentence for _, sentence in reported]
         raise ConfigError(
             "\n".join([*sentences, *([f"There are {more} more errors."] if more > 0 else [])]),
-            where=", ".join(dict.fromkeys(origins.get(dotted, "default") for dotted, _ in reported)),
-            remedy="`metaforge describe NAME` lists a plugin's"
-            " options, `metaforge config` every value of a run with its origin",
+            where=", ".join(dict.fromkeys(_origin(dotted, origins) for dotted, _ in reported)),
+            remedy=remedy,
         )
     return result
 
@@ -90,6 +95,46 @@ def _children(path: str, value: Any) -> list[tuple[str, Any]]:
 def _dotted(path: str, keys: Sequence[str]) -> str:
     """Return the path of a value by the keys that lead to it from the table at `path`, which may be empty."""
     return ".".join([*([path] if path else []), *map(paths.quoted, keys)])
+
+
+def _origin(path: str, origins: Mapping[str, str]) -> str:
+    """Return the origin of the value at a dotted path; that of the first value in it for a table."""
+    inside = (origin for known, origin in origins.items() if known.startswith(f"{path}."))
+    return origins.get(path) or next(inside, "default")
+
+
+def _without_quotes(
+    model: type[BaseModel], path: str, values: Mapping[str, Any], error: ValidationError
+) -> Iterator[str]:
+    """Yield the paths that are meant where a key with dots, such as a pattern, was read as tables in one another."""
+    for details in error.errors(include_url=False):
+        location = location_in(values, details)
+        # The last key is an unknown one in a value of a table, whose own key has a name of the user's choice.
+        field = _field_at(model, location[:-2])
+        if details["type"] != "extra_forbidden" or field is None or not _models(field.annotation)[1]:
+            continue
+        keys, value, known = (
+            [location[-2]],
+            _inside(values, location[:-1]),
+            _models(field.annotation)[1][0].model_fields,
+        )
+        while isinstance(value, Mapping) and value:
+            key = location[-1] if len(keys) == 1 else next(iter(value))
+            keys, value = [*keys, str(key)], value[key]
+        if len(keys) > 2 and keys[-1] in known:
+            yield _dotted(path, (*location[:-2], ".".join(keys[:-1]), keys[-1]))
+
+
+def _inside(values: Any, location: Sequence[str]) -> Any:
+    for key in location:
+        values = values[key]
+    return values
+
+
+def _field_at(model: type[BaseModel], location: Sequence[str]) -> FieldInfo | None:
+    """Return the field at a path of field names inside a model, or None if there is none."""
+    inner = _model_at(model, location[:-1]) if location else None
+    return None if inner is None else inner.model_fields.get(location[-1])
 
 
 def _problems(

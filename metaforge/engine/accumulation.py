@@ -9,6 +9,7 @@ import torch
 from metaforge.authoring.functional import add_params
 from metaforge.authoring.protocols import Params
 from metaforge.engine.batch import MetaStep
+from metaforge.engine.contract import require_same_metrics
 
 
 def mean_step(steps: Iterable[MetaStep]) -> MetaStep:
@@ -21,6 +22,9 @@ def mean_step(steps: Iterable[MetaStep]) -> MetaStep:
 
     Returns:
         The mean of the gradients and of the changes of the state, and the losses and metrics of all tasks.
+
+    Raises:
+        ContractError: The tasks of two batches have metrics of different names.
     """
     grads, state, losses, metrics = Params(), Params(), [], []
     for step in steps:
@@ -29,6 +33,7 @@ def mean_step(steps: Iterable[MetaStep]) -> MetaStep:
         metrics.append(step.metrics)
     if len(losses) == 1:
         return MetaStep(grads, state, losses[0], metrics[0])
+    require_same_metrics(metrics)
     count = len(losses)
     return MetaStep(
         {name: value / count for name, value in grads.items()},

@@ -20,7 +20,7 @@ from metaforge.authoring.functional import add_params, matching, one_task, split
 from metaforge.authoring.kinds import TaskKind
 from metaforge.authoring.layers import images
 from metaforge.authoring.protocols import Examples, Learner, Params, Regularizer, Task
-from metaforge.engine.chunk_sums import reduced, with_combined_weights, with_equal_weights
+from metaforge.engine.chunk_sums import reduced, with_all_entries, with_combined_weights, with_equal_weights
 from metaforge.engine.chunks import ChunkGradients
 from metaforge.engine.contract import unmodified
 from metaforge.engine.local_batch import LocalBatch
@@ -154,6 +154,8 @@ def mixed_gradients(
             groups, results = with_combined_weights(plan, params, state, parts, local, combining)
         else:
             groups, results = with_equal_weights(plan, params, state, parts, local)
+        if not local.is_whole:
+            groups = with_all_entries(groups, values, frozen)
         sums, by_task, metrics = reduced(local, groups, results)
         fixed = frozenset(matching(sums, frozen))
         grads, change = split_state({name: value for name, value in sums.items() if name not in fixed})

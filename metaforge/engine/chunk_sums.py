@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.utils._pytree import tree_map
 
-from metaforge.authoring.functional import add_params
+from metaforge.authoring.functional import add_params, matching
+from metaforge.authoring.progress import is_progress
 from metaforge.authoring.protocols import Params, Regularizer
 from metaforge.engine.chunks import ByTask, ChunkResult, chunk_forward, chunk_gradients
 from metaforge.engine.combining import combined_weights, terms_read
@@ -30,7 +31,7 @@ def with_equal_weights(
         run = shaped.compiled or chunk_gradients(shaped.learner, plan)
         weights = torch.full((len(keys),), 1 / local.total, dtype=torch.float64, device=keys.device)
         result, grads = run(weights, params, state, tasks, keys)
-        groups[group] = add_params(groups[group], add_params(_state_change(result, local), grads))
+        groups[group] = add_params(groups[group], add_params(_state_change(result, state, local), grads))
         results.append((result, positions))
     return groups, results
 
@@ -53,7 +54,7 @@ def with_combined_weights(
     results, pullbacks, names = [], [], terms_read(combining)
     for group, shaped, tasks, keys, positions in parts:
         result, pullback = chunk_forward(shaped.learner, plan, names)(params, state, tasks, keys)
-        groups[group] = add_params(groups[group], _state_change(result, local))
+        groups[group] = add_params(groups[group], _state_change(result, state, local))
         results.append((result, positions))
         pullbacks.append((group, pullback))
     _, by_task, _ = reduced(local, [{}], results)
@@ -65,14 +66,47 @@ def with_combined_weights(
 
 
 def reduced(local: LocalBatch, groups: list[Params], results: Sequence[Result]) -> tuple[Params, ByTask, Params]:
-    """Return the sums of all groups, and the losses, terms and metrics of all tasks, in one collective per dtype."""
+    """Return the sums of all groups, and the losses, terms and metrics of all tasks, in one collective per dtype.
+
+    Raises:
+        ContractError: Tasks of two shapes, on this rank or on two, have metrics of different names.
+    """
     rows, metrics, terms = rows_of(results)
+    if local.require_same_metrics is not None:
+        local.require_same_metrics(metrics)
     sums, rows = local.reduce(groups, rows)
     columns, split = rows.unbind(1), 1 + len(metrics)
     by_task = ByTask(columns[0], dict(zip(terms, columns[split:], strict=True)))
-    return sums, by_task, dict(zip(metrics, columns[1:split], strict=True))
+    by_name = dict(zip(metrics, columns[1:split], strict=True))
+    return sums, by_task, {name: by_name[name] for name in results[0][0].metrics}
 
 
-def _state_change(result: ChunkResult, local: LocalBatch) -> Params:
-    """Return what a chunk contributes to the mean change of the state over the whole batch."""
-    return {name: len(result.losses) / local.total * change for name, change in result.state.items()}
+def with_all_entries(groups: list[Params], values: Params, frozen: Sequence[str]) -> list[Params]:
+    """Return sums that have an entry for every value that an outer step can change, in the order of the values.
+
+    Ranks add their sums by position. But tasks of one shape may change other state entries than those of another. What
+    a group lacks becomes -0.0: adding it changes no bit of a number, whereas -0.0 + 0.0 is 0.0.
+
+    Args:
+        groups: The sums of each local group.
+        values: The learner's values.
+        frozen: Patterns of the names of values that nothing changes.
+    """
+    fixed = frozenset(matching(values, frozen))
+    changing = {name: value for name, value in values.items() if name not in fixed and not is_progress(name)}
+    return [
+        {name: group[name] if name in group else torch.full_like(value, -0.0) for name, value in changing.items()}
+        for group in groups
+    ]
+
+
+def _state_change(result: ChunkResult, state: Params, local: LocalBatch) -> Params:
+    """Return what a chunk contributes to the mean change of the state over the whole batch, in the state's dtypes."""
+    if not result.state:
+        return {}
+    share, change = len(result.losses) / local.total, Params()
+    for name, value in result.state.items():
+        dtype = state[name].dtype
+        # Not always by `to`, which costs as much as the product where it changes nothing.
+        change[name] = share * (value if value.dtype == dtype else value.to(dtype))
+    return change

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -67,6 +67,17 @@ def checked_loss(result: Any, state: Params, terms: Sequence[str] = ()) -> tuple
                 f"the term {name!r} is {_description(aux.terms[name])}, not a scalar floating-point tensor"
             )
     return loss, aux
+
+
+def require_same_metrics(names: Iterable[Iterable[str]]) -> None:
+    """Raise `ContractError` unless all parts of an outer step have metrics of the same names.
+
+    Args:
+        names: The names of the metrics of each part, at least one.
+    """
+    each = [frozenset(one) for one in names]
+    if different := frozenset().union(*each) - each[0].intersection(*each):
+        raise ContractError(f"tasks of two shapes have different metrics: {', '.join(sorted(different))}")
 
 
 def checked_values(values: Any) -> Params:

@@ -7,9 +7,11 @@ know whether a run has one process or several.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import itertools
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -18,11 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
-from torch.nn.functional import pad
 
 from metaforge.authoring.functional import sum_of
 from metaforge.authoring.protocols import Params
-from metaforge.engine.local_batch import LocalBatch
+from metaforge.engine.contract import require_same_metrics
+from metaforge.engine.local_batch import LocalBatch, reduce_groups
 from metaforge.errors import ConfigError, WorkerError, shown
 
 # Gloo notices immediately when another rank has exited; the timeout is for one that hangs.
@@ -47,7 +49,7 @@ class World:
         """Whether this is rank 0, which alone calls the hooks and writes the run folder."""
         return self.rank == 0
 
-    def local_batch(self, total: int, shards: int | None) -> LocalBatch:
+    def local_batch(self, total: int, shards: int | None, *, varied: bool = False) -> LocalBatch:
         """Return the tasks of a batch that this rank computes, with the reduction over all ranks.
 
         Args:
@@ -55,6 +57,8 @@ class World:
             shards: Cut the batch into this many groups, independently of the world size, and add their sums in order:
                 every world size that divides `shards` then gives the same bits. None makes one group per rank, and adds
                 with `all_reduce`, in an unspecified order.
+            varied: Whether the tasks of a batch have several shapes. Then the ranks compare the names of their metrics
+                in every step, because they would add those of one name to those of another.
 
         Raises:
             ConfigError: The world size does not divide `shards`, or there are fewer tasks than groups.
@@ -75,9 +79,9 @@ class World:
         first, add = sum(sizes[: own.start]), self._sum if shards is None else self._ordered_sum
 
         def reduce(groups: list[Params], rows: Tensor) -> tuple[Params, Tensor]:
-            return _reduce(add, total, first, groups, rows)
+            return reduce_groups(add, total, first, groups, rows)
 
-        return LocalBatch(total, tuple(sizes[own]), first, reduce)
+        return LocalBatch(total, tuple(sizes[own]), first, reduce, self._require_same_metrics if varied else None)
 
     def maximum(self, *numbers: int) -> list[int]:
         """Return the maximum of each number over all ranks (an `all_reduce`)."""
@@ -122,6 +126,20 @@ class World:
             dist.all_reduce(gathered)
         return [float(number) for number in gathered.tolist()]
 
+    def _require_same_metrics(self, names: Sequence[str]) -> None:
+        """Raise `ContractError` on every rank unless all of them have the same sorted names (one `all_reduce`)."""
+        text = json.dumps(names).encode()
+        digest = int.from_bytes(hashlib.sha256(text).digest()[:7])
+        largest, smallest = self.maximum(digest, -digest)
+        if largest != -smallest:
+            require_same_metrics(json.loads(each) for each in self._from_all_ranks(text))
+
+    def _from_all_ranks(self, own: bytes) -> list[bytes]:
+        """Return the bytes of each rank."""
+        counts = [int(count) for count in self.gather([len(own)], [1] * self.size)]
+        numbers = iter(self.gather([*own], counts))
+        return [bytes(map(int, itertools.islice(numbers, count))) for count in counts]
+
     def _sum(self, groups: Tensor) -> Tensor:
         """Return the sum `[n]` over all ranks, each of which has one group `[1, n]`."""
         total = groups[0]
@@ -135,43 +153,6 @@ class World:
         with _worker_errors():
             dist.all_gather(gathered, groups)
         return sum_of(group for part in gathered for group in part.unbind(0))
-
-
-def _reduce(
-    add: Callable[[Tensor], Tensor], total: int, first: int, groups: list[Params], rows: Tensor
-) -> tuple[Params, Tensor]:
-    """Return the sums over the groups of all ranks, and the rows of all tasks `[total, n]`.
-
-    The local rows, padded with zeros to the rows of all tasks, are appended to the first local group. So one collective
-    reduces both, and the sum over all groups contains the rows of every task.
-
-    Args:
-        add: The collective, which maps local groups `[groups, n]` to the sum over the groups of all ranks `[n]`.
-        total: The number of tasks in the whole batch.
-        first: The index of the first local task.
-        groups: The sums of each local group.
-        rows: Losses and metrics of the local tasks `[local, n]`.
-    """
-    padded = pad(rows, (0, 0, first, total - first - len(rows)))
-    parts = [
-        [*group.values(), padded if index == 0 else torch.zeros_like(padded)] for index, group in enumerate(groups)
-    ]
-    *sums, rows = _sum_by_dtype(add, parts)
-    return dict(zip(groups[0], sums, strict=True)), rows
-
-
-def _sum_by_dtype(add: Callable[[Tensor], Tensor], groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Return the sum of each tensor over the groups of all ranks.
-
-    There is one collective per dtype, so that every sum is rounded as in a single process.
-    """
-    sums: dict[int, Tensor] = {}
-    for dtype in dict.fromkeys(tensor.dtype for tensor in groups[0]):
-        alike = [index for index, tensor in enumerate(groups[0]) if tensor.dtype == dtype]
-        flat = torch.stack([torch.cat([group[index].detach().reshape(-1) for index in alike]) for group in groups])
-        pieces = torch.split(add(flat), [groups[0][index].numel() for index in alike])
-        sums |= {index: piece.view(groups[0][index].shape) for index, piece in zip(alike, pieces, strict=True)}
-    return [sums[index] for index in range(len(groups[0]))]
 
 
 def under_torchrun() -> bool:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from metaforge.authoring.protocols import Examples, Learner, Task
 from metaforge.engine.chunks import ChunkGradients, ChunkResult
+from metaforge.engine.contract import require_same_metrics
 from metaforge.engine.plans import Plan
-from metaforge.errors import ContractError
 
 
 class ShapedTasks(NamedTuple):
@@ -80,14 +80,15 @@ Result = tuple[ChunkResult, Sequence[int]]
 def rows_of(results: Sequence[Result]) -> tuple[Tensor, list[str], list[str]]:
     """Return loss, metrics and terms of each task `[tasks, n]` in the order of the tasks, and the names of the latter.
 
+    The metrics are sorted by name, because a learner may return those of another shape in another order.
+
     Raises:
         ContractError: Tasks of two shapes have metrics of different names.
     """
     losses = torch.cat([result.losses for result, _ in results])
-    metrics, terms = [*results[0][0].metrics], [*results[0][0].terms]
-    for result, _ in results:
-        if different := {*metrics} ^ result.metrics.keys():
-            raise ContractError(f"tasks of two shapes have different metrics: {', '.join(sorted(different))}")
+    metrics, terms = sorted(results[0][0].metrics), [*results[0][0].terms]
+    if len(results) > 1:
+        require_same_metrics(result.metrics for result, _ in results)
     columns = [torch.cat([result.metrics[name] for result, _ in results]) for name in metrics]
     columns += [torch.cat([result.terms[name] for result, _ in results]) for name in terms]
     rows = torch.stack([losses, *(column.to(losses.dtype) for column in columns)], 1)

@@ -41,6 +41,8 @@ class Components:
         self._require_useful_regularizers()
         # The specs that were checked, each with its split: the run folder records them.
         self.specs: list[tuple[str, TaskSpec]] = []
+        # The batch norm layers of the backbone whose running statistics came from a file of weights.
+        self.loaded_statistics: list[str] = []
         settings = resolved.run
         self.task_shape = TaskShape(settings.task.ways, settings.task.shots, settings.task.queries)
         self.training_shapes = training_shapes(settings)
@@ -187,7 +189,7 @@ class Components:
                 if not isinstance(module, nn.Module):
                     raise TypeError(f"build returns {type(module).__name__}, not a module")
             if weights is not None:
-                load_weights(module, weights)
+                self.loaded_statistics = load_weights(module, weights)
             return module
 
         return build

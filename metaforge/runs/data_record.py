@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,9 +69,18 @@ class DataRecord(Record):
     classes: dict[SplitName, Annotated[list[Name], Field(max_length=_MOST_CLASSES)]]
 
     def spec(self, kind: TaskKind, split: str, shape: TaskShape) -> TaskSpec | None:
-        """Return the spec of the tasks of a kind, split and shape, or None if it is not recorded."""
-        specs = (one.spec(kind) for one in self.specs if (one.split, one.kind) == (split, kind.name))
-        return next((spec for spec in specs if spec.shape == shape), None)
+        """Return the spec of the tasks of a kind, split and shape, or None if it cannot be told from the record.
+
+        The number of examples changes nothing else in a spec, and tasks of classes have one output for each of them. So
+        a spec of another shape, or of varied tasks, tells it too.
+        """
+        specs = [one.spec(kind) for one in self.specs if (one.split, one.kind) == (split, kind.name)]
+        # One of this very shape comes first, then one of as many ways.
+        specs.sort(key=lambda spec: (spec.shape != shape, spec.shape.ways != shape.ways))
+        if not specs or not (kind.classes or specs[0].shape.ways == shape.ways):
+            return None
+        outputs = specs[0].outputs if specs[0].shape.ways == shape.ways else shape.ways
+        return replace(specs[0], shape=shape, outputs=outputs)
 
     def varied_spec(self, kind: TaskKind, split: str) -> TaskSpec | None:
         """Return the spec of the varied tasks of a split with the most ways, or None if it is not recorded."""

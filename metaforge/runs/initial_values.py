@@ -71,7 +71,10 @@ def _read(worker: Worker, settings: RunConfig) -> tuple[Params, dict[str, Any]]:
         found = read_weights(path)
         weights = found.tensors
         facts["weights"] = {"path": str(path), "sha256": found.digest, "tensors": len(weights)}
-    values = worker.initial(weights)
+    values, norm = worker.initial(weights), worker.learner.norm
+    # No refusal: under these policies the network normalises by the statistics of a task, as it should.
+    if (layers := worker.parts.loaded_statistics) and norm != "running":
+        facts["weights"]["unused_statistics"] = {"norm": norm, "layers": layers}
     if settings.train.init_from is not None:
         values, facts["init_from"] = _from_run(Path(settings.train.init_from), values, settings.train.init_patterns)
     return values, facts
@@ -99,10 +102,11 @@ def take_over(own: Params, source: Params, patterns: Sequence[str]) -> tuple[Par
         source: The values of the other run.
         patterns: Which values to take, as patterns of their names in `source`; all if there are none. With an arrow,
             as in `model.* -> model.0.*`, they are taken under other names. A state entry matches without `state.` too.
+            Of several patterns that give a value, the last applies.
 
     Returns:
-        The values; and a report: the names of those that were `taken`, the names of those that were `not_taken` by
-        reason, and the values of `source` that are `unused`.
+        The values; and a report: the names of those that were `taken`, the names of those of them that were `cast` by
+        their dtypes, the names of those that were `not_taken` by reason, and the values of `source` that are `unused`.
 
     Raises:
         ConfigError: A pattern matches no value of `source`, or nothing fits.
@@ -111,6 +115,7 @@ def take_over(own: Params, source: Params, patterns: Sequence[str]) -> tuple[Par
     source = {name: value for name, value in source.items() if not is_progress(name)}
     chosen = _chosen(source, patterns)
     taken: Params = {}
+    cast: dict[str, list[str]] = {}
     missed: dict[str, list[str]] = {}
     for name, value in own.items():
         if is_progress(name):
@@ -118,6 +123,8 @@ def take_over(own: Params, source: Params, patterns: Sequence[str]) -> tuple[Par
         found = source.get(chosen.get(name, ""))
         if found is not None and found.shape == value.shape:
             taken[name] = found.to(value)
+            if found.dtype != value.dtype:
+                cast.setdefault(f"{found.dtype} to {value.dtype}", []).append(name)
         elif found is not None:
             reason = f"its shape is {list(found.shape)} there and {list(value.shape)} here"
             missed.setdefault(reason, []).append(name)
@@ -134,7 +141,7 @@ def take_over(own: Params, source: Params, patterns: Sequence[str]) -> tuple[Par
         )
     used = {chosen[name] for name in taken}
     unused = [name for name in source if name not in used]
-    return own | taken, {"taken": list(taken), "not_taken": missed, "unused": unused}
+    return own | taken, {"taken": list(taken), "cast": cast, "not_taken": missed, "unused": unused}
 
 
 def _chosen(source: Params, patterns: Sequence[str]) -> dict[str, str]:
@@ -147,8 +154,7 @@ def _chosen(source: Params, patterns: Sequence[str]) -> dict[str, str]:
         if not pairs:
             # For its error: the part before an arrow matches no name either.
             matching(source, [pattern.partition(_ARROW)[0].strip()], where="train.init_patterns")
-        for new, name in pairs:
-            chosen.setdefault(new, name)
+        chosen |= dict(pairs)
     return chosen
 
 
@@ -157,9 +163,11 @@ def _renamed(name: str, pattern: str) -> str | None:
     before, arrow, after = (part.strip() for part in pattern.partition(_ARROW))
     if not arrow:
         return name if matching([name], [before]) else None
-    if before.count("*") > 1 or before.count("*") != after.count("*"):
+    stars = before.count("*"), after.count("*")
+    if not (before and after) or stars not in ((0, 0), (1, 1)) or any(char in pattern for char in "?[]"):
         raise ConfigError(
-            f"The pattern {pattern!r} should have one '*' on both sides of the arrow, or none.",
+            f"The pattern {shown(pattern)} should have one '*' on both sides of the arrow, or none, and no other"
+            " wildcard.",
             where="train.init_patterns",
             remedy="write, for example, 'model.* -> model.0.*'",
         )

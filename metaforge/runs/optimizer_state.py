@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,9 @@ from metaforge.errors import CheckpointError, ContractError
 
 Scalar = bool | int | float | str | None
 _SCALARS = (bool, int, float, str, type(None))
+_CONTAINERS = (list, tuple, set, frozenset, deque)
+# The most levels of containers in attributes that are searched for state.
+_DEPTH = 3
 
 
 class Kept(NamedTuple):
@@ -42,7 +47,7 @@ class OptimizerState:
         self._names = {id(leaf): name for name, leaf in leaves.items()}
         # Options such as decay rates come from the configuration; only what steps change is state.
         self._options = [{k: copy.deepcopy(v) for k, v in _state_of(group)} for group in optimizer.param_groups]
-        self._attributes = {name: value for name, value in _attributes(optimizer) if isinstance(value, _SCALARS)}
+        self._attributes = {name: _contents(value) for name, value in _attributes(optimizer)}
 
     def kept(self) -> Kept:
         """Return copies of everything that the optimiser keeps.
@@ -82,20 +87,21 @@ class OptimizerState:
     def _require_nothing_elsewhere(self) -> None:
         """Raise `ContractError` for state in attributes of the optimiser, which a checkpoint would miss."""
         for name, value in _attributes(self._optimizer):
-            is_scalar = isinstance(value, _SCALARS)
-            changed = is_scalar and (name not in self._attributes or self._attributes[name] != value)
-            if changed or (not is_scalar and self._holds_state(value)):
+            contents = _contents(value)
+            changed = contents is not None and self._attributes.get(name) != contents
+            if changed or self._holds_state(value):
                 raise ContractError(
                     f"its attribute {name!r} changes or holds tensors, but only `state` and `param_groups` are saved"
                 )
 
-    def _holds_state(self, value: Any, depth: int = 3) -> bool:
+    def _holds_state(self, value: Any, depth: int = _DEPTH) -> bool:
         """Return whether a value is or contains an optimiser, a generator, or a tensor other than a parameter."""
         if isinstance(value, Tensor):
             return id(value) not in self._names
         inside = list(value.values()) if isinstance(value, Mapping) else value
-        is_container = isinstance(inside, (list, tuple, set))
-        nested = is_container and depth > 0 and any(self._holds_state(each, depth - 1) for each in inside)
+        nested = (
+            isinstance(inside, _CONTAINERS) and depth > 0 and any(self._holds_state(each, depth - 1) for each in inside)
+        )
         return isinstance(value, (torch.optim.Optimizer, torch.Generator)) or nested
 
     def restore(self, kept: Kept, expected: Kept) -> None:
@@ -171,6 +177,25 @@ def _attributes(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
 @functools.cache
 def _attributes_of_torch() -> frozenset[str]:
     return frozenset(vars(torch.optim.SGD([torch.zeros(1)], fused=True)))
+
+
+def _contents(value: Any, depth: int = _DEPTH) -> tuple[Any, ...] | None:
+    """Return a copy of the numbers, strings and Nones in a value, to be compared; None if it has nothing but others.
+
+    Tensors are others: those of parameters are no state, and all other tensors are refused in any case.
+    """
+    if isinstance(value, _SCALARS):
+        return (value,)
+    if isinstance(value, np.ndarray):
+        return (value.shape, value.tobytes())
+    inside = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(inside, _CONTAINERS) or depth == 0:
+        return None
+    if isinstance(value, Mapping):
+        found = [(key, contents) for key, each in inside if (contents := _contents(each, depth - 1)) is not None]
+        return None if inside and not found else (dict, found)
+    every = [contents for each in inside if (contents := _contents(each, depth - 1)) is not None]
+    return None if inside and not every else (type(value), every)
 
 
 def _differ(one: Any, other: Any) -> bool:

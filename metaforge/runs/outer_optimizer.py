@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metaforge.authoring.functional import split_state
+from metaforge.authoring.functional import matching, split_state
 from metaforge.authoring.protocols import Optimizer, Params
+from metaforge.config.paths import joined
 from metaforge.config.settings import TrainConfig
-from metaforge.errors import CheckpointError, ContractError
+from metaforge.errors import CheckpointError, ConfigError, ContractError
 from metaforge.runs.optimizer_state import Kept, OptimizerState, Scalar
 from metaforge.runs.parameter_groups import parameter_groups
 
@@ -44,7 +45,8 @@ class OuterOptimizer:
 
     Raises:
         CheckpointError: `training` and `scalars` do not belong to these values, or are incomplete.
-        ConfigError: A pattern of `train.groups` applies to no parameter.
+        ConfigError: A pattern of `train.groups` applies to no parameter, or the settings have a weight decay but the
+            optimiser has none.
         ContractError: The plugin builds no optimiser that MetaForge can use.
     """
 
@@ -61,10 +63,13 @@ class OuterOptimizer:
         # The fused optimisers of torch read memory contiguously and ignore strides.
         dense = torch.contiguous_format
         self._leaves = {name: value.clone(memory_format=dense).requires_grad_() for name, value in params.items()}
-        self._groups = parameter_groups(config, list(self._leaves), optimizer.weight_decay)
+        frozen = matching(values, config.freeze)
+        self._groups = parameter_groups(config, list(self._leaves), optimizer.weight_decay, frozen)
         self._optimizer = self._kept = None
+        self._is_first_step = True
         if self._leaves:
             self._optimizer = torch_optimizer(optimizer, self._torch_groups())
+            _require_weight_decay(self._optimizer, config)
             self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
             self._kept = OptimizerState(self._optimizer, self._leaves)
         if training or scalars:
@@ -84,16 +89,34 @@ class OuterOptimizer:
             change: What is added to the state entries; entries without a change stay as they are.
             norm: The norm of the meta-gradient, for clipping.
             factor: What the learning rate of each group is multiplied by.
+
+        Raises:
+            ContractError: The step of the torch optimiser draws from a global generator of torch.
         """
         if self._optimizer is not None:
             for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * factor
             self._set_gradients(grads, norm)
-            self._optimizer.step()
+            if self._is_first_step:
+                self._first_step(self._optimizer)
+            else:
+                self._optimizer.step()
             self._apply_bounds()
         # An entry without a change is not added to: the sum of -0.0 and 0 would have another sign.
         changed = {name: (self._state[name] + value).detach() for name, value in change.items()}
         self._state = self._state | changed
+
+    def _first_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take a step; raise `ContractError` if it draws random numbers that a resumed run would not draw again."""
+        self._is_first_step = False
+        devices = {leaf.device for leaf in self._leaves.values() if leaf.device.type == "cuda"}
+        before = _generator_states(devices)
+        optimizer.step()
+        if any(not torch.equal(old, new) for old, new in zip(before, _generator_states(devices), strict=True)):
+            raise ContractError(
+                f"step of {type(optimizer).__name__} draws from torch's global generator, which no checkpoint saves:"
+                " draw from a torch.Generator that each step seeds with the number of the step"
+            )
 
     def _set_gradients(self, grads: Params, norm: float) -> None:
         """Set the gradients of the parameters, clipped by the norm of the whole gradient and then by value."""
@@ -129,6 +152,29 @@ class OuterOptimizer:
         other.step(zeros, {}, norm=0.0, factor=1.0)
         expected = other.snapshot()
         self._kept.restore(kept, Kept(expected.training, expected.scalars))
+
+
+def _require_weight_decay(optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+    """Raise `ConfigError` if the settings have a weight decay above 0, and the optimiser would ignore it.
+
+    Torch keeps every entry of a group, so the groups of an optimiser without weight decay have the entry too.
+    """
+    own = {
+        joined(("train", "groups", name, "weight_decay")): group.weight_decay for name, group in config.groups.items()
+    }
+    found = [setting for setting, decay in {"train.weight_decay": config.weight_decay, **own}.items() if decay]
+    if found and "weight_decay" not in optimizer.defaults:
+        raise ConfigError(
+            f"{type(optimizer).__name__} has no weight decay, so {' and '.join(found)} would have no effect.",
+            where=", ".join(found),
+            remedy="leave it out or set it to 0, or choose an optimizer with weight decay (--optimizer), which has"
+            " 'weight_decay' among its defaults",
+        )
+
+
+def _generator_states(devices: Iterable[torch.device]) -> list[Tensor]:
+    """Return the states of torch's global generators: that of the CPU, and those of CUDA devices."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
 
 def torch_optimizer(plugin: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -55,12 +55,16 @@ def read_weights(path: Path) -> OutsideWeights:
         ) from error
 
 
-def load_weights(module: nn.Module, weights: Params) -> None:
+def load_weights(module: nn.Module, weights: Params) -> list[str]:
     """Copy tensors into the parameters and buffers of a network, which must have the same names and shapes.
 
     Args:
         module: The network of a backbone. It is changed.
         weights: A tensor for every entry of its `state_dict`.
+
+    Returns:
+        The names of the batch norm layers whose running statistics have changed. A run uses them under one norm policy
+        only.
 
     Raises:
         ConfigError: A tensor is missing or left over, or has another shape; or a buffer that is not part of a run's
@@ -76,9 +80,21 @@ def load_weights(module: nn.Module, weights: Params) -> None:
                 " `backbone.build(spec).state_dict()`",
             )
     _require_equal_buffers(module, weights)
+    changed = [
+        prefix or type(layer).__name__
+        for prefix, layer in module.named_modules()
+        if isinstance(layer, BATCH_NORMS)
+        and not all(_equal(own[name], weights[name]) for name in _statistics(prefix) if name in own)
+    ]
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(weights[name])
+    return changed
+
+
+def _statistics(layer: str) -> list[str]:
+    """Return the names of the running statistics of a batch norm layer; that of the whole network is empty."""
+    return [f"{layer}.{name}".lstrip(".") for name in ("running_mean", "running_var")]
 
 
 def _misfit(name: str, own: Params, weights: Params) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+from metaforge.authoring.functional import matching
 from metaforge.config.paths import joined
 from metaforge.config.settings import GroupConfig, TrainConfig
 from metaforge.errors import ConfigError
@@ -32,13 +32,16 @@ class ParameterGroup(NamedTuple):
     max: float | None = None
 
 
-def parameter_groups(config: TrainConfig, names: Sequence[str], weight_decay: float) -> list[ParameterGroup]:
+def parameter_groups(
+    config: TrainConfig, names: Sequence[str], weight_decay: float, frozen: Sequence[str] = ()
+) -> list[ParameterGroup]:
     """Return the groups of the parameters: those without a pattern first, then one for each of `train.groups`.
 
     Args:
         config: The settings of the outer loop.
         names: The names of all parameters.
         weight_decay: The optimiser's own weight decay, if the settings have none.
+        frozen: The names of the values that nothing changes.
 
     Raises:
         ConfigError: A pattern applies to no parameter.
@@ -48,7 +51,7 @@ def parameter_groups(config: TrainConfig, names: Sequence[str], weight_decay: fl
     for pattern, own in [(None, GroupConfig()), *config.groups.items()]:
         members = tuple(name for name in names if pattern_of[name] == pattern)
         if pattern is not None and not members:
-            raise _applies_to_none(pattern, names)
+            raise _applies_to_none(pattern, names, frozen)
         if members:
             decay = next((d for d in (own.weight_decay, config.weight_decay) if d is not None), weight_decay)
             lr = config.lr if own.lr is None else own.lr
@@ -58,12 +61,15 @@ def parameter_groups(config: TrainConfig, names: Sequence[str], weight_decay: fl
 
 def _pattern_of(name: str, config: TrainConfig) -> str | None:
     """Return the last pattern of `train.groups` that matches a name, or None if none does."""
-    return next((pattern for pattern in reversed(config.groups) if fnmatchcase(name, pattern)), None)
+    return next((pattern for pattern in reversed(config.groups) if matching([name], [pattern])), None)
 
 
-def _applies_to_none(pattern: str, names: Sequence[str]) -> ConfigError:
-    matched = any(fnmatchcase(name, pattern) for name in names)
-    what = "later patterns match all of its parameters too" if matched else "no parameter has such a name"
+def _applies_to_none(pattern: str, names: Sequence[str], frozen: Sequence[str]) -> ConfigError:
+    what = "no parameter has such a name"
+    if matching(names, [pattern]):
+        what = "later patterns match all of its parameters too"
+    elif matching(frozen, [pattern]):
+        what = "all that it matches is frozen"
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return ConfigError(
         f"The pattern {pattern!r} applies to nothing: {what}.",

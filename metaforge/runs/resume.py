@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metaforge.authoring.protocols import Params
+from metaforge.authoring.progress import is_share
+from metaforge.authoring.protocols import Learner, Params
 from metaforge.config.renamed import renamed
 from metaforge.config.resolve import KNOWN, resolve
 from metaforge.config.resolved import Resolved
@@ -100,7 +101,7 @@ def restore_state(
     _require_resumable(state, saved, initial)
     # Entries in a file are sorted by name. The last bits of sums over all entries depend on the order of the learner.
     state = replace(state, values={name: state.values[name] for name in initial})
-    changes = differences(saved.facts, resolved, environment, accept_plugins=accept_plugins)
+    changes = differences(saved.facts, resolved, environment, values=initial, accept_plugins=accept_plugins)
     folder = saver.folder.parent
     changes += missing_records(folder, state.step)
     no_environment = [] if (folder / "env.json").is_file() else ["There is no env.json: a new one is written."]
@@ -201,7 +202,12 @@ def check_values(saved: Checkpoint, expected: Params, *, where: str = "--resume"
 
 
 def differences(
-    saved: Mapping[str, Any], resolved: Resolved, environment: Mapping[str, Any], *, accept_plugins: bool
+    saved: Mapping[str, Any],
+    resolved: Resolved,
+    environment: Mapping[str, Any],
+    *,
+    values: Iterable[str],
+    accept_plugins: bool,
 ) -> list[str]:
     """Return each difference that makes the resumed run inexact, as `what: before -> now`.
 
@@ -209,6 +215,7 @@ def differences(
         saved: The facts of the checkpoint.
         resolved: The configuration to resume with.
         environment: The environment of this process.
+        values: The names of the learner's values.
         accept_plugins: Whether plugins may have other versions than those that the run was trained with.
 
     Raises:
@@ -237,8 +244,9 @@ def differences(
     old, new = dict(flatten(old_config)), dict(flatten(resolved.to_dict()))
     # What a table of the checkpoint lacks is newer than the checkpoint, which was computed as if it had its default.
     old = {path: value for path, value in flatten(resolved.defaults()) if _is_newer(path, old)} | old
+    reads_share = _reads_share(resolved, values)
     for path in {**old, **new}:
-        if old.get(path) != new.get(path) and not _harmless(path, resolved):
+        if old.get(path) != new.get(path) and not _harmless(path, reads_share=reads_share):
             differing.append(f"{path}: {old.get(path)} -> {new.get(path)}")
     return differing
 
@@ -262,9 +270,16 @@ def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return table
 
 
-def _harmless(path: str, resolved: Resolved) -> bool:
+def _reads_share(resolved: Resolved, values: Iterable[str]) -> bool:
+    """Return whether the training depends on the share of it that is done, and so on its length."""
+    schedule, learner = resolved.schedule, resolved.learner
+    if schedule is None or schedule.cls.uses_share or any(map(is_share, values)):
+        return True
+    return learner is None or learner.cls.during is not Learner.during
+
+
+def _harmless(path: str, *, reads_share: bool) -> bool:
     """Return whether a change of this setting leaves the results of the remaining steps unchanged."""
-    schedule = resolved.schedule
-    lengthens = path in ("train.steps", "train.budget") and schedule is not None and not schedule.cls.uses_share
+    lengthens = path in ("train.steps", "train.budget") and not reads_share
     # The device and the number of threads actually used are compared as part of the environment.
     return lengthens or path == "engine.threads" or path.partition(".")[0] in _HARMLESS

@@ -87,9 +87,10 @@ class Run:
 
         What the folder of a loaded run records is used without the data set.
         """
-        split, bounds = self.resolved.run.evaluate.split, self.parts.evaluation_bounds
-        if bounds is None:
-            return self.spec()
+        settings, bounds = self.resolved.run.evaluate, self.parts.evaluation_bounds
+        if bounds is None or settings.shots:
+            return self.spec(shots=next(iter(settings.shots), None))
+        split = settings.split
         recorded = None if self.data is None else self.data.varied_spec(task_kind(self.dataset.kind), split)
         if recorded is not None:
             return recorded

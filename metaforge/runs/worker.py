@@ -55,7 +55,8 @@ class Worker:
         self.outer_optimizer(self.initial())
         engine, train = resolved.run.engine, resolved.run.train
         shards = min(engine.shards, train.tasks) if engine.reduce == "exact" else None
-        self.local = world.local_batch(train.tasks, shards)
+        varied = self.parts.training_bounds is not None
+        self.local = world.local_batch(train.tasks, shards, varied=varied)
         self._computations = self._new_computations(min(1, train.steps) if dry else train.steps)
         self._phase = self._planned(self.learner)
         self.decision = self._phase.decision
@@ -211,15 +212,13 @@ class Worker:
             ConfigError: The step fails by this plan or compiled, but succeeds by plan `loop` or eagerly.
             PluginError: The learner, or another plugin that it calls, raises an exception or breaks its contract.
         """
-        return mean_step(self._batch_gradients(values, batch, step) for batch in batches)
+        with self.resolved.running_errors("loss", f"at outer step {step}"):
+            return mean_step(self._batch_gradients(values, batch) for batch in batches)
 
-    def _batch_gradients(self, values: Params, batch: Sequence[TaskBatch], step: int) -> MetaStep:
+    def _batch_gradients(self, values: Params, batch: Sequence[TaskBatch]) -> MetaStep:
         """Return the meta-gradient of one batch, of which this is this rank's part, by shape."""
         first = min(part.episodes[0] for part in batch)
-        with (
-            self.resolved.running_errors("loss", f"at outer step {step}"),
-            rounding(self.device, self.settings.engine.dtype, tf32=self.settings.engine.tf32),
-        ):
+        with rounding(self.device, self.settings.engine.dtype, tf32=self.settings.engine.tf32):
             shaped = [self._computations.shaped(part, first, self.device, self.dtype) for part in batch]
             regularizers, frozen = self.parts.regularizers, self.settings.train.freeze
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -38,14 +37,12 @@ class Result(NamedTuple):
         status: `equal` or `different`, compared with plain PyTorch; or `refused`, with a message.
         difference: The largest relative difference; None if the network was refused.
         message: Why it was refused, where it differs, or that rounding explains the difference.
-        seconds: How long the comparison took.
     """
 
     way: Way
     status: Literal["equal", "different", "refused"]
     difference: float | None
     message: str
-    seconds: float
 
 
 def check_network(
@@ -82,19 +79,17 @@ _DESCENT = ToyDescent(ToyDescent.Config())
 
 
 def _result(way: Way, network: nn.Module, make: Callable[[TaskSpec], Learner], spec: TaskSpec) -> Result:
-    start = time.perf_counter()
     try:
         found = compare_module(network, spec.x_shape) if way == "module" else _by_plan(way, make, spec)
     except (RuntimeError, MetaForgeError) as error:
-        seconds = time.perf_counter() - start
         message = f"{error.what} ({error.where})" if isinstance(error, MetaForgeError) else first_line(error)
-        return Result(way, "refused", None, message, seconds)
+        return Result(way, "refused", None, message)
     bound = _COMPILED if way == "compiled" else TOLERANCE if found.dtype == torch.float64 else _FLOAT32
-    equal, seconds = found.within(bound), time.perf_counter() - start
+    equal = found.within(bound)
     message = "" if equal else found.where
     if equal and found.difference > bound:
         message = f"ill-conditioned: rounding alone makes a difference of {found.noise:.1g}"
-    return Result(way, "equal" if equal else "different", found.difference, message, seconds)
+    return Result(way, "equal" if equal else "different", found.difference, message)
 
 
 def _by_plan(way: Plan | Literal["compiled"], make: Callable[[TaskSpec], Learner], spec: TaskSpec) -> Comparison:

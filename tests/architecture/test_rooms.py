@@ -108,11 +108,13 @@ GLOBAL_GENERATORS = ("torch.random.", "np.random.", "numpy.random.", "random.", 
 GLOBAL_GENERATORS += ("torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.seed")
 GLOBAL_GENERATORS += ("torch.rand", "torch.randn", "torch.randint", "torch.randperm", "torch.normal")
 GLOBAL_GENERATORS += ("torch.bernoulli", "torch.multinomial", "torch.set_rng_state", "torch.get_rng_state")
-# The only functions that may use global generators: both restore their states. In one, backbones draw initial weights.
+# The only functions that may use global generators. One, in which backbones draw initial weights, restores their
+# states; the others read them, to find plugins and networks that draw from them, or name the functions that draw.
 SEEDED = {
     "metaforge/authoring/network.py": "seeded",
     "metaforge/authoring/layers/noise.py": "_keyed_functions",
     "metaforge/authoring/pure_module.py": "_generator_state",
+    "metaforge/runs/outer_optimizer.py": "_generator_states",
     "metaforge/testing/global_state.py": "generator_states",
 }
 

@@ -132,6 +132,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) ->
         assert losses(tmp_path / f"{stop}") == losses(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("name", "differs"), [("multi-step", True), ("phases", True), ("first", False)])
+def test_a_longer_run_is_exact_only_if_nothing_depends_on_its_length(name: str, differs: bool, tmp_path: Path) -> None:
+    whole = trained(name, tmp_path / "whole")
+    trained(name, tmp_path / "run", steps=4)
+    longer = configuration(tmp_path / "run", [Layer("keyword", {"train": {"steps": 8}})], REGISTRY)
+    again = run_training(longer, folder=tmp_path / "run", resuming=True)
+    assert whole is not None
+    assert again.summary["resumed"]["differences"] == (["train.steps: 4 -> 8"] if differs else [])
+    assert again.summary["resumed"]["exact"] is not differs
+    assert all(torch.equal(value, again.values[entry]) for entry, value in whole.values.items()) is not differs
+
+
 def test_the_phases_are_those_of_the_learners_that_they_name(tmp_path: Path) -> None:
     trained("phases", tmp_path / "phases")
     trained("first", tmp_path / "first")

@@ -32,7 +32,7 @@ from metaforge.authoring import (
     score,
 )
 from metaforge.data import ClassPool, ImageDataset, check_split
-from metaforge.errors import ConfigError, DataError
+from metaforge.errors import ConfigError, DataError, PluginError
 from metaforge.registry.scan import scan
 from metaforge.results.records import read_evaluations
 from metaforge.testing import Check, Subject, parametrize_with_checks
@@ -177,6 +177,27 @@ def test_varied_tasks_in_training_and_evaluation(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        VARIED,
+        {**VARIED, "evaluate": {"shots": [3]}},
+        {**VARIED, "train": {"sampler": "fixed"}},
+        {"task": {"queries": 2}, "evaluate": {"shots": [3]}},
+    ],
+)
+def test_a_run_stands_alone(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train(tmp_path / "run", settings, steps=1)
+    fixed, evaluated = run.spec(), run.evaluated_spec()
+    monkeypatch.setattr(Textures, "pool", missing)
+    alone = metaforge.load(run.folder, registry=REGISTRY)
+    assert (alone.spec(), alone.evaluated_spec()) == (fixed, evaluated)
+    support = Examples(torch.rand(5, 1, 6, 6), torch.arange(5))
+    learner = alone.learner()
+    fast = learner.adapt(alone.values, support)
+    assert learner.predict(alone.values, fast, torch.rand(3, 1, 6, 6)).shape == (3, 5)
+
+
+@pytest.mark.parametrize(
     "settings", [VARIED, {"task": {"queries": 2}, "train": {"ways": [3, 5], "shots": [1, 2]}}], ids=["varied", "lists"]
 )
 def test_a_resumed_run_has_the_same_bits(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -227,3 +248,21 @@ def test_a_learner_of_fixed_ways_takes_varied_shots(tmp_path: Path) -> None:
     settings["train"] = {"tasks": 2}
     run = metaforge.train("maml", "textures", settings=settings, steps=3, out=tmp_path / "run", registry=REGISTRY)
     assert run.evaluate(tasks=10)["results"][0]["varied"]["ways"] == [4, 4]
+
+
+class Naming(Kernel):
+    """Logs the score under a second name that has the number of classes."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss, aux._replace(metrics={**aux.metrics, f"score_{self.ways}": aux.metrics["score"]})
+
+
+@pytest.mark.parametrize(("tasks", "accumulate"), [(1, 3), (3, 1)])
+def test_metrics_whose_names_depend_on_the_shape_are_refused(tasks: int, accumulate: int, tmp_path: Path) -> None:
+    settings = {**VARIED, "train": {"tasks": tasks, "accumulate": accumulate}}
+    registry = REGISTRY.with_plugin("learner", "naming", Naming)
+    with pytest.raises(PluginError, match="tasks of two shapes have different metrics: score_") as caught:
+        metaforge.train("naming", "textures", settings=settings, steps=3, out=tmp_path / "run", registry=registry)
+    assert "The learner 'naming'" in caught.value.what
+    assert "in its loss at outer step" in caught.value.what

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def test_a_run_is_applied_where_its_data_set_is_missing(
     assert loaded.class_names("train") == CLASSES["train"]
     assert loaded.data is not None
     assert loaded.data.note == "drawn by hand"
-    for unrecorded in (loaded.task, loaded.evaluate, lambda: loaded.spec(shots=2), lambda: loaded.class_names("val")):
+    assert loaded.spec(shots=2) == replace(loaded.spec(), shape=TaskShape(3, 2, 2))
+    for unrecorded in (loaded.task, loaded.evaluate, lambda: loaded.spec("val"), lambda: loaded.class_names("val")):
         with pytest.raises(DataError):
             unrecorded()
 

@@ -42,8 +42,11 @@ class Optimizer(Component, Protocol):
 
         Before each step the engine sets `lr` of every group to its rate times the factor of the schedule, and sets the
         gradients. A checkpoint saves the optimiser's `state` and what steps change in its groups: tensors, numbers,
-        strings, booleans and None. An optimiser that keeps anything else between steps, or whose `step` needs a
-        closure, is rejected.
+        strings, booleans and None. An optimiser that keeps anything else between steps, whose `step` needs a closure,
+        or whose `step` draws from torch's global generator is rejected.
+
+        An optimiser that decays weights has `weight_decay` among its `defaults`, as those of torch have. With another
+        one, a run refuses a weight decay above 0.
 
         Args:
             groups: Parameter groups as torch takes them, each with `params` (a list of tensors), `lr` and

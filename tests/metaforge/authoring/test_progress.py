@@ -8,7 +8,7 @@ import torch
 from metaforge.authoring.descent import Chain
 from metaforge.authoring.functional import prefixed, select
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.progress import is_progress, progress_of, training_progress, with_progress
+from metaforge.authoring.progress import is_progress, is_share, progress_of, training_progress, with_progress
 from metaforge.authoring.protocols import SHARE, STATE, STEP, Adapter, InnerStep, Key, Options, Params, Regularizer
 from metaforge_plugins.learners.gradient.maml import MAML
 from toys import fresh, inner_step, learner, smooth, task, tasks
@@ -26,6 +26,7 @@ def test_the_entries_are_set_under_every_prefix(prefix: str) -> None:
     values = {"w": torch.ones(2), "state.mean": torch.ones(3)} | asked
     after = with_progress({name: value.double() for name, value in values.items()}, 7, 0.1)
     assert list(after) == list(values)
+    assert [name for name in values if is_share(name)] == [[*asked][1]]
     assert progress_of(after) == {STEP: torch.tensor(7.0), SHARE: torch.tensor(0.1, dtype=torch.float64)}
     assert all(value.dtype == torch.float64 for value in after.values())
     assert torch.equal(after["w"], torch.ones(2))

@@ -146,6 +146,7 @@ def test_the_initial_values_and_the_frozen_ones_are_printed(capsys: pytest.Captu
         "step": 7,
         "damaged": ["step-0000009 is damaged"],
         "taken": [f"model.{i}" for i in range(10)],
+        "cast": {"torch.float64 to torch.float32": ["model.0"]},
         "not_taken": {"that run has no such value": ["head.weight"]},
         "unused": ["old.weight"],
     }
@@ -156,12 +157,23 @@ def test_the_initial_values_and_the_frozen_ones_are_printed(capsys: pytest.Captu
         "Warning: step-0000009 is damaged",
         "initial values from runs/ [31mfirst, outer step 7: 10 of 11 values",
         "  taken: model.0, model.1, model.2, model.3, model.4, model.5, model.6, model.7 and 2 more",
+        "  cast from torch.float64 to torch.float32: model.0",
         "  not taken, that run has no such value: head.weight",
         "  not used of that run: old.weight",
         "frozen: model.0",
     ]
     _RunMessages().metaforge_run_start(run_info(Path("runs/new"), environment={"init_from": facts}, start=5))
     assert "initial values" not in capsys.readouterr().err
+
+
+def test_statistics_of_a_file_that_the_policy_does_not_use_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {"weights": {"unused_statistics": {"norm": "transductive", "layers": ["1.norm", "2.norm"]}}}
+    for start, printed in ((0, 1), (5, 0)):
+        _RunMessages().metaforge_run_start(run_info(Path("runs/new"), environment=environment, start=start))
+        assert capsys.readouterr().err.count(
+            "not used of the weights: the running statistics of 1.norm, 2.norm; the norm policy is transductive, and"
+            " only running uses them\n"
+        ) == printed  # fmt: skip
 
 
 def test_flags_name_the_source_of_initial_values_and_what_is_frozen(calls: Calls) -> None:

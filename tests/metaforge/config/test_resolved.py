@@ -111,6 +111,17 @@ def test_the_annotated_file_has_every_value_with_its_origin(registry: Registry) 
     )
 
 
+def test_a_group_that_a_later_layer_sets_again_keeps_its_place(registry: Registry) -> None:
+    groups = {"a.*": {"lr": 0.1}, "b": {"min": 0.0}}
+    layers = [with_values(train={"groups": table}) for table in (groups, {"c": {}, "a.*": {"lr": 0.2}})]
+    resolved = resolve([PLAIN, *layers], registry)
+    assert [(name, group.lr) for name, group in resolved.run.train.groups.items()] == [
+        ("a.*", 0.2),
+        ("b", None),
+        ("c", None),
+    ]
+
+
 def test_groups_of_parameters_reproduce_the_run_from_its_file(registry: Registry) -> None:
     groups = {"a.*": {"lr": 0.1}, "b": {"min": 0.0}}
     resolved = resolve([PLAIN, with_values(train={"groups": groups})], registry)

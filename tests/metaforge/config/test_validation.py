@@ -10,6 +10,7 @@ from pydantic import Field
 from config_toys import PLAIN, with_values
 from metaforge.authoring.protocols import Options
 from metaforge.config.resolve import resolve
+from metaforge.config.sources import flags_layer
 from metaforge.config.validation import check_bounds, validate
 from metaforge.errors import ConfigError
 from metaforge.registry.registry import Registry
@@ -116,3 +117,32 @@ def test_an_integer_of_too_many_bits_is_refused() -> None:
     check_bounds({"a": [2**64 - 1, True]}, "run.toml")
     with pytest.raises(ConfigError, match=r"'a\.b' is an integer of 65 bits"):
         check_bounds({"a": {"b": 2**64}}, "run.toml")
+
+
+@pytest.mark.parametrize(
+    ("groups", "key"),
+    [
+        ({"model": {"2": {"*": {"lr": 0.1}}}}, '"model.2.*".lr'),
+        ({"model": {"*": {"min": 0.1, "max": 1.0}}}, '"model.*".min'),
+        ({"a.b": {"c": {"weight_decay": 0.0}}}, '"a.b.c".weight_decay'),
+        ({"model": {"2": {"*": {"rate": 0.1}}}}, None),
+        ({"model": {"2": {}}}, None),
+        ({"model": {"rate": 0.1}}, None),
+    ],
+)
+def test_a_pattern_whose_quotes_are_missing_is_shown_with_them(
+    registry: Registry, groups: dict[str, Any], key: str | None
+) -> None:
+    with pytest.raises(ConfigError, match="There is no option") as caught:
+        resolve([PLAIN, with_values(train={"groups": groups})], registry)
+    if key is None:
+        assert "quotes" not in caught.value.remedy
+    else:
+        assert f"in quotes: 'train.groups.{key}=VALUE' (the outer" in caught.value.remedy
+
+
+def test_the_origin_of_an_unknown_table_is_that_of_a_value_in_it(registry: Registry) -> None:
+    layer = flags_layer([("--set train.groups.a.b.lr", "train.groups.a.b.lr", 0.1)])
+    with pytest.raises(ConfigError) as caught:
+        resolve([PLAIN, layer], registry)
+    assert caught.value.where == "--set train.groups.a.b.lr"

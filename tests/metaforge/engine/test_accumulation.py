@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from metaforge.engine.accumulation import mean_step
 from metaforge.engine.batch import MetaStep
+from metaforge.errors import ContractError
 
 
 def step(value: float, tasks: int = 2) -> MetaStep:
@@ -26,3 +28,13 @@ def test_gradients_are_averaged_and_tasks_joined() -> None:
     assert float(found.state["state.n"]) == 3.0
     assert found.losses.tolist() == [1, 1, 2, 2, 6, 6]
     assert found.metrics["score"].tolist() == [-1, -1, -2, -2, -6, -6]
+
+
+@pytest.mark.parametrize("names", [("score", "of_3"), ("of_3", "score")])
+def test_metrics_that_only_one_batch_has_are_refused(names: tuple[str, str]) -> None:
+    """Those of the first batch were looked up in all, and others of later ones were dropped."""
+    steps = [step(1.0), step(2.0)]
+    for one, name in zip(steps, names, strict=True):
+        one.metrics[name] = one.losses
+    with pytest.raises(ContractError, match=r"tasks of two shapes have different metrics: of_3$"):
+        mean_step(steps)

@@ -10,7 +10,8 @@ import torch
 from engine_toys import Inequality, maml
 from metaforge.authoring.functional import add_params, split_state
 from metaforge.authoring.protocols import Options, Params
-from metaforge.engine.chunk_sums import reduced, with_combined_weights, with_equal_weights
+from metaforge.engine.chunk_sums import reduced, with_all_entries, with_combined_weights, with_equal_weights
+from metaforge.engine.chunks import ChunkResult
 from metaforge.engine.local_batch import LocalBatch
 from metaforge.engine.shaped_tasks import ShapedTasks, chunks
 from toys import fresh, keys, tasks
@@ -59,3 +60,46 @@ def test_rows_are_reduced_in_the_order_of_the_tasks() -> None:
     assert torch.equal(expected.losses, other.losses)
     assert torch.equal(metrics["score"], others["score"])
     assert len(expected.losses.unique()) == 5
+
+
+def test_what_a_group_lacks_becomes_an_identity_of_addition_in_the_order_of_the_values() -> None:
+    half = torch.float16
+    values: Params = {
+        "state.a": torch.ones(2),
+        "w": torch.ones(1),
+        "state.b": torch.ones(3, dtype=half),
+        "state.frozen": torch.ones(1),
+        "v.frozen": torch.ones(1),
+        "state.training.step": torch.ones(()),
+    }
+    groups = [{"w": torch.ones(1), "state.a": torch.ones(2)}, {"state.frozen": torch.ones(1), "w": torch.zeros(1)}]
+    found = with_all_entries(groups, values, ["*frozen"])
+    assert [list(group) for group in found] == [["state.a", "w", "state.b"]] * 2
+    assert found[0]["state.a"] is groups[0]["state.a"]
+    assert (found[1]["state.b"].dtype, found[1]["state.b"].shape) == (half, (3,))
+    signed = torch.tensor([0.0, -0.0])
+    assert torch.equal((signed + found[1]["state.a"]).view(torch.int32), signed.view(torch.int32))
+
+
+def test_changes_of_the_state_have_its_dtype() -> None:
+    state = {"state.n": torch.zeros(1, dtype=torch.float64)}
+
+    def run(*arguments: Any) -> Any:
+        return ChunkResult(torch.zeros(2), {"state.n": torch.ones(1)}, {}), {"w": torch.ones(1)}
+
+    shaped = ShapedTasks(BUILT, tasks(2), keys(2), range(2), compiled=run)
+    (sums,), _ = with_equal_weights("vmap", {}, state, chunks([shaped], (2,), "vmap"), LocalBatch(4, (2,)))
+    assert sums["state.n"].dtype == torch.float64
+    assert sums["state.n"].tolist() == [0.5]
+
+
+@pytest.mark.parametrize("names", [["score", "a"], ["a", "score"]])
+def test_metrics_are_reduced_by_name_and_returned_in_their_order(names: list[str]) -> None:
+    numbers = {"score": torch.tensor([1.0]), "a": torch.tensor([2.0])}
+    result = ChunkResult(torch.zeros(1), {}, {name: numbers[name] for name in names})
+    compared: list[Any] = []
+    local = LocalBatch(1, (1,), require_same_metrics=compared.append)
+    _, _, metrics = reduced(local, [{}], [(result, [0])])
+    assert list(metrics) == names
+    assert {name: value.tolist() for name, value in metrics.items()} == {"score": [1.0], "a": [2.0]}
+    assert compared == [["a", "score"]]

@@ -11,7 +11,13 @@ import torch
 from metaforge.authoring.functional import prefixed
 from metaforge.authoring.progress import training_progress
 from metaforge.authoring.protocols import SHARE, STATE, STEP, Aux, Examples, Tags, Task
-from metaforge.engine.contract import checked_learner, checked_loss, checked_values, unmodified
+from metaforge.engine.contract import (
+    checked_learner,
+    checked_loss,
+    checked_values,
+    require_same_metrics,
+    unmodified,
+)
 from metaforge.errors import ContractError
 
 LOSS = torch.tensor(0.5)
@@ -113,3 +119,10 @@ def test_a_change_in_place_is_noticed_through_a_view() -> None:
     ):
         with pytest.raises(ContractError, match=rf"inputs are read-only: {name}$"), unmodified(values, task, key):
             change()
+
+
+def test_metrics_that_only_some_parts_have_are_named() -> None:
+    require_same_metrics([["a", "b"], {"b": 1, "a": 2}])
+    require_same_metrics([[]])
+    with pytest.raises(ContractError, match=r"tasks of two shapes have different metrics: b, c$"):
+        require_same_metrics(iter([["a", "b"], ["a", "c"], ["a", "b"]]))

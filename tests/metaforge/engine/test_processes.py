@@ -19,12 +19,13 @@ import torch
 import metaforge
 from metaforge.authoring.functional import split_state, sum_of
 from metaforge.authoring.progress import progress_of, training_progress
-from metaforge.authoring.protocols import SHARE, Options, Params, Regularizer
+from metaforge.authoring.protocols import SHARE, Aux, Key, Options, Params, Regularizer, Task
 from metaforge.engine import processes
-from metaforge.engine.processes import World, _reduce, _worker_errors
-from metaforge.errors import ConfigError, WorkerError
+from metaforge.engine.processes import World, _worker_errors
+from metaforge.errors import ConfigError, ContractError, PluginError, WorkerError
 from metaforge.registry.scan import scan
 from metaforge.runs import checkpoint, training
+from metaforge_plugins.learners.metric.protonet import ProtoNet
 
 CLOCK = ("elapsed", "eta", "tasks_per_second")
 
@@ -59,10 +60,37 @@ class Nearer(Regularizer):
         return progress_of(values)[SHARE] * sum_of(value.square().sum() for value in params.values())
 
 
+class Counting(ProtoNet):
+    """Counts the tasks of each number of classes: `Aux.state` has the entry of the task's own number alone."""
+
+    def init(self, key: Key) -> Params:
+        # The sign of an entry that no task changes would show that something was added to it.
+        return super().init(key) | {f"state.of.{ways}": torch.tensor(-0.0) for ways in range(3, 10)}
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[torch.Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss, aux._replace(state={f"state.of.{self.ways}": loss.detach().double()} | dict(aux.state))
+
+
+class Naming(ProtoNet):
+    """Logs the loss under a name that has the number of classes."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[torch.Tensor, Aux]:
+        loss, aux = super().loss(values, task, key)
+        return loss, aux._replace(metrics={f"of_{self.ways}": loss.detach()})
+
+
 GLYPHS = {"name": "glyphs", "train": 40, "val": 8, "test": 8}
 SIXTEEN = {"name": "conv4", "filters": 4, "variant": "stride"}
 SHARED = {"train": {"log_every": 5, "validate_every": 6, "validate_tasks": 5}, "engine": {"threads": 1}}
 EXACT = {**SHARED, "engine": {"threads": 1, "reduce": "exact", "shards": 2}}
+SHAPES = {
+    **EXACT,
+    "train": {**SHARED["train"], "sampler": "varied"},
+    "task": {"sampler": "varied"},
+    "varied": {"min_ways": 3, "max_ways": 8},
+}
+COUNTING = {"learner": "counting", "dataset": GLYPHS, "tasks": 4, "backbone": SIXTEEN}
 # Name of the run, what is trained, and the largest difference between the weights of one process and of two.
 RUNS: Mapping[str, tuple[Mapping[str, Any], float]] = {
     "exact": ({"learner": "maml", "dataset": "sinusoid", "tasks": 5, "settings": EXACT}, 0.0),
@@ -105,6 +133,9 @@ RUNS: Mapping[str, tuple[Mapping[str, Any], float]] = {
         },
         0.0,
     ),
+    "counting": ({**COUNTING, "settings": SHAPES}, 0.0),
+    # Not by Adam: biases before batch norm have a gradient of rounding errors, which Adam scales up to its rate.
+    "counting fast": ({**COUNTING, "optimizer": "sgd", "settings": {**SHAPES, "engine": SHARED["engine"]}}, 1e-6),
     "terms": (
         {"learner": "maml", "dataset": "sinusoid", "tasks": 5, "regularizers": ["nearer"], "settings": EXACT},
         0.0,
@@ -115,6 +146,7 @@ RUNS: Mapping[str, tuple[Mapping[str, Any], float]] = {
 def train_all(folder: Path) -> None:
     """Train each of the runs for 20 steps, in however many processes there are."""
     registry = scan().with_plugin("regularizer", "spread", Spread).with_plugin("regularizer", "nearer", Nearer)
+    registry = registry.with_plugin("learner", "counting", Counting).with_plugin("learner", "naming", Naming)
     for name, (what, _) in RUNS.items():
         settings = {**what["settings"], "train": {"ways": 5, "queries": 2, **what["settings"]["train"]}}
         if what["dataset"] == "sinusoid" or "sampler" in what["settings"]["train"]:
@@ -122,6 +154,11 @@ def train_all(folder: Path) -> None:
         source = folder / "exact" if name == "frozen" else None
         more = {"settings": settings, "init_from": source, "registry": registry}
         metaforge.train(**{**what, **more}, steps=20, out=folder / name)
+    naming = {**COUNTING, "learner": "naming", "tasks": 2, "settings": SHAPES, "registry": registry}
+    try:
+        metaforge.train(**naming, steps=20, out=folder / "naming")
+    except PluginError as error:
+        (folder / f"refused by rank {processes.rank()}").write_text(error.what)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +200,22 @@ def test_two_processes_train_the_same_weights_as_one(folders: tuple[Path, Path],
         assert rows(one) == rows(two)
         assert ours.facts["norms"] == theirs.facts["norms"]
         assert all(torch.equal(ours.training[key], theirs.training[key]) for key in ours.training)
+
+
+def test_state_entries_of_other_shapes_keep_every_bit(folders: tuple[Path, Path]) -> None:
+    ours, theirs = (checkpoint.load_latest(folder / "counting" / "ckpt")[0].values for folder in folders)
+    counts = {name: float(value) for name, value in ours.items() if name.startswith("state.of.")}
+    assert counts.pop("state.of.9") == 0
+    assert min(counts.values()) > 0
+    for name in ours:
+        assert torch.equal(ours[name].view(torch.int32), theirs[name].view(torch.int32)), name
+
+
+def test_metrics_of_other_names_on_another_rank_are_refused_by_name(folders: tuple[Path, Path]) -> None:
+    one, two = folders
+    (whole,) = (path.read_text() for path in one.glob("refused*"))
+    assert "tasks of two shapes have different metrics: of_" in whole
+    assert [(two / f"refused by rank {rank}").read_text() for rank in (0, 1)] == [whole, whole]
 
 
 @pytest.mark.parametrize(("total", "size", "shards"), [(8, 1, 4), (8, 2, 4), (8, 4, 4), (7, 2, 4), (5, 2, None)])
@@ -222,35 +275,34 @@ def test_a_failed_collective_is_reported_in_one_sentence() -> None:
         raise RuntimeError("[pair.cc:538] Connection closed by peer [127.0.0.1]:23456")
 
 
-def test_each_dtype_is_summed_by_itself_and_rows_keep_their_place() -> None:
-    groups = [{"w": torch.full((2,), 0.1), "total": torch.tensor([0.1], dtype=torch.float64)} for _ in range(3)]
-    rows = torch.arange(4, dtype=torch.float64).view(2, 2) + 0.1
-    collectives: list[torch.dtype] = []
+def test_names_of_metrics_are_compared_in_one_collective(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(World):
+        """Rank 0 of two, where the other rank has `theirs`."""
 
-    def add(groups: torch.Tensor) -> torch.Tensor:
-        collectives.append(groups.dtype)
-        return groups.sum(0)
+        def __init__(self, theirs: list[str]) -> None:
+            super().__init__(0, 2)
+            self.theirs, self.calls = theirs, 0
 
-    sums, all_rows = _reduce(add, 5, 1, groups, rows)
-    assert {name: value.dtype for name, value in sums.items()} == {"w": torch.float32, "total": torch.float64}
-    torch.testing.assert_close(sums["w"], torch.full((2,), 0.3))
-    torch.testing.assert_close(sums["total"], torch.tensor([0.3], dtype=torch.float64), rtol=1e-15, atol=0)
-    assert torch.equal(all_rows, torch.cat([rows.new_zeros(1, 2), rows, rows.new_zeros(2, 2)]))
-    assert collectives == [torch.float32, torch.float64]
+        def maximum(self, *numbers: int) -> list[int]:
+            self.calls += 1
+            if self.theirs == ["loss", "score"]:
+                return list(numbers)
+            return [abs(number) + 1 for number in numbers]
 
+        def gather(self, own: list[float], counts: list[int]) -> list[float]:
+            theirs = json.dumps(self.theirs).encode()
+            return [*own, *([len(theirs)] if len(counts) == len(own) + 1 else theirs)]
 
-def test_rows_travel_in_the_collective_of_their_dtype() -> None:
-    rows, collectives = torch.ones(2, 1), []
-
-    def add(groups: torch.Tensor) -> torch.Tensor:
-        collectives.append(groups.shape)
-        return groups.sum(0)
-
-    sums, all_rows = _reduce(add, 2, 0, [{"w": torch.ones(3)}, {"w": torch.ones(3)}], rows)
-    assert (sums["w"].tolist(), all_rows.tolist()) == ([2.0, 2.0, 2.0], [[1.0], [1.0]])
-    assert collectives == [(2, 5)]
-    nothing, all_rows = _reduce(add, 2, 0, [{}], rows)
-    assert (nothing, all_rows.tolist()) == ({}, [[1.0], [1.0]])
+    same, other = Two(["loss", "score"]), Two(["of_3", "score"])
+    for world in (same, other):
+        assert world.local_batch(4, None).require_same_metrics is None
+    check = same.local_batch(4, None, varied=True).require_same_metrics
+    assert check is not None
+    check(["loss", "score"])
+    assert same.calls == 1
+    with pytest.raises(ContractError, match=r"tasks of two shapes have different metrics: loss, of_3$"):
+        other._require_same_metrics(["loss", "score"])
+    assert World().local_batch(4, None, varied=True).require_same_metrics is None
 
 
 def test_a_world_of_one_process_returns_what_it_is_passed(tmp_path: Path) -> None:

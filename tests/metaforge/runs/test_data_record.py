@@ -46,13 +46,26 @@ def test_a_record_that_is_read_equals_the_one_written(tmp_path: Path) -> None:
     assert read_data_record(tmp_path) == record
     assert len(record.specs) == 3
     assert record.spec(more.kind, "test", more.shape) == more
-    assert record.spec(more.kind, "train", more.shape) is record.spec(more.kind, "val", SHAPE) is None
-    assert record.spec(REGRESSION, "test", more.shape) is None
+    assert record.spec(more.kind, "val", SHAPE) is record.spec(REGRESSION, "test", more.shape) is None
     varied = TaskSpec("classification", (1, 28, 28), 9, TaskShape(9, 0, 0), 100)
     with_varied = data_record(dataset(), [("test", SPEC), ("test", varied)])
     assert with_varied.varied_spec(varied.kind, "test") == varied
     assert with_varied.varied_spec(varied.kind, "train") is record.varied_spec(varied.kind, "test") is None
     assert (record.note, record.classes) == ("toys", {"train": ["ant", "bee"], "test": ["ant", "bee"]})
+
+
+def test_the_spec_of_another_shape_follows_from_a_recorded_one() -> None:
+    three = TaskShape(3, 2, 1)
+    for recorded in (SPEC, TaskSpec("classification", (1, 28, 28), 9, TaskShape(9, 0, 0))):
+        record = data_record(dataset(), [("test", recorded)])
+        assert record.spec(SPEC.kind, "test", three) == TaskSpec("classification", (1, 28, 28), 3, three)
+    own = TaskSpec("classification", (2,), 5, SHAPE._replace(shots=2))
+    assert data_record(dataset(), [("test", SPEC), ("test", own)]).spec(SPEC.kind, "test", own.shape) == own
+    # The outputs of other kinds are not their ways, but do not depend on the number of examples.
+    curves = TaskSpec(REGRESSION, (1,), 2, TaskShape(1, 10, 10))
+    record = data_record(dataset(), [("test", curves)])
+    assert record.spec(REGRESSION, "test", TaskShape(1, 5, 1)) == TaskSpec(REGRESSION, (1,), 2, TaskShape(1, 5, 1))
+    assert record.spec(REGRESSION, "test", TaskShape(2, 5, 1)) is None
 
 
 def test_a_folder_without_a_record_is_one_of_an_earlier_version(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_what_fits_is_taken_and_the_rest_is_reported_with_its_reason() -> None:
     assert torch.equal(values["model.0.0.weight"], torch.ones(2))
     assert report == {
         "taken": ["model.0.0.weight"],
+        "cast": {"torch.float64 to torch.float32": ["model.0.0.weight"]},
         "not_taken": {
             "its shape is [4] there and [3] here": ["model.2.weight"],
             "that run has no such value": ["state.model.0.1.mean"],
@@ -57,7 +58,7 @@ def test_what_fits_is_taken_and_the_rest_is_reported_with_its_reason() -> None:
 def test_the_training_progress_is_that_of_the_new_run() -> None:
     own = {"w": torch.zeros(1), "state.adapters.x.training.step": torch.zeros(())}
     values, report = take_over(own, {"w": torch.ones(1), "state.adapters.x.training.step": torch.ones(())}, [])
-    assert report == {"taken": ["w"], "not_taken": {}, "unused": []}
+    assert report == {"taken": ["w"], "cast": {}, "not_taken": {}, "unused": []}
     assert float(values["state.adapters.x.training.step"]) == 0
 
 
@@ -72,9 +73,24 @@ def test_patterns_choose_and_rename() -> None:
     assert report["taken"] == ["model.0.weight", "state.model.1.mean"]
 
 
+@pytest.mark.parametrize("last", [0, 1])
+def test_of_several_patterns_for_a_value_the_last_applies(last: int) -> None:
+    source: Params = {"a.w": torch.zeros(1), "b.w": torch.ones(1)}
+    patterns = ["a.* -> a.*", "b.* -> a.*"]
+    values, report = take_over({"a.w": torch.full((1,), 7.0)}, source, patterns[:: 1 if last else -1])
+    assert float(values["a.w"]) == last
+    assert report["unused"] == [["b.w", "a.w"][last]]
+
+
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
+        (["model.? -> x", "model.*"], r"'model.\? -> x' should have .* and no other wildcard"),
+        (["model.[01].weight -> model.0.0.weight", "model.*"], "no other wildcard"),
+        (["model.* -> model.[0].*", "model.*"], "no other wildcard"),
+        (["model.0.weight ->", "model.*"], "should have one"),
+        (["-> model.0.0.weight", "model.*"], "should have one"),
+        (["modell.* -> model.*", "model.*"], r"The pattern 'modell.\*' matches no value"),
         (["modell.*"], r"The pattern 'modell.\*' matches no value"),
         (["model.* -> body"], "should have one '\\*' on both sides of the arrow, or none"),
         (["*.* -> *.*"], "should have one '\\*' on both sides"),

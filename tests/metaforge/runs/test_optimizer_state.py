@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,6 +122,9 @@ def hide(name: str, value: Any) -> Any:
         (hide("count", 3), "attribute 'count'"),
         (hide("noise", torch.Generator()), "attribute 'noise'"),
         (hide("inner", torch.optim.SGD([torch.zeros(1)])), "attribute 'inner'"),
+        (hide("late", [1.0]), "attribute 'late'"),
+        (hide("late", np.zeros(2)), "attribute 'late'"),
+        (hide("late", deque([torch.ones(1)])), "attribute 'late'"),
     ],
 )
 def test_what_a_checkpoint_cannot_hold_is_refused_by_name(more: Any, sentence: str) -> None:
@@ -129,10 +134,34 @@ def test_what_a_checkpoint_cannot_hold_is_refused_by_name(more: Any, sentence: s
         state.kept()
 
 
+@pytest.mark.parametrize(
+    ("before", "change"),
+    [
+        ([], lambda held: held.append(0.5)),
+        ([0.5, 0.5], lambda held: held.pop()),
+        (deque([1, 2], maxlen=2), lambda held: held.append(3)),
+        ({"n": 0}, lambda held: held.update(n=1)),
+        ({"n": [{"m": 0}]}, lambda held: held["n"][0].update(m=1)),
+        ({1}, lambda held: held.add(2)),
+        (np.zeros(2), lambda held: held.fill(1.0)),
+    ],
+)
+def test_a_container_that_steps_change_is_refused_by_name(before: Any, change: Any) -> None:
+    optimizer, _, leaf = keeping(lambda optimizer: change(optimizer.past))
+    optimizer.past = before
+    state = OptimizerState(optimizer, {"model.w": leaf})
+    state.kept()
+    optimizer.step()
+    with pytest.raises(ContractError, match="its attribute 'past' changes or holds tensors"):
+        state.kept()
+
+
 def test_attributes_that_do_not_change_and_lists_of_parameters_are_no_state() -> None:
     optimizer, _, leaf = keeping()
-    optimizer.options, optimizer.every = {"a": 1}, 5
+    optimizer.options, optimizer.every, optimizer.table = {"a": [1, {"b": None}]}, 5, np.ones(2)
+    optimizer.cached = None
     state = OptimizerState(optimizer, {"model.w": leaf})
-    optimizer.all = [leaf]
+    optimizer.all = optimizer.cached = [leaf]
+    optimizer.by_device = {"cpu": [leaf]}
     optimizer.step()
     assert state.kept().scalars["group 0.k"] == 1

@@ -10,7 +10,7 @@ import torch
 from metaforge.authoring import Optimizer, Options
 from metaforge.authoring.protocols import Params
 from metaforge.config.settings import GroupConfig, TrainConfig
-from metaforge.errors import CheckpointError, ContractError
+from metaforge.errors import CheckpointError, ConfigError, ContractError
 from metaforge.registry.scan import scan
 from metaforge.runs.outer_optimizer import OuterOptimizer, Snapshot, torch_optimizer
 
@@ -228,3 +228,53 @@ def test_frozen_values_keep_every_bit_and_have_no_state(name: str) -> None:
     if after.training:
         with pytest.raises(CheckpointError):
             OuterOptimizer(TrainConfig(freeze=["model.w"]), plugin(name), *after)
+
+
+class Noisy(torch.optim.SGD):
+    """Adds noise to its parameters, which it draws from a generator."""
+
+    def __init__(self, groups: Any, *, own: bool) -> None:
+        super().__init__(groups)
+        self.own = own
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["steps"] = group.get("steps", 0) + 1
+            generator = torch.Generator().manual_seed(group["steps"]) if self.own else None
+            for param in group["params"]:
+                param.add_(torch.randn(param.shape, generator=generator))
+
+
+def test_a_step_that_draws_from_the_global_generator_is_refused() -> None:
+    """Its run was said to be resumed exactly."""
+    outer = OuterOptimizer(TrainConfig(), Made(lambda groups: Noisy(groups, own=False)), VALUES)
+    with pytest.raises(ContractError, match="step of Noisy draws from torch's global generator"):
+        stepped(outer, range(1, 2))
+    seeded = Made(lambda groups: Noisy(groups, own=True))
+    whole, first = (OuterOptimizer(TrainConfig(), seeded, VALUES) for _ in range(2))
+    restored = OuterOptimizer(TrainConfig(), seeded, *stepped(first, range(1, 3)))
+    ours, theirs = stepped(restored, range(3, 5)), stepped(whole, range(1, 5))
+    assert all(torch.equal(ours.values[name], theirs.values[name]) for name in VALUES)
+
+
+def test_a_group_of_frozen_values_is_refused_as_such() -> None:
+    config = TrainConfig(freeze=["model.w"], groups={"model.w*": GroupConfig(lr=0.1)})
+    with pytest.raises(ConfigError, match="all that it matches is frozen"):
+        OuterOptimizer(config, plugin(), VALUES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"weight_decay": 0.1}, "train.weight_decay"),
+        ({"groups": {"*.b": GroupConfig(weight_decay=0.1)}}, 'train.groups."*.b".weight_decay'),
+    ],
+)
+def test_a_weight_decay_that_the_optimiser_ignores_is_refused(settings: dict[str, Any], where: str) -> None:
+    rprop = Made(torch.optim.Rprop)
+    with pytest.raises(ConfigError, match=r"Rprop has no weight decay, so train.* would have no effect") as caught:
+        OuterOptimizer(TrainConfig(**settings), rprop, VALUES)
+    assert caught.value.where == where
+    OuterOptimizer(TrainConfig(weight_decay=0.0, groups={"*.b": GroupConfig(weight_decay=0.0)}), rprop, VALUES)
+    OuterOptimizer(TrainConfig(**settings), Made(torch.optim.Adagrad), VALUES)

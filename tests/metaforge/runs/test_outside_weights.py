@@ -158,3 +158,38 @@ def test_weights_that_do_not_fit_leave_no_run_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\[4, 3, 3, 3\] in the file and \[4, 1, 3, 3\] in the network"):
         trained(tmp_path / "run", path)
     assert not (tmp_path / "run").exists()
+
+
+LAYERS = [f"{i}.norm" for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("learner", "norm", "expected"),
+    [
+        ("maml", "transductive", LAYERS),
+        ("maml", "per-step", LAYERS),
+        ("protonet", "support", LAYERS),
+        ("protonet", "running", None),
+    ],
+)
+def test_running_statistics_that_the_norm_policy_does_not_use_are_recorded(
+    learner: str, norm: str, expected: list[str] | None, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "net.safetensors")
+    trained(tmp_path / "run", path, learner, 0, settings={**QUICK["settings"], "learner": {"norm": norm}})
+    found = json.loads((tmp_path / "run" / "env.json").read_text())["weights"].get("unused_statistics")
+    assert found == (None if expected is None else {"norm": norm, "layers": expected})
+
+
+def test_statistics_that_are_those_of_a_new_network_are_not_recorded(tmp_path: Path) -> None:
+    new = Conv4(Conv4.Config(filters=4)).build(SPEC).state_dict()
+    assert load_weights(network(), {**new, "0.norm.running_mean": torch.ones(4)}) == LAYERS
+    assert load_weights(Conv4(Conv4.Config(filters=4)).build(SPEC), {**new, "1.norm.running_var": torch.zeros(4)}) == [
+        "1.norm"
+    ]
+    assert load_weights(nn.BatchNorm1d(2), nn.BatchNorm1d(2).state_dict() | {"running_mean": torch.ones(2)}) == [
+        "BatchNorm1d"
+    ]
+    save_file(new, tmp_path / "net.safetensors")
+    trained(tmp_path / "run", tmp_path / "net.safetensors", "maml", 0)
+    assert "unused_statistics" not in json.loads((tmp_path / "run" / "env.json").read_text())["weights"]

@@ -47,3 +47,11 @@ def test_a_pattern_that_applies_to_nothing_is_an_error() -> None:
         parameter_groups(TrainConfig(groups={"x.*": GroupConfig()}), many, 0.0)
     assert "w19 and 5 more" in caught.value.remedy
     assert caught.value.where == 'train.groups."x.*"'
+
+
+def test_a_pattern_of_frozen_values_says_so() -> None:
+    config = TrainConfig(groups={"body.*": GroupConfig(lr=0.5)})
+    with pytest.raises(ConfigError, match=r"The pattern 'body.\*' applies to nothing: all that it matches is frozen"):
+        parameter_groups(config, NAMES, 0.0, frozen=["body.w"])
+    with pytest.raises(ConfigError, match="no parameter has such a name"):
+        parameter_groups(config, NAMES, 0.0, frozen=["bodies.w"])

@@ -230,7 +230,7 @@ def test_an_inexact_run_remains_inexact(tmp_path: Path) -> None:
 def test_the_number_of_processes_matters_unless_sums_are_ordered(reduce: str, named: list[str]) -> None:
     resolved = resolve([Layer("test", {"learner": "maml", "engine": {"reduce": reduce}})], scan())
     saved = {"config": resolved.to_dict(), "environment": {"processes": 1}}
-    assert differences(saved, resolved, {"processes": 2}, accept_plugins=False) == named
+    assert differences(saved, resolved, {"processes": 2}, values=[], accept_plugins=False) == named
 
 
 def test_a_setting_that_the_checkpoint_does_not_know_is_no_difference_if_it_has_its_default() -> None:
@@ -241,7 +241,7 @@ def test_a_setting_that_the_checkpoint_does_not_know_is_no_difference_if_it_has_
     del config["adapters"]["sgd"]
     config["adapters"]["adam"] = {}
     config["train"] |= {"optimizer": config.pop("optimizer")["name"], "schedule": config.pop("schedule")["name"]}
-    found = differences({"config": config}, resolved, {}, accept_plugins=False)
+    found = differences({"config": config}, resolved, {}, values=[], accept_plugins=False)
     # A data set's default is not that of the core: what the older version used is not known.
     assert found == ["task.ways: 5 -> 1", "adapters.adam: {} -> None", "adapters.sgd.lr: None -> 0.01"]
 

@@ -502,7 +502,7 @@ def test_a_term_over_all_losses_is_that_of_each_batch(tmp_path: Path) -> None:
         worker = Worker(resolved, world)
         values, batches = worker.initial(), worker.sample(1)
         both = worker.gradients(values, batches, 1)
-        parts = [worker._batch_gradients(values, batch, 1) for batch in batches]
+        parts = [worker._batch_gradients(values, batch) for batch in batches]
         assert len(parts) == 2
     for name, grad in both.grads.items():
         torch.testing.assert_close(grad, (parts[0].grads[name] + parts[1].grads[name]) / 2)
