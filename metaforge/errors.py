@@ -98,7 +98,16 @@ class ContractError(ValueError):
     """The code of a plugin returned or did what its protocol forbids.
 
     The function that detects it does not know the name of the plugin; its caller raises a `PluginError` with the name.
+
+    Args:
+        what: What is wrong.
+        owner: The instance of the plugin, or the kind of tasks, whose code it was, where that code has returned before
+            the fault is detected. By default it is the plugin with the innermost code in the traceback.
     """
+
+    def __init__(self, what: str, *, owner: object = None) -> None:
+        super().__init__(what)
+        self.owner = owner
 
 
 _STORAGE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST})

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         sum_of,
     )
     from metaforge.authoring.hooks import Outcome, RunInfo, Stateful, hookimpl
-    from metaforge.authoring.inner_loop import InnerLoopLearner, InnerLoopOptions
+    from metaforge.authoring.inner_loop import InnerLoopLearner
+    from metaforge.authoring.inner_loop_options import InnerLoopOptions
     from metaforge.authoring.keys import fold_in, make_key, normal, permutation, uniform
     from metaforge.authoring.kinds import (
         CLASSIFICATION,

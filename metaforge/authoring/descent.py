@@ -19,6 +19,7 @@ from torch.func import grad
 from metaforge.authoring.functional import add_params, advance_state, detach_params, gradient, prefixed, select, sum_of
 from metaforge.authoring.keys import fold_in
 from metaforge.authoring.protocols import AdapterTags, GradientTransform, InnerStep, Key, Params
+from metaforge.errors import ContractError
 from metaforge.kernels.implicit import Solver, conjugate_gradients, implicit_solution, neumann_series
 from metaforge.kernels.recompute import recompute_in_backward
 
@@ -90,6 +91,9 @@ def descend(
     Returns:
         The adapted parameters, and what to add to the `state.` entries.
 
+    Raises:
+        ContractError: The updates of an adapter do not have the names and shapes of the parameters.
+
     Example:
         >>> import torch
         >>> from metaforge.authoring import GradientTransform, descend
@@ -100,7 +104,7 @@ def descend(
         >>> descend(lambda values, step: (values["w"] ** 2, {}), values, values, Descent(), 2)[0]
         {'w': tensor(0.2500)}
     """
-    loop = _InnerLoop(objective, adapter, adjoint, proximal, torch.is_grad_enabled())
+    loop = InnerLoop(objective, adapter, adjoint, proximal, torch.is_grad_enabled())
     meta, start = select(values, "adapters"), fast
     base = detach_params(values) if adjoint.constant else values
     with torch.no_grad() if adjoint.method == "implicit" else nullcontext():
@@ -113,12 +117,12 @@ def descend(
     if adjoint.method == "implicit" and loop.tracked and steps:
         slope = partial(loop.slope, max(steps - 1, 0))
         current = values | advance_state(values, changes)
-        fast = implicit_solution(slope, detach_params(fast), _solver(adjoint), current, start, *inputs)
+        fast = implicit_solution(slope, detach_params(fast), solver_of(adjoint), current, start, *inputs)
     return fast, add_params(changes, prefixed("adapters", adapter.carry(meta, state)))
 
 
 @dataclass(frozen=True)
-class _InnerLoop:
+class InnerLoop:
     """The inner steps of `descend`, whose arguments it holds; `tracked` says whether a gradient is wanted."""
 
     objective: Objective
@@ -147,7 +151,10 @@ class _InnerLoop:
             differentiable=self.tracked and not constant,
         )
         step = InnerStep(number, loss.detach() if constant else loss)
-        updates, state = self.adapter.update(meta, grads, state, fast, step)
+        if isinstance(self.adapter, Chain):  # It compares the updates of each of its adapters itself.
+            updates, state = self.adapter.update(meta, grads, state, fast, step)
+        else:
+            updates, state = _updated(self.adapter, "", meta, grads, state, fast, step)
         fast = {name: value - updates[name] for name, value in fast.items()}
         return fast, state, add_params(changes, detach_params(change))
 
@@ -167,44 +174,49 @@ class _InnerLoop:
         return loss + 0.5 * self.proximal * distance, (loss, change)
 
 
-def relative_slope(
-    objective: Objective,
-    values: Params,
-    start: Params,
-    fast: Params,
-    step: int,
-    *inputs: Tensor,
-    proximal: float = 0.0,
-) -> Tensor:
-    """Return the norm of the objective's gradient at the end of an inner loop, divided by the norm at its start.
-
-    The implicit adjoint is exact where it is zero.
-
-    Args:
-        objective: The objective of `descend`, as the other arguments are.
-        values: All values that the objective reads.
-        start: The parameters at the start of the loop.
-        fast: The adapted parameters; other entries are left out.
-        step: The number of the inner step that the objective gets.
-        *inputs: Tensors that are passed to the objective.
-        proximal: The factor of the proximal term.
-
-    Returns:
-        A scalar without a graph; 0 if both gradients are zero.
-    """
-    loop = _InnerLoop(objective, Chain({}), UNROLL, proximal, False)
-    values, start, fast = detach_params(values), detach_params(start), detach_params(fast)
-    norms = []
-    for at in (start, {name: fast[name] for name in start}):
-        slope, _ = gradient(lambda p: loop.total(step, p, values, start, *inputs), at, differentiable=False)
-        norms.append(sum_of(part.square().sum() for part in slope.values()).sqrt())
-    return norms[1] / (norms[0] + (norms[0] == 0))
-
-
-def _solver(adjoint: Adjoint) -> Solver:
+def solver_of(adjoint: Adjoint) -> Solver:
+    """Return the solver of the linear system of an implicit adjoint."""
     if adjoint.solver == "cg":
         return conjugate_gradients(adjoint.solver_steps)
     return neumann_series(adjoint.solver_steps, adjoint.solver_rate)
+
+
+def _updated(
+    transform: GradientTransform,
+    name: str,
+    meta: Params,
+    grads: Params,
+    state: Params,
+    params: Params,
+    step: InnerStep,
+) -> tuple[Params, Params]:
+    """Return what the `update` of a transform returns, of which `name` is the name in its chain, if it has one.
+
+    Updates of another shape would be broadcast against the parameters, and the result would be wrong.
+
+    Raises:
+        ContractError: It is not a pair of dictionaries, of which the first has the names and shapes of `grads`.
+    """
+    result = transform.update(meta, grads, state, params, step)
+    # In every inner step of a run: comparisons of shapes, which are tuples, and no tensor operation.
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
+        updates = result[0]
+        if isinstance(updates, Mapping) and updates.keys() == grads.keys():
+            wrong = [each for each, grad in grads.items() if getattr(updates[each], "shape", None) != grad.shape]
+            if not wrong:
+                return result
+            found = f"gives {wrong[0]!r} the shape {_shape(updates[wrong[0]])}, not {list(grads[wrong[0]].shape)}"
+        else:
+            names = sorted(map(str, updates.keys() ^ grads.keys())) if isinstance(updates, Mapping) else []
+            found = f"differs from the gradients in the names {', '.join(names[:3])}" if names else "gives no updates"
+    else:
+        found = "does not return a pair of updates and state, both dictionaries of tensors"
+    label = f"the adapter {name!r}" if name else type(transform).__name__
+    raise ContractError(f"the update of {label} {found}", owner=transform)
+
+
+def _shape(value: object) -> object:
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 class Chain(GradientTransform):
@@ -250,7 +262,8 @@ class Chain(GradientTransform):
         """Return the last adapter's updates and all new states; each adapter's output is the next one's gradient."""
         states = {}
         for name, adapter in self.adapters.items():
-            grads, states[name] = adapter.update(select(meta, name), grads, select(state, name), params, step)
+            own, before = select(meta, name), select(state, name)
+            grads, states[name] = _updated(adapter, name, own, grads, before, params, step)
         return grads, self._joined(states)
 
     def carry(self, meta: Params, state: Params) -> Params:

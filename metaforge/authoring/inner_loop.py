@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from functools import partial
 
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from metaforge.authoring.descent import Adjoint, descend, relative_slope
-from metaforge.authoring.functional import add_params, advance_state, matching, prefixed, sum_of
+from metaforge.authoring.adapted import adapted_names, require_dependence
+from metaforge.authoring.descent import Adjoint, descend
+from metaforge.authoring.functional import (
+    add_params,
+    advance_state,
+    detach_params,
+    gradient,
+    prefixed,
+    split_state,
+    sum_of,
+)
 from metaforge.authoring.hooks import hookimpl
+from metaforge.authoring.inner_loop_options import InnerLoopOptions
 from metaforge.authoring.keys import fold_in
+from metaforge.authoring.kinds import score, task_loss
 from metaforge.authoring.model_learner import ModelLearner
 from metaforge.authoring.network import blank_examples
 from metaforge.authoring.protocols import (
@@ -20,61 +30,16 @@ from metaforge.authoring.protocols import (
     Examples,
     GradientTransform,
     Key,
-    NormPolicy,
-    Options,
+    Learner,
     Params,
     Parts,
     Pass,
     Tags,
     Task,
 )
+from metaforge.authoring.residuals import ImplicitNotes, relative_slope, solver_residual
 from metaforge.authoring.terms import INNER_LOOP_TERMS, inner_loop_terms, require_entropies
-from metaforge.errors import ConfigError
 from metaforge.system.streams import note_stream
-
-# The largest slope at the end of an inner loop, relative to that at its start, that counts as a minimum.
-LARGEST_RESIDUAL = 0.1
-
-
-class InnerLoopOptions(Options):
-    """Options of every learner with an inner loop.
-
-    Example:
-        >>> from metaforge.authoring import InnerLoopOptions
-        >>> InnerLoopOptions(steps=5).test_steps
-        3
-    """
-
-    steps: int = Field(1, ge=0, le=1000, description="inner steps in training")
-    test_steps: int = Field(3, ge=0, le=1000, description="inner steps in evaluation")
-    norm: NormPolicy = Field("transductive", description="which statistics batch norm uses for queries")
-    adapt: Literal["weights", "all", "head", "body"] | list[str] = Field(
-        "weights",
-        description="parameters that the inner loop adapts: all but those of norm layers (weights), all, those of the"
-        " linear head, those of the body but not of its norm layers, or the names that match a list of patterns",
-    )
-    adjoint: Literal["unroll", "recompute", "first-order", "implicit"] = Field(
-        "unroll",
-        description="how the inner loop is differentiated: through its steps; through its steps, computed again to save"
-        " memory; with its gradients as constants; or implicitly, as a minimum of the support loss",
-    )
-    proximal: float = Field(
-        0.0, ge=0, description="factor λ of λ/2 ‖φ - θ‖², which pulls the adapted parameters φ to their start θ"
-    )
-    solver: Literal["cg", "neumann"] = Field(
-        "cg", description="how the implicit adjoint solves its linear system: conjugate gradients or Neumann series"
-    )
-    solver_steps: int = Field(5, ge=1, le=1000, description="Hessian-vector products of the solver")
-    solver_rate: float = Field(0.1, gt=0, description="rate of the Neumann series, below 2 / largest eigenvalue")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _rename_recompute(cls, options: Any) -> Any:
-        """Accept the option `recompute` of runs that were saved before `adjoint` replaced it."""
-        if not isinstance(options, Mapping) or not isinstance(options.get("recompute"), bool):
-            return options
-        chosen = {"adjoint": "recompute"} if options["recompute"] else {}
-        return chosen | {name: value for name, value in options.items() if name != "recompute"}
 
 
 class InnerLoopLearner(ModelLearner):
@@ -86,12 +51,15 @@ class InnerLoopLearner(ModelLearner):
         config: The learner's options.
         parts: What the learner is built from, including a backbone and an adapter.
         outputs: Number of outputs of the linear head: by default that of the spec, and 0 for a network without a head.
+        context: Size of a context vector that the network gets beside the inputs; 0 for none. It is the parameter
+            `context` of `start`, so it exists only within a task, and the inner loop adapts it.
 
     Attributes:
         adjoint: How the inner loop is differentiated.
         adapter: The transform from gradients to updates.
         criterion: The task loss of (prediction, target).
         adapted: Names of the values that the inner loop adapts; none of them is frozen.
+        context: Size of the context vector; 0 for none.
         terms: Names of the terms that the run's regularizers read.
 
     Example:
@@ -133,16 +101,25 @@ class InnerLoopLearner(ModelLearner):
     adapter: GradientTransform
     criterion: Callable[[Tensor, Tensor], Tensor]
     adapted: tuple[str, ...]
-    noted: bool = False
+    context: int
     terms: frozenset[str]
 
-    def __init__(self, config: InnerLoopOptions, parts: Parts, *, outputs: int | None = None) -> None:
+    def __init__(self, config: InnerLoopOptions, parts: Parts, *, outputs: int | None = None, context: int = 0) -> None:
         outputs = parts.spec.outputs if outputs is None else outputs or None
-        super().__init__(config, parts, norm=config.norm, steps=config.steps, outputs=outputs)
+        super().__init__(config, parts, norm=config.norm, steps=config.steps, outputs=outputs, context=context)
+        self.context = context
         assert parts.adapter is not None, "the learner's tags do not name an adapter among its needs"
-        self.adapter, self.criterion, self.steps = parts.adapter, parts.spec.kind.loss, config.test_steps
-        self.adapted = self._adapted(parts.frozen)
+        self.adapter, self.criterion, self.steps = parts.adapter, partial(task_loss, parts.spec.kind), config.test_steps
+        # A subclass with another `start` may adapt what exists only within a task, and no value.
+        optional = context > 0 or type(self).start is not InnerLoopLearner.start
+        self.adapted = adapted_names(self.model, config.adapt, parts.frozen, optional=optional)
+        self._frozen = parts.frozen
         self.adjoint = Adjoint(config.adjoint, config.solver, config.solver_steps, config.solver_rate)
+        # Without a step nothing is solved: the adapted parameters are those of the start.
+        self._solves = config.adjoint == "implicit" and config.steps > 0
+        # With phases, the learner of the present one may have another adjoint than this one.
+        measured = self._solves and type(self).during is Learner.during
+        self._notes = ImplicitNotes(config.solver, required_of=type(self).__name__ if measured else "")
         # The implicit gradient is exact at convergence, and only the learner's class can say when that is.
         unknown = config.adjoint == "implicit" and not self.tags.converges_at
         if config.adjoint == "first-order" or self.adapter.tags.detaches or unknown:
@@ -150,26 +127,24 @@ class InnerLoopLearner(ModelLearner):
         self.terms = parts.terms
         require_entropies(self.terms, parts.spec.kind)
 
-    def _adapted(self, frozen: Sequence[str]) -> tuple[str, ...]:
-        """Return the names of the values that the option `adapt` chooses and that are not frozen."""
-        chosen = self.model.choose(self.config.adapt)
-        adapted = tuple(name for name in chosen if name not in matching(chosen, frozen))
-        if not adapted and frozen:
-            raise ConfigError(
-                "Every value that the inner loop would adapt is frozen.",
-                where="train.freeze",
-                remedy="freeze less, such as the body of the network without its head",
-            )
-        return adapted
-
     def init(self, key: Key) -> Params:
-        """Return the values of the network and of the adapter; equal for equal keys."""
+        """Return the values of the network and of the adapter; equal for equal keys.
+
+        Raises:
+            ConfigError: The meta-gradient would be zero: the inner loop adapts every value that is trained, and its
+                minimum, which the implicit adjoint differentiates, does not depend on where it starts.
+        """
         values = super().init(key)
         params = self.start(values, blank_examples(self.spec), None)
+        # A subclass with another `init` may have values of its own, which the minimum depends on.
+        if self._solves and not self.config.proximal and type(self).init is InnerLoopLearner.init:
+            require_dependence(split_state(values, self._frozen)[0], params)
         return values | prefixed("adapters", self.adapter.init(params, fold_in(key, "adapters")))
 
     def start(self, values: Params, support: Examples, key: Key | None) -> Params:
-        """Return the parameters with which the inner loop of a task begins: by default the `adapted` entries.
+        """Return the parameters with which the inner loop of a task begins.
+
+        By default these are the `adapted` entries, and a context of zeros if there is one.
 
         A subclass can return others, which then exist only within a task, such as a head made from prototypes. The
         names must not depend on the support set. `init` calls this once with a support set of zeros, so that the
@@ -180,7 +155,8 @@ class InnerLoopLearner(ModelLearner):
             support: The support set.
             key: The key of the task's noise, or None in evaluation.
         """
-        return {name: values[name] for name in self.adapted}
+        context = {"context": values[self.model.body[0]].new_zeros(self.context)} if self.context else {}
+        return {name: values[name] for name in self.adapted} | context
 
     def objective(self, values: Params, step: int, x: Tensor, y: Tensor, *keys: Tensor) -> tuple[Tensor, Params]:
         """Return `support_loss` as a function of tensors alone, which the adjoints need."""
@@ -203,13 +179,20 @@ class InnerLoopLearner(ModelLearner):
         inputs = support if key is None else (*support, key)
         how, factor = self.adjoint, self.config.proximal
         fast, state = descend(self.objective, values, start, self.adapter, steps, *inputs, adjoint=how, proximal=factor)
-        return fast | self.model.statistics(values | fast, support.x, Pass(key, steps, "support")), state
+        return fast | self._statistics(values | fast, support, Pass(key, steps, "support")), state
+
+    def _statistics(self, values: Params, support: Examples, at: Pass) -> Params:
+        return self.model.statistics(values, support.x, at, self._context_of(values))
+
+    def _context_of(self, values: Params) -> Tensor | None:
+        """Return the context that the network gets beside its inputs, or None if it takes none."""
+        return values["context"] if self.context else None
 
     def support_loss(self, values: Params, batch: Examples, step: int, key: Key | None) -> tuple[Tensor, Params]:
         """Return the task loss on `batch`, averaged over the draws, and the state changes of the last draw."""
-        losses, state = [], Params()
+        losses, state, context = [], Params(), self._context_of(values)
         for draw in range(self.model.draws(key)):
-            prediction, state = self.model.observe(values, batch.x, Pass(key, step, "support", draw))
+            prediction, state = self.model.observe(values, batch.x, Pass(key, step, "support", draw), context)
             losses.append(self.criterion(prediction, batch.y))
         return sum_of(losses) / len(losses), state
 
@@ -226,23 +209,48 @@ class InnerLoopLearner(ModelLearner):
             key: The key of the task's noise.
             state: What the inner loop adds to the `state.` entries. The changes by the query pass are added to it.
         """
-        at = Pass(key, self.config.steps, "query")
-        prediction, change = self.model.observe(values | advance_state(values, state) | fast, task.query.x, at)
-        metrics = {"score": self.spec.kind.score(prediction, task.query.y).detach()}
-        if self.adjoint.method == "implicit":
+        current = values | advance_state(values, state)
+        prediction, change = self._query(current | fast, task, key, self.config.steps)
+        metrics = {"score": score(self.spec.kind, prediction, task.query.y).detach()}
+        if self._solves:
             metrics["inner_residual"] = self.inner_residual(values, fast, task.support, key)
+            metrics["solver_residual"] = self.solver_residual(current, fast, task, key)
 
         def before() -> Tensor:
-            start = self.descend(values, task.support, 0, key)[0]
-            return self.model(values | start, task.query.x, Pass(key, 0, "query"))
+            return self._query(values | self.descend(values, task.support, 0, key)[0], task, key, 0)[0]
 
         terms = inner_loop_terms(self.terms, before, prediction, task.query.y, self.criterion)
         return self.criterion(prediction, task.query.y), Aux(metrics, add_params(state, change), terms)
+
+    def _query(self, values: Params, task: Task, key: Key, step: int) -> tuple[Tensor, Params]:
+        return self.model.observe(values, task.query.x, Pass(key, step, "query"), self._context_of(values))
 
     def inner_residual(self, values: Params, fast: Params, support: Examples, key: Key) -> Tensor:
         """Return how far from a minimum the inner loop ended, relative to its start: see `relative_slope`."""
         start, last = self.start(values, support, key), max(self.config.steps - 1, 0)
         return relative_slope(self.objective, values, start, fast, last, *support, key, proximal=self.config.proximal)
+
+    def solver_residual(self, values: Params, fast: Params, task: Task, key: Key) -> Tensor:
+        """Return how far the implicit adjoint is from the solution of its linear system, for the task loss on queries.
+
+        See `metaforge.authoring.residuals`. It costs one more solution of the system.
+        """
+        values = detach_params(values)
+        start, last = self.start(values, task.support, key), max(self.config.steps - 1, 0)
+        at = Pass(key, self.config.steps, "support")
+
+        def query(params: Params) -> tuple[Tensor, Params]:
+            adapted = values | params
+            prediction, _ = self._query(
+                adapted | self._statistics(adapted, task.support, at), task, key, self.config.steps
+            )
+            return self.criterion(prediction, task.query.y), {}
+
+        # fmt: off
+        grads, _ = gradient(query, {name: fast[name].detach() for name in start}, differentiable=False)
+        return solver_residual(self.objective, values, start, fast, last, *task.support, key,
+                                        adjoint=self.adjoint, query_grads=grads, proximal=self.config.proximal)
+        # fmt: on
 
     @hookimpl
     def metaforge_run_start(self) -> None:
@@ -256,28 +264,34 @@ class InnerLoopLearner(ModelLearner):
 
     @hookimpl
     def metaforge_after_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Print a note, once in a run, if the inner loop is too far from a minimum for the implicit adjoint."""
-        residual = metrics.get("inner_residual", 0.0)
-        if residual > LARGEST_RESIDUAL and not self.noted:
-            self.noted = True
-            print(
-                f"Note: the inner loop has not converged (outer step {step}: the gradient of its loss fell to"
-                f" {residual:.0%} only), so the implicit meta-gradient is not exact: take more inner steps, a larger"
-                " inner rate, or a larger learner.proximal.",
-                file=note_stream(),
-            )
+        """Print a note, once in a run for each cause, if the implicit meta-gradient is not exact.
+
+        Raises:
+            ConfigError: The learner's `loss` does not say how far from exact it is.
+        """
+        self._notes.after_step(step, metrics)
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
         """Return the adapted parameters after `steps` inner steps, by default `steps` or `test_steps` of the options.
 
         With a key, as in training, the default is the option `steps`; without a key it is `test_steps`. In a kind of
-        task whose evaluation needs a key, it is `test_steps` in any case.
+        task whose evaluation needs a key, it is `test_steps` in any case, and the key is for the `support_loss` of a
+        subclass: that of this class, which has no environment, would draw the noise of a training from it.
         """
+        noise = self._noise(key)
         if steps is None:
-            training = key is not None and not self.spec.kind.needs_key
-            steps = self.config.steps if training else self.config.test_steps
-        return self.descend(values, support, steps, key)[0]
+            steps = self.config.test_steps if noise is None else self.config.steps
+        own = type(self).support_loss is not InnerLoopLearner.support_loss
+        return self.descend(values, support, steps, key if own else noise)[0]
+
+    def _noise(self, key: Key | None) -> Key | None:
+        """Return the key of the network's noise: None in evaluation, where a key is for the noise of an environment."""
+        return None if self.spec.kind.needs_key else key
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
-        """Return the adapted network's output `[n, outputs]` for `x` `[n, *x_shape]`."""
-        return self.model(values | fast, x, Pass(key, self.config.steps, "query"))
+        """Return the adapted network's output `[n, outputs]` for `x` `[n, *x_shape]`.
+
+        In a kind of task whose evaluation needs a key, the network draws no noise from it.
+        """
+        values = values | fast
+        return self.model(values, x, Pass(self._noise(key), self.config.steps, "query"), self._context_of(values))

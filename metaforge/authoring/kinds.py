@@ -153,13 +153,30 @@ def score(kind: TaskKind | str, prediction: Tensor, y: Tensor) -> Tensor:
     Returns:
         A scalar.
 
+    Raises:
+        ContractError: The score of the kind is no scalar.
+
     Example:
         >>> import torch
         >>> from metaforge.authoring import score
         >>> score("classification", torch.tensor([[2.0, 0.0], [3.0, 1.0]]), torch.tensor([0, 1]))
         tensor(0.5000)
     """
-    return task_kind(kind).score(prediction, y)
+    kind = task_kind(kind)
+    return _scalar(kind, "score", kind.score(prediction, y))
+
+
+def task_loss(kind: TaskKind, prediction: Tensor, y: Tensor) -> Tensor:
+    """Return the loss of a task; raise `ContractError` if that of its kind is no scalar."""
+    return _scalar(kind, "loss", kind.loss(prediction, y))
+
+
+def _scalar(kind: TaskKind, what: str, value: object) -> Tensor:
+    """Return what the loss or the score of a kind returned; raise `ContractError`, owned by the kind, if no scalar."""
+    if isinstance(value, Tensor) and not value.dim():
+        return value
+    found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise ContractError(f"the {what} of the kind {kind.name!r} is {found}, not a scalar tensor", owner=kind)
 
 
 def nearest_targets(task: Task) -> Tensor:

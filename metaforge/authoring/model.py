@@ -156,7 +156,7 @@ class Model:
     @property
     def norm_names(self) -> frozenset[str]:
         """Names of the values that are parameters of norm layers of any kind."""
-        norms = {f"{self.prefix}.{n}": m for n, m in self.module.named_modules() if isinstance(m, NORMS)}
+        norms = {n: m for n, m in self.module.named_modules(prefix=self.prefix) if isinstance(m, NORMS)}
         return frozenset(f"{layer}.{name}" for layer, norm in norms.items() for name, _ in norm.named_parameters())
 
     @cached_property

@@ -18,6 +18,7 @@ class ModelLearner(Learner):
         norm: Which statistics batch norm uses.
         steps: Number of inner steps that have their own running statistics under `norm="per-step"`.
         outputs: Number of outputs of a linear head on the flattened features, or None for no head.
+        context: Size of a context vector that the network gets beside the inputs; 0 for none.
 
     Example:
         A learner that scores a class by the similarity of the query to the support examples of the class:
@@ -56,9 +57,10 @@ class ModelLearner(Learner):
         norm: NormPolicy = "transductive",
         steps: int = 0,
         outputs: int | None = None,
+        context: int = 0,
     ) -> None:
         self.config, self.spec = config, parts.spec
-        self.model = Model.of(parts, norm=norm, steps=steps, outputs=outputs)
+        self.model = Model.of(parts, norm=norm, steps=steps, outputs=outputs, context=context)
         self.norm, self.transductive = self.model.norm, self.model.transductive
 
     def init(self, key: Key) -> Params:

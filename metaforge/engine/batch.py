@@ -17,12 +17,12 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import add_params, matching, one_task, split_state
-from metaforge.authoring.kinds import TaskKind
+from metaforge.authoring.kinds import TaskKind, score
 from metaforge.authoring.layers import images
 from metaforge.authoring.protocols import Examples, Learner, Params, Regularizer, Task
 from metaforge.engine.chunk_sums import reduced, with_all_entries, with_combined_weights, with_equal_weights
 from metaforge.engine.chunks import ChunkGradients
-from metaforge.engine.contract import unmodified
+from metaforge.engine.contract import checked_term, unmodified
 from metaforge.engine.local_batch import LocalBatch
 from metaforge.engine.plans import Plan, combining_regularizers
 from metaforge.engine.precision import primitive_attention, rounding
@@ -168,7 +168,7 @@ def _penalty_grads(regularizer: Regularizer, params: Params, state: Params) -> P
     """Return the gradient of a regularizer's penalty; an empty dictionary if it has none."""
     if regularizer.penalty(params | state) is None:
         return {}
-    grads: Params = grad(lambda p: regularizer.penalty(p | state))(params)
+    grads: Params = grad(lambda p: checked_term(regularizer.penalty(p | state), "penalty", regularizer))(params)
     return grads
 
 
@@ -232,7 +232,7 @@ def score_tasks(
         if outputs is not None:
             require_prediction(learner, prediction, len(task.query.x), outputs)
         measures = learner.measure(own, task, key) if measure and key is not None else {}
-        return Scores(kind.score(prediction, task.query.y), prediction, measures)
+        return Scores(score(kind, prediction, task.query.y), prediction, measures)
 
     device = tasks.support.x.device
     with (

@@ -10,6 +10,7 @@ from torch.func import grad
 from metaforge.authoring.functional import sum_of
 from metaforge.authoring.protocols import Regularizer
 from metaforge.engine.chunks import ByTask
+from metaforge.engine.contract import checked_term
 
 
 def terms_read(regularizers: Sequence[Regularizer]) -> tuple[str, ...]:
@@ -35,5 +36,5 @@ def _combined_loss(by_task: ByTask, regularizers: Sequence[Regularizer]) -> Tens
         # Sorted, because a sum over them must not depend on the order of a set.
         terms = {name: by_task.terms[name] for name in sorted(regularizer.terms)}
         if (term := regularizer.combine(by_task.losses, terms)) is not None:
-            added.append(term)
+            added.append(checked_term(term, "combine", regularizer))
     return sum_of([by_task.losses.mean(), *added])

@@ -80,6 +80,18 @@ def require_same_metrics(names: Iterable[Iterable[str]]) -> None:
         raise ContractError(f"tasks of two shapes have different metrics: {', '.join(sorted(different))}")
 
 
+def checked_term(value: Any, method: str, owner: object) -> Tensor:
+    """Return what a method of a regularizer returned, a term of the outer loss.
+
+    Raises:
+        ContractError: It is no scalar. Its owner is the regularizer, which has returned before this is seen.
+    """
+    if not _is_scalar(value) or not value.is_floating_point():
+        raise ContractError(f"{method} returns {_description(value)}, not a scalar floating-point tensor", owner=owner)
+    term: Tensor = value
+    return term
+
+
 def checked_values(values: Any) -> Params:
     """Return what `Learner.init` returned; raise `ContractError` unless it has floating-point tensors by name."""
     if not isinstance(values, dict):

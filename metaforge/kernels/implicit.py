@@ -126,6 +126,16 @@ def neumann_series(terms: int, rate: float) -> Solver:
     return solve
 
 
+def relative_residual(solver: Solver, product: Product, v: Vector) -> Tensor:
+    """Return ‖A x - v‖ / ‖v‖, where x is what the solver gives for A^-1 v: 0 if it is exact, and for v = 0.
+
+    A solver that gives x = 0 leaves 1, so above 1 the solution is worse than none.
+    """
+    image = product(solver(product, v))
+    rest = [a - b for a, b in zip(image, v, strict=True)]
+    return _ratio(_dot(rest, rest), _dot(v, v)).sqrt()
+
+
 def _dot(first: Vector, second: Vector) -> Tensor:
     return torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
 

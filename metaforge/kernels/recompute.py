@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vjp
+from torch.func import vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metaforge.kernels.task_axis import apply_function
@@ -33,14 +33,28 @@ def recompute_in_backward(function: Callable[..., Any], *arguments: Any) -> Any:
     def flat(*inputs: Tensor) -> tuple[Tensor, ...]:
         outputs, output_structure = tree_flatten(function(*tree_unflatten(list(inputs), structure)))
         output_structures.append(output_structure)
-        return tuple(outputs)
+        # Autograd refuses an input that a function returns as it is, such as a state that does not change.
+        given = {id(tensor) for tensor in inputs}
+        return tuple(output.view_as(output) if id(output) in given else output for output in outputs)
 
     outputs = apply_function(_Recompute, flat, *leaves)
     return tree_unflatten(list(outputs), output_structures[-1])
 
 
 class _Recompute(torch.autograd.Function):
-    generate_vmap_rule = True
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """Recompute the function of all tasks; every output has a task dimension.
+
+        Torch's generated rule would leave out that of an output that is equal for all tasks, such as a state that only
+        depends on shared values, and would then add its gradient once for each task.
+        """
+        # The first argument is the function itself.
+        dims = in_dims[1:]
+        outputs = apply_function(_Recompute, vmap(function, in_dims=dims, randomness=info.randomness), *inputs)
+        return outputs, (0,) * len(outputs)
 
     @staticmethod
     def forward(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -50,6 +64,7 @@ class _Recompute(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.function, *tensors = inputs
         ctx.save_for_backward(*tensors)
+        ctx.float_outputs = [tensor.is_floating_point() for tensor in output]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -61,12 +76,13 @@ class _Recompute(torch.autograd.Function):
             inputs = list(saved)
             for index, value in zip(floats, values, strict=True):
                 inputs[index] = value
-            function: Callable[..., tuple[Tensor, ...]] = ctx.function
-            return function(*inputs)
+            # Outputs of integers, such as a count, have no gradient.
+            return tuple(output for output in ctx.function(*inputs) if output.is_floating_point())
 
         # torch's type stub declares another number of results.
         _, pullback = vjp(of_floats, *(saved[index] for index in floats))  # type: ignore[misc]
         input_grads: list[Tensor | None] = [None] * len(saved)
+        grads = tuple(grad for grad, is_float in zip(grads, ctx.float_outputs, strict=True) if is_float)
         for index, input_grad in zip(floats, pullback(grads), strict=True):
             input_grads[index] = input_grad
         return (None, *input_grads)

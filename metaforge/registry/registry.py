@@ -173,7 +173,7 @@ class Registry:
                 errors = contract_errors(kind, cls)
             if errors:
                 raise PluginError(
-                    f"The {entry.label} does not keep the contract of a {kind}: {'; '.join(errors)}.",
+                    f"The {entry.label} does not keep the contract of {_article(kind)} {kind}: {'; '.join(errors)}.",
                     where=entry.target,
                     remedy=f"report it to the author of {entry.distribution}; docs/protocols.md has the contract",
                 )
@@ -192,6 +192,10 @@ class Registry:
             remedy=f"`{command}` shows them; to install a package that offers it, run"
             f" `{sys.executable} -m pip install <package>`",
         )
+
+
+def _article(kind: str) -> str:
+    return "an" if kind[0] in "aeiou" else "a"
 
 
 def install_remedy(provenance: str) -> str:

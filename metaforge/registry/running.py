@@ -53,7 +53,7 @@ def running_errors(
     except (MetaForgeError, KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:
-        found = _network_at_fault(error, plugins) or _at_fault(error, plugins)
+        found = _owner(error, plugins) or _network_at_fault(error, plugins) or _at_fault(error, plugins)
         is_file_error = isinstance(error, OSError) and as_metaforge_error(error) is not None
         if is_file_error or _is_out_of_memory(error) or not (found or always):
             raise
@@ -77,6 +77,17 @@ def _network_at_fault(error: BaseException, plugins: Sequence[Used]) -> Used | N
     if not getattr(error, "__notes__", ()):
         return None
     return next((plugin for plugin in plugins if plugin.entry.kind == "backbone"), None)
+
+
+def _owner(error: BaseException, plugins: Sequence[Used]) -> Used | None:
+    """Return the plugin that an error names as its owner, or the data set whose kind of tasks it names; else None."""
+    owner = error.owner if isinstance(error, ContractError) else None
+    if owner is None:
+        return None
+    # The class itself first: one plugin may inherit from another one.
+    exact = [plugin for plugin in plugins if type(owner) is plugin.cls]
+    others = [plugin for plugin in plugins if isinstance(owner, plugin.cls) or getattr(plugin.cls, "kind", "") is owner]
+    return next(iter([*exact, *others]), None)
 
 
 def _at_fault(error: BaseException, plugins: Sequence[Used]) -> Used | None:

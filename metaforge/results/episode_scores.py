@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.kinds import TaskKind
+from metaforge.authoring.kinds import TaskKind, score
 from metaforge.authoring.protocols import Dataset, Learner, Params, TaskSpec
 from metaforge.data.batches import TaskBatch, episode_batches, examples_of
 from metaforge.data.varied import EpisodeBounds
@@ -44,12 +44,13 @@ class EpisodeScores(NamedTuple):
 
     `batches` are the tasks as the data set returned them, by shape; `scores` has a tensor `[tasks]` for each number of
     adaptation steps, and `measures` has the learner's own metrics, each `[tasks]`, after the last number of steps, both
-    in the order of the episodes.
+    in the order of the episodes. `finite` says for each score whether all predictions for the task are finite.
     """
 
     batches: Sequence[TaskBatch]
     scores: tuple[Tensor, ...]
     measures: Params
+    finite: tuple[Tensor, ...]
 
 
 # Varied episodes that are sampled at a time; those of equal shape among them are computed together.
@@ -107,7 +108,7 @@ def score_episodes(
     """
     sampled = episode_batches(dataset, split, case.spec, case.bounds, episodes, seed=seed)
     numbers: list[int] = []
-    parts: list[tuple[list[Tensor], Params]] = []
+    parts: list[tuple[list[Tensor], list[Tensor], Params]] = []
     for batch in sampled:
         size = len(batch.episodes)
         if case.bounds is not None:
@@ -126,9 +127,9 @@ def score_episodes(
     def joined(tensors: Sequence[Tensor]) -> Tensor:
         return tensors[0] if len(tensors) == 1 else torch.cat([*tensors])[order.to(tensors[0].device)]
 
-    scores = tuple(joined(each) for each in zip(*(scores for scores, _ in parts), strict=True))
-    measures = {name: joined([own[name] for _, own in parts]) for name in parts[0][1]}
-    return EpisodeScores(sampled, scores, measures)
+    scores, finite = (tuple(map(joined, zip(*(part[i] for part in parts), strict=True))) for i in (0, 1))
+    measures = {name: joined([own[name] for *_, own in parts]) for name in parts[0][2]}
+    return EpisodeScores(sampled, scores, measures, finite)
 
 
 def _scores(
@@ -141,14 +142,17 @@ def _scores(
     plan: Plan,
     rescore: bool,
     measure: bool,
-) -> tuple[list[Tensor], Params]:
-    """Return the scores `[tasks]` of tasks of one shape for each number of steps, and the learner's own metrics.
+) -> tuple[list[Tensor], list[Tensor], Params]:
+    """Return, for tasks of one shape, the scores `[tasks]` for each number of steps, and whether they have one.
+
+    The third result are the learner's own metrics.
 
     `keys` has one key per task, if any is needed; `targets` are those of the queries as the data set returned them.
     """
     learner, spec = case.learner_for(batch.spec), batch.spec
     stacked = None if keys is None else torch.stack([*keys]).to(batch.tasks.support.x.device)
     scores: list[Tensor] = []
+    finite: list[Tensor] = []
     measures: Params = {}
     for steps in case.steps:
         last = steps == case.steps[-1]
@@ -163,16 +167,19 @@ def _scores(
             measure=measure and last,
             outputs=spec.outputs,
         )
-        scores.append(_finite_scores(spec.kind, result, targets, rescore=rescore))
+        own, is_finite = _finite_scores(spec.kind, result, targets, rescore=rescore)
+        scores.append(own)
+        finite.append(is_finite)
         measures = result.measures
-    return scores, measures
+    return scores, finite, measures
 
 
-def _finite_scores(kind: TaskKind, result: Scores, targets: Tensor, *, rescore: bool) -> Tensor:
-    """Return scores `[tasks]`, NaN for each task with a prediction that is not finite."""
+def _finite_scores(kind: TaskKind, result: Scores, targets: Tensor, *, rescore: bool) -> tuple[Tensor, Tensor]:
+    """Return scores `[tasks]`, NaN for each task with a prediction that is not finite; and whether all are finite."""
     predictions, scores = result.predictions, result.scores
     if rescore:
         predictions, targets = predictions.cpu().double(), targets.cpu()
         targets = targets.double() if targets.is_floating_point() else targets
-        scores = torch.stack([kind.score(*pair) for pair in zip(predictions, targets, strict=True)])
-    return scores.where(predictions.flatten(1).isfinite().all(1), torch.nan)
+        scores = torch.stack([score(kind, *pair) for pair in zip(predictions, targets, strict=True)])
+    finite = predictions.flatten(1).isfinite().all(1)
+    return scores.where(finite, torch.nan), finite

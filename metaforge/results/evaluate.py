@@ -35,9 +35,13 @@ _SHARED = (
 
 @dataclass
 class _TaskValues:
-    """Everything that was measured; each list has one entry per task. `sizes` is empty for tasks of one shape."""
+    """Everything that was measured; each list has one entry per task. `sizes` is empty for tasks of one shape.
+
+    `finite` says for each score whether the predictions for the task are finite.
+    """
 
     scores: dict[str, list[float]] = field(default_factory=dict)
+    finite: dict[str, list[bool]] = field(default_factory=dict)
     chance: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
     measures: dict[str, list[float]] = field(default_factory=dict)
@@ -181,9 +185,12 @@ def _evaluate_case(
                 result = scored(episodes, plan=plan)
             for name, values in result.measures.items():
                 measured.measures.setdefault(name, []).extend(values.cpu().double().tolist())
-        _add_baselines(result.batches, measured, varied=case.bounds is not None)
-        for steps, scores in zip(case.steps, result.scores, strict=True):
+        # The baselines are functions of the kind of the tasks, which the data set may bring.
+        with run.resolved.running_errors("baselines", _where(episodes, split), owner=run.resolved.dataset):
+            _add_baselines(result.batches, measured, varied=case.bounds is not None)
+        for steps, scores, finite in zip(case.steps, result.scores, result.finite, strict=True):
             measured.scores.setdefault(step_label(steps), []).extend(scores.tolist())
+            measured.finite.setdefault(step_label(steps), []).extend(finite.tolist())
         advance(len(episodes) * len(case.steps))
     return _record(run, case, tasks, split, seed, measured)
 
@@ -231,7 +238,7 @@ def _record(run: TrainedRun, case: EvaluationCase, tasks: int, split: str, seed:
         "norm": learner.norm,
         "transductive": learner.transductive,
         "note": run.dataset.note,
-        "warn": _warning(tasks, scores),
+        "warn": _warning(tasks, scores, {label: sum(finite) for label, finite in measured.finite.items()}, kind.name),
         "own_steps": learner.steps if learner.tags.adapts else None,
         "chance": None if kind.chance is None else mean_and_ci(measured.chance),
         "floor": None if kind.floor is None else mean_and_ci(measured.floor),
@@ -247,15 +254,24 @@ def _record(run: TrainedRun, case: EvaluationCase, tasks: int, split: str, seed:
     }
 
 
-def _warning(tasks: int, scores: Sequence[StepScore]) -> str:
-    """Return sentences on what limits the result; empty if nothing does."""
+def _warning(tasks: int, scores: Sequence[StepScore], predicted: Mapping[str, int], kind: str) -> str:
+    """Return sentences on what limits the result; empty if nothing does.
+
+    `predicted` has, by the label of the steps, the number of tasks with finite predictions.
+    """
     sentences = []
     if tasks < ENOUGH_TASKS:
         sentences.append(f"Only {tasks} tasks were evaluated; papers use at least {ENOUGH_TASKS}.")
     for one in scores:
-        if one["tasks"] < tasks:
-            after = "" if one["steps"] is None else f" after {one['steps']} adaptation steps"
-            sentences.append(f"On {tasks - one['tasks']} of {tasks} tasks the predictions{after} are not finite.")
+        after = "" if one["steps"] is None else f" after {one['steps']} adaptation steps"
+        finite = predicted[step_label(one["steps"])]
+        if finite < tasks:
+            sentences.append(f"On {tasks - finite} of {tasks} tasks the predictions{after} are not finite.")
+        if one["tasks"] < finite:
+            sentences.append(
+                f"On {finite - one['tasks']} of {tasks} tasks the score of the kind {kind!r}{after} is not finite,"
+                " although the predictions are."
+            )
     return " ".join(sentences)
 
 

@@ -250,12 +250,21 @@ def build_frozen_bench(subject: Subject, bench: Bench, frozen: Sequence[str]) ->
 
 def build_chain_bench(subject: Subject, *, first: bool) -> Bench:
     """Return a bench of the toy learner with an adapter in a chain, before (`first`) or after gradient descent."""
-    kind = CLASSIFICATION.name
-    dataset, spec = _toy_tasks(kind, subject.x_shape or INPUT_SHAPES[0], TASK_SHAPES[kind])
     pair: list[tuple[str, Adapter]] = [(subject.name, subject.build()), ("toy", ToyDescent(Options()))]
-    backbone = ToyNet(Options())
-    parts = Parts(spec, partial(build_backbone, backbone, spec), Chain(dict(pair if first else reversed(pair))))
-    return Bench(ToyLearner(ToyLearner.Config.model_validate({}), parts), spec, dataset)
+    return _adapting(subject, dict(pair if first else reversed(pair)))
+
+
+def build_adjoint_bench(subject: Subject, adjoint: str) -> Bench:
+    """Return a bench of the toy learner with an adapter and three inner steps, differentiated by an adjoint."""
+    return _adapting(subject, {subject.name: subject.build()}, adjoint=adjoint, steps=3)
+
+
+def _adapting(subject: Subject, chain: Mapping[str, GradientTransform], **options: Any) -> Bench:
+    """Return a bench of the toy learner with these adapters and options."""
+    kind, backbone = CLASSIFICATION.name, ToyNet(Options())
+    dataset, spec = _toy_tasks(kind, subject.x_shape or INPUT_SHAPES[0], TASK_SHAPES[kind])
+    parts = Parts(spec, partial(build_backbone, backbone, spec), Chain(chain))
+    return Bench(ToyLearner(ToyLearner.Config.model_validate(options), parts), spec, dataset)
 
 
 def difference(first: Any, second: Any, tolerance: float = 0.0) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from metaforge.authoring.descent import Chain
-from metaforge.authoring.inner_loop import InnerLoopOptions
+from metaforge.authoring.inner_loop_options import InnerLoopOptions
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.kinds import CLASSIFICATION
 from metaforge.authoring.protocols import Learner, Parts, TaskShape, TaskSpec

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import sum_of
-from metaforge.authoring.inner_loop import InnerLoopLearner, InnerLoopOptions
+from metaforge.authoring.inner_loop import InnerLoopLearner
+from metaforge.authoring.inner_loop_options import InnerLoopOptions
 from metaforge.authoring.keys import fold_in, make_key, normal
 from metaforge.authoring.kinds import CLASSIFICATION, INTERACTION, MULTI_LABEL, REGRESSION, TaskKind
 from metaforge.authoring.protocols import (
@@ -227,8 +228,7 @@ class ToyContextNet(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Return `[n, UNITS]` for `x` `[n, *x_shape]` and `context` `[context]`."""
-        out: Tensor = (self.body(x) + self.shift(context)).tanh()
-        return out
+        return torch.tanh(self.body(x) + self.shift(context))
 
 
 class ToyDescent(Adapter):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import metaforge
 from metaforge.authoring import Aux, Key, Params, Task
-from metaforge.authoring.inner_loop import InnerLoopOptions
+from metaforge.authoring.inner_loop_options import InnerLoopOptions
 from metaforge.registry.scan import scan
 from metaforge.testing.toy import ToyClasses, ToyDescent, ToyLearner, ToyNet
 

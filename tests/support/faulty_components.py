@@ -103,6 +103,38 @@ class Smuggler(ToyDescent):
         return {"state.unknown": torch.ones(())}
 
 
+class Momentous(ToyDescent):
+    """A correct adapter: its state has a rate that it meta-learns and returns as it is, and a count of integers."""
+
+    def init(self, params: Params, key: Tensor) -> Params:
+        return {"rate": torch.tensor(0.1)}
+
+    def start(self, meta: Params, params: Params) -> Params:
+        return {"rate": meta["rate"], "count": torch.tensor(0)}
+
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
+        after = {"rate": state["rate"], "count": state["count"] + 1}
+        return {name: state["rate"] * value for name, value in grads.items()}, after
+
+
+class Keeping(ToyDescent):
+    """Keeps the rate that it meta-learns on the instance, where a repeated step does not see it."""
+
+    def start(self, meta: Params, params: Params) -> Params:
+        self.rate = meta["rate"]
+        return {}
+
+    def init(self, params: Params, key: Tensor) -> Params:
+        return {"rate": torch.tensor(0.1)}
+
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
+        return {name: self.rate * value for name, value in grads.items()}, state
+
+
 class Impatient(ToyDescent):
     """Ascends when the gradients are small, as they are after another adapter in the chain."""
 
@@ -453,19 +485,38 @@ class Secretive(ToySchedule):
     uses_share = False
 
 
+class Unready(ToyNet):
+    """Fails as soon as a context is asked for."""
+
+    def build(self, spec: TaskSpec, context: int = 0) -> nn.Module:
+        if context:
+            raise NotImplementedError("contexts will come later")
+        return super().build(spec)
+
+
+class Deaf(ToyNet):
+    """Builds a module that takes no context although one is asked for."""
+
+    def build(self, spec: TaskSpec, context: int = 0) -> nn.Module:
+        return super().build(spec)
+
+
 # (check that must fail, kind of the plugin, plugin class)
 FAULTS: list[tuple[str, str, type[Any]]] = [
     ("updates", "adapter", Partial),
     ("updates", "adapter", Growing),
     ("updates", "adapter", Smuggler),
     ("chain", "adapter", Impatient),
+    ("recomputed", "adapter", Keeping),
     ("quiet", "regularizer", Restless),
     ("pure", "regularizer", Restless),
     ("effect", "regularizer", Idle),
     ("build", "backbone", OneForAll),
     ("build", "backbone", Wilful),
+    ("build", "backbone", Unready),
     ("features", "backbone", Lazy),
     ("features", "backbone", Mixed),
+    ("features", "backbone", Deaf),
     ("transductive", "backbone", Attentive),
     ("spec", "dataset", Untrue),
     ("spec", "dataset", Infinite),
@@ -500,6 +551,7 @@ FAULTS: list[tuple[str, str, type[Any]]] = [
 ]
 RIGHT: list[tuple[str, type[Any]]] = [
     ("adapter", ToyDescent),
+    ("adapter", Momentous),
     ("regularizer", Shrinking),
     ("regularizer", Fairness),
     ("backbone", ToyNet),

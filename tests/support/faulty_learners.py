@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from metaforge.authoring.descent import Adjoint
-from metaforge.authoring.inner_loop import InnerLoopOptions
+from metaforge.authoring.inner_loop_options import InnerLoopOptions
 from metaforge.authoring.keys import fold_in, normal
 from metaforge.authoring.kinds import score
 from metaforge.authoring.losses import cross_entropy, one_hot

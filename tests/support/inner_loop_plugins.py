@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -30,13 +29,10 @@ from metaforge.authoring import (
     Pass,
     Tags,
     Task,
-    criterion,
     cross_entropy,
-    descend,
     fold_in,
     normal,
     one_hot,
-    prefixed,
     score,
 )
 
@@ -148,54 +144,32 @@ class PrototypeHead(InnerLoopLearner):
         return self.criterion(prediction, task.query.y), Aux({"score": accuracy}, state)
 
 
-class ContextOptions(Options):
+class ContextOptions(InnerLoopOptions):
     """Options of a learner that adapts a context vector."""
 
     context: int = Field(4, ge=1, le=1000, description="size of the context vector")
-    steps: int = Field(2, ge=0, le=100, description="inner steps")
+    steps: int = Field(2, ge=0, le=100, description="inner steps in training")
+    adapt: Literal["all"] = Field("all", description="what the inner loop adapts: all of the context vector")
 
 
-class ContextOnly(Learner):
+class ContextOnly(InnerLoopLearner):
     """Adapts a context vector that starts at zero in each task (CAVIA, Zintgraf et al. 2019)."""
 
     Config = ContextOptions
     reference = "Zintgraf et al. 2019, arXiv 1810.03642, algorithm 1"
     defaults: ClassVar = DEFAULTS
-    tags: Tags = Tags(
-        kinds=frozenset({"classification", "regression"}), needs=frozenset({"backbone", "adapter"}), adapts=True
-    )
 
     def __init__(self, config: ContextOptions, parts: Parts) -> None:
-        assert parts.adapter is not None
-        self.size, self.steps, self.spec, self.adapter = config.context, config.steps, parts.spec, parts.adapter
-        self.model = Model.of(parts, outputs=parts.spec.outputs, context=config.context)
-        self.norm, self.transductive = self.model.norm, self.model.transductive
-        self.criterion = criterion(parts.spec.kind)
+        super().__init__(config, parts, context=config.context)
 
-    def init(self, key: Key) -> Params:
-        """Return the values of the network and of the adapter."""
-        adapter = self.adapter.init({"context": torch.zeros(self.size)}, fold_in(key, "adapter"))
-        return self.model.init(fold_in(key, "model")) | prefixed("adapters", adapter)
-
-    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
-        """Return the adapted context."""
-
-        def objective(values: Params, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Params]:
-            output = self.model(values, x, Pass(None, step, "support"), values["context"])
-            return self.criterion(output, y), {}
-
-        start = {"context": support.x.new_zeros(self.size)}
-        return descend(objective, values, start, self.adapter, self.steps if steps is None else steps, *support)[0]
-
-    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
-        """Return the network's output with the adapted context."""
-        return self.model(values, x, Pass(), fast["context"])
+    def start(self, values: Params, support: Examples, key: Key | None) -> Params:
+        """Return the context alone."""
+        return {"context": super().start(values, support, key)["context"]}
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the query loss."""
-        prediction = self.predict(values, self.adapt(values, task.support), task.query.x)
-        metric = score(self.spec.kind, prediction, task.query.y).detach()
-        return self.criterion(prediction, task.query.y), Aux({"score": metric})
+        fast, state = self.descend(values, task.support, self.config.steps, key)
+        return self.query_loss(values, fast, task, key, state)
 
 
 class ImplicitOptions(InnerLoopOptions):

@@ -92,3 +92,17 @@ def test_the_residual_of_the_implicit_adjoint_is_a_metric(registry: Registry, tm
     trained(registry, tmp_path / "run", "implicit", adapters=adapters, steps=2)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
     assert all('"inner_residual": ' in line for line in lines)
+    assert all('"solver_residual": ' in line for line in lines)
+
+
+def test_an_implicit_adjoint_that_nobody_could_judge_is_refused(registry: Registry, tmp_path: Path) -> None:
+    learner = {"name": "prototype-head", "adjoint": "implicit", "proximal": 1.0}
+    with pytest.raises(ConfigError, match="The loss of PrototypeHead has no metric inner_residual"):
+        trained(registry, tmp_path / "run", learner, adapters=["sgd"], steps=2)
+
+
+@pytest.mark.parametrize("norm", ["support", "per-step"])
+def test_a_context_is_adapted_under_every_policy(registry: Registry, norm: str, tmp_path: Path) -> None:
+    learner = {"name": "context-only", "norm": norm, "steps": 3}
+    run = trained(registry, tmp_path / "run", learner, adapters={"sgd": {"lr": 1.0}}, steps=3)
+    assert run.summary["outcome"] == "finished"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import metaforge
 from metaforge.authoring import (
+    CLASSIFICATION,
     Adapter,
     Aux,
     Dataset,
@@ -28,6 +29,7 @@ from metaforge.authoring import (
     Options,
     Params,
     Parts,
+    Regularizer,
     Tags,
     Task,
     TaskShape,
@@ -326,3 +328,47 @@ def test_errors_name_the_plugin_that_raised_them(tmp_path: Path) -> None:
     run = trained(tmp_path / "two", Stumbling, ToyClasses, **parts)
     with pytest.raises(metaforge.errors.PluginError, match="The learner 'mine' of python raised LookupError"):
         run.evaluate()
+
+
+class Flat(ToyDescent):
+    """Returns the sums of its updates, which would be broadcast."""
+
+    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: Any) -> tuple[Params, Params]:
+        return {name: 0.1 * g.sum() for name, g in grads.items()}, state
+
+
+class Many(Regularizer):
+    """Returns one number for each task."""
+
+    Config = Options
+
+    def __init__(self, config: Options) -> None:
+        self.config = config
+
+    def combine(self, losses: Tensor, terms: Params) -> Tensor:
+        return 2 * losses
+
+
+class Scattered(ToyClasses):
+    """Brings a kind of tasks whose score is one number for each query."""
+
+    kind = replace(CLASSIFICATION, name="scattered", score=lambda p, y: (p.argmax(-1) == y).float())
+
+
+def test_what_a_plugin_returned_wrongly_is_not_blamed_on_the_learner(tmp_path: Path) -> None:
+    parts: dict[str, Any] = {"backbone": "net", "adapters": {"descent": {}}, "steps": 1, "tasks": 2}
+    registry = scan().with_plugin("backbone", "net", ToyNet).with_plugin("regularizer", "many", Many)
+    for name, adapter in (("descent", ToyDescent), ("flat", Flat)):
+        registry = registry.with_plugin("adapter", name, adapter)
+    for name, data in (("toy", ToyClasses), ("scattered", Scattered)):
+        registry = registry.with_plugin("dataset", name, data)
+    for number, (data, changes, named) in enumerate(
+        (
+            ("toy", {"adapters": {"flat": {}}}, "adapter 'flat'"),
+            ("toy", {"regularizers": ["many"]}, "regularizer 'many'"),
+            ("scattered", {}, "dataset 'scattered'"),
+        )
+    ):
+        options = {**parts, **changes, "settings": {"task": {"ways": 3, "shots": 2, "queries": 3}}}
+        with pytest.raises(metaforge.errors.PluginError, match=f"The {named} of python breaks its contract in the"):
+            metaforge.train("maml", data, out=tmp_path / str(number), registry=registry, **options)

@@ -212,20 +212,36 @@ class Learner(Component, Protocol):
             A learner with values of the same names and shapes.
 
         Example:
-            >>> from metaforge.authoring import InnerLoopLearner
+            >>> import torch
+            >>> from torch import nn
+            >>> from metaforge.authoring import Examples, GradientTransform, InnerLoopLearner, InnerLoopOptions, Parts
+            >>> from metaforge.authoring import Task, TaskShape, TaskSpec, make_key
             >>> class SecondOrder(InnerLoopLearner):
             ...     def loss(self, values, task, key):
             ...         fast, state = self.descend(values, task.support, self.config.steps, key)
             ...         return self.query_loss(values, fast, task, key, state)
-            >>> class FirstOrder(SecondOrder):
-            ...     first_order = True
             >>> class Annealed(SecondOrder):
             ...     "First order in the first third of the training, then second order."
             ...     def __init__(self, config, parts):
             ...         super().__init__(config, parts)
-            ...         self.early = FirstOrder(config, parts)
+            ...         self.early = SecondOrder(config.model_copy(update={"adjoint": "first-order"}), parts)
             ...     def during(self, share):
             ...         return self.early if share < 1 / 3 else self
+
+            The phases differ in the meta-gradient alone:
+
+            >>> class Descent(GradientTransform):
+            ...     def update(self, meta, grads, state, params, step):
+            ...         return {name: 0.25 * g for name, g in grads.items()}, state
+            >>> spec = TaskSpec("regression", x_shape=(1,), outputs=1, shape=TaskShape(ways=1, shots=1, queries=1))
+            >>> learner = Annealed(InnerLoopOptions(), Parts(spec, lambda: nn.Linear(1, 1), Descent()))
+            >>> values = {name: torch.ones_like(value) for name, value in learner.init(make_key(0)).items()}
+            >>> task = Task(*(Examples(torch.ones(1, 1), torch.full((1, 1), 2.0)) for _ in range(2)))
+            >>> def head_gradient(share):
+            ...     loss = lambda values: learner.during(share).loss(values, task, make_key(1))[0]
+            ...     return float(torch.func.grad(loss)(values)["model.2.bias"])
+            >>> head_gradient(0.0), head_gradient(0.5)
+            (-3.0, 1.5)
         """
         return self
 

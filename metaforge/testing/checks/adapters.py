@@ -6,7 +6,7 @@ import torch
 
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import STATE, Adapter, InnerStep, Params
-from metaforge.testing.bench import build_bench, build_chain_bench, difference
+from metaforge.testing.bench import build_adjoint_bench, build_bench, build_chain_bench, difference
 from metaforge.testing.check import check
 from metaforge.testing.checks.gradients import assert_adaptation_lowers_support_loss
 from metaforge.testing.subject import Subject
@@ -56,3 +56,20 @@ def chain(subject: Subject) -> None:
             " return names that depend on the parameters only"
         )
         assert_adaptation_lowers_support_loss(bench)
+
+
+@check("adapter")
+def recomputed(subject: Subject) -> None:
+    """Where inner steps are computed again in the backward pass, losses, gradients and state are those without it."""
+    stored, again = (build_adjoint_bench(subject, adjoint) for adjoint in ("unroll", "recompute"))
+    values, tasks = stored.values(), stored.tasks(2)
+    for plan in ("loop", "vmap", "fold"):
+        first, second = (
+            {"losses": step.losses, **step.grads, **step.state}
+            for step in (bench.step(values, tasks, plan=plan) for bench in (stored, again))
+        )
+        mismatch = difference(first, second, 1e-9)
+        assert not mismatch, (
+            f"with adjoint=recompute and plan {plan} the result is another one: {mismatch}; update must use no"
+            " tensors but its arguments, which are kept for the backward pass"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from metaforge.authoring.descent import UNROLL, Adjoint, Chain, descend
 from metaforge.authoring.functional import prefixed
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import GradientTransform, InnerStep, Params
+from metaforge.errors import ContractError
 from metaforge_plugins.adapters.adam import Adam, AdamOptions
 from metaforge_plugins.adapters.meta_sgd import MetaSGD, MetaSGDOptions
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
@@ -296,3 +298,42 @@ def test_a_chain_prefixes_the_entries_and_the_state_of_each_adapter() -> None:
     updates, after = chain.update(meta, {"w": grad(support)(THETA)}, state, params, inner_step())
     close(updates["w"], *(-1e-3 * grad(support)(THETA).sign()))
     assert set(chain.carry(meta, after)) == {"state.adam.second.w", "state.adam.count"}
+
+
+class Returning(GradientTransform):
+    """Returns what a function of the gradients returns."""
+
+    def __init__(self, function: Callable[[Params], object]) -> None:
+        self.function = function
+
+    def update(self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep) -> Any:
+        return self.function(grads)
+
+
+FAULTY: dict[str, tuple[Callable[[Params], object], str]] = {
+    "a smaller shape": (lambda g: ({"w": g["w"].sum()}, {}), "gives 'w' the shape [], not [2]"),
+    "a larger shape": (lambda g: ({"w": g["w"].unsqueeze(0)}, {}), "gives 'w' the shape [1, 2], not [2]"),
+    "a number": (lambda g: ({"w": 0.1}, {}), "gives 'w' the shape float, not [2]"),
+    "a name too few": (lambda g: ({}, {}), "differs from the gradients in the names w"),
+    "a name too many": (lambda g: (g | {"v": g["w"]}, {}), "differs from the gradients in the names v"),
+    "no dictionary": (lambda g: (None, {}), "gives no updates"),
+    "no pair": (lambda g: g, "does not return a pair of updates and state"),
+    "no state": (lambda g: (g, None), "does not return a pair of updates and state"),
+}
+
+
+@pytest.mark.parametrize(("function", "sentence"), FAULTY.values(), ids=FAULTY)
+@pytest.mark.parametrize("adjoint", [UNROLL, FIRST_ORDER, Adjoint("recompute")], ids=lambda adjoint: adjoint.method)
+@pytest.mark.parametrize("chained", [False, True])
+def test_updates_that_do_not_fit_the_parameters_name_their_adapter(
+    function: Callable[[Params], object], sentence: str, adjoint: Adjoint, chained: bool
+) -> None:
+    faulty = Returning(function)
+    chain: Any = faulty
+    if chained:
+        chain = Chain({"before": SGD(SGDOptions(lr=0.5)), "mine": faulty, "after": SGD(SGDOptions(lr=0.5))})
+    with pytest.raises(ContractError) as caught:
+        grad(lambda v: query(descended(support, v, 2, chain, adjoint=adjoint)))({"w": THETA})
+    label = "the adapter 'mine'" if chained else "Returning"
+    assert str(caught.value).startswith(f"the update of {label} {sentence}")
+    assert caught.value.owner is faulty

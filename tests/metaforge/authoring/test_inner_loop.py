@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaforge.authoring.functional import select
-from metaforge.authoring.inner_loop import InnerLoopLearner, InnerLoopOptions
+from metaforge.authoring.functional import select, split_state
+from metaforge.authoring.inner_loop import InnerLoopLearner
+from metaforge.authoring.inner_loop_options import InnerLoopOptions
 from metaforge.authoring.keys import fold_in, make_key, normal
+from metaforge.authoring.kinds import CLASSIFICATION
 from metaforge.authoring.losses import one_hot
 from metaforge.authoring.protocols import Aux, Examples, Key, Options, Params, Pass, Regularizer, Task
+from metaforge.engine.batch import score_tasks
 from metaforge.errors import ConfigError
+from metaforge.kernels.implicit import conjugate_gradients
 from metaforge_plugins.adapters.meta_sgd import MetaSGD, MetaSGDOptions
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.learners.gradient.fomaml import FOMAML
 from metaforge_plugins.learners.gradient.maml import MAML
 from metaforge_plugins.learners.gradient.reptile import Reptile
-from toys import POLICIES, assert_true_gradient, fresh, learner, smooth, task
+from toys import (
+    BATCH_POLICIES,
+    POLICIES,
+    assert_equal_steps,
+    assert_true_gradient,
+    fresh,
+    keys,
+    learner,
+    smooth,
+    step,
+    task,
+    tasks,
+)
 
 LEARNERS = (MAML, FOMAML, Reptile)
 
@@ -155,13 +171,6 @@ def test_the_support_loss_is_the_mean_over_a_regularizers_draws() -> None:
     assert not any("regularizers" in name for name in one.adapted)
 
 
-def test_options_are_checked() -> None:
-    for wrong in ({"steps": -1}, {"norm": "none"}, {"stepz": 1}):
-        with pytest.raises(ValidationError):
-            InnerLoopOptions(**wrong)  # type: ignore[arg-type]
-    assert issubclass(MAML, InnerLoopLearner)
-
-
 def test_one_task_is_learned_when_support_and_query_are_one() -> None:
     one = learner(MAML, steps=1)
     values, example = fresh(one), task()
@@ -217,8 +226,8 @@ def test_a_solution_off_the_minimum_is_named_once(capsys: pytest.CaptureFixture[
     values, example = fresh(one), task()
     residual = float(one.loss(values, example, make_key(0))[1].metrics["inner_residual"])
     assert residual > 0.1
-    for step in (1, 2):
-        one.metaforge_after_step(step=step, metrics={"inner_residual": residual})
+    for number in (1, 2):
+        one.metaforge_after_step(step=number, metrics={"inner_residual": residual})
     assert capsys.readouterr().err.count("has not converged") == 1
     built().metaforge_after_step(step=1, metrics={"loss": 1.0})
     assert capsys.readouterr().err == ""
@@ -243,14 +252,6 @@ def test_running_averages_in_an_inner_loop_are_named(capsys: pytest.CaptureFixtu
     for norm in ("transductive", "support", "per-step"):
         built(norm=norm).metaforge_run_start()
     assert capsys.readouterr().err == ""
-
-
-def test_the_option_recompute_of_older_runs_is_the_adjoint() -> None:
-    again = InnerLoopOptions.model_validate({"recompute": True, "steps": 2})
-    assert (again.adjoint, again.steps) == ("recompute", 2)
-    assert InnerLoopOptions.model_validate({"recompute": False}) == InnerLoopOptions()
-    with pytest.raises(ValidationError):
-        InnerLoopOptions.model_validate({"recompute": "yes"})
 
 
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
@@ -304,3 +305,216 @@ def test_what_is_frozen_is_not_adapted(cls: type[Any]) -> None:
 def test_an_inner_loop_with_nothing_to_adapt_is_refused() -> None:
     with pytest.raises(ConfigError, match="would adapt is frozen"):
         built(frozen=["model.*"])
+
+
+IMPLICIT: dict[str, Any] = {"adjoint": "implicit", "steps": 60, "proximal": 0.5, "adapt": "head"}
+
+
+@pytest.mark.parametrize("norm", BATCH_POLICIES)
+def test_the_solvers_residual_is_that_of_the_gradient_of_the_query_loss(norm: str) -> None:
+    adapters = {"sgd": SGD(SGDOptions(lr=0.8))}
+    one = built(**IMPLICIT, norm=norm, solver_steps=3, adapters=adapters)
+    values, example, key = fresh(one), task(), make_key(0)
+    found = one.loss(values, example, key)[1].metrics["solver_residual"]
+    fast, _ = one.descend(values, example.support, 60, key)
+    head = {name: fast[name].detach() for name in one.adapted}
+
+    def support(at: Params) -> Tensor:
+        pull = sum((at[name] - values[name]).square().sum() for name in at)
+        return one.support_loss(values | at, example.support, 59, key)[0] + 0.25 * pull
+
+    def query(at: Params) -> Tensor:
+        return F.cross_entropy(one.predict(values, fast | at, example.query.x, key=key), example.query.y)
+
+    v = torch.cat([part.flatten() for part in torch.func.grad(query)(head).values()])
+    hessian = torch.func.jacrev(torch.func.grad(support))(head)
+    rows = [[hessian[a][b].reshape(head[a].numel(), -1) for b in head] for a in head]
+    matrix = torch.cat([torch.cat(row, 1) for row in rows])
+    solved = conjugate_gradients(3)(lambda x: [matrix @ x[0]], [v])[0]
+    torch.testing.assert_close(found, (matrix @ solved - v).norm() / v.norm(), rtol=1e-6, atol=1e-9)
+    assert found > 1e-4
+
+
+@pytest.mark.parametrize("plan", ["vmap", "fold"])
+def test_all_plans_measure_the_same_residuals(plan: str) -> None:
+    one = built(**(IMPLICIT | {"adapt": "weights"}), solver_steps=2)
+    values, batch = fresh(one), tasks(3)
+    assert_equal_steps(step(one, values, batch, plan), step(one, values, batch))
+
+
+def test_a_system_that_is_not_solved_and_a_series_that_diverges_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    adapters = {"sgd": SGD(SGDOptions(lr=0.8))}
+    for options, words in (
+        ({"solver_steps": 1}, "the linear system of the implicit meta-gradient is not solved"),
+        ({"solver": "neumann", "solver_rate": 50.0}, "the Neumann series of the implicit meta-gradient diverges"),
+        ({}, ""),
+    ):
+        one = built(**IMPLICIT, **options, adapters=adapters)
+        metrics = one.loss(fresh(one), task(), make_key(0))[1].metrics
+        one.metaforge_after_step(step=1, metrics={name: float(value) for name, value in metrics.items()})
+        text = capsys.readouterr().err
+        assert words in text
+        assert text.count("Note: ") == bool(words)
+
+
+def test_without_inner_steps_nothing_is_solved(capsys: pytest.CaptureFixture[str]) -> None:
+    one = built(adjoint="implicit", steps=0)
+    metrics = one.loss(fresh(one), task(), make_key(0))[1].metrics
+    assert set(metrics) == {"score"}
+    one.metaforge_after_step(step=1, metrics={"score": 1.0})
+    assert capsys.readouterr().err == ""
+
+
+def test_an_implicit_learner_that_does_not_measure_its_residual_is_refused() -> None:
+    one = learner(PrototypeHead, backbone=smooth(), adjoint="implicit", proximal=1.0)
+    metrics = one.loss(fresh(one), task(), make_key(0))[1].metrics
+    with pytest.raises(ConfigError, match="The loss of PrototypeHead has no metric inner_residual"):
+        one.metaforge_after_step(step=1, metrics=metrics)
+    learner(PrototypeHead, backbone=smooth()).metaforge_after_step(step=1, metrics={})
+
+    class Annealed(PrototypeHead):
+        def during(self, share: float) -> Any:
+            return self
+
+    learner(Annealed, backbone=smooth(), adjoint="implicit", proximal=1.0).metaforge_after_step(step=1, metrics={})
+
+
+def test_an_implicit_meta_gradient_that_is_zero_is_refused() -> None:
+    def init(**options: Any) -> Any:
+        norm = options.pop("network", "none")
+        frozen = options.pop("frozen", ())
+        return learner(MAML, backbone=smooth(norm), frozen=frozen, adjoint="implicit", **options).init(make_key(0))
+
+    for refused in (
+        {},
+        {"network": "batch", "adapt": "all"},
+        {"adapt": "head", "frozen": ["model.0.*"]},
+    ):
+        with pytest.raises(ConfigError, match="the meta-gradient is zero") as caught:
+            init(**refused)
+        assert "learner.proximal above 0" in caught.value.remedy
+    # Each has a meta-gradient: a proximal term, values that are not adapted, or no inner step at all.
+    for accepted in ({"proximal": 0.1}, {"adapt": "head"}, {"network": "batch"}, {"steps": 0}):
+        assert init(**accepted)
+    assert learner(MAML, steps=2).init(make_key(0))
+    with_values = {"noise": Noise(Options())}
+    assert learner(MAML, adjoint="implicit", regularizers=with_values).init(make_key(0))
+
+
+def test_what_the_refused_meta_gradient_would_be() -> None:
+    one = learner(MAML, adjoint="implicit", steps=3, proximal=0.0)
+    values = learner(MAML).init(make_key(0))
+    values = {name: value.double() for name, value in values.items()}
+    gradient = torch.func.grad(lambda v: one.loss(v, task(), make_key(0))[0])(values)
+    assert not any(part.any() for part in gradient.values())
+
+
+NOISY = replace(CLASSIFICATION, name="noisy", needs_key=True)
+
+
+class OfNoisyTasks(MAML):
+    """Solves tasks of a kind whose evaluation has a key for the noise of an environment."""
+
+    tags = replace(MAML.tags, kinds=frozenset({"noisy"}))
+
+
+class Environment(OfNoisyTasks):
+    """Draws the noise of the environment in its support loss."""
+
+    def support_loss(self, values: Params, batch: Examples, step: int, key: Key | None) -> tuple[Tensor, Params]:
+        assert key is not None
+        return super().support_loss(values, batch._replace(x=batch.x + normal(key, batch.x.shape)), step, None)
+
+
+def dropping() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize("norm", BATCH_POLICIES)
+def test_evaluation_draws_no_noise_where_it_has_a_key_for_the_environment(norm: str) -> None:
+    one = learner(OfNoisyTasks, kind=NOISY, backbone=dropping, norm=norm, steps=2, test_steps=2)
+    values, batch = fresh(one), tasks(2)
+    first, second = (score_tasks(one, values, batch, k, kind=NOISY).predictions for k in (keys(2), keys(2) + 7))
+    assert torch.equal(first, second)
+    losses = [one.loss(values, task(), make_key(seed))[0] for seed in (0, 1)]
+    assert losses[0] != losses[1], "in training the network has its noise"
+    acting = learner(Environment, kind=NOISY, backbone=dropping, norm=norm, steps=2, test_steps=2)
+    first, second = (score_tasks(acting, values, batch, k, kind=NOISY).predictions for k in (keys(2), keys(2) + 7))
+    assert not torch.equal(first, second)
+
+
+class Scaled(nn.Module):
+    """A layer with batch norm whose output a context scales and shifts."""
+
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        self.first, self.norm, self.film = nn.Linear(3 + context, 4), nn.BatchNorm1d(4), nn.Linear(context, 8)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        hidden = self.norm(self.first(torch.cat([x, context.expand(len(x), -1)], 1)))
+        scale, shift = self.film(context).chunk(2)
+        return torch.tanh(hidden * (1 + scale) + shift)
+
+
+class WithContext(MAML):
+    """Adapts the head and a context."""
+
+    def __init__(self, config: Any, parts: Any) -> None:
+        super().__init__(config, parts, context=2)
+
+
+class ContextAlone(WithContext):
+    """Adapts a context (CAVIA)."""
+
+    def start(self, values: Params, support: Examples, key: Key | None) -> Params:
+        return {"context": super().start(values, support, key)["context"]}
+
+
+@pytest.mark.parametrize("cls", [WithContext, ContextAlone])
+@pytest.mark.parametrize("norm", POLICIES)
+def test_a_context_is_adapted_and_reaches_every_pass(cls: type[Any], norm: str) -> None:
+    reads = {"reader": Reader(Options())}
+    one = learner(cls, backbone=Scaled, norm=norm, steps=2, adapt="head", regularizers=reads)
+    values, example, key = fresh(one), task(), make_key(0)
+    assert "context" not in values
+    fast = one.adapt(values, example.support)
+    heads = {"model.2.weight", "model.2.bias"} if cls is WithContext else set()
+    assert {name for name in fast if not name.startswith("state.")} == {"context", *heads}
+    assert bool(fast["context"].abs().min() > 0)
+    assert set(one.loss(values, example, key)[1].terms) == {"loss_before"}
+    if norm == "support":
+        # Also the statistics of the queries are those of the support set under the adapted context.
+        first = torch.cat([example.support.x, fast["context"].expand(len(example.support.x), -1)], 1)
+        hidden = first @ values["model.0.first.weight"].T + values["model.0.first.bias"]
+        torch.testing.assert_close(fast["state.model.0.norm.mean"], hidden.mean(0))
+    params, state = split_state(values)
+    assert_true_gradient(lambda p: one.loss(p | state, example, key)[0], params)
+
+
+class Reader(Regularizer):
+    """Reads the loss without adaptation."""
+
+    Config = Options
+    terms = frozenset({"loss_before"})
+
+    def __init__(self, config: Options) -> None:
+        pass
+
+
+def test_an_empty_network_is_refused_unless_the_learner_starts_from_something_else() -> None:
+    def normed() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(3))
+
+    class Headless(InnerLoopLearner):
+        Config = InnerLoopOptions
+
+        def __init__(self, config: Any, parts: Any) -> None:
+            super().__init__(config, parts, outputs=0)
+
+    class Own(Headless):
+        def start(self, values: Params, support: Examples, key: Key | None) -> Params:
+            return {"made": support.x.mean(0)}
+
+    with pytest.raises(ConfigError, match="There is nothing to adapt"):
+        learner(Headless, backbone=normed)
+    assert learner(Own, backbone=normed).adapted == ()

@@ -20,6 +20,7 @@ from metaforge.authoring.kinds import (
     nearest_targets,
     score,
     task_kind,
+    task_loss,
 )
 from metaforge.authoring.losses import cross_entropy, mean_squared_error
 from metaforge.authoring.protocols import Examples, Tags, Task, TaskShape, TaskSpec
@@ -145,3 +146,14 @@ def test_a_learner_solves_the_kinds_that_it_names_and_others_if_it_says_so() -> 
     assert [kind.solved_by(open_) for kind in (own, MULTI_LABEL, INTERACTION, noisy)] == [True, True, False, False]
     assert INTERACTION.solved_by(Tags(kinds=frozenset({"interaction"})))
     assert repr(own) == "TaskKind('own')"
+
+
+def test_a_score_or_a_loss_that_is_no_scalar_is_named_with_its_kind() -> None:
+    own = replace(REGRESSION, name="own", loss=lambda p, y: (p - y).mean(-1), score=lambda p, y: 3.0)
+    prediction = torch.zeros(4, 2)
+    with pytest.raises(ContractError, match="the score of the kind 'own' is a float, not a scalar tensor") as caught:
+        score(own, prediction, prediction)
+    assert caught.value.owner is own
+    with pytest.raises(ContractError, match=r"the loss of the kind 'own' is a tensor of shape \[4\]") as caught:
+        task_loss(own, prediction, prediction)
+    assert caught.value.owner is own

@@ -33,6 +33,7 @@ from metaforge.authoring.protocols import Examples, Learner, Options, Params, Pa
 from metaforge.engine.batch import meta_gradients, prepare_tasks, score_tasks
 from metaforge.engine.chunks import chunk_gradients
 from metaforge.engine.local_batch import LocalBatch
+from metaforge.errors import ContractError
 from metaforge_plugins.learners.amortised.cnp import CNP
 from metaforge_plugins.learners.gradient.fomaml import FOMAML
 from metaforge_plugins.learners.gradient.maml import MAML
@@ -110,6 +111,17 @@ def test_a_penalty_adds_its_gradient_and_a_regularizer_without_terms_adds_nothin
             return None
 
     assert_equal_steps(step(built, values, batch, regularizers=(Idle(Options()),)), plain, 0.0)
+
+
+def test_a_penalty_that_is_no_scalar_is_named_with_its_regularizer() -> None:
+    class Vector(Shrinkage):
+        def penalty(self, values: Params) -> Tensor:
+            return values["model.0.0.bias"]
+
+    built, regularizer = maml(), Vector(Options())
+    with pytest.raises(ContractError, match=r"penalty returns .* shape \[4\], not a scalar") as caught:
+        step(built, fresh(built), tasks(2), regularizers=(regularizer,))
+    assert caught.value.owner is regularizer
 
 
 def test_state_entries_get_no_gradient() -> None:

@@ -165,3 +165,20 @@ def test_the_terms_of_several_regularizers_are_computed_once_in_a_fixed_order() 
     regularizers = (Uncertain(Options()), Theil(Options()), Uncertain(Options()))
     assert terms_read(regularizers) == ("entropy_after", "entropy_before", "loss_before")
     assert terms_read((Inequality(Options()),)) == ()
+
+
+@pytest.mark.parametrize(
+    ("result", "found"), [(lambda losses: 2 * losses, r"shape \[2\]"), (lambda losses: 3.0, "an object of type float")]
+)
+def test_a_term_that_is_no_scalar_is_named_with_its_regularizer(result: Callable[[Tensor], Any], found: str) -> None:
+    class Vector(Theil):
+        terms = frozenset()
+
+        def combine(self, losses: Tensor, terms: Params) -> Any:
+            return result(losses)
+
+    regularizer = Vector(Options())
+    one = maml()
+    with pytest.raises(ContractError, match=f"combine returns .*{found}, not a scalar") as caught:
+        step(one, fresh(one), tasks(2), regularizers=(regularizer,))
+    assert caught.value.owner is regularizer

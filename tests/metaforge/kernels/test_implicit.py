@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from metaforge.kernels.implicit import Solver, conjugate_gradients, implicit_solution, neumann_series
+from metaforge.kernels.implicit import (
+    Solver,
+    conjugate_gradients,
+    implicit_solution,
+    neumann_series,
+    relative_residual,
+)
 
 SOLVERS = {"cg": conjugate_gradients(4), "neumann": neumann_series(400, 0.3)}
 
@@ -101,3 +107,18 @@ def test_the_neumann_series_converges_geometrically() -> None:
     rate = float((torch.eye(3, dtype=torch.float64) - 0.3 * a).abs().max())
     largest = float(torch.linalg.eigvalsh(torch.eye(3, dtype=torch.float64) - 0.3 * a).abs().max())
     assert errors[1] / errors[0] == pytest.approx(largest**20, rel=0.05), rate
+
+
+def test_the_residual_tells_how_well_a_system_is_solved() -> None:
+    def residual(solver: Solver, v: Tensor = RIGHT) -> float:
+        return float(relative_residual(solver, lambda x: [matrix(SCALE) @ x[0]], [v]))
+
+    assert residual(conjugate_gradients(3)) < 1e-12
+    found = conjugate_gradients(1)(lambda x: [matrix(SCALE) @ x[0]], [RIGHT])[0]
+    wanted = float((matrix(SCALE) @ found - RIGHT).norm() / RIGHT.norm())
+    assert residual(conjugate_gradients(1)) == pytest.approx(wanted)
+    assert wanted > 0.01
+    # A series of this rate converges to A^-1, and one of a rate above 2 / 3.8 diverges.
+    assert [residual(neumann_series(terms, 0.3)) < bound for terms, bound in ((5, 1), (100, 1e-10))] == [True, True]
+    assert residual(neumann_series(5, 3.0)) > 1e3
+    assert residual(conjugate_gradients(2), torch.zeros_like(RIGHT)) == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -71,3 +74,27 @@ def test_the_function_runs_again_in_the_backward_pass_and_keeps_only_its_argumen
     assert (len(calls), saved) == (1, [leaf.shape])
     total.backward()
     assert len(calls) == 2
+
+
+def step_with_state(values: Params, x: Tensor, state: Params) -> tuple[Params, Params]:
+    """Return values after an inner step, and its state: a rate as it was given, twice, and a count of the steps."""
+    grads = grad(loss)(values, x)
+    after = {name: value - state["rate"] * grads[name] for name, value in values.items()}
+    return after, {"rate": state["rate"], "count": state["count"] + 1, "again": state["rate"]}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_input_may_be_returned_as_it_is_and_an_output_may_be_an_integer(order: str) -> None:
+    values, x = drawn()
+
+    def after(call: Callable[..., tuple[Params, Params]]) -> Callable[[Params, Tensor], Tensor]:
+        def total(values: Params, x: Tensor) -> Tensor:
+            state = {"rate": values["v"].square().mean(), "count": torch.tensor(1)}
+            for _ in range(2):
+                values, state = call(values, x, {name: state[name] for name in ("rate", "count")})
+            return loss(values, x.flip(0)) * state["again"] * state["count"]
+
+        return total
+
+    recomputed = partial(recompute_in_backward, step_with_state)
+    assert_equal_derivatives(after(recomputed), after(step_with_state), values, x, order)

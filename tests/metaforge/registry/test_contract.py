@@ -177,3 +177,8 @@ def test_errors_of_hooks_are_errors_of_the_contract() -> None:
 
     assert "no hook 'metaforge_after_stpe'" in error_of("hook", Misspelt)
     assert "no hook 'metaforge_after_stpe'" in error_of("adapter", Watching)
+
+
+def test_the_article_fits_the_kind() -> None:
+    assert "does not keep the contract of an adapter: " in error_of("adapter", class_with(Adapter, update=None))
+    assert "does not keep the contract of a learner: " in error_of("learner", class_with(Learner, loss=None))

@@ -100,3 +100,27 @@ def test_without_code_of_a_plugin_an_error_may_pass() -> None:
     with pytest.raises(ZeroDivisionError), running_errors([OUTER, INNER], OUTER, "set-up", always=False):
         fail_with(ZeroDivisionError())
     assert "'inner'" in named(Inner().fail, always=False).what
+
+
+def test_the_owner_of_a_broken_contract_is_named_though_its_code_has_returned() -> None:
+    error = named(lambda: Outer().run(lambda: fail_with(ContractError("it returns 3", owner=Inner()))))
+    assert error.what == (
+        "The adapter 'inner' of zoo 1.0 breaks its contract in the loss of the learner 'outer' of zoo 1.0 at outer step"
+        " 3: it returns 3"
+    )
+    assert error.where == "here:Inner"
+    # An owner that is no plugin of the run, such as a built-in kind of tasks, changes nothing.
+    assert "learner 'outer'" in named(lambda: fail_with(ContractError("it returns 3", owner=object()))).what
+
+
+def test_a_plugin_that_inherits_from_another_is_the_owner_itself() -> None:
+    derived = UsedPlugin(Entry("adapter", "derived", "here:Derived", "zoo"), type("Derived", (Inner,), {}))
+    error = named(lambda: fail_with(ContractError("x", owner=derived.cls())), plugins=(OUTER, INNER, derived))
+    assert "adapter 'derived'" in error.what
+
+
+def test_the_data_set_is_the_owner_of_its_kind_of_tasks() -> None:
+    kind = object()
+    data = UsedPlugin(Entry("dataset", "data", "here:Data", "zoo"), type("Data", (), {"kind": kind}))
+    error = named(lambda: fail_with(ContractError("x", owner=kind)), plugins=(OUTER, INNER, data))
+    assert "dataset 'data'" in error.what

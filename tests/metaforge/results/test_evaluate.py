@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
+import metaforge
 from failing_learners import train_failing
 from fake_runs import FakeRun, Proportional, Reader, interaction_run, regression_run
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.protocols import Tags
+from metaforge.authoring.kinds import CLASSIFICATION, REGRESSION
+from metaforge.authoring.protocols import Tags, TaskSpec
 from metaforge.authoring.scale import ACCURACY as ACCURACY_SCALE
 from metaforge.errors import ConfigError, PluginError
+from metaforge.registry.scan import scan
 from metaforge.results.records import read_evaluations, scale_of, shape_text
 from metaforge.results.statistics import mean_and_ci
+from metaforge.testing.toy import ToyClasses, ToyNet
 from run_folders import run_evaluation
 
 # In odd episodes the queries show the wrong class; in every fourth the learner predicts wrongly on purpose.
@@ -167,6 +172,31 @@ def test_predictions_that_are_not_finite_give_no_score(tmp_path: Path) -> None:
     assert first["mean"] is not None
     assert (last["mean"], last["tasks"]) == (None, 0)
     assert "On 3 of 3 tasks the predictions after 2 adaptation steps are not finite." in summary["warn"]
+
+
+def test_a_score_that_is_not_finite_is_the_fault_of_its_kind(tmp_path: Path) -> None:
+    kind = replace(REGRESSION, name="mine", score=lambda p, y: (p.mean() - p.mean()) / (p.abs().max() == 0))
+    run = regression_run(tmp_path)
+    run.dataset.kind = kind
+    run.dataset.spec = lambda split, shape: TaskSpec(kind, (1,), 1, shape)
+    summary = run_evaluation(run, tasks=3)
+    assert [one["tasks"] for one in summary["results"][0]["scores"]] == [3, 0]
+    sentence = "On 3 of 3 tasks the score of the kind 'mine' after 2 adaptation steps is not finite, although the"
+    assert f"{sentence} predictions are." in summary["warn"]
+    assert "the predictions after" not in summary["warn"]
+
+
+@pytest.mark.parametrize("baseline", ["floor", "chance"])
+def test_a_baseline_that_fails_names_the_data_set(tmp_path: Path, baseline: str) -> None:
+    class Sloping(ToyClasses):
+        kind = replace(CLASSIFICATION, name="sloping", **{baseline: lambda task, spec: 1 / 0})
+        defaults: ClassVar = {"sloping": {"task": {"ways": 3, "shots": 2, "queries": 3}}}
+
+    registry = scan().with_plugin("dataset", "slope", Sloping).with_plugin("backbone", "net", ToyNet)
+    settings = {"backbone": {"name": "net"}, "adapters": {"sgd": {"lr": 0.1}}, "train": {"steps": 1, "tasks": 2}}
+    run = metaforge.train("maml", "slope", settings=settings, out=tmp_path / "run", registry=registry)
+    with pytest.raises(PluginError, match=r"The dataset 'slope' of python raised ZeroDivisionError in its baselines"):
+        run.evaluate(tasks=2)
 
 
 def test_a_metric_of_the_learner_that_is_not_finite_on_one_task_has_no_mean(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 import faulty_components
 import faulty_learners
-from metaforge.authoring.inner_loop import InnerLoopOptions
+from metaforge.authoring.inner_loop_options import InnerLoopOptions
 from metaforge.authoring.kinds import REGRESSION, TaskKind
 from metaforge.authoring.protocols import STATE, Parts, Tags
 from metaforge.registry.scan import scan

@@ -11,7 +11,7 @@ import pytest
 from pydantic import Field
 
 import faulty_learners
-from metaforge.authoring.inner_loop import InnerLoopOptions
+from metaforge.authoring.inner_loop_options import InnerLoopOptions
 from metaforge.errors import ConfigError
 from metaforge.registry.scan import scan
 from metaforge.testing import Subject, check_plugin, checks_for, parametrize_with_checks, skipped_for

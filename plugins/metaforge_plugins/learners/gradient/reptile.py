@@ -25,6 +25,7 @@ from metaforge.authoring import (
     descend,
     fold_in,
     permutation,
+    score,
     sum_of,
 )
 
@@ -86,7 +87,7 @@ class Reptile(InnerLoopLearner):
         with torch.no_grad():
             statistics = self.model.statistics(values, batch.x, Pass(key, self.config.steps, "support"))
             prediction = self.model(values | statistics, batch.x, Pass(key, self.config.steps, "query"))
-        metrics = {"score": self.spec.kind.score(prediction, batch.y), "fit": self.criterion(prediction, batch.y)}
+        metrics = {"score": score(self.spec.kind, prediction, batch.y), "fit": self.criterion(prediction, batch.y)}
         return {name: value.detach() for name, value in metrics.items()}
 
 
