@@ -25,6 +25,7 @@ from metaforge.runs.run import Run
 from metaforge.runs.setup import Setup, set_up
 from metaforge.runs.state import State, better, from_bytes, to_bytes
 from metaforge.runs.training_metrics import extended_window, score_metrics, training_metrics
+from metaforge.runs.untrained import UntrainedParameters
 from metaforge.system import machine
 from metaforge.system.signals import Interrupted, StopRequests, stop_requests
 
@@ -131,6 +132,7 @@ class _Training:
         self.steps = min(1, self.config.steps) if setup.dry else self.config.steps
         self.state, self.facts = state, dict(facts or {})
         self.learner = f"learner {type(self.worker.learner).__name__}"
+        self.untrained = UntrainedParameters(self.learner, prints=self.world.is_rank_zero)
 
     def run(self, signals: StopRequests) -> Run:
         """Train, record how the run ended, and return it."""
@@ -224,6 +226,7 @@ class _Training:
         meta-gradient explodes.
         """
         before, episodes = self.state, self.worker.episodes(step)
+        self.untrained.see(result.grads)
         norm, limit = float(divergence.norm_of(result.grads)), divergence.limit(before.norms, self.config.divergence)
         if not bool(result.losses.isfinite().all()) or not norm <= limit or math.isinf(norm):
             raise divergence.step_error(self.learner, result, norm, limit, step, episodes)
