@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 from metaforge.errors import ContractError, MetaForgeError, PluginError, as_metaforge_error
-from metaforge.registry.entry import Entry
+from metaforge.registry.entry import PYTHON, Entry
 from metaforge.registry.loading import first_line
 
 
@@ -64,12 +64,14 @@ def running_errors(
             what = f"The {plugin.entry.label} breaks its contract {place}: {first_line(error)}"
         else:
             what = f"The {plugin.entry.label} raised {type(error).__name__} {place}: {first_line(error)}"
-        raise PluginError(
-            what.removesuffix(": "),
-            where=plugin.entry.target,
-            remedy=f"fix it, or choose another {plugin.entry.kind}; METAFORGE_DEBUG=1 shows the traceback, and"
-            f" `metaforge check {plugin.entry.kind}:{plugin.entry.name}` finds such errors",
-        ) from error
+        entry = plugin.entry
+        remedy = f"fix it, or choose another {entry.kind}; METAFORGE_DEBUG=1 shows the traceback, and `metaforge check "
+        if entry.kind == "backbone" and entry.distribution == PYTHON:
+            # A torch module that the caller handed over: no plugin has its name.
+            where, remedy = "backbone", f"{remedy}--backbone MODULE:CLASS` compares it with plain PyTorch"
+        else:
+            where, remedy = entry.target, f"{remedy}{entry.kind}:{entry.name}` finds such errors"
+        raise PluginError(what.removesuffix(": "), where=where, remedy=remedy) from error
 
 
 def _network_at_fault(error: BaseException, plugins: Sequence[Used]) -> Used | None:

@@ -136,8 +136,10 @@ def test_an_error_of_a_network_names_the_backbone_and_the_layer(tmp_path: Path) 
     message = (
         r"backbone 'own-wrong' .* RuntimeError in the prediction of the learner 'protonet' .*: mine \(in the module"
     )
-    with pytest.raises(PluginError, match=message):
+    with pytest.raises(PluginError, match=message) as caught:
         metaforge.train("protonet", glyphs, backbone=Wrong(), steps=1, out=tmp_path / "run")
+    assert caught.value.where == "backbone"
+    assert "metaforge check --backbone MODULE:CLASS" in caught.value.remedy
 
 
 @pytest.mark.parametrize("plan", ["loop", "vmap", "fold"])
