@@ -19,10 +19,13 @@ from metaforge.engine.plans import Plan
 from metaforge.errors import ConfigError, printable
 from metaforge.registry.entry import CORE
 from metaforge.runs.assembly import Components
+from metaforge.system.streams import note_stream
 
 # Float64 gives the same numbers to about 1e-15, also in deep networks; float32, which few networks need, to about 1e-5.
 TOLERANCE = 1e-7
 _TOLERANCE_FLOAT32 = 1e-3
+# The comparison of a network with more parameters takes seconds.
+_LARGE = 1_000_000
 
 
 def verify_network(parts: Components, learner: Learner, spec: TaskSpec, plan: Plan) -> dict[str, Any]:
@@ -50,6 +53,8 @@ def verify_network(parts: Components, learner: Learner, spec: TaskSpec, plan: Pl
     adapting = learner.tags.adapts and learner.tags.exact_meta_gradient and not spec.kind.needs_key
 
     def compare() -> dict[str, Any]:
+        if sum(value.numel() for value in network.parameters()) > _LARGE:
+            print("Note: the network is compared with plain PyTorch (engine.verify).", file=note_stream())
         found = {"network": _require_equal(compare_module(network, spec.x_shape))}
         if adapting and (by_plan := _compare_plan(parts, spec, plan)) is not None:
             found["meta_gradient"] = _require_equal_plan(by_plan, plan)

@@ -103,3 +103,13 @@ def test_a_network_with_hooks_is_not_remembered(compared: list[str], tmp_path: P
         network.register_forward_hook(lambda module, inputs, output: output + 1)
         trained(tmp_path / f"run-{number}", network)
     assert compared == ["Plain", "Plain"]
+
+
+def test_a_comparison_that_takes_seconds_is_announced(
+    compared: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(tmp_path / "small", Plain())
+    assert "is compared" not in capsys.readouterr().err
+    monkeypatch.setattr(verification, "_LARGE", 10)
+    trained(tmp_path / "large", Plain(), verify="always")
+    assert "Note: the network is compared with plain PyTorch" in capsys.readouterr().err
