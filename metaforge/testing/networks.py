@@ -81,7 +81,7 @@ _DESCENT = ToyDescent(ToyDescent.Config())
 def _result(way: Way, network: nn.Module, make: Callable[[TaskSpec], Learner], spec: TaskSpec) -> Result:
     try:
         found = compare_module(network, spec.x_shape) if way == "module" else _by_plan(way, make, spec)
-    except (RuntimeError, MetaForgeError) as error:
+    except Exception as error:
         message = f"{error.what} ({error.where})" if isinstance(error, MetaForgeError) else first_line(error)
         return Result(way, "refused", None, message)
     bound = _COMPILED if way == "compiled" else TOLERANCE if found.dtype == torch.float64 else _FLOAT32

@@ -119,6 +119,18 @@ def _reason_to_refuse(layer: nn.Module) -> tuple[str, str] | None:
 
 
 def _replacement(module: nn.Module, name: str, context: ForwardContext, pooled: bool) -> nn.Module | None:
+    """Return the replacement of a layer, or None if it stays as it is."""
+    layer = _new_layer(module, name, context, pooled)
+    if layer is not None:
+        layer.training = module.training
+        # Other modules read such attributes, for example the rate of dropout.
+        for attribute, value in vars(module).items():
+            if not attribute.startswith("_") and not hasattr(layer, attribute):
+                setattr(layer, attribute, value)
+    return layer
+
+
+def _new_layer(module: nn.Module, name: str, context: ForwardContext, pooled: bool) -> nn.Module | None:
     kind = type(module)
     untouched = _untouched.get()
     if isinstance(module, BATCH_NORMS):

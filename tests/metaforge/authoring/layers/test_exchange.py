@@ -71,3 +71,11 @@ def test_image_layers_share_their_parameters_and_know_whether_the_network_pools(
     layer = replacement(conv)
     assert layer is not None
     assert layer.weight is conv.weight
+
+
+def test_replacements_have_the_settings_of_the_layers_that_they_replace() -> None:
+    layers = [nn.Dropout(0.3), nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.BatchNorm1d(4), nn.InstanceNorm1d(4)]
+    ours = exchange_layers(nn.ModuleList(layers), ForwardContext("transductive"))
+    for native, layer in zip(layers, ours.children(), strict=True):
+        settings = {name: value for name, value in vars(native).items() if not name.startswith("_")}
+        assert {name: getattr(layer, name) for name in settings} == settings
