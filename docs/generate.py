@@ -22,6 +22,8 @@ from metaforge.registry.scan import scan
 
 FOLDER = Path(__file__).parent / "plugins"
 PLURALS = {kind: f"{kind}s" for kind in KINDS} | {"dataset": "data sets", "optimizer": "outer optimisers"}
+# The line of a docstring below which everything is a list of departures.
+DEPARTURES = "Departures from the paper:"
 NOTICE = "<!-- Written by `make docs` from the source of the plugins: edit that, not this page. -->"
 
 
@@ -65,7 +67,8 @@ def index(registry: Registry) -> str:
 
 def page(facts: dict[str, Any], *, measured: bool) -> str:
     """Return the page of one plugin."""
-    parts = [NOTICE, f"# {facts['name']}", facts["text"]]
+    text, departures = split_departures(facts["text"])
+    parts = [NOTICE, f"# {facts['name']}", text]
     if facts["reference"]:
         parts.append(f"Paper: {linked(facts['reference'])}.")
     if sentence := about(facts):
@@ -77,7 +80,15 @@ def page(facts: dict[str, Any], *, measured: bool) -> str:
         parts += ["## Suggested settings", "They apply unless the run file or the command line sets other values."]
     for kind, values in facts["defaults"].items():
         parts += [f"For {kind}:", f"```toml\n{run_file(facts, values)}```"]
+    if departures:
+        parts += ["## Departures from the paper", departures]
     return "\n\n".join(parts) + "\n"
+
+
+def split_departures(text: str) -> tuple[str, str]:
+    """Return a docstring up to the line that begins the departures from the paper, and what follows that line."""
+    before, _, after = f"{text}\n".partition(f"\n{DEPARTURES}\n")
+    return before.strip(), after.strip()
 
 
 def about(facts: dict[str, Any]) -> str:

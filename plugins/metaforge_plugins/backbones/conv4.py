@@ -107,7 +107,21 @@ class SpatialMean(nn.Module):
 
 
 class Conv4(Backbone):
-    """Four convolution blocks; by default 64 features of a 28-pixel image."""
+    """Four convolution blocks; by default 64 features of a 28-pixel image.
+
+    Departures from the paper:
+    - Padding of the variants `stride` and `stride-flat`. The authors of MAML and Reptile pad as TensorFlow's `SAME`
+      does: where the height or width is even, by one pixel at the bottom or right only. Here it is one pixel on every
+      side. The outputs have equal sizes, but for images of 28 pixels three of the four convolutions are at other
+      positions. No option gives theirs.
+    - Batch norm. The authors of MAML have the shift β but no scale γ; here there are both by default.
+      `backbone.affine=shift` gives theirs.
+    - Initial values. In all variants the weights of the convolutions are drawn uniformly after Glorot and Bengio
+      (Xavier), as in MAML, and the biases are zero. The authors of Relation Networks draw them after He et al.; no
+      option gives that.
+    - Running averages. In the variant `relation` the authors' batch norm keeps those of the last batch only (momentum
+      1); here it is that of torch, 0.1. It matters only where running averages are used.
+    """
 
     Config = Conv4Options
     reference: ClassVar[str] = (

@@ -23,7 +23,15 @@ class MLPOptions(BackboneOptions):
 
 
 class MLP(Backbone):
-    """Fully connected layers with an activation after each, on the flattened input."""
+    """Fully connected layers with an activation after each, on the flattened input.
+
+    Departures from the paper:
+    - Initial values. The authors of MAML draw all weights from a normal distribution with standard deviation 0.01,
+      truncated, and set the biases to zero. Here they are those of `nn.Linear`, uniform in ±1/√inputs. No option
+      changes that.
+    - Omniglot without convolutions. The authors of MAML use layers of 256, 128, 64 and 64 units, with batch norm before
+      each activation. `backbone.widths=[256, 128, 64, 64]` gives the sizes; this network has no batch norm.
+    """
 
     Config = MLPOptions
     reference: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.1"

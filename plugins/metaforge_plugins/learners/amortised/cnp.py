@@ -46,7 +46,18 @@ class CNPOptions(Options):
 
 
 class CNP(Learner):
-    """Encodes every support example, averages the codes, and decodes a normal distribution for each query."""
+    """Encodes every support example, averages the codes, and decodes a normal distribution for each query.
+
+    Departures from the paper:
+    - Kinds of tasks. The paper also classifies, with one mean code per class; here there is regression only.
+    - Size of the context. In the authors' code all tasks of a batch have the same random number of context points; here
+      each task has its own, from 1 to the number of its support examples. No option gives theirs;
+      `learner.vary_context=false` uses all of them.
+    - Data. The authors draw functions from a Gaussian process, with up to 10 context points; no built-in data set does.
+    - Training. The authors take 200,000 steps of Adam with learning rate 1e-4 (reported); suggested are 10,000 steps
+      with learning rate 1e-3, lowered by a cosine. `train.steps=200000`, `train.lr=0.0001` and `schedule.name=constant`
+      give theirs. As in theirs, a step has 64 tasks.
+    """
 
     Config = CNPOptions
     reference: ClassVar[str] = "Garnelo et al. 2018, arXiv 1807.01613, equations 1 to 4"

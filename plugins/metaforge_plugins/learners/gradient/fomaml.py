@@ -21,7 +21,16 @@ class FOMAMLOptions(InnerLoopOptions):
 
 
 class FOMAML(InnerLoopLearner):
-    """Learns an initialisation by the gradient of the query loss at the adapted weights (first order)."""
+    """Learns an initialisation by the gradient of the query loss at the adapted weights (first order).
+
+    Departures from the paper:
+    - Those of `maml`: the inner rate in classification is for a mean over the examples (`adapters.sgd.lr=2.0` gives the
+      step of the authors' code on Omniglot), the head has the initial values of `nn.Linear` instead of N(0, 1), batch
+      norm has a scale γ (`backbone.affine=shift` gives theirs), the backbones differ, and the suggested training is
+      shorter.
+    - Inner steps. The paper uses those of MAML, for 5 ways on Omniglot 1 step in training and 3 in evaluation;
+      suggested are 3 and 5. `learner.steps=1` and `learner.test_steps=3` give the paper's.
+    """
 
     Config = FOMAMLOptions
     reference: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.2"

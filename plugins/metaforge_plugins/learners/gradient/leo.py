@@ -1,11 +1,7 @@
 """LEO: adapt in a low-dimensional latent space from which the classifier's weights are decoded.
 
 Rusu, Rao, Sygnowski, Vinyals, Pascanu, Osindero, Hadsell, "Meta-Learning with Latent Embedding Optimization", ICLR 2019
-(arXiv 1807.05960). Results are not comparable with the paper's, because of these differences: the backbone is trained
-jointly unless `train_backbone` is false (the paper uses fixed features of a network trained beforehand); features are
-scaled to the norm `scale`; `latent_rate` and `code_std` start small; standard deviations are bounded (`LARGEST`); the
-support loss is summed over classes and averaged over shots; training tasks have 20 ways; the meta-gradient is clipped
-by its norm over all parameters.
+(arXiv 1807.05960). The docstring of the class lists the departures from it.
 """
 
 from __future__ import annotations
@@ -68,7 +64,38 @@ class LEOOptions(Options):
 
 
 class LEO(ModelLearner):
-    """Encodes the support set as one code per class, adapts the codes by gradients, and decodes a linear classifier."""
+    """Encodes the support set as one code per class, adapts the codes by gradients, and decodes a linear classifier.
+
+    Departures from the paper:
+    - Features. The paper uses fixed features of a wide residual network that was trained beforehand, scaled to norm 1.
+      Here the backbone is trained jointly, and features are scaled to norm 8, so results are not comparable with the
+      paper's. `learner.train_backbone=false` with `train.init_from`, and `learner.scale=1`, give the paper's way; its
+      network is not among the backbones.
+    - Initial rates and noise. In the paper the latent rates start at 1, and the network gives log σ of the codes; here
+      the rates start at 0.05, and σ is multiplied by 0.03. `learner.latent_rate=1` and `learner.code_std=1` give the
+      paper's. The authors' code subtracts 1 from σ, which then starts near 0; no option gives that.
+    - Bounds. Here log σ is at most 1, before it is scaled or shifted; in the paper it has no bound. No option changes
+      that.
+    - Codes. The authors' code draws one code per support example and averages the weights decoded from those of a
+      class; here, as in the paper, a class has one code. So that a step is as large as theirs, the support loss is
+      summed over classes and averaged over shots.
+    - Dropout. The authors' code drops entries of the features both before the encoder and before the classifier, in the
+      support and the query loss, at a rate from 0.30 to 0.48 that depends on the data set. Here `learner.dropout`, by
+      default 0, acts before the encoder only; no option drops entries before the classifier.
+    - KL divergence. The authors' code estimates it from the drawn codes; here it is computed exactly. As in their code
+      it is averaged over classes and dimensions, and so is the penalty of the encoder, which the paper writes as a sum.
+    - L2 penalty. In the authors' code it is λ/2 times the squared weights, by the regulariser of TensorFlow; here
+      `learner.l2` has no factor ½. Half of a value of theirs gives the same penalty.
+    - Weights of the terms. The authors have others for each data set and number of shots, for miniImageNet and 1 shot
+      KL 0.7561, encoder penalty 5.757e-6, L2 3.62e-10 and orthogonality 0.188103. The defaults here are not among
+      theirs. `learner.kl`, `learner.encoder_penalty`, `learner.l2` and `learner.orthogonality` set them.
+    - Clipping. The authors limit the entries of the meta-gradient to ±0.1 and then the norm of each variable's gradient
+      to 0.1. Suggested is a limit of 0.1 on the norm over all parameters. `train.clip_value=0.1` limits entries, after
+      that; a limit for each variable is not available.
+    - Training. The authors take 100,000 outer steps on 12 tasks of 5 ways with 15 queries per class, with early
+      stopping. Suggested are 1,500 steps on one task of 20 ways with 5 queries per class, without it. `train.steps`,
+      `train.tasks`, `train.ways`, `train.queries` and the hook `early-stop` give theirs.
+    """
 
     Config = LEOOptions
     reference: ClassVar[str] = "Rusu et al. 2019, arXiv 1807.05960, algorithm 1"

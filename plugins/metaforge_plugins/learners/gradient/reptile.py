@@ -43,7 +43,39 @@ class ReptileOptions(InnerLoopOptions):
 
 
 class Reptile(InnerLoopLearner):
-    """Learns an initialisation close to the solution of each task, without second derivatives or a query set."""
+    """Learns an initialisation close to the solution of each task, without second derivatives or a query set.
+
+    Departures from the paper:
+    - Inner rate. For Omniglot the paper uses Adam with rate 1e-3 for 5 ways and 5e-4 for 20 ways; suggested is 3e-3.
+      `adapters.adam.lr=0.001` gives the paper's.
+    - Evaluation. The authors' code adapts on mini-batches of the support set: of 5 examples for 5 ways, of 10 for 20
+      ways, of 15 for 5 ways and 5 shots on miniImageNet. Here every inner step of an evaluation is on the whole support
+      set. For 5 ways and 1 shot that is the same. No option gives mini-batches; `learner.batch` is for training only.
+    - Mini-batches in training. Where the examples of a task are no multiple of `learner.batch`, the authors' code puts
+      those left over at the end of an epoch into the first mini-batch of the next; here they are left out of that
+      epoch.
+    - Second moment of Adam. In the authors' code it passes from one task to the next, also within an outer step. Here
+      all tasks of an outer step begin with the same one, and its changes are averaged. With one task per step
+      (`train.tasks=1`) there is no difference.
+    - Batch norm. The paper reports results with the statistics of all queries together (the default here), and of the
+      support set plus one query. The second is not available; `learner.norm=support` uses those of the support set
+      alone.
+    - Network. For Omniglot the paper flattens 256 features; by default the backbone `conv4` takes the mean over
+      positions, which gives 64. `backbone.variant=stride-flat` gives the paper's. See also the departures of `conv4`.
+    - Initial values of the head. The authors use those of a dense layer of TensorFlow: weights uniform after Glorot and
+      Bengio, and zero biases. Here they are those of `nn.Linear`, uniform in ±1/√inputs. No option changes that.
+    - Training on Omniglot. The authors take 100,000 outer steps for 5 ways, and for 20 ways 200,000 with 10 inner steps
+      on 20 examples; suggested are 2,000, with 5 inner steps on 10 examples. `train.steps`, `learner.steps` and
+      `learner.batch` give theirs. As in theirs, a task has 10 examples per class and the outer rate falls from 1 to 0.
+    - Images of Omniglot. The authors split the characters at random into 1200 and 423, and do not invert the images. By
+      default the data set `omniglot` splits by alphabet, and inverts. `dataset.invert=false` gives their images;
+      `dataset.split=random` has 1100, 100 and 423 characters. As in theirs, rotated copies are classes in training
+      only.
+    - Sinusoids. The authors' demonstration reportedly has two layers of 64 tanh units, 32 inner steps and an outer rate
+      of 0.1. Here training takes 5 inner steps with an outer rate of 0.5, with the network of MAML.
+      `backbone.widths=[64, 64]`, `backbone.activation=tanh`, `learner.steps=32` and `train.lr=0.1` give the reported
+      ones.
+    """
 
     Config = ReptileOptions
     reference: ClassVar[str] = "Nichol, Achiam, Schulman 2018, arXiv 1803.02999, algorithm 1"
