@@ -372,3 +372,11 @@ def test_what_a_plugin_returned_wrongly_is_not_blamed_on_the_learner(tmp_path: P
         options = {**parts, **changes, "settings": {"task": {"ways": 3, "shots": 2, "queries": 3}}}
         with pytest.raises(metaforge.errors.PluginError, match=f"The {named} of python breaks its contract in the"):
             metaforge.train("maml", data, out=tmp_path / str(number), registry=registry, **options)
+
+
+def test_plans_of_a_learner_that_amplifies_rounding_are_compared_at_the_size_of_that() -> None:
+    # At the toy rate of 0.1 this inner loop does not settle, and the linear system amplifies what rounding leaves.
+    options = {"adjoint": "implicit", "proximal": 2.0, "steps": 60}
+    subject = Subject.of("learner:maml", options=options)
+    (vectorised,) = [check for check in checks_for(subject) if check.name == "vectorised"]
+    vectorised(subject)

@@ -16,7 +16,7 @@ from metaforge.authoring.functional import one_task, split_state
 from metaforge.authoring.keys import fold_in, make_key, normal
 from metaforge.authoring.progress import with_progress
 from metaforge.authoring.protocols import Params, Task
-from metaforge.engine.batch import score_tasks
+from metaforge.engine.batch import MetaStep, score_tasks
 from metaforge.engine.plans import choose_plan
 from metaforge.engine.probe import fused_norms
 from metaforge.testing.bench import Bench, build_bench, build_benches, difference, learner_tags, task_keys
@@ -57,11 +57,27 @@ def assert_plans_agree(bench: Bench) -> None:
     unsafe = bench.learner.tags.adapts and fused_norms(bench.learner, values, one_task(tasks), task_keys(1)[0])
     plans = [("vmap", None), ("vmap", 2), *([] if unsafe else [("fold", None), ("fold", 2)])]
     for plan, chunk in plans:
-        mismatch = difference(vars(reference), vars(bench.step(values, tasks, plan=plan, chunk=chunk)), 1e-9)
+        step = bench.step(values, tasks, plan=plan, chunk=chunk)
+        mismatch = difference(vars(reference), vars(step), 1e-9)
+        if mismatch and not difference(vars(reference), vars(step), 10 * _rounding(bench, values, tasks, reference)):
+            continue
         assert not mismatch, (
             f"plan {plan!r} with {chunk or 3} tasks per chunk differs from the loop: {mismatch}; use the layers and"
             " functions of metaforge.authoring, and do not branch on the value of a tensor"
         )
+
+
+def _rounding(bench: Bench, values: Params, tasks: Task, reference: MetaStep) -> float:
+    """Return a tolerance at which steps agree whose parameters differ by a relative 1e-14, as rounding makes them.
+
+    It is large for an ill-conditioned learner, such as one with an inner loop that diverges.
+    """
+    params, _ = split_state(values)
+    key = make_key(0, "rounding")
+    moved = {n: v * (1 + 1e-14 * normal(fold_in(key, n), v.shape, v.dtype)) for n, v in params.items()}
+    step = bench.step(values | moved, tasks)
+    found = (10.0**power for power in range(-12, 0) if not difference(vars(reference), vars(step), 10.0**power))
+    return next(found, 0.0)
 
 
 def _trains_nothing(subject: Subject) -> str:
