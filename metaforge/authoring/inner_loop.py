@@ -155,7 +155,7 @@ class InnerLoopLearner(ModelLearner):
             support: The support set.
             key: The key of the task's noise, or None in evaluation.
         """
-        context = {"context": values[self.model.body[0]].new_zeros(self.context)} if self.context else {}
+        context = {"context": support.x.new_zeros(self.context)} if self.context else {}
         return {name: values[name] for name in self.adapted} | context
 
     def objective(self, values: Params, step: int, x: Tensor, y: Tensor, *keys: Tensor) -> tuple[Tensor, Params]:

@@ -115,10 +115,9 @@ def _check_backbone(path: str, sizes: Sequence[int] | None, *, fast: bool, as_js
         )
     # The user's module lies in the working directory, where `python` would find it too.
     sys.path.insert(0, "")
+    ways = [way for way in WAYS if way != "compiled" or not fast]
     results = []
-    for result in check_network(
-        module_maker(path), tuple(sizes), [way for way in WAYS if way != "compiled" or not fast]
-    ):
+    for result in check_network(module_maker(path), tuple(sizes), ways):
         results.append(result)
         if not as_json:
             figure = "" if result.difference is None else f" {result.difference:.2g}"

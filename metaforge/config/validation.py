@@ -113,11 +113,8 @@ def _without_quotes(
         field = _field_at(model, location[:-2])
         if details["type"] != "extra_forbidden" or field is None or not _models(field.annotation)[1]:
             continue
-        keys, value, known = (
-            [location[-2]],
-            _inside(values, location[:-1]),
-            _models(field.annotation)[1][0].model_fields,
-        )
+        keys, value = [location[-2]], _inside(values, location[:-1])
+        known = _models(field.annotation)[1][0].model_fields
         while isinstance(value, Mapping) and value:
             key = location[-1] if len(keys) == 1 else next(iter(value))
             keys, value = [*keys, str(key)], value[key]

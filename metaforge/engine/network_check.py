@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from metaforge.authoring.functional import split_state
 from metaforge.authoring.keys import fold_in, make_key, normal
-from metaforge.authoring.layers.exchange import BATCH_NORMS, untouched_layers
+from metaforge.authoring.layers.exchange import BATCH_NORMS, DROPOUTS, untouched_layers
 from metaforge.authoring.layers.noise import KeyedNoise
 from metaforge.authoring.model import Model
 from metaforge.authoring.network import blank_examples, seeded
@@ -32,7 +32,6 @@ _INPUTS = 4
 _PERTURBATION = 0.01
 # A difference above this may be one of rounding, whose size is then measured.
 _SMALL, _ROUNDING = 1e-10, 1e-14
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 class Comparison(NamedTuple):
@@ -87,8 +86,8 @@ def _compared(network: nn.Module, x_shape: tuple[int, ...], dtype: torch.dtype) 
         if value.is_floating_point():
             value.data += _PERTURBATION * normal(fold_in(_KEY, number), value.shape, dtype)
     for module in native.modules():
-        if type(module) in _DROPOUTS:
-            module.p = 0.0  # type: ignore[assignment]
+        if isinstance(module, DROPOUTS) and type(module) in DROPOUTS:
+            module.p = 0.0
     x = normal(fold_in(_KEY, "inputs"), (_INPUTS, *x_shape), dtype)
     model = Model(lambda: native)
     values = model.init(_KEY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,9 @@ def inputs(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def assert_equal_to_plain(network: nn.Module, x: Tensor, **options: object) -> Model:
+def assert_equal_to_plain(network: nn.Module, x: Tensor, **options: Any) -> Model:
     """Assert that loss and gradient in training equal those of a copy of the module itself, twice over."""
-    model = Model(lambda: network, **options)  # type: ignore[arg-type]
+    model = Model(lambda: network, **options)
     values = model.init(make_key(0))
     params, state = split_state(values)
     native = copy.deepcopy(network)
@@ -44,3 +45,13 @@ def assert_equal_to_plain(network: nn.Module, x: Tensor, **options: object) -> M
         for name, grad in zip(trained, expected_grads, strict=True):
             torch.testing.assert_close(grads[f"model.{name}"], grad, rtol=1e-9, atol=1e-12)
     return model
+
+
+class Growing(nn.Module):
+    """Counts its calls in an attribute, so no two calls are equal: it is no pure function."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls

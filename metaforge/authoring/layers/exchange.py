@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from metaforge.authoring.layers.context import ForwardContext
 from metaforge.authoring.layers.dropout import Dropout
 from metaforge.authoring.layers.images import Conv2d, MaxPool2d, ReLU
-from metaforge.authoring.layers.norms import BatchNorm, GroupNorm, LayerNorm
+from metaforge.authoring.layers.norms import AnyBatchNorm, BatchNorm, GroupNorm, LayerNorm
 from metaforge.errors import ConfigError
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -31,7 +31,7 @@ NORMS = (
     *(*BATCH_NORMS, *_INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
 )
 
-_CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _OTHER_NOISE = (nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
 
@@ -65,8 +65,8 @@ def exchange_layers(module: nn.Module, context: ForwardContext) -> nn.Module:
     Raises:
         ConfigError: The network or a layer of it cannot be a pure function of the values and the key.
     """
-    for name, layer in module.named_modules():
-        if reason := _reason_to_refuse(layer):
+    for name, part in module.named_modules():
+        if reason := _reason_to_refuse(part):
             what, remedy = reason
             raise ConfigError(what, where=f"backbone, layer {name!r}" if name else "backbone", remedy=remedy)
     try:
@@ -87,9 +87,9 @@ def exchange_layers(module: nn.Module, context: ForwardContext) -> nn.Module:
     for name, child in list(module.named_modules(remove_duplicate=False)):
         if child not in new:
             new[child] = _replacement(child, name, context, pooled)
-        if (layer_or_none := new[child]) is not None:
+        if (layer := new[child]) is not None:
             parent, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, layer_or_none)
+            setattr(module.get_submodule(parent), leaf, layer)
     return module
 
 
@@ -140,19 +140,18 @@ def _new_layer(module: nn.Module, name: str, context: ForwardContext, pooled: bo
             return None
     if _has_hooks(module):
         return None
-    if kind in BATCH_NORMS:
+    if isinstance(module, BATCH_NORMS):
         return BatchNorm(module, name, context)
-    if kind is nn.Dropout or kind in _CHANNEL_DROPOUTS:
-        rate = float(module.p) if module.training else 0.0  # type: ignore[arg-type]
-        return Dropout(rate, name, context, channels=kind is not nn.Dropout)
+    if isinstance(module, DROPOUTS) and kind in DROPOUTS:
+        return Dropout(module.p if module.training else 0.0, name, context, channels=kind is not nn.Dropout)
     if untouched:
         return None
-    if kind is nn.LayerNorm:
-        return LayerNorm(module)  # type: ignore[arg-type]
-    if kind in _INSTANCE_NORMS:
-        return GroupNorm(module, int(module.num_features))  # type: ignore[arg-type]
-    if kind is nn.GroupNorm:
-        return GroupNorm(module, int(module.num_groups))  # type: ignore[arg-type]
+    if type(module) is nn.LayerNorm:
+        return LayerNorm(module)
+    if isinstance(module, _INSTANCE_NORMS) and kind in _INSTANCE_NORMS:
+        return GroupNorm(module, module.num_features)
+    if type(module) is nn.GroupNorm:
+        return GroupNorm(module, module.num_groups)
     return replacement(module, pooled=pooled)
 
 
@@ -161,7 +160,7 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _keep_batch_norm(module: nn.Module, name: str, context: ForwardContext) -> None:
+def _keep_batch_norm(module: AnyBatchNorm, name: str, context: ForwardContext) -> None:
     """Let a subclass of batch norm, or one with hooks, normalise each batch by its own statistics.
 
     In evaluation mode it keeps its running statistics, which are then constants.
@@ -178,8 +177,8 @@ def _keep_batch_norm(module: nn.Module, name: str, context: ForwardContext) -> N
             where=f"backbone, layer {name!r}",
             remedy="use norm='transductive', or a batch norm of torch.nn itself, without hooks, in its place",
         )
-    module.track_running_stats = False  # type: ignore[assignment]
-    module.running_mean = module.running_var = module.num_batches_tracked = None  # type: ignore[assignment]
+    module.track_running_stats = False
+    module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
 def pools(network: nn.Module) -> bool:

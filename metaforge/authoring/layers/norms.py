@@ -33,6 +33,8 @@ from metaforge.authoring.protocols import STATE, Params
 from metaforge.errors import ConfigError
 from metaforge.kernels.batch_norm import batch_norm
 
+AnyBatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+
 
 class BatchNorm(nn.Module):
     """Batch norm over the batch and all positions, with the statistics that the context's policy selects.
@@ -46,7 +48,7 @@ class BatchNorm(nn.Module):
         ConfigError: The native layer keeps a cumulative average (`momentum=None`).
     """
 
-    def __init__(self, native: nn.Module, name: str, context: ForwardContext) -> None:
+    def __init__(self, native: AnyBatchNorm, name: str, context: ForwardContext) -> None:
         super().__init__()
         self.context = context
         self.state_names = (f"{STATE}{context.prefix}.{name}.mean", f"{STATE}{context.prefix}.{name}.var")
@@ -54,19 +56,18 @@ class BatchNorm(nn.Module):
         self.fixed = not native.training and native.running_mean is not None
         # Frozen statistics normalise in training too.
         self.frozen = bool(matching(self.state_names, context.frozen))
-        self.features = int(native.num_features)  # type: ignore[arg-type]
-        self.eps, momentum = float(native.eps), native.momentum  # type: ignore[arg-type]
+        self.features, self.eps, momentum = native.num_features, native.eps, native.momentum
         if momentum is None and not self.fixed:
             raise ConfigError(
                 "Batch norm with momentum=None keeps a cumulative average, which a pure function of its values cannot.",
                 where=f"backbone, layer {name!r}",
                 remedy="set its momentum to a number, such as 0.1",
             )
-        self.momentum = float(momentum or 0.0)  # type: ignore[arg-type]
+        self.momentum = momentum or 0.0
         # The running statistics of a network that was trained earlier, or zeros and ones.
         self._initial = _running_statistics(native, self.features)
-        self.weight: nn.Parameter | None = native.weight  # type: ignore[assignment]
-        self.bias: nn.Parameter | None = native.bias  # type: ignore[assignment]
+        self.weight: nn.Parameter | None = native.weight
+        self.bias: nn.Parameter | None = native.bias
 
     def initial_state(self, steps: int) -> Params:
         """Return the first running statistics that the policy keeps, by full name; `per-step` has `steps` + 1 of them.

@@ -11,7 +11,7 @@ from metaforge.authoring.inner_loop_options import InnerLoopOptions
 def test_options_are_checked() -> None:
     for wrong in ({"steps": -1}, {"norm": "none"}, {"stepz": 1}, {"solver_rate": 0}):
         with pytest.raises(ValidationError):
-            InnerLoopOptions(**wrong)  # type: ignore[arg-type]
+            InnerLoopOptions.model_validate(wrong)
 
 
 def test_no_patterns_adapt_nothing_and_are_refused() -> None:

@@ -11,26 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
+from benchmarks.zoo import Aliased, ChannelNorm, NormAct, Twice
 from metaforge.authoring import Model, Pass, make_key
+from metaforge.authoring.protocols import NormPolicy
 from metaforge.authoring.pure_module import _native_recurrence
 from metaforge.errors import ConfigError
 from plain_networks import TRAINING, assert_equal_to_plain, inputs, made
 
 QUERY = Pass(make_key(1), 0, "query")
-
-
-class NormAct(nn.BatchNorm2d):
-    """Batch norm with a built-in activation, as in timm."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(super().forward(x))
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of images, as in ConvNeXt."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ScaledGroupNorm(nn.GroupNorm):
@@ -56,9 +44,9 @@ def test_subclasses_of_replaced_layers_compute_what_their_owner_wrote(layer: nn.
 
 
 @pytest.mark.parametrize("norm", ["support", "running", "per-step"])
-def test_a_subclass_of_batch_norm_is_refused_where_it_cannot_have_the_statistics(norm: str) -> None:
+def test_a_subclass_of_batch_norm_is_refused_where_it_cannot_have_the_statistics(norm: NormPolicy) -> None:
     with pytest.raises(ConfigError, match="NormAct computes its own forward pass") as caught:
-        Model(lambda: NormAct(4), norm=norm)  # type: ignore[arg-type]
+        Model(lambda: NormAct(4), norm=norm)
     assert "transductive" in caught.value.remedy
 
 
@@ -99,16 +87,17 @@ def test_parametrizations_of_replaced_layers_are_kept() -> None:
 
 
 def test_parameters_without_gradients_are_state() -> None:
-    network = made(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
-    network[0].weight.requires_grad_(False)  # type: ignore[index]
+    first = nn.Linear(3, 4)
+    network = made(lambda: nn.Sequential(first, nn.Tanh(), nn.Linear(4, 2)))
+    first.weight.requires_grad_(False)
     model = assert_equal_to_plain(network, inputs(5, 3))
     values = model.init(make_key(0))
-    assert torch.equal(values["state.model.0.weight"], network[0].weight)  # type: ignore[index]
+    assert torch.equal(values["state.model.0.weight"], first.weight)
     assert "model.0.weight" not in values
     assert model.choose("all") == ("model.0.bias", "model.2.weight", "model.2.bias")
 
 
-def trained_norm() -> nn.Module:
+def trained_norm() -> nn.BatchNorm1d:
     norm = nn.BatchNorm1d(4).double()
     for seed in range(3):
         norm(2 + 3 * inputs(9, 4, seed=seed))
@@ -117,35 +106,19 @@ def trained_norm() -> nn.Module:
 
 @pytest.mark.parametrize("policy", ["transductive", "support", "running", "per-step"])
 def test_a_layer_in_evaluation_mode_uses_its_running_statistics(policy: str) -> None:
-    network = made(lambda: nn.Sequential(nn.Linear(3, 4), trained_norm(), nn.Dropout(0.5), nn.Linear(4, 2)))
-    network[1].eval()  # type: ignore[index]
-    network[2].eval()  # type: ignore[index]
+    norm = trained_norm().eval()
+    network = made(lambda: nn.Sequential(nn.Linear(3, 4), norm, nn.Dropout(0.5).eval(), nn.Linear(4, 2)))
     model = assert_equal_to_plain(network, inputs(5, 3), norm=policy, steps=2)
     assert (model.norm, model.transductive) == ("none", False)
     values = model.init(make_key(0))
-    assert torch.equal(values["state.model.1.mean"], network[1].running_mean)  # type: ignore[index]
+    assert torch.equal(values["state.model.1.mean"], norm.running_mean)
     x = inputs(5, 3)
     torch.testing.assert_close(model(values, x, QUERY), copy.deepcopy(network)(x))
     assert model.observe(values, x, TRAINING)[1] == {}
 
 
-class Aliased(nn.Module):
-    """One layer under two names, whose weight is also that of another layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(3, 3)
-        self.again = self.first
-        self.tied = nn.Linear(3, 3)
-        self.tied.weight = self.first.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.tied(self.again(self.first(x).tanh()).tanh())
-        return out
-
-
 def test_the_tie_of_an_aliased_layer_holds() -> None:
-    assert_equal_to_plain(made(Aliased), inputs(5, 3))
+    assert_equal_to_plain(made(Aliased), inputs(5, 6))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -233,22 +206,10 @@ def test_a_network_that_changes_its_buffers_is_refused(build: Callable[[], nn.Mo
     assert torch.equal(still(still.init(make_key(0)), x, TRAINING), evaluated)
 
 
-class Twice(nn.Module):
-    """One batch norm that is used twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.linear = nn.BatchNorm1d(3), nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.linear(self.norm(x)))
-        return out
-
-
 def test_a_batch_norm_that_is_used_twice_moves_its_averages_twice() -> None:
     network = made(Twice)
-    model = assert_equal_to_plain(network, inputs(5, 3), norm="running")
-    values, x = model.init(make_key(0)), 2 + inputs(5, 3)
+    model = assert_equal_to_plain(network, inputs(5, 6), norm="running")
+    values, x = model.init(make_key(0)), 2 + inputs(5, 6)
     change = model.observe(values, x, TRAINING)[1]
     native = copy.deepcopy(network)
     native(x)
@@ -260,7 +221,7 @@ def test_a_batch_norm_that_is_used_twice_moves_its_averages_twice() -> None:
 
 
 def test_a_batch_norm_that_is_used_twice_has_support_statistics_of_each_use() -> None:
-    network, x = made(Twice), 2 + inputs(5, 3)
+    network, x = made(Twice), 2 + inputs(5, 6)
     model = Model(lambda: network, norm="support")
     values = model.init(make_key(0))
     statistics = model.statistics(values, x, TRAINING)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -81,9 +83,9 @@ def test_a_series_that_diverges_leaves_more_than_no_solution() -> None:
     ],
 )
 def test_each_cause_is_named_once(
-    solver: str, metrics: dict[str, float], words: str, capsys: pytest.CaptureFixture[str]
+    solver: Literal["cg", "neumann"], metrics: dict[str, float], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    notes = ImplicitNotes(solver)  # type: ignore[arg-type]
+    notes = ImplicitNotes(solver)
     for step in (3, 4):
         notes.after_step(step, metrics)
     text = capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,77 @@ def test_what_a_plugin_prints_stays_out_of_the_answer(monkeypatch: pytest.Monkey
     done = RUNNER.invoke(app, ["check", "right", "--json"])
     assert json.loads(done.stdout)["name"] == "right"
     assert "I print" in done.stderr
+
+
+NETWORKS = """
+from torch import nn
+
+class Small(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Tanh())
+
+class Scaled(nn.BatchNorm1d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+class Subclassed(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, 4), Scaled(4))
+
+class Refused(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, 4), nn.AlphaDropout(0.5))
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls = nn.Linear(6, 4), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x) * self.calls
+"""
+
+
+@pytest.fixture
+def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a module in the working directory."""
+    (tmp_path / "networks_to_check.py").write_text(NETWORKS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    return "networks_to_check"
+
+
+def test_a_network_is_compared_with_plain_pytorch_in_every_way(networks: str) -> None:
+    command = ["check", "--x-shape", "6", "--fast", "--backbone"]
+    done = RUNNER.invoke(app, [*command, f"{networks}:Small"])
+    assert (done.exit_code, [line.split()[:2] for line in done.stdout.splitlines()]) == (
+        0,
+        [["module", "equal"], ["loop", "equal"], ["vmap", "equal"], ["fold", "equal"]],
+    )
+    # A plan that is refused is no failure; a network that is refused is one, and so are other numbers.
+    done = RUNNER.invoke(app, [*command, f"{networks}:Subclassed"])
+    assert done.exit_code == 0
+    assert "fold      refused: Plan 'fold' gives wrong meta-gradients with batch_norm" in done.stdout
+    done = RUNNER.invoke(app, [*command, f"{networks}:Refused"])
+    assert (done.exit_code, len(done.stdout.splitlines())) == (4, 1)
+    assert "module    refused: A layer of type AlphaDropout draws noise that no key governs" in done.stdout
+    done = RUNNER.invoke(app, [*command, f"{networks}:Counting", "--json"])
+    results = json.loads(done.stdout)["results"]
+    assert (done.exit_code, results[0]["way"], results[0]["status"]) == (4, "module", "different")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "There is nothing to check"),
+        ("maml --backbone networks_to_check:Small --x-shape 6", "are two checks"),
+        ("--backbone networks_to_check:Small", "The shape of an input of the network is not known"),
+        ("--backbone networks_to_check:Nothing --x-shape 6", "names nothing that builds a module"),
+        ("--backbone no_such_module:Small --x-shape 6", "cannot be imported"),
+    ],
+)
+def test_a_comparison_without_what_it_needs_is_refused(networks: str, words: str, message: str) -> None:
+    done = RUNNER.invoke(app, ["check", *words.split()])
+    assert done.exit_code == 2
+    assert message in done.stderr

@@ -5,23 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from benchmarks.zoo import NormAct
 from metaforge.authoring.protocols import Parts, TaskShape, TaskSpec
 from metaforge.engine.network_check import compare_module, compare_plan
 from metaforge.engine.plans import Plan
 from metaforge.errors import ConfigError
 from metaforge_plugins.learners.gradient.maml import MAML
+from plain_networks import Growing
 from toys import sgd
 
 SPEC = TaskSpec("classification", (1, 6, 6), 3, TaskShape(3, 4, 5))
-
-
-class NormAct(nn.BatchNorm2d):
-    """Batch norm with a built-in activation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(super().forward(x))
 
 
 class Tokens(nn.Module):
@@ -29,16 +23,6 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ torch.ones(x.shape[-1], 2)
-
-
-class Growing(nn.Module):
-    """Counts its calls in an attribute, so no two calls are equal."""
-
-    calls = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return x * self.calls
 
 
 EQUAL = {

@@ -12,19 +12,7 @@ from torch import Tensor, nn
 import metaforge
 from metaforge.errors import ConfigError
 from metaforge.runs import verification
-
-
-class Growing(nn.Module):
-    """Counts its calls in an attribute, so no two calls are equal."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.calls = nn.Linear(1, 8), 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        out: Tensor = self.linear(x) * self.calls
-        return out
+from plain_networks import Growing
 
 
 class Plain(nn.Module):
@@ -90,11 +78,11 @@ def test_a_first_order_learner_has_its_network_compared_alone(compared: list[str
 
 def test_a_network_that_differs_stops_the_run_before_it_begins(compared: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="differs from the module itself") as caught:
-        trained(tmp_path / "run", Growing())
+        trained(tmp_path / "run", nn.Sequential(nn.Linear(1, 8), Growing()))
     assert caught.value.where == "backbone"
     assert "engine.verify" in caught.value.remedy
     assert not (tmp_path / "run").exists()
-    trained(tmp_path / "other", Growing(), verify="off")
+    trained(tmp_path / "other", nn.Sequential(nn.Linear(1, 8), Growing()), verify="off")
 
 
 def test_a_network_with_hooks_is_not_remembered(compared: list[str], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from benchmarks.zoo import LAYERS, PATTERNS
 from metaforge.testing.networks import TOLERANCE, WAYS, check_network
+from plain_networks import Growing
 
 EAGER = [way for way in WAYS if way != "compiled"]
 # What is refused, by name: in every way, or by some plans.
@@ -45,16 +46,6 @@ def test_every_network_of_the_zoo_is_equal_or_refused(name: str) -> None:
     for one in results.values():
         assert one.status == "refused" or (one.status == "equal" and one.difference < TOLERANCE), one
         assert bool(one.message) is (one.status == "refused")
-
-
-class Growing(nn.Module):
-    """Counts its calls in an attribute, so no two calls are equal."""
-
-    calls = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return x * self.calls
 
 
 def test_a_network_that_differs_is_found() -> None:
