@@ -178,12 +178,14 @@ def compare_plan(
     found = _compared_steps(meta_gradients(learner, values, tasks, keys, plan=plan, compiled=step), expected)
     if found.difference <= _SMALL:
         return found
-    draws = {
-        name: 1 + _ROUNDING * normal(fold_in(_KEY, f"rounding of {name}"), v.shape, v.dtype)
-        for name, v in params.items()
-    }
-    moved = plain(values | {name: draw * values[name] for name, draw in draws.items()})
+    moved = plain(values | moved_by_rounding(params))
     return found._replace(noise=_compared_steps(moved, expected).difference)
+
+
+def moved_by_rounding(params: Params) -> Params:
+    """Return parameters that differ from these by a relative 1e-14, a little more than rounding makes of them."""
+    draws = {name: normal(fold_in(_KEY, f"rounding of {name}"), v.shape, v.dtype) for name, v in params.items()}
+    return {name: value * (1 + _ROUNDING * draws[name]) for name, value in params.items()}
 
 
 def _compared_steps(found: MetaStep, expected: MetaStep) -> Comparison:

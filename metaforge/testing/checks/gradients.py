@@ -17,6 +17,7 @@ from metaforge.authoring.keys import fold_in, make_key, normal
 from metaforge.authoring.progress import with_progress
 from metaforge.authoring.protocols import Params, Task
 from metaforge.engine.batch import MetaStep, score_tasks
+from metaforge.engine.network_check import moved_by_rounding
 from metaforge.engine.plans import choose_plan
 from metaforge.engine.probe import fused_norms
 from metaforge.testing.bench import Bench, build_bench, build_benches, difference, learner_tags, task_keys
@@ -72,10 +73,7 @@ def _rounding(bench: Bench, values: Params, tasks: Task, reference: MetaStep) ->
 
     It is large for an ill-conditioned learner, such as one with an inner loop that diverges.
     """
-    params, _ = split_state(values)
-    key = make_key(0, "rounding")
-    moved = {n: v * (1 + 1e-14 * normal(fold_in(key, n), v.shape, v.dtype)) for n, v in params.items()}
-    step = bench.step(values | moved, tasks)
+    step = bench.step(values | moved_by_rounding(split_state(values)[0]), tasks)
     found = (10.0**power for power in range(-12, 0) if not difference(vars(reference), vars(step), 10.0**power))
     return next(found, 0.0)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from benchmarks.zoo import NormAct
 from metaforge.authoring.protocols import Parts, TaskShape, TaskSpec
-from metaforge.engine.network_check import compare_module, compare_plan
+from metaforge.engine.network_check import Comparison, compare_module, compare_plan, moved_by_rounding
 from metaforge.engine.plans import Plan
 from metaforge.errors import ConfigError
 from metaforge_plugins.learners.gradient.maml import MAML
@@ -72,3 +72,19 @@ def test_plans_are_compared_with_plain_autograd(plan: Plan) -> None:
             found = compare_plan(lambda spec, network=network: make(network, spec), SPEC, plan)
             # Under `fold` the second derivatives of torch's own batch norm are wrong.
             assert (found.difference < 1e-9) is not (name == "subclass" and plan == "fold"), (name, found)
+
+
+def test_a_difference_is_judged_by_a_tolerance_or_by_rounding() -> None:
+    assert Comparison(1e-8).within(1e-7)
+    assert not Comparison(1e-6).within(1e-7)
+    assert Comparison(1e-6, noise=1e-6).within(1e-7)
+    assert not Comparison(1e-3, noise=1e-5).within(1e-7)
+    assert not Comparison(float("inf"), noise=1.0).within(1e-7)
+    assert not Comparison(float("nan")).within(1e-7)
+
+
+def test_rounding_moves_parameters_by_a_little_more_than_one_bit() -> None:
+    params = {"w": torch.linspace(1, 2, 50, dtype=torch.float64)}
+    moved = moved_by_rounding(params)["w"] / params["w"] - 1
+    assert 1e-15 < float(moved.abs().mean()) < 1e-13
+    assert torch.equal(moved_by_rounding(params)["w"], moved_by_rounding(params)["w"])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo import LAYERS, PATTERNS
+from metaforge.authoring import make_key, seeded
 from metaforge.testing.networks import TOLERANCE, WAYS, check_network
 from plain_networks import Growing
 
@@ -55,15 +56,19 @@ def test_a_network_that_differs_is_found() -> None:
     assert module.difference > TOLERANCE
 
 
+class Steep(nn.Module):
+    """Amplifies differences."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(1e6 * x)
+
+
 def test_ill_conditioned_numbers_are_judged_by_what_rounding_makes_of_them() -> None:
-    class Steep(nn.Module):
-        """Amplifies differences by 1e9."""
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.sin(1e9 * x)
-
-    (loop,) = check_network(lambda: nn.Sequential(nn.Linear(3, 8), Steep()), (3,), ["fold"])
-    assert loop.status == "equal"
+    # Batch norm, which is replaced, differs from torch's in the last bit; the layer after it amplifies that.
+    with seeded(make_key(0)):
+        network = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), Steep())
+    (loop,) = check_network(lambda: network, (3,), ["loop"])
     assert loop.difference is not None
-    if loop.difference > TOLERANCE:
-        assert "ill-conditioned" in loop.message
+    assert loop.difference > TOLERANCE
+    assert loop.status == "equal"
+    assert "ill-conditioned" in loop.message
