@@ -2,12 +2,17 @@
 
 A character is a few strokes (lines, arcs, hooks, loops) between the nodes of a coarse grid. For each writer the strokes
 are bent and displaced, the character is slanted, rotated, scaled and shifted, and the pen has its own width.
+
+Two characters whose strokes connect the same nodes can look alike. So no two characters of a split do, and a hash of
+what a character connects decides in which split it may be.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,7 +59,7 @@ class Glyphs(ImageDataset):
     """Synthetic handwritten characters of random strokes, drawn by 20 writers each; needs no download.
 
     A character depends on alphabet_seed, split and its number only, so a larger split begins with the characters of a
-    smaller one.
+    smaller one. No two characters of one split or of different splits connect the same points.
 
     Example:
         >>> from pathlib import Path
@@ -88,9 +93,9 @@ class Glyphs(ImageDataset):
         """Return the characters of a split, which are drawn on the first call; 255 is ink."""
         if split not in self._pools:
             classes = self._classes(split)
-            keys = bits(episode_keys(self.config.alphabet_seed, f"glyphs/{split}", 0, classes), 4)
-            curves = _character_curves(keys)
-            lines, pens = _writers_lines(curves, keys, self.config.writers, self.config.jitter)
+            keys = bits(episode_keys(self.config.alphabet_seed, f"glyphs/{split}", 0, classes), 2)
+            curves = _characters(keys[:, 0], split)
+            lines, pens = _writers_lines(curves, keys[:, 1], self.config.writers, self.config.jitter)
             images = _render(lines, pens, self.config.size)
             self._pools[split] = ClassPool(images, [f"{split}/{number:04d}" for number in range(classes)])
         return self._pools[split]
@@ -104,14 +109,67 @@ class Glyphs(ImageDataset):
         return {"train": self.config.train, "val": self.config.val, "test": self.config.test}[split]
 
 
-def _character_curves(keys: Bits) -> Floats:
+def _characters(keys: Bits, split: str) -> Floats:
     """Return control points `[classes, strokes, 4, 2]` of cubic Bézier curves, roughly in [-1, 1].
 
-    Characters have different numbers of strokes; unused strokes are NaN.
+    Characters have different numbers of strokes; unused strokes are NaN. A character is drawn again while its skeleton
+    belongs to another split, or is that of a character before it.
     """
-    count = 2 + (uniforms(keys[:, 0], 1)[:, 0] * (_MAX_STROKES - 1)).astype(np.int64)
-    random = uniforms(bits(keys[:, 1], _MAX_STROKES), 16)
+    keys, strokes = keys.copy(), np.full((len(keys), _MAX_STROKES, 4, 2), np.nan)
+    skeletons, missing = [""] * len(keys), np.arange(len(keys))
+    while len(missing):
+        drawn, keys[missing] = np.moveaxis(bits(keys[missing], 2), -1, 0)
+        strokes[missing], ends = _strokes(drawn)
+        for number, own in zip(missing.tolist(), ends, strict=True):
+            skeletons[number] = _skeleton(own)
+        missing = _refused(skeletons, split)
+    low, high = np.nanmin(strokes, axis=(1, 2)), np.nanmax(strokes, axis=(1, 2))
+    # Centred and of similar size, like characters written into the boxes of a form.
+    scale = 1.4 / np.maximum((high - low).max(axis=1), 0.5)
+    centred: Floats = (strokes - ((low + high) / 2)[:, None, None]) * scale[:, None, None, None]
+    return centred
+
+
+def _skeleton(ends: Floats) -> str:
+    """Return a text that is equal for characters whose strokes connect the same nodes `[strokes, 2, 2]`.
+
+    It does not depend on the order, the direction and the curvature of the strokes, nor on the position and the size of
+    the character.
+    """
+    nodes = np.rint((ends[~np.isnan(ends[:, 0, 0])] + 1) * ((_GRID - 1) / 2)).astype(np.int64)
+    # 6 is a multiple of every size that a character can have on the grid: 1, 2 or 3.
+    nodes = (nodes - nodes.min((0, 1))) * 6 // np.ptp(nodes, (0, 1)).max()
+    parts = set[tuple[tuple[int, ...], ...]]()
+    for start, end in nodes:
+        # In parts without a point of the lattice between their ends, because strokes on one line can overlap.
+        count = int(np.gcd(*(end - start)))
+        points = [tuple((start + (end - start) * i // count).tolist()) for i in range(count + 1)]
+        parts |= {tuple(sorted(pair)) for pair in pairwise(points)}
+    return repr(sorted(parts))
+
+
+def _refused(skeletons: Sequence[str], split: str) -> NDArray[np.int64]:
+    """Return the numbers of the characters that are not in the split, or that have the skeleton of one before them."""
+    seen, refused = set[str](), []
+    for number, skeleton in enumerate(skeletons):
+        place = hashlib.blake2b(skeleton.encode()).digest()[0] % len(SPLITS)
+        if SPLITS[place] != split or skeleton in seen:
+            refused.append(number)
+        else:
+            seen.add(skeleton)
+    return np.array(refused, dtype=np.int64)
+
+
+def _strokes(keys: Bits) -> tuple[Floats, Floats]:
+    """Return strokes on the grid, NaN where a character has fewer than others.
+
+    Returns:
+        Control points `[classes, strokes, 4, 2]`, and the nodes that each stroke connects `[classes, strokes, 2, 2]`.
+    """
+    count = 2 + (uniforms(keys, 1)[:, 0] * (_MAX_STROKES - 1)).astype(np.int64)
+    random = uniforms(bits(keys, _MAX_STROKES + 1)[:, 1:], 16)
     strokes = np.full((len(keys), _MAX_STROKES, 4, 2), np.nan)
+    ends = np.full((len(keys), _MAX_STROKES, 2, 2), np.nan)
     for stroke in range(_MAX_STROKES):
         numbers = random[:, stroke]
         start = _grid_node(numbers[:, 0:2])
@@ -121,13 +179,11 @@ def _character_curves(keys: Bits) -> Floats:
             joined = strokes[np.arange(len(keys)), earlier, np.where(numbers[:, 3] < 0.5, 0, 3)]
             choice = numbers[:, 4:5]
             start = np.where(choice < 0.4, strokes[:, stroke - 1, 3], np.where(choice < 0.7, joined, start))
-        strokes[:, stroke] = _stroke(start, numbers[:, 5:])
-    strokes[np.arange(_MAX_STROKES) >= count[:, None]] = np.nan
-    low, high = np.nanmin(strokes, axis=(1, 2)), np.nanmax(strokes, axis=(1, 2))
-    # Centred and of similar size, like characters written into the boxes of a form.
-    scale = 1.4 / np.maximum((high - low).max(axis=1), 0.5)
-    centred: Floats = (strokes - ((low + high) / 2)[:, None, None]) * scale[:, None, None, None]
-    return centred
+        end = _end(start, numbers[:, 5:7])
+        strokes[:, stroke], ends[:, stroke] = _stroke(start, end, numbers[:, 7:]), np.stack([start, end], axis=1)
+    unused = np.arange(_MAX_STROKES) >= count[:, None]
+    strokes[unused], ends[unused] = np.nan, np.nan
+    return strokes, ends
 
 
 def _grid_node(numbers: Floats) -> Floats:
@@ -136,16 +192,21 @@ def _grid_node(numbers: Floats) -> Floats:
     return nodes
 
 
-def _stroke(start: Floats, numbers: Floats) -> Floats:
-    """Return control points `[classes, 4, 2]` of lines, arcs, hooks and loops from `start` `[classes, 2]`."""
-    end = _grid_node(numbers[:, 0:2])
+def _end(start: Floats, numbers: Floats) -> Floats:
+    """Return the nodes `[classes, 2]` where strokes from `start` `[classes, 2]` end."""
+    end = _grid_node(numbers)
     # A stroke of zero length is replaced by one through the centre.
     same = np.abs(end - start).sum(axis=1, keepdims=True) < 0.1
-    end = np.where(same, -start + 2 / 3 * (np.abs(start).sum(axis=1, keepdims=True) < 0.1), end)
+    other: Floats = np.where(same, -start, end)
+    return other
+
+
+def _stroke(start: Floats, end: Floats, numbers: Floats) -> Floats:
+    """Return control points `[classes, 4, 2]` of lines, arcs, hooks and loops from `start` to `end` `[classes, 2]`."""
     across = end - start
     normal = np.stack([-across[:, 1], across[:, 0]], axis=1)
-    bend = np.where(numbers[:, 2:3] < 0.5, -1, 1) * (0.4 + 0.5 * numbers[:, 3:4])
-    kind = numbers[:, 4:5]
+    bend = np.where(numbers[:, 0:1] < 0.5, -1, 1) * (0.4 + 0.5 * numbers[:, 1:2])
+    kind = numbers[:, 2:3]
     line = [start + across / 3, start + across * 2 / 3]
     arc = [start + across / 6 + bend * normal, start + across * 5 / 6 + bend * normal]
     hook = [start + bend * normal, end - bend * normal]
@@ -163,7 +224,7 @@ def _normal(keys: Bits, count: int) -> Floats:
 
 def _writers_lines(strokes: Floats, keys: Bits, writers: int, jitter: float) -> tuple[Floats, Floats]:
     """Return polylines `[classes, writers, strokes, points, 2]` in [-1, 1] and pen widths `[classes, writers]`."""
-    writer_keys = bits(bits(keys[:, 2], writers), 3)
+    writer_keys = bits(bits(keys, writers), 3)
     time = np.linspace(0, 1, _POINTS)
     basis = np.stack([(1 - time) ** 3, 3 * time * (1 - time) ** 2, 3 * time**2 * (1 - time), time**3], axis=1)
     lines = (basis @ strokes)[:, None]

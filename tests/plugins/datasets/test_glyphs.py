@@ -12,7 +12,7 @@ import torch
 from metaforge.authoring.kinds import CLASSIFICATION
 from metaforge.authoring.protocols import TaskShape
 from metaforge.errors import ConfigError, DataError
-from metaforge_plugins.datasets.glyphs import Glyphs, GlyphsOptions
+from metaforge_plugins.datasets.glyphs import Glyphs, GlyphsOptions, _skeleton
 
 SHAPE = TaskShape(5, 1, 15)
 
@@ -67,6 +67,32 @@ def test_every_image_has_ink_and_no_two_characters_are_alike() -> None:
     flat = torch.from_numpy(means)
     distance = torch.cdist(flat, flat) + 1e9 * torch.eye(200)
     assert distance.min() > 100
+
+
+def outlines(split: str, count: int, seed: int) -> torch.Tensor:
+    """Return characters `[count, pixels]` without jitter, with mean 0 and length 1."""
+    data = made(jitter=0, writers=2, alphabet_seed=seed, **{split: count})
+    images = torch.from_numpy(np.asarray(data.pool(split).images)[:, 0]).double().flatten(1)
+    return torch.nn.functional.normalize(images - images.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_character_looks_like_another_of_its_split_or_of_another(seed: int) -> None:
+    parts = [outlines(split, count, seed) for split, count in (("train", 800), ("val", 100), ("test", 200))]
+    characters = torch.cat(parts)
+    correlation = characters @ characters.T - torch.eye(len(characters))
+    # Before characters were told apart by what they connect, the largest was 1.0, for two classes of one picture.
+    assert correlation.max() < 0.95
+
+
+def test_a_character_is_told_by_what_it_connects() -> None:
+    corner = np.array([[[-1, 1], [-1, -1]], [[-1, -1], [1, -1]]], dtype=np.float64)
+    other_way = corner[::-1, ::-1]
+    smaller = (corner - 1) / 3
+    in_parts = np.array([[[-1, 1], [-1, -1 / 3]], [[-1, -1], [-1, 1 / 3]], [[1, -1], [-1, -1]]])
+    for same in (other_way, smaller, in_parts, np.concatenate([corner, np.full((1, 2, 2), np.nan)])):
+        assert _skeleton(same) == _skeleton(corner)
+    assert _skeleton(corner * [1, -1]) != _skeleton(corner)
 
 
 def test_drawing_the_training_set_is_quick() -> None:
