@@ -8,6 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from metaforge.data.augment import jitter
     from metaforge.data.cache import Arrays, load_or_build
     from metaforge.data.class_pool import ClassPool, Pixels, check_draw, check_shape, check_split
     from metaforge.data.downloads import Opener, Progress, open_https
@@ -37,6 +38,7 @@ __all__ = [
     "draw_episode",
     "episode_keys",
     "fetch_tree",
+    "jitter",
     "load_or_build",
     "open_https",
     "open_tree",
@@ -50,6 +52,7 @@ _MODULES = (
     "root",
     "random_numbers",
     "class_pool",
+    "augment",
     "episodes",
     "image_dataset",
     "images",

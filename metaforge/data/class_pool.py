@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaforge.authoring.protocols import TaskShape
-from metaforge.data.random_numbers import Indices
+from metaforge.data.random_numbers import Bits, Indices
 from metaforge.errors import ConfigError, DataError, nearest, shown
 
 Pixels = NDArray[np.uint8]
@@ -45,6 +45,10 @@ class ClassPool:
             none are. Only square images can be rotated.
         sizes: The number of images of each class, `[classes]`: the first ones of its row, and the others are never
             drawn. By default each class has all `per_class` images.
+        rotate: Whether each class of a task is rotated by 0 to 3 quarter turns, which are drawn for the task, and are
+            the same for its support and query examples.
+        augment: Changes the images of a task: a function of images `[n, C, H, W]` and a random key for each `[n]`, such
+            as `jitter` with its options, that returns images of the same shape and dtype.
 
     Raises:
         DataError: Shape or dtype of the images is wrong, the numbers of classes, names, turns and sizes differ, or a
@@ -66,6 +70,8 @@ class ClassPool:
     rows: Indices | None = None
     turns: Indices | None = None
     sizes: Indices | None = None
+    rotate: bool = False
+    augment: Callable[[Pixels, Bits], Pixels] | None = None
 
     def __post_init__(self) -> None:
         where = "class pool"
@@ -91,7 +97,8 @@ class ClassPool:
                 where=where,
                 remedy=f"each class has 1 to {self.per_class} images, as many as a row of the images has",
             )
-        if self.turns is not None and (self.turns % 2).any() and self.images.shape[-1] != self.images.shape[-2]:
+        turned = self.rotate or (self.turns is not None and bool((self.turns % 2).any()))
+        if turned and self.images.shape[-1] != self.images.shape[-2]:
             raise DataError("only square images can be rotated by 90 degrees", where=where, remedy="resize them")
 
     @property
@@ -110,8 +117,16 @@ class ClassPool:
         channels, height, width = self.images.shape[2:]
         return int(channels), int(height), int(width)
 
-    def take(self, classes: Indices, images: Indices) -> Pixels:
-        """Return images `[n, C, H, W]` for class and image numbers `[n]`, rotated as their classes are."""
+    def draw(self, classes: Indices, images: Indices, turns: Indices | None, keys: Bits) -> Pixels:
+        """Return the images of a task: as `take`, but augmented, with a key for each image `[n]`."""
+        taken = self.take(classes, images, turns)
+        return taken if self.augment is None else self.augment(taken, keys)
+
+    def take(self, classes: Indices, images: Indices, turns: Indices | None = None) -> Pixels:
+        """Return images `[n, C, H, W]` for class and image numbers `[n]`, rotated as their classes are.
+
+        `turns` `[n]` are quarter turns by which the images are rotated in addition, such as those of a task.
+        """
         rows = classes if self.rows is None else self.rows[classes]
         if isinstance(self.images, np.ndarray):
             table = self.images.reshape(-1, int(np.prod(self.image_shape)))
@@ -121,7 +136,9 @@ class ClassPool:
         else:
             taken = self.images.take(rows, images)
         if self.turns is not None:
-            _rotate(taken, self.turns[classes])
+            turns = self.turns[classes] if turns is None else turns + self.turns[classes]
+        if turns is not None:
+            _rotate(taken, turns)
         return taken
 
 

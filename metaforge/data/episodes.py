@@ -18,8 +18,9 @@ def sample_episodes(pool: ClassPool, shape: TaskShape, first: int, count: int, *
     """Return episodes `first` to `first + count - 1` as one batched task.
 
     Each episode is a pure function of pool, shape, seed, split and its number. Its classes, their labels, the images of
-    each class and the order of the examples are random. Support and query sets share no image. If classes have
-    different numbers of images, only those with enough of them are drawn.
+    each class and the order of the examples are random, and so are rotations and other changes of the images, if the
+    pool has `rotate` or `augment`. Support and query sets share no image. If classes have different numbers of images,
+    only those with enough of them are drawn.
 
     Args:
         pool: The classes to sample from.
@@ -47,7 +48,7 @@ def sample_episodes(pool: ClassPool, shape: TaskShape, first: int, count: int, *
         (torch.Size([4, 5, 1, 8, 8]), torch.Size([4, 75]))
     """
     check_shape(pool, shape)
-    keys = bits(episode_keys(seed, split, first, count), 4)
+    keys = bits(episode_keys(seed, split, first, count), 5)
     # The classes are drawn in random order, so a class's position can serve as its label.
     needed = shape.shots + shape.queries
     large = None if pool.sizes is None else np.flatnonzero(pool.sizes >= needed)
@@ -55,9 +56,10 @@ def sample_episodes(pool: ClassPool, shape: TaskShape, first: int, count: int, *
     classes = classes if large is None else large[classes]
     sizes = pool.per_class if pool.sizes is None else pool.sizes[classes]
     images = sample_without_replacement(bits(keys[:, 1], shape.ways), sizes, needed)
+    turns = _quarter_turns(keys[:, 4], shape.ways) if pool.rotate else None
     return Task(
-        support=_examples(pool, classes, images[..., : shape.shots], keys[:, 2]),
-        query=_examples(pool, classes, images[..., shape.shots :], keys[:, 3]),
+        support=_examples(pool, classes, images[..., : shape.shots], turns, keys[:, 2]),
+        query=_examples(pool, classes, images[..., shape.shots :], turns, keys[:, 3]),
         classes=_tensor(classes),
     )
 
@@ -95,7 +97,8 @@ def draw_episode(
         (tensor([1, 4]), tensor([2, 2]), tensor([7, 3]))
     """
     check_draw(pool, classes, shots, queries)
-    keys = bits(episode_keys(seed, f"{split}/drawn", number, 1)[0], 3)
+    keys = bits(episode_keys(seed, f"{split}/drawn", number, 1)[0], 4)
+    turns = _quarter_turns(keys[3], len(classes)) if pool.rotate else None
     drawn = [
         sample_without_replacement(key, int(pool.class_sizes[klass]), count + queries)
         for key, klass, count in zip(bits(keys[0], len(classes)), classes, shots, strict=True)
@@ -105,26 +108,38 @@ def draw_episode(
         (keys[1], list(shots), [images[:count] for images, count in zip(drawn, shots, strict=True)]),
         (keys[2], [queries] * len(classes), [images[count:] for images, count in zip(drawn, shots, strict=True)]),
     ):
-        order = random_order(bits(key, sum(counts)))
+        order_keys, image_keys = bits(key, 2 * sum(counts)).reshape(2, -1)
+        order = random_order(order_keys)
         labels = np.repeat(np.arange(len(classes)), counts)[order]
-        x = pool.take(np.asarray(classes, dtype=np.int64)[labels], np.concatenate(chosen)[order])
+        own = None if turns is None else turns[labels]
+        numbers = np.asarray(classes, dtype=np.int64)[labels]
+        x = pool.draw(numbers, np.concatenate(chosen)[order], own, image_keys)
         parts.append(Examples(_tensor(x), _tensor(labels)))
     support, query = parts
     return Task(support, query, torch.tensor(list(classes)))
 
 
-def _examples(pool: ClassPool, classes: Indices, images: Indices, keys: Bits) -> Examples:
+def _quarter_turns(keys: Bits, ways: int) -> Indices:
+    """Return random numbers of quarter turns, 0 to 3, for each class of a task `[..., ways]`."""
+    return (bits(keys, ways) >> np.uint64(62)).astype(np.int64)
+
+
+def _examples(pool: ClassPool, classes: Indices, images: Indices, turns: Indices | None, keys: Bits) -> Examples:
     """Return one half of each task, in random order, from class numbers `[count, ways]` and image numbers.
 
-    Image numbers `[count, ways, per_class]` are those of each class. Returns x `[count, ways * per_class, C, H, W]` and
+    Image numbers `[count, ways, per_class]` are those of each class, and `turns` `[count, ways]` the quarter turns by
+    which the task rotates its classes. Returns x `[count, ways * per_class, C, H, W]` and
     y `[count, ways * per_class]`.
     """
     count, ways, per_class = images.shape
-    order = random_order(bits(keys, ways * per_class))
+    random = bits(keys, 2 * ways * per_class)
+    order = random_order(random[:, : ways * per_class])
     labels = order // per_class
     class_numbers = np.take_along_axis(classes, labels, axis=1)
     image_numbers = np.take_along_axis(images.reshape(count, ways * per_class), order, axis=1)
-    x = pool.take(class_numbers.reshape(-1), image_numbers.reshape(-1))
+    own = None if turns is None else np.take_along_axis(turns, labels, axis=1).reshape(-1)
+    image_keys = random[:, ways * per_class :].reshape(-1)
+    x = pool.draw(class_numbers.reshape(-1), image_numbers.reshape(-1), own, image_keys)
     return Examples(x=_tensor(x.reshape(count, ways * per_class, *pool.image_shape)), y=_tensor(labels))
 
 

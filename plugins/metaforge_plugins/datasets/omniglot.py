@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -64,9 +65,13 @@ class OmniglotOptions(Options):
     holdout: int = Field(
         default=0, ge=0, le=29, description="background alphabets held out for the val split (split = lake; 0: none)"
     )
-    rotations: Literal["train", "all", "none"] = Field(
-        default="train", description="splits in which copies rotated by 90, 180 and 270 degrees are additional classes"
+    rotations: Literal["train", "all", "none", "task"] = Field(
+        default="train",
+        description="splits in which copies rotated by 90, 180 and 270 degrees are additional classes; task: no "
+        "copies; in every split, each class of a task is rotated by an angle that is drawn for the task",
     )
+    shift: float = Field(default=0, ge=0, le=50, description="largest shift of a training image, in pixels of 105")
+    tilt: float = Field(default=0, ge=0, le=90, description="largest rotation of a training image, in degrees")
     invert: bool = Field(default=True, description="make ink 255 and paper 0; the files have dark ink on white")
     resample: data.Resample = Field(default="box", description="filter for resizing the images of 105 x 105 pixels")
     mode: Literal["memory", "on-demand"] = Field(
@@ -80,7 +85,7 @@ class Omniglot(data.ImageDataset):
 
     Rotated copies are additional classes, made after the characters have been split. With split = file, a line of a
     list may name a rotation, as in `Greek/character01/rot090`; a character without one gets all four. In splits that
-    `rotations` does not select, every character is one unrotated class.
+    `rotations` does not select, every character is one unrotated class, which rotations = task rotates in each task.
     """
 
     Config = OmniglotOptions
@@ -96,7 +101,7 @@ class Omniglot(data.ImageDataset):
     def training_classes(self) -> int:
         """Return the number of classes of the training split; for its test split, lake needs one archive only."""
         if self.config.split == "lake" and not self.config.holdout:
-            return BACKGROUND.characters * (1 if self.config.rotations == "none" else 4)
+            return BACKGROUND.characters * (1 if self.config.rotations in ("none", "task") else 4)
         return super().training_classes()
 
     def facts(self, split: str) -> Mapping[str, str | int | float]:
@@ -109,7 +114,7 @@ class Omniglot(data.ImageDataset):
             "images per class": DRAWERS,
             "images": classes * DRAWERS,
             "split": self.config.split,
-            "rotated copies": "yes" if classes > characters else "no",
+            "rotations": self.config.rotations,
             "image size": self.config.size,
         }
 
@@ -196,19 +201,22 @@ class Omniglot(data.ImageDataset):
         characters, images = self._images(*collections)
         rotated = self.config.rotations == "all" or (self.config.rotations == "train" and split == "train")
         row_of = {name: row for row, name in enumerate(characters)}
-        rows, turns, names = [], [], []
-        for name, listed in classes:
-            if name not in row_of:
-                raise DataError(
-                    f"there is no character {name!r}.{nearest(name, row_of)}",
-                    where=str(self._list(split)),
-                    remedy="use the names of the folders: Alphabet/characterNN",
-                )
-            for quarters in (listed or range(4)) if rotated else (0,):
-                rows.append(row_of[name])
-                turns.append(quarters)
-                names.append(f"{name}/rot{90 * quarters:03d}")
-        return data.ClassPool(images, names, np.array(rows, dtype=np.int64), np.array(turns) if rotated else None)
+        if unknown := [name for name, _ in classes if name not in row_of]:
+            raise DataError(
+                f"there is no character {unknown[0]!r}.{nearest(unknown[0], row_of)}",
+                where=str(self._list(split)),
+                remedy="use the names of the folders: Alphabet/characterNN",
+            )
+        copies = [(name, turns) for name, listed in classes for turns in ((listed or range(4)) if rotated else (0,))]
+        moves = split == "train" and (self.config.shift or self.config.tilt)
+        return data.ClassPool(
+            images,
+            names=[f"{name}/rot{90 * turns:03d}" for name, turns in copies],
+            rows=np.array([row_of[name] for name, _ in copies]),
+            turns=np.array([turns for _, turns in copies]) if rotated else None,
+            rotate=self.config.rotations == "task",
+            augment=partial(data.jitter, shift=self.config.shift / 105, angle=self.config.tilt) if moves else None,
+        )
 
     def _images(self, *collections: Collection) -> tuple[list[str], data.Pixels | data.TreeImages]:
         """Return the characters of some collections and their images, one row per character."""
@@ -266,8 +274,8 @@ class Omniglot(data.ImageDataset):
                     remedy="delete it and run `metaforge data fetch omniglot`",
                 )
             places |= found
-        config = self.config
-        return list(places), data.TreeImages(list(places.values()), config.size, config.resample, config.invert)
+        c = self.config
+        return list(places), data.TreeImages(list(places.values()), c.size, c.resample, c.invert)
 
     @classmethod
     def fetch(

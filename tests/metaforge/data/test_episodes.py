@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from metaforge.authoring.protocols import Task, TaskShape
+from metaforge.authoring.protocols import Examples, Task, TaskShape
 from metaforge.data.class_pool import ClassPool, Pixels
 from metaforge.data.episodes import draw_episode, sample_episodes
 from metaforge.data.random_numbers import Indices, episode_keys
@@ -33,6 +33,21 @@ def coded(classes: int, per_class: int = 20) -> ClassPool:
 def decode(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     flat = x.flatten(2).long()
     return flat[..., 0] * 256 + flat[..., 1], flat[..., 2]
+
+
+def turns_of(plain: torch.Tensor, turned: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return by how many quarter turns each class was rotated `[ways]`; -1 if its images differ in that."""
+    equal = torch.stack([(plain.rot90(k, (-2, -1)) == turned).flatten(1).all(1) for k in range(4)])
+    assert (equal.sum(0) == 1).all()
+    turns = equal.long().argmax(0)
+    return torch.stack(
+        [one[0] if (one := turns[y == label]).unique().numel() == 1 else -one[0] for label in y.unique()]
+    )
+
+
+def first_of(tasks: Task) -> Task:
+    support, query = (Examples(part.x[0], part.y[0]) for part in (tasks.support, tasks.query))
+    return Task(support, query)
 
 
 def leaves(task: Task) -> list[torch.Tensor]:
@@ -206,3 +221,32 @@ def test_an_episode_that_cannot_be_drawn_is_refused() -> None:
     for classes, shots, queries in (([0], [1], 1), ([0, 0], [1, 1], 1), ([0, 1], [0, 1], 1), ([0, 1], [1, 1], 0)):
         with pytest.raises(ConfigError, match="a task cannot have the classes"):
             draw_episode(pool, classes, shots, queries, 0, seed=0, split="train")
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_pool_that_rotates_turns_each_class_of_a_task_as_a_whole(drawn: bool) -> None:
+    plain = coded(30)
+    images = np.asarray(plain.images).copy()
+    # So that no image equals a rotation of itself.
+    images[..., 1, 1] = 255
+    plain, rotating = (ClassPool(images, plain.names, rotate=rotate) for rotate in (False, True))
+    seen = set()
+    for number in range(20):
+        if drawn:
+            pair = [
+                draw_episode(pool, [4, 9, 2], [1, 2, 3], 4, number, seed=3, split="test") for pool in (plain, rotating)
+            ]
+        else:
+            tasks = [
+                sample_episodes(pool, TaskShape(3, 2, 4), number, 1, seed=3, split="test") for pool in (plain, rotating)
+            ]
+            pair = [first_of(task) for task in tasks]
+        (before, after), ways = pair, torch.arange(3)
+        support = turns_of(before.support.x, after.support.x, before.support.y)
+        assert torch.equal(support, turns_of(before.query.x, after.query.x, before.query.y))
+        assert torch.equal(before.query.y, after.query.y)
+        assert len(support) == len(ways)
+        seen.add(tuple(support.tolist()))
+    # 64 are possible; twenty tasks have more than a few of them, and each class takes all four.
+    assert len(seen) > 10
+    assert all({turns[way] for turns in seen} == {0, 1, 2, 3} for way in range(3))

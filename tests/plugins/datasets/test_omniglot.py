@@ -93,7 +93,9 @@ def test_lake_splits_by_collection_and_rotates_after_splitting(root: Path) -> No
     assert data.facts("train") | {"alphabets": 2, "classes": 36, "characters": 9} == data.facts("train")
 
 
-@pytest.mark.parametrize(("rotations", "train", "test"), [("train", 36, 6), ("all", 36, 24), ("none", 9, 6)])
+@pytest.mark.parametrize(
+    ("rotations", "train", "test"), [("train", 36, 6), ("all", 36, 24), ("none", 9, 6), ("task", 9, 6)]
+)
 def test_rotations_by_split(root: Path, rotations: str, train: int, test: int) -> None:
     data = made(root, rotations=rotations)
     assert (len(data.pool("train").names), len(data.pool("test").names)) == (train, test)
@@ -191,7 +193,7 @@ def test_on_demand_and_folders_give_the_same_episodes(root: Path) -> None:
         assert not difference(expected, other)
 
 
-@pytest.mark.parametrize(("rotations", "classes"), [("train", 36), ("all", 36), ("none", 9)])
+@pytest.mark.parametrize(("rotations", "classes"), [("train", 36), ("all", 36), ("none", 9), ("task", 9)])
 def test_every_spec_has_the_number_of_training_classes(root: Path, rotations: str, classes: int) -> None:
     data = made(root, rotations=rotations)
     assert data.spec("train", SHAPE).classes == len(data.pool("train").names) == classes
@@ -297,7 +299,7 @@ def test_real_content_digest(omniglot_root: Path, constant: str) -> None:
         ({"split": "file", "split_file": "splits/vinyals"}, {"train": 1028, "val": 172, "test": 423}),
     ],
 )
-@pytest.mark.parametrize("rotations", ["train", "all", "none"])
+@pytest.mark.parametrize("rotations", ["train", "all", "none", "task"])
 def test_real_splits(
     omniglot_root: Path, options: dict[str, object], characters: dict[str, int], rotations: str
 ) -> None:
@@ -341,3 +343,13 @@ def test_nearest_neighbour_accuracy_on_real_images(omniglot_root: Path) -> None:
     support, query = (part.x.float().flatten(2) for part in (task.support, task.query))
     guess = task.support.y.gather(1, torch.cdist(query, support).argmin(-1))
     assert (guess == task.query.y).float().mean().item() == pytest.approx(0.42, abs=0.02)
+
+
+def test_shift_and_tilt_change_training_images_only(root: Path) -> None:
+    plain, moved = made(root), made(root, shift=10, tilt=11.25)
+    for split, same in (("train", False), ("test", True)):
+        before, after = (data.sample(split, SHAPE, 0, 2, seed=0).query.x for data in (plain, moved))
+        assert torch.equal(before, after) == same
+    assert torch.equal(
+        moved.sample("train", SHAPE, 0, 2, seed=0).query.x, moved.sample("train", SHAPE, 0, 2, seed=0).query.x
+    )
