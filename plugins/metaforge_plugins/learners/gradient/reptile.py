@@ -6,11 +6,12 @@ Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018 (arXiv
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from torch.func import vmap
 
 from metaforge.authoring import (
     Aux,
@@ -19,6 +20,7 @@ from metaforge.authoring import (
     InnerLoopOptions,
     Key,
     Params,
+    Parts,
     Pass,
     Tags,
     Task,
@@ -28,6 +30,9 @@ from metaforge.authoring import (
     score,
     sum_of,
 )
+
+# The name under which `adapt` passes the inputs of the support set to `predict`.
+SUPPORT = "support.x"
 
 
 class ReptileOptions(InnerLoopOptions):
@@ -40,6 +45,18 @@ class ReptileOptions(InnerLoopOptions):
     )
     adjoint: Literal["first-order"] = Field("first-order", description="how the inner loop is differentiated")
     batch: int = Field(10, ge=1, description="examples in the mini-batch of an inner step of training")
+    transduction: bool = Field(
+        True,
+        description="whether batch norm takes its statistics from all queries of an evaluation together (with norm ="
+        " transductive); otherwise, from the support set and one query at a time",
+    )
+
+    @model_validator(mode="after")
+    def one_policy(self) -> Self:
+        """Raise `ValueError` if queries are to be predicted one at a time under another norm policy."""
+        if not self.transduction and self.norm != "transductive":
+            raise ValueError(f"norm is {self.norm}, whose statistics are not of queries; use transduction = true")
+        return self
 
 
 class Reptile(InnerLoopLearner):
@@ -57,11 +74,9 @@ class Reptile(InnerLoopLearner):
     - Second moment of Adam. In the authors' code it passes from one task to the next, also within an outer step. Here
       all tasks of an outer step begin with the same one, and its changes are averaged. With one task per step
       (`train.tasks=1`) there is no difference.
-    - Batch norm. The paper reports results with the statistics of all queries together (the default here), and of the
-      support set plus one query. The second is not available; `learner.norm=support` uses those of the support set
-      alone.
-    - Network. For Omniglot the paper flattens 256 features; by default the backbone `conv4` takes the mean over
-      positions, which gives 64. `backbone.variant=stride-flat` gives the paper's. See also the departures of `conv4`.
+    - Batch norm. The paper reports results with the statistics of all queries together (transduction, the default
+      here), and of the support set plus one query. `learner.transduction=false` gives the second.
+    - Network. See the departures of the backbone `conv4`.
     - Initial values of the head. The authors use those of a dense layer of TensorFlow: weights uniform after Glorot and
       Bengio, and zero biases. Here they are those of `nn.Linear`, uniform in ±1/√inputs. No option changes that.
     - Training on Omniglot. The authors take 100,000 outer steps for 5 ways, and for 20 ways 200,000 with 10 inner steps
@@ -85,10 +100,16 @@ class Reptile(InnerLoopLearner):
         "classification": {
             "adapters": {"adam": {"lr": 3e-3, "beta1": 0.0}},
             "train": {"shots": 5, "queries": 5, "tasks": 5, "lr": 1.0, "steps": 2000},
+            "backbone": {"variant": "stride-flat"},
             "optimizer": {"name": "sgd"},
             "schedule": {"name": "linear"},
         },
-        "multi-label": {"adapters": {"adam": {"lr": 3e-3, "beta1": 0.0}}, "train": {"tasks": 5}},
+        "multi-label": {
+            "adapters": {"adam": {"lr": 3e-3, "beta1": 0.0}},
+            "train": {"tasks": 5, "lr": 1.0},
+            "optimizer": {"name": "sgd"},
+            "schedule": {"name": "linear"},
+        },
         "regression": {
             "learner": {"steps": 5, "test_steps": 32},
             "adapters": {"sgd": {"lr": 0.02}},
@@ -97,6 +118,12 @@ class Reptile(InnerLoopLearner):
             "schedule": {"name": "linear"},
         },
     }
+
+    def __init__(self, config: ReptileOptions, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.alone = not config.transduction and self.norm == "transductive"
+        if self.alone:
+            self.norm, self.transductive = "support and one query", False
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return ½‖θ − φ‖², where φ = U_k(θ) is a constant: its gradient is Reptile's direction θ − φ (algorithm 1)."""
@@ -113,6 +140,22 @@ class Reptile(InnerLoopLearner):
         distance = sum_of((start[name] - fast[name].detach()).square().sum() for name in start)
         metrics = self.metrics(values | fast, batches(self.config.steps), key)
         return 0.5 * distance, Aux(metrics, state)
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
+        """Return the adapted parameters, and without transduction also the inputs of the support set."""
+        fast = super().adapt(values, support, steps=steps, key=key)
+        return fast | {SUPPORT: support.x} if self.alone else fast
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        """Return the output `[n, outputs]` for `x` `[n, *x_shape]`; each alone beside the support set if so chosen."""
+        if not self.alone:
+            return super().predict(values, fast, x, key=key)
+
+        def one(query: Tensor) -> Tensor:
+            beside = torch.cat([fast[SUPPORT], query.unsqueeze(0)])
+            return super(Reptile, self).predict(values, fast, beside, key=key)[-1]
+
+        return vmap(one)(x)
 
     def metrics(self, values: Params, batch: Examples, key: Key) -> Params:
         """Return score and loss (`fit`) of the adapted network on the mini-batch that follows the last inner step."""

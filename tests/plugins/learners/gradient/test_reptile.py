@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.func import grad
 from torch.nn import functional as F
@@ -16,7 +17,7 @@ from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Examples, Task
 from metaforge_plugins.adapters.adam import Adam, AdamOptions
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
-from metaforge_plugins.learners.gradient.reptile import Minibatches, Reptile
+from metaforge_plugins.learners.gradient.reptile import Minibatches, Reptile, ReptileOptions
 from toys import POLICIES, THETA, A, B, H, assert_equal_steps, fresh, learner, sgd, smooth, step, task, tasks
 
 KEY = make_key(0)
@@ -135,3 +136,25 @@ def test_the_support_set_alone_is_adapted_to_in_evaluation() -> None:
         theta = {name: value - RATE * gradient[name] for name, value in theta.items()}
     for name, value in theta.items():
         torch.testing.assert_close(reached[name], value)
+
+
+def test_without_transduction_each_query_is_normalised_beside_the_support_set_alone() -> None:
+    one = built(backbone=smooth("batch"), steps=2, test_steps=3, transduction=False)
+    assert (one.norm, one.transductive) == ("support and one query", False)
+    values, example = fresh(one), task()
+    fast = one.adapt(values, example.support)
+    found = one.predict(values, fast, example.query.x)
+    for number, query in enumerate(example.query.x):
+        together = one.model(values | fast, torch.cat([example.support.x, query[None]]))
+        torch.testing.assert_close(found[number], together[-1], rtol=1e-9, atol=1e-12)
+    with_transduction = built(backbone=smooth("batch"), steps=2, test_steps=3)
+    reached = with_transduction.adapt(values, example.support)
+    assert all(torch.equal(reached[name], fast[name]) for name in reached)
+    assert not torch.allclose(with_transduction.predict(values, reached, example.query.x), found)
+
+
+def test_without_transduction_the_other_policies_are_refused() -> None:
+    with pytest.raises(ValidationError, match="norm is support"):
+        ReptileOptions(norm="support", transduction=False)
+    plain = built(transduction=False)
+    assert (plain.norm, plain.transductive) == ("none", False)
