@@ -5,7 +5,8 @@ The layers, from the lowest to the highest:
 1. the defaults of the core, and the default optimiser and schedule;
 2. the `defaults` of the data set for its kind of task;
 3. the `defaults` of the learner for that kind of task;
-4. the user's layers: a TOML file, then the command line.
+4. the `defaults` for that kind of task of the adapters and regularizers that the user's layers choose;
+5. the user's layers: a TOML file, then the command line.
 
 A higher layer wins. If it chooses another plugin, the options of lower layers for the old plugin are dropped. If it
 gives a set of adapters, regularizers or hooks, that set replaces the lower one. Each value keeps its origin.
@@ -18,19 +19,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from metaforge.config.merge import Merged
+from metaforge.config.plugin_defaults import KNOWN, component_defaults, plugin_defaults
 from metaforge.config.resolved import Choice, Resolved
 from metaforge.config.settings import RunConfig
 from metaforge.config.sources import SETS, SINGLES, Layer, normalise
 from metaforge.config.toml_text import flatten
 from metaforge.config.validation import validate
-from metaforge.errors import ConfigError, PluginError
+from metaforge.errors import ConfigError
 from metaforge.registry.loading import plugin_errors
 from metaforge.registry.registry import Registry
 
 if TYPE_CHECKING:
     from metaforge.authoring.kinds import TaskKind
 
-KNOWN = (*RunConfig.model_fields, *SINGLES, *SETS)
 # For each table that only some learners use: its kind of plugin, the item of the learner's `tags.needs` that it
 # requires, and what is wrong with a learner without that item.
 _NEEDS = (
@@ -75,7 +76,7 @@ def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = Tru
             where=f"installed data sets: {', '.join(registry.names('dataset')) or 'none'}",
             remedy="choose one with --dataset NAME, or in a file with [dataset] name = ...",
         )
-    merged = _merged_defaults(registry, learner, learner_class, dataset)
+    merged = _merged_defaults(registry, layers, learner, learner_class, dataset)
     for layer in _without_replaced_options(layers, {"learner": None, "dataset": default_dataset}, merged):
         merged.apply(layer)
     if learner_class is not None:
@@ -102,9 +103,13 @@ def _default_name(registry: Registry, key: str) -> str | None:
 
 
 def _merged_defaults(
-    registry: Registry, learner: str | None, learner_class: type[Any] | None, dataset: str | None
+    registry: Registry,
+    layers: Sequence[Layer],
+    learner: str | None,
+    learner_class: type[Any] | None,
+    dataset: str | None,
 ) -> Merged:
-    """Return the names of the learner and the data set, merged with the defaults of both."""
+    """Return the names of the learner and the data set, merged with the defaults of both and of the user's choices."""
     merged = Merged()
     for kind in _ALWAYS:
         if (default := _default_name(registry, kind)) is not None:
@@ -118,7 +123,9 @@ def _merged_defaults(
         merged.apply(Layer("default", {"dataset": {"name": dataset}}, explicit=False))
         for kind, name, cls in (("dataset", dataset, dataset_class), ("learner", learner, learner_class)):
             if cls is not None:
-                merged.apply(_plugin_defaults(registry, kind, str(name), cls, _kind_of(dataset_class).name))
+                merged.apply(plugin_defaults(registry, kind, str(name), cls, _kind_of(dataset_class).name))
+        for layer in component_defaults(registry, layers, merged.values, _kind_of(dataset_class).name):
+            merged.apply(layer)
     return merged
 
 
@@ -143,20 +150,6 @@ def _kind_of(dataset_class: type[Any]) -> TaskKind:
     from metaforge.authoring.kinds import task_kind
 
     return task_kind(dataset_class.kind)
-
-
-def _plugin_defaults(registry: Registry, kind: str, name: str, cls: type[Any], task_kind: str) -> Layer:
-    """Return the defaults of a learner or data set; raise `PluginError` if they choose a learner or data set."""
-    layer = Layer(f"default of {kind} {name}", cls.defaults.get(task_kind, {}), explicit=False)
-    other = "learner" if kind == "dataset" else "dataset"
-    if other in layer.values or "name" in layer.values.get(kind, {}):
-        raise PluginError(
-            f"The defaults of {kind} {name!r} choose a {kind if other not in layer.values else other}.",
-            where=f"{cls.__module__}:{cls.__qualname__}",
-            remedy="a plugin's defaults may set its own options, the run's sections and the other kinds of plugins",
-        )
-    owner = registry.find(kind, name)
-    return normalise(layer, KNOWN).map_plugin_names(lambda *plugin: registry.resolve_default(owner, *plugin))
 
 
 def _without_replaced_options(layers: Sequence[Layer], names: Mapping[str, str | None], merged: Merged) -> list[Layer]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from metaforge.authoring.progress import is_share
 from metaforge.authoring.protocols import Learner, Params
+from metaforge.config.plugin_defaults import KNOWN
 from metaforge.config.renamed import renamed
-from metaforge.config.resolve import KNOWN, resolve
+from metaforge.config.resolve import resolve
 from metaforge.config.resolved import Resolved
 from metaforge.config.settings import TrainConfig
 from metaforge.config.sources import Layer, file_layer, normalise

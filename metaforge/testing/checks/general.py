@@ -22,7 +22,7 @@ from metaforge.registry.entry import KINDS
 from metaforge.registry.registry import Registry
 from metaforge.testing.check import check
 from metaforge.testing.subject import Subject
-from metaforge.testing.toy import TOYS, ToyNet
+from metaforge.testing.toy import TOYS, ToyDescent, ToyLearner, ToyNet
 
 # Runs in a new interpreter. Its last line of output is the result; anything before it was printed by the imports.
 _PROBE = """
@@ -148,29 +148,36 @@ def _number_schemas(properties: dict[str, Any], schema: dict[str, Any]) -> Itera
 _NESTED = ("items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalProperties")
 
 
-@check("learner", "dataset")
+@check("learner", "dataset", "adapter", "regularizer")
 def defaults(subject: Subject) -> None:
     """A run that sets only its name is valid: its `defaults` name all plugins that it needs, and existing options."""
     registry = subject.registry.with_plugin(subject.kind, subject.name, subject.cls)
     if subject.kind == "dataset":
-        _resolve(subject, task_kind(subject.cls.kind).name, {}, registry)
-        return
-    tags = subject.cls.tags
-    kinds = tags.kinds | (subject.cls.defaults.keys() if tags.other_kinds else set())
-    for kind in sorted(kinds & TOYS.keys()):
-        if (dataset := registry.default(kind)) is not None:
-            _resolve(subject, kind, {"dataset": {"name": dataset.name}}, registry)
-            continue
-        # A backbone is usually the choice of the data set.
-        values = {"dataset": {"name": "toy-tasks"}} | ({"backbone": "toy-net"} if "backbone" in tags.needs else {})
-        toys = registry.with_plugin("dataset", "toy-tasks", TOYS[kind]).with_plugin("backbone", "toy-net", ToyNet)
-        _resolve(subject, kind, values, toys)
+        _resolve(task_kind(subject.cls.kind).name, {"dataset": {"name": subject.name}}, registry)
+    elif subject.kind == "learner":
+        tags = subject.cls.tags
+        kinds = tags.kinds | (subject.cls.defaults.keys() if tags.other_kinds else set())
+        for kind in sorted(kinds & TOYS.keys()):
+            _resolve(kind, {"learner": {"name": subject.name}}, registry, backbone="backbone" in tags.needs)
+    else:
+        registry = registry.with_plugin("learner", "toy-learner", ToyLearner).with_plugin("adapter", "toy", ToyDescent)
+        own = {"adapters": ["toy"], f"{subject.kind}s": [subject.name]}
+        for kind in sorted(subject.cls.defaults.keys() & ToyLearner.tags.kinds):
+            _resolve(kind, {"learner": {"name": "toy-learner"}, **own}, registry, backbone=True)
 
 
-def _resolve(subject: Subject, kind: str, values: Mapping[str, Any], registry: Registry) -> None:
-    """Check that the name of a subject and these values give a valid run with tasks of a kind."""
-    layer = Layer("the conformance kit", {subject.kind: {"name": subject.name}, **values})
+def _resolve(kind: str, values: Mapping[str, Any], registry: Registry, *, backbone: bool = False) -> None:
+    """Check that these values give a valid run with tasks of a kind.
+
+    Where the kind has no default data set, it is that of the toys, with the toys' network if there is a `backbone`:
+    which backbone is usual is the choice of the data set.
+    """
+    if "dataset" not in values and (dataset := registry.default(kind)) is not None:
+        values = {**values, "dataset": {"name": dataset.name}}
+    elif "dataset" not in values:
+        values = {**values, "dataset": {"name": "toy-tasks"}, **({"backbone": "toy-net"} if backbone else {})}
+        registry = registry.with_plugin("dataset", "toy-tasks", TOYS[kind]).with_plugin("backbone", "toy-net", ToyNet)
     try:
-        resolve([layer], registry, complete=subject.kind == "learner")
+        resolve([Layer("the conformance kit", values)], registry, complete="learner" in values)
     except MetaForgeError as error:
         raise AssertionError(f"its defaults for {kind} do not give a valid run; correct them: {error}") from error

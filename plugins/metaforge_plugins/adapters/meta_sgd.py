@@ -5,19 +5,23 @@ Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning",
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
 
-from metaforge.authoring import Adapter, InnerStep, Key, Options, Params
+from metaforge.authoring import Adapter, InnerStep, Key, Options, Params, fold_in, uniform
+
+Rate = Annotated[float, Field(ge=-10, le=10)]
 
 
 class MetaSGDOptions(Options):
     """Options of Meta-SGD."""
 
-    lr: float = Field(
-        0.4, ge=-10, le=10, description="initial learning rate of every weight; rates may become negative"
+    lr: Rate | tuple[Rate, Rate] = Field(
+        (0.005, 0.1),
+        description="initial learning rate of every weight, or the range from which each is drawn; rates may become "
+        "negative",
     )
 
 
@@ -27,12 +31,17 @@ class MetaSGD(Adapter):
     Config = MetaSGDOptions
     reference: ClassVar[str] = "Li, Zhou, Chen, Li 2017, arXiv 1707.09835, equation 2"
 
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
     def __init__(self, config: MetaSGDOptions) -> None:
-        self.lr = config.lr
+        self.low, self.high = config.lr if isinstance(config.lr, tuple) else (config.lr, config.lr)
 
     def init(self, params: Params, key: Key) -> Params:
-        """Return the learning rates `rate.<name>`, each of the shape of its parameter."""
-        return {f"rate.{name}": torch.full_like(value, self.lr) for name, value in params.items()}
+        """Return the learning rates `rate.<name>`, each of the shape of its parameter and drawn from the range."""
+        return {
+            f"rate.{name}": self.low + (self.high - self.low) * uniform(fold_in(key, name), value.shape, value.dtype)
+            for name, value in params.items()
+        }
 
     def update(
         self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep

@@ -77,8 +77,6 @@ class MANN(ModelLearner):
     """Learns to bind examples to labels in an external memory; only the memory changes at test time.
 
     Departures from the paper:
-    - Erasing. In the paper the least-used row of the memory is set to zero before a step writes. Here the least-used
-      row of every head is: with 4 heads, the 4 least-used rows. No option changes that.
     - Writing. In the paper w^lu marks all least-used rows, as many as there are heads, for every head. Here each head
       has one of these rows, as in the port by Tristan Deleu; ties are broken by the order of the rows.
     - Write vector. In the paper a head writes the key that it reads with. Here it writes a second vector, and both are
@@ -94,7 +92,8 @@ class MANN(ModelLearner):
     - Labels. In the paper they are one-hot for up to 15 classes, or strings of 5 letters; here they are always one-hot.
     - Data. The paper splits the characters of Omniglot at random into 1200 and 423, and augments them by rotations and
       small shifts. By default the data set `omniglot` splits by alphabet, and it has rotations only.
-      `dataset.split=random` has 1100, 100 and 423 characters.
+      `dataset.split=random` has 1100, 100 and 423 characters; `dataset.shift=10` and `dataset.tilt=30` move the
+      images as in that port.
     - Training. The paper takes 100,000 episodes, reportedly by RMSProp with learning rate 1e-4; suggested are 3,000
       steps of Adam on 16 streams with learning rate 3e-3, lowered by a cosine, and a meta-gradient of norm at most 10.
       `optimizer.name=rmsprop`, `train.lr=0.0001`, `schedule.name=constant` and `train.steps` give the paper's. As in
@@ -214,7 +213,8 @@ class MANN(ModelLearner):
         keys, adds, gate = interface.tensor_split([c.heads * c.width, 2 * c.heads * c.width])
         least = least_used(memory.usage, c.heads)
         writes = write_weights(gate.sigmoid(), memory.read_weights, least)
-        rows = memory.rows * (1.0 - least.sum(0)).unsqueeze(-1) + writes.T @ adds.tanh().reshape(c.heads, c.width)
+        # Of the rows that are written to, only the least used is set to zero.
+        rows = memory.rows * (1.0 - least[0]).unsqueeze(-1) + writes.T @ adds.tanh().reshape(c.heads, c.width)
         reads = (c.sharpness * cosines(keys.tanh().reshape(c.heads, c.width), rows)).softmax(-1)
         read = (reads @ rows).flatten()
         usage = next_usage(memory.usage, reads, writes, c.decay)
