@@ -167,6 +167,17 @@ class TrainConfig(Section):
         description="Whether training tasks have this shape or vary within the bounds of `varied`; if not set, as those"
         " of `task`.",
     )
+    order: Literal["fresh", "stream"] = Field(
+        default="fresh",
+        description="Whether every outer step has new tasks, or one new task arrives in each round and the steps draw"
+        " from all that have arrived (online meta-learning).",
+    )
+    round: Count = Field(default=10, description="Outer steps per round, if `order` is `stream`.")
+    proficiency: float | None = Field(
+        default=None,
+        description="Score of a proficient learner: each round of a stream records with how many examples per class its"
+        " new task reaches it.",
+    )
     validate_every: int = Field(default=0, ge=0, description="Outer steps between validations; 0 for none.")
     validate_tasks: int = Field(default=100, ge=2, description="Tasks per validation.")
     log_every: Count = Field(default=20, description="Outer steps between records of the metrics.")

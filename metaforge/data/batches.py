@@ -29,7 +29,14 @@ class TaskBatch(NamedTuple):
 
 
 def episode_batches(
-    dataset: Dataset, split: str, spec: TaskSpec, bounds: EpisodeBounds | None, episodes: range, *, seed: int
+    dataset: Dataset,
+    split: str,
+    spec: TaskSpec,
+    bounds: EpisodeBounds | None,
+    episodes: range,
+    *,
+    seed: int,
+    numbers: Sequence[int] | None = None,
 ) -> list[TaskBatch]:
     """Return consecutive episodes, those of equal shape together.
 
@@ -40,6 +47,8 @@ def episode_batches(
         bounds: The bounds of varied tasks; None for tasks of the shape of `spec`.
         episodes: The numbers of the episodes, not empty.
         seed: Seed of the episodes.
+        numbers: The numbers of the tasks that the data set samples for the episodes, if they are not those of the
+            episodes, as in a stream, where a task comes again. The tasks then have the shape of `spec`.
 
     Returns:
         The batches, ordered by their first episodes.
@@ -47,6 +56,11 @@ def episode_batches(
     Raises:
         PluginError: The data set returns other tasks than its spec promises.
     """
+    if numbers is not None:
+        each = [dataset.sample(split, spec.shape, number, 1, seed=seed) for number in numbers]
+        checked = [expected_tasks(dataset, task, spec, 1) for task in each]
+        joined: Task = tree_map(lambda *leaves: torch.cat(leaves), *checked)
+        return [TaskBatch(episodes, spec, joined)]
     if bounds is None:
         sampled = dataset.sample(split, spec.shape, episodes[0], len(episodes), seed=seed)
         return [TaskBatch(episodes, spec, expected_tasks(dataset, sampled, spec, len(episodes)))]
@@ -59,9 +73,9 @@ def episode_batches(
         by_shape.setdefault(shape, []).append((number, task))
     batches = []
     for (ways, _, _), pairs in by_shape.items():
-        numbers, tasks_of_shape = zip(*pairs, strict=True)
+        own, tasks_of_shape = zip(*pairs, strict=True)
         tasks = tree_map(lambda *leaves: torch.stack(leaves), *tasks_of_shape)
-        batches.append(TaskBatch(numbers, replace(spec, outputs=ways, shape=TaskShape(ways, 0, 0)), tasks))
+        batches.append(TaskBatch(own, replace(spec, outputs=ways, shape=TaskShape(ways, 0, 0)), tasks))
     return batches
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaforge.errors import DataError
 from metaforge.results.markdown import code_block, inline, line, picture
 from metaforge.results.records import (
     PICTURES,
@@ -24,6 +25,7 @@ from metaforge.results.records import (
     without_per_task,
     write_in_folder,
 )
+from metaforge.results.stream import read_stream, stream_section
 from metaforge.results.tables import (
     baseline_texts,
     estimate_text,
@@ -43,6 +45,7 @@ def write_report(run_folder: Path) -> Path:
     records, errors = valid_evaluations(run_folder)
     evaluations = [without_per_task(record) for record in records]
     names = [str(read_table(config, key).get("name", "")) for key in ("dataset", "learner")]
+    rounds, rounds_problems = _rounds(run_folder)
     status, status_problems = read_status(run_folder)
     environment, environment_problems = read_environment(run_folder)
     parts = [
@@ -50,10 +53,11 @@ def write_report(run_folder: Path) -> Path:
         *_headlines(evaluations),
         *_evaluations(evaluations),
         *_training(status, read_metrics(run_folder / "metrics.jsonl")),
+        *rounds,
         *_pictures(run_folder),
         *_command(run_folder, config),
         *_environment(environment),
-        *_left_out([*(error.what for error in errors), *status_problems, *environment_problems]),
+        *_left_out([*(error.what for error in errors), *rounds_problems, *status_problems, *environment_problems]),
     ]
     path = run_folder / "report.md"
     write_in_folder(path, "\n\n".join(parts) + "\n", run_folder=run_folder)
@@ -122,6 +126,15 @@ def _training(status: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
         if name not in ("step", "elapsed", "eta", "score_ci", "val_score_ci") and isinstance(value, int | float):
             rows.append([f"last {name.replace('_', ' ')}", plus_minus(float(value), last.get(f"{name}_ci"))])
     return ["## Training", markdown_table(["name", "value"], rows)] if rows else []
+
+
+def _rounds(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the section on the rounds of a stream of tasks, if there is one, and what is wrong with its record."""
+    try:
+        record = read_stream(folder)
+    except DataError as error:
+        return [], [error.what]
+    return ([] if record is None else stream_section(record)), []
 
 
 def _pictures(folder: Path) -> list[str]:

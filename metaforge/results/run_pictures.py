@@ -30,6 +30,7 @@ from metaforge.results.records import (
     shape_name,
     valid_evaluations,
 )
+from metaforge.results.stream import draw_stream
 
 # Regression tasks that are plotted, and the points of each curve.
 _TASKS, _POINTS = 6, 200
@@ -45,9 +46,11 @@ def draw(run: TrainedRun, *, split: str) -> list[Path]:
     records = [record for record in valid_evaluations(run.folder)[0] if record["split"] == split]
     if any(row.get("loss") is not None for row in read_metrics(run.folder / "metrics.jsonl")):
         drawn.append(path_inside(run.folder, PICTURES, "training.png"))
-        names = [choice.name for choice in (run.resolved.dataset, run.resolved.learner) if choice is not None]
         scale = task_kind(run.dataset.kind).scale
-        training_curve(run.folder / "metrics.jsonl", drawn[-1], title=" · ".join([*names, "training"]), scale=scale)
+        training_curve(
+            run.folder / "metrics.jsonl", drawn[-1], title=" · ".join([*_names(run), "training"]), scale=scale
+        )
+    drawn += draw_stream(run, " · ".join([*_names(run), "rounds"]))
     for record in records:
         if headline_score(record)["mean"] is not None:
             name = f"scores-{split}-{shape_name(record['ways'], record['shots'])}.png"
@@ -59,6 +62,10 @@ def draw(run: TrainedRun, *, split: str) -> list[Path]:
         steps_curve(with_steps, drawn[-1])
     with run.resolved.running_errors("sample", "for the pictures", owner=run.resolved.dataset, always=False):
         return drawn + (_draw_tasks(run, records[0], run.folder) if records else [])
+
+
+def _names(run: TrainedRun) -> list[str]:
+    return [choice.name for choice in (run.resolved.dataset, run.resolved.learner) if choice is not None]
 
 
 def _draw_tasks(run: TrainedRun, record: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -21,11 +21,13 @@ from metaforge.runs.ending import Ending
 from metaforge.runs.folder import Stopwatch, default_folder
 from metaforge.runs.hook_calls import restore_states, run_facts, states
 from metaforge.runs.outer_optimizer import OuterOptimizer
+from metaforge.runs.rounds import round_metrics
 from metaforge.runs.run import Run
 from metaforge.runs.setup import Setup, set_up
 from metaforge.runs.state import State, better, from_bytes, to_bytes
 from metaforge.runs.training_metrics import extended_window, score_metrics, training_metrics
 from metaforge.runs.untrained import UntrainedParameters
+from metaforge.runs.validation import validation_scores
 from metaforge.system import machine
 from metaforge.system.signals import Interrupted, StopRequests, stop_requests
 
@@ -136,7 +138,8 @@ class _Training:
 
     def run(self, signals: StopRequests) -> Run:
         """Train, record how the run ended, and return it."""
-        report = self._report if self.world.is_rank_zero and not self.setup.dry else None
+        reports = self.world.is_rank_zero and not self.setup.dry
+        report = (lambda outcome: self._result(outcome).report()) if reports else None
         with Ending(self.folder, self.setup.hooks, self.info, self.facts, report) as ending:
             if self.folder is not None:
                 self.folder.status("running")
@@ -186,12 +189,12 @@ class _Training:
         """Take one outer step with its hooks, validation and record; the state is replaced only at the end of it."""
         step = self.state.step + 1
         self.worker.begin_step(step, self._share_done(self.state))
+        online = round_metrics(self.worker, self.state.values, step)
         batches = self.worker.sample(step)
-        given = [part.tasks for batch in batches for part in batch]
-        self.hook.metaforge_before_step(run=self.info, step=step, batches=given)
+        self.hook.metaforge_before_step(run=self.info, step=step, batches=[part.tasks for b in batches for part in b])
         state = self._updated(self.worker.gradients(self.state.values, batches, step), step)
         state = self._with_progress(replace(state, seconds=self._seconds(watch)))
-        metrics = training_metrics(state, self.config, self.steps)
+        metrics = training_metrics(state, self.config, self.steps) | online
         self.hook.metaforge_after_step(run=self.info, step=step, metrics=MappingProxyType(metrics))
         if validated := self.config.validate_every > 0 and step % self.config.validate_every == 0:
             scores = self._validate(state, self.config.validate_tasks)
@@ -199,7 +202,8 @@ class _Training:
             if better(scores["score"], state.best, self.info.kind):
                 state = replace(state, best=scores["score"], best_step=step)
         stop = bool(self.hook.metaforge_should_stop(run=self.info, step=step, metrics=MappingProxyType(metrics)))
-        state = self._recorded(state, metrics, due=validated or step % self.config.log_every == 0, last=stop)
+        due = validated or bool(online) or not step % self.config.log_every
+        state = self._recorded(state, metrics, due=due, last=stop)
         self.state = replace(state, hooks=states(self.setup.plugins))
         self.facts |= {"steps": step, "seconds": state.seconds}
         self.facts |= {name: metrics[name] for name in _STATUS_METRICS if name in metrics}
@@ -273,7 +277,7 @@ class _Training:
 
     def _validate(self, state: State, tasks: int) -> dict[str, float]:
         """Return the mean score on the first tasks of the validation split, and call the hooks with it."""
-        metrics = score_metrics(self.worker.validation_scores(state.values, tasks, state.step))
+        metrics = score_metrics(validation_scores(self.worker, state.values, tasks, state.step))
         self.hook.metaforge_after_eval(run=self.info, step=state.step, split="val", metrics=MappingProxyType(metrics))
         return metrics
 
@@ -291,10 +295,6 @@ class _Training:
         if (path := self.setup.saver.save(self.state, best=best)) is not None:
             self.hook.metaforge_checkpoint(run=self.info, step=self.state.step, path=path)
 
-    def _report(self, outcome: Outcome) -> None:
-        self._result(outcome).report()
-
     def _result(self, outcome: Outcome) -> Run:
-        summary = {"outcome": outcome, **self.facts}
-        parts, device = self.worker.parts, self.worker.device
-        return Run(self.info.folder, self.setup.resolved, parts, self.state.values, device, summary)
+        worker, summary = self.worker, {"outcome": outcome, **self.facts}
+        return Run(self.info.folder, self.setup.resolved, worker.parts, self.state.values, worker.device, summary)

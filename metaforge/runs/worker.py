@@ -13,6 +13,7 @@ from metaforge.authoring.protocols import Key, Learner, Optimizer, Params, Sched
 from metaforge.config.resolved import Resolved
 from metaforge.data.batches import TaskBatch, episode_batches
 from metaforge.data.checks import expected_spec
+from metaforge.data.stream import seen_tasks
 from metaforge.engine import plans
 from metaforge.engine.accumulation import mean_step
 from metaforge.engine.batch import MetaStep, meta_gradients, mixed_gradients, prepare_tasks, score_tasks
@@ -23,12 +24,12 @@ from metaforge.engine.probe import Probe, probe_loss
 from metaforge.engine.processes import World
 from metaforge.errors import ConfigError, ContractError, printable
 from metaforge.registry.contract import contract_errors
-from metaforge.results.episode_scores import episode_chunks, score_episodes, together
 from metaforge.runs.assembly import Components
 from metaforge.runs.computations import Computation, Computations, refuse_setting_at_fault
 from metaforge.runs.learning_rate import rate_factor
 from metaforge.runs.optimizer_state import Scalar
 from metaforge.runs.outer_optimizer import OuterOptimizer
+from metaforge.runs.rounds import require_fixed_shape
 from metaforge.runs.verification import verify_network
 from metaforge.system import machine
 from metaforge.system.streams import note_stream
@@ -49,6 +50,7 @@ class Worker:
         self.spec = self.parts.training_spec()
         self.learner, self._specs = self.parts.learner(self.spec), {self.spec.shape: self.spec}
         self.dtype = self.parts.dtype
+        require_fixed_shape(self.settings)
         self._require_predictions()
         self.optimizer, self.schedule = self._optimizer()
         # Built once for its errors: later ones would leave a run folder behind.
@@ -106,6 +108,10 @@ class Worker:
             if learner is not self.learner:
                 self._require_same_values(learner)
         self._phase = self._planned(learner, share)
+
+    def learner_for(self, spec: TaskSpec) -> Learner:
+        """Return the run's learner for training tasks of another spec, which is built once."""
+        return self._computations.learner_for(spec)
 
     def _require_same_values(self, learner: Learner) -> None:
         """Raise `ContractError` unless this is a learner with values of the names and shapes of the run's learner."""
@@ -188,8 +194,10 @@ class Worker:
             return [self._sampled(spec, episodes) for episodes in self._local_episodes(step)]
 
     def _sampled(self, spec: TaskSpec, episodes: range) -> list[TaskBatch]:
-        bounds, seed = self.parts.training_bounds, self.settings.seed
-        return episode_batches(self.parts.dataset, "train", spec, bounds, episodes, seed=seed)
+        bounds, seed, train = self.parts.training_bounds, self.settings.seed, self.settings.train
+        per_round = train.round * train.accumulate * train.tasks
+        numbers = seen_tasks(episodes, per_round, seed=seed) if train.order == "stream" else None
+        return episode_batches(self.parts.dataset, "train", spec, bounds, episodes, seed=seed, numbers=numbers)
 
     def _spec_at(self, step: int) -> TaskSpec:
         """Return the spec of the training tasks of an outer step; of varied tasks, that of the most classes."""
@@ -261,39 +269,3 @@ class Worker:
         with self.resolved.running_errors("loss", when):
             key, batched = make_key(self.settings.seed, "train", 0).to(self.device), self.settings.engine.plan == "auto"
             return probe_loss(learner, values, batch.tasks, key, batched=batched)
-
-    def validation_scores(self, values: Params, tasks: int, step: int) -> list[float]:
-        """Return the scores of the first tasks of the validation split, NaN where a prediction is not finite.
-
-        Each process computes a part of the tasks; all processes return the scores of all tasks.
-
-        Args:
-            values: The learner's values.
-            tasks: The number of tasks.
-            step: The number of the outer step, for error messages.
-        """
-        when = f"at outer step {step}"
-        with self.resolved.running_errors("spec", when, owner=self.resolved.dataset):
-            case = self.parts.evaluation_case("val")
-        chunk = together(case, self.device, self.settings.engine.chunk)
-        # The same chunks for any number of processes: the last bits of a score depend on which tasks are in its chunk.
-        chunks = [*episode_chunks(tasks, chunk)]
-        ends = [len(chunks) * rank // self.world.size for rank in range(self.world.size + 1)]
-        shares = [chunks[ends[rank] : ends[rank + 1]] for rank in range(self.world.size)]
-        scores: list[float] = []
-        for episodes in shares[self.world.rank]:
-            with self.resolved.running_errors("validation", when):
-                result = score_episodes(
-                    case,
-                    values,
-                    self.parts.dataset,
-                    episodes,
-                    split="val",
-                    seed=self.settings.evaluate.seed,
-                    device=self.device,
-                    dtype=self.dtype,
-                    plan=self.plan,
-                    chunk=self.settings.engine.chunk,
-                )
-                scores += result.scores[0].tolist()
-        return self.world.gather(scores, [sum(map(len, share)) for share in shares])

@@ -26,12 +26,20 @@ class MetaSGDOptions(Options):
 
 
 class MetaSGD(Adapter):
-    """Gradient descent with a meta-learned learning rate for every weight."""
+    """Gradient descent with a meta-learned learning rate for every weight.
+
+    Departures from the paper:
+    - Scale of the loss. The rates begin in the paper's range, which is for the loss that its authors take; in
+      classification ours is the mean over the examples. The rates are learned, so only the beginning differs.
+    """
 
     Config = MetaSGDOptions
     reference: ClassVar[str] = "Li, Zhou, Chen, Li 2017, arXiv 1707.09835, equation 2"
 
-    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    # One step, in training and in evaluation: further steps with rates that were learned for one can diverge.
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        kind: {"learner": {"steps": 1, "test_steps": 1}} for kind in ("classification", "regression")
+    }
 
     def __init__(self, config: MetaSGDOptions) -> None:
         self.low, self.high = config.lr if isinstance(config.lr, tuple) else (config.lr, config.lr)

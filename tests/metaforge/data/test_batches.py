@@ -103,3 +103,13 @@ def test_the_first_drawn_task_is_checked_fully(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ToyClasses, "draw", lambda *a, **k: (t := draw(*a, **k))._replace(classes=t.classes * 0))
     with pytest.raises(PluginError, match="not distinct"):
         checked_varied_spec(toys(), "train", bounds, seed=0)
+
+
+def test_the_tasks_of_a_batch_can_have_other_numbers_than_its_episodes() -> None:
+    spec = toys().spec("train", TaskShape(3, 2, 4))
+    numbers = [5, 0, 5]
+    (batch,) = episode_batches(toys(), "train", spec, None, range(3, 6), seed=2, numbers=numbers)
+    assert (batch.episodes, batch.spec) == (range(3, 6), spec)
+    for index, number in enumerate(numbers):
+        alone = one_task(toys().sample("train", spec.shape, number, 1, seed=2))
+        assert not difference(one_task(batch.tasks, index), alone)

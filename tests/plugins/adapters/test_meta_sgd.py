@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from metaforge.authoring.keys import make_key
+from metaforge.config.resolve import resolve
+from metaforge.config.sources import Layer
+from metaforge.registry.scan import scan
 from metaforge_plugins.adapters.meta_sgd import MetaSGD, MetaSGDOptions
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.learners.gradient.maml import MAML
@@ -19,6 +23,30 @@ def test_there_is_one_rate_per_weight() -> None:
         "rate.b": ((2,), torch.float32),
     }
     assert all((rate == 0.25).all() for rate in rates.values())
+
+
+def test_rates_are_drawn_from_the_range_by_the_key_and_the_name() -> None:
+    params = {"w": torch.zeros(200, 50, dtype=torch.float64), "v": torch.zeros(200, 50, dtype=torch.float64)}
+    adapter = MetaSGD(MetaSGDOptions())
+    first, again, other = (adapter.init(params, make_key(seed)) for seed in (0, 0, 1))
+    rates = first["rate.w"]
+    assert torch.equal(rates, again["rate.w"])
+    assert not torch.equal(rates, other["rate.w"])
+    assert not torch.equal(rates, first["rate.v"])
+    assert 0.005 <= float(rates.min()) < 0.0052
+    assert 0.0998 < float(rates.max()) <= 0.1
+    assert abs(float(rates.mean()) - 0.0525) < 0.001
+
+
+@pytest.mark.parametrize("dataset", ["sinusoid", "glyphs"])
+def test_it_takes_one_step_unless_the_user_asks_for_more(dataset: str) -> None:
+    values = {"learner": {"name": "maml"}, "dataset": {"name": dataset}, "adapters": ["meta-sgd"]}
+    chosen = resolve([Layer("test", values)], scan())
+    assert chosen.learner is not None
+    assert (chosen.learner.config.steps, chosen.learner.config.test_steps) == (1, 1)
+    more = resolve([Layer("test", values | {"learner": {"name": "maml", "test_steps": 4}})], scan())
+    assert more.learner is not None
+    assert more.learner.config.test_steps == 4
 
 
 def test_rates_may_be_negative() -> None:

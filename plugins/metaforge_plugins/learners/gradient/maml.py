@@ -36,8 +36,8 @@ class MAML(InnerLoopLearner):
     - Images of Omniglot. The authors split the characters at random into 1100, 100 and 423, resize by Lanczos, and draw
       one rotation per class and task, in training and in evaluation. By default the data set `omniglot` splits by
       alphabet and resizes with a box filter, and rotated copies of a character are classes of their own, in training
-      only. `dataset.split=random` and `dataset.resample=lanczos` give a split of these sizes and their filter; no
-      option gives their rotations.
+      only. `dataset.split=random`, `dataset.resample=lanczos` and `dataset.rotations=task` give a split of these sizes,
+      their filter and their rotations.
     - Clipping. On miniImageNet the authors limit the entries of the meta-gradient to ±10; here they have no limit by
       default. `train.clip_value=10` gives theirs.
     """
