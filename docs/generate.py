@@ -76,6 +76,8 @@ def page(facts: dict[str, Any], *, measured: bool) -> str:
     if measured:
         parts.append("Measured accuracy, with the command of each run: [results](../results.md).")
     parts += ["## Use", f"```sh\n{facts['command']}\n```", "## Options", options(facts)]
+    if facts.get("settings"):
+        parts += ["## Settings", f"```toml\n{run_file(facts, facts['settings'])}```"]
     if facts["defaults"]:
         parts += ["## Suggested settings", "They apply unless the run file or the command line sets other values."]
     for kind, values in facts["defaults"].items():
@@ -138,6 +140,11 @@ def options(facts: dict[str, Any]) -> str:
 def run_file(facts: dict[str, Any], values: dict[str, Any]) -> str:
     """Return a plugin's suggested settings as a run file that selects the plugin."""
     chosen = {facts["kind"]: {"name": facts["name"]}} if facts["kind"] in SINGLES else {}
+    if facts["kind"] in ("adapter", "regularizer", "preset"):
+        # The page's command names a learner that can use the plugin.
+        chosen = {"learner": {"name": facts["command"].split("--learner ")[1].split()[0]}}
+    if facts["kind"] in ("adapter", "regularizer"):
+        chosen[f"{facts['kind']}s"] = {facts["name"]: {}}
     return tomli_w.dumps({**chosen, **{k: {**chosen.get(k, {}), **to_toml_values(v)} for k, v in values.items()}})
 
 

@@ -16,6 +16,7 @@ def config(
     optimizer: options.Optimizer = None,
     schedule: options.Schedule = None,
     hook: options.HookSet = None,
+    preset: options.PresetSet = None,
     config: options.ConfigFile = None,
     settings: options.Settings = None,
     steps: options.Steps = None,
@@ -30,7 +31,7 @@ def config(
 
     The output is a valid run file.
     """
-    plugins = (learner, dataset, backbone, adapter, regularizer, optimizer, schedule, hook)
+    plugins = (learner, dataset, backbone, adapter, regularizer, optimizer, schedule, hook, preset)
     flags = options.RunFlags(*plugins, steps, budget, seed, device, config, settings, init_from, freeze)
     _, resolved = flags.resolve(complete=False)
     if as_json:

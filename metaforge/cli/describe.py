@@ -30,6 +30,7 @@ _COMMANDS = {
     "dataset": "metaforge train --learner {learner} --dataset {name}",
     "optimizer": "metaforge train --learner {learner} --optimizer {name}",
     "schedule": "metaforge train --learner {learner} --schedule {name}",
+    "preset": "metaforge train --learner {learner} --preset {name}",
     # With validation, so that every hook is called.
     "hook": "metaforge train --learner {learner} --hook {name} --set train.validate_every=100",
 }
@@ -43,9 +44,10 @@ _TABLES = {
     "adapter": "adapters.{name}",
     "regularizer": "regularizers.{name}",
     "hook": "hooks.{name}",
+    "preset": "presets.{name}",
 }
 # What a learner must use for a plugin of this kind to have any effect.
-_NEEDED = {"adapter": "adapter", "regularizer": "backbone", "backbone": "backbone"}
+_NEEDED = {"adapter": "adapter", "regularizer": "backbone", "backbone": "backbone", "preset": "adapter"}
 
 
 @handle_errors
@@ -83,6 +85,8 @@ def description(registry: Registry, entry: Entry, *, data: bool = True) -> dict[
         "table": _TABLES[entry.kind].format(name=table_name),
         "command": _COMMANDS[entry.kind].format(name=name, learner=_suitable_learner(registry, entry.kind, cls)),
     }
+    if entry.kind == "preset":
+        facts["settings"] = dict(cls.settings)
     if entry.kind == "dataset":
         facts["tags"] = {"kind": task_kind(cls.kind).name} | ({"note": cls.note} if cls.note else {})
         facts["splits"] = _splits(entry, cls) if data else {}
@@ -104,12 +108,24 @@ def _suitable_learner(registry: Registry, kind: str, cls: type[Any]) -> str:
     """Return the name of a built-in learner that can use the plugin, or `LEARNER` if there is none."""
     from metaforge.authoring.kinds import task_kind
 
+    dataset = cls if kind == "dataset" else None
+    if kind == "preset":
+        chosen = {key: _name_in(cls.settings.get(key)) for key in ("learner", "dataset")}
+        if chosen["learner"]:
+            return chosen["learner"]
+        dataset = registry.load("dataset", chosen["dataset"]) if chosen["dataset"] else None
     for entry in registry.entries("learner") if kind != "learner" else ():
         if entry.distribution == CORE and entry.state == "ready":
             tags = registry.load("learner", entry.name).tags
-            if task_kind(cls.kind).solved_by(tags) if kind == "dataset" else _NEEDED.get(kind) in (None, *tags.needs):
+            fits = dataset is None or task_kind(dataset.kind).solved_by(tags)
+            if fits and _NEEDED.get(kind) in (None, *tags.needs):
                 return entry.name
     return "LEARNER"
+
+
+def _name_in(table: Any) -> str:
+    """Return the name of the plugin in a table of settings, which may be the name itself; empty if there is none."""
+    return str(table.get("name", "")) if isinstance(table, Mapping) else str(table or "")
 
 
 def _splits(entry: Entry, cls: type[Any]) -> dict[str, Any]:
@@ -216,6 +232,8 @@ def description_text(facts: Mapping[str, Any]) -> str:
     about = [f"paper: {facts['reference']}"] if facts["reference"] else []
     about += [f"{name.replace('_', ' ')}: {_tag_text(value)}" for name, value in facts["tags"].items()]
     parts = [[head], facts["text"].splitlines(), about, _split_lines(facts), _option_lines(facts)]
+    if facts.get("settings"):
+        parts.append(["settings:", *(f"  {path} = {value_text(value)}" for path, value in flatten(facts["settings"]))])
     for kind, values in facts["defaults"].items():
         lines = [f"  {path} = {value_text(value)}" for path, value in flatten(values)]
         parts.append([f"suggested settings for {kind}:", *lines])

@@ -28,6 +28,7 @@ Adapter = Annotated[str | None, typer.Option("--adapter", help="Adapters in orde
 RegularizerSet = Annotated[str | None, typer.Option("--regularizer", help="Regularizers, separated by commas.")]
 Optimizer = Annotated[str | None, typer.Option("--optimizer", help="Optimiser of the outer loop.")]
 Schedule = Annotated[str | None, typer.Option("--schedule", help="Schedule of the outer learning rate.")]
+PresetSet = Annotated[str | None, typer.Option("--preset", help="Presets, separated by commas; the last applies.")]
 HookSet = Annotated[str | None, typer.Option("--hook", help="Hook plugins in order, separated by commas.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="Run file (TOML) to start from.")]
 Settings = Annotated[
@@ -78,6 +79,7 @@ class RunFlags(NamedTuple):
     optimizer: str | None = None
     schedule: str | None = None
     hook: str | None = None
+    preset: str | None = None
     steps: int | None = None
     budget: str | None = None
     seed: int | None = None
@@ -98,6 +100,7 @@ class RunFlags(NamedTuple):
             "--optimizer": ("optimizer.name", self.optimizer),
             "--schedule": ("schedule.name", self.schedule),
             "--hook": ("hooks", self.hook),
+            "--preset": ("presets", self.preset),
             "--steps": ("train.steps", self.steps),
             "--budget": ("train.budget", self.budget),
             "--seed": ("seed", self.seed),

@@ -35,6 +35,7 @@ def train(
     optimizer: options.Optimizer = None,
     schedule: options.Schedule = None,
     hook: options.HookSet = None,
+    preset: options.PresetSet = None,
     config: options.ConfigFile = None,
     settings: options.Settings = None,
     steps: options.Steps = None,
@@ -55,7 +56,7 @@ def train(
 ) -> None:
     """Train a learner, or resume a run; configuration, checkpoints, metrics and report are kept in a run folder."""
     _reject_with_resume(resume, out=out, config=config, dry_run=dry_run, init_from=init_from)
-    plugins = (learner, dataset, backbone, adapter, regularizer, optimizer, schedule, hook)
+    plugins = (learner, dataset, backbone, adapter, regularizer, optimizer, schedule, hook, preset)
     flags = options.RunFlags(*plugins, steps, budget, seed, device, config, settings, init_from, freeze)
     registry, resolved = flags.resolve(folder=resume)
     from metaforge.engine import processes

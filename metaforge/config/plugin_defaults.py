@@ -1,16 +1,19 @@
-"""The `defaults` of plugins as layers of settings."""
+"""The `defaults` of plugins, and the settings of presets, as layers of settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from metaforge.config.settings import RunConfig
-from metaforge.config.sources import SETS, SINGLES, Layer, normalise
+from metaforge.config.sources import PRESETS, SETS, SINGLES, Layer, normalise
+from metaforge.config.validation import validate
 from metaforge.errors import PluginError
 from metaforge.registry.registry import Registry
 
-KNOWN = (*RunConfig.model_fields, *SINGLES, *SETS)
+KNOWN = (*RunConfig.model_fields, *SINGLES, *SETS, PRESETS)
 # The sets whose plugins bring defaults: hooks do not change what a run computes.
 _COMPONENTS = ("adapters", "regularizers")
 
@@ -27,6 +30,40 @@ def plugin_defaults(registry: Registry, kind: str, name: str, cls: type[Any], ta
         )
     owner = registry.find(kind, name)
     return normalise(layer, KNOWN).map_plugin_names(lambda *plugin: registry.resolve_default(owner, *plugin))
+
+
+def with_presets(registry: Registry, layers: Sequence[Layer]) -> list[Layer]:
+    """Return the user's layers above the settings of the presets that they choose, one layer for each.
+
+    The last preset is the highest. What the layers say of presets is removed: a run's settings are what remains.
+
+    Args:
+        registry: The plugins that may be used.
+        layers: The user's layers, normalised, from the lowest to the highest.
+
+    Raises:
+        ConfigError: A preset has a setting that does not exist, or is given options.
+        PluginError: A preset does not exist, or it chooses presets itself.
+    """
+    found = []
+    for name, options in _chosen(layers, PRESETS).items():
+        cls, owner = registry.load("preset", name), registry.find("preset", name)
+        validate(cls.Config, options, f"{PRESETS}.{name}", {})
+        if PRESETS in cls.settings:
+            raise PluginError(
+                f"The preset {name!r} chooses presets.",
+                where=f"{cls.__module__}:{cls.__qualname__}",
+                remedy="its author should write the settings of both into it",
+            )
+        layer = normalise(Layer(f"preset {name}", cls.settings, explicit=False), KNOWN)
+        found.append(layer.map_plugin_names(partial(registry.resolve_default, owner)))
+    own = [replace(one, values={key: v for key, v in one.values.items() if key != PRESETS}) for one in layers]
+    return [*found, *own]
+
+
+def _chosen(layers: Sequence[Layer], key: str) -> Mapping[str, Any]:
+    """Return the set of plugins that the highest layer with such a set chooses."""
+    return next((layer.values[key] for layer in reversed(layers) if key in layer.values), {})
 
 
 def component_defaults(
@@ -49,7 +86,7 @@ def component_defaults(
     """
     found = []
     for key in _COMPONENTS:
-        chosen: Mapping[str, Any] = next((layer.values[key] for layer in reversed(layers) if key in layer.values), {})
+        chosen = _chosen(layers, key)
         for name in chosen:
             if name not in lower.get(key, {}):
                 found.append(_defaults_of_component(registry, key, name, chosen, task_kind))

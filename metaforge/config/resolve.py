@@ -5,8 +5,9 @@ The layers, from the lowest to the highest:
 1. the defaults of the core, and the default optimiser and schedule;
 2. the `defaults` of the data set for its kind of task;
 3. the `defaults` of the learner for that kind of task;
-4. the `defaults` for that kind of task of the adapters and regularizers that the user's layers choose;
-5. the user's layers: a TOML file, then the command line.
+4. the `defaults` for that kind of task of the adapters and regularizers that higher layers choose;
+5. the settings of the presets that the user's layers choose;
+6. the user's layers: a TOML file, then the command line.
 
 A higher layer wins. If it chooses another plugin, the options of lower layers for the old plugin are dropped. If it
 gives a set of adapters, regularizers or hooks, that set replaces the lower one. Each value keeps its origin.
@@ -19,7 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from metaforge.config.merge import Merged
-from metaforge.config.plugin_defaults import KNOWN, component_defaults, plugin_defaults
+from metaforge.config.plugin_defaults import KNOWN, component_defaults, plugin_defaults, with_presets
 from metaforge.config.resolved import Choice, Resolved
 from metaforge.config.settings import RunConfig
 from metaforge.config.sources import SETS, SINGLES, Layer, normalise
@@ -60,6 +61,7 @@ def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = Tru
         PluginError: A plugin does not exist or cannot be used.
     """
     layers = [normalise(layer, KNOWN) for layer in layers]
+    layers = with_presets(registry, layers)
     learner = _chosen_name(layers, "learner")
     if learner is None and complete:
         raise ConfigError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metaforge.config.settings import RunConfig
-from metaforge.config.sources import SETS, SINGLES
+from metaforge.config.sources import PRESETS, SETS, SINGLES
 from metaforge.errors import PluginError
 from metaforge.registry.entry import Entry
 from metaforge.registry.registry import Registry
@@ -31,7 +31,7 @@ def run_schema(registry: Registry) -> Schema:
     definitions: dict[str, Any] = {}
     sections = _move_definitions(RunConfig.model_json_schema(ref_template="#/$defs/{model}"), definitions)
     schema = Schema({"$schema": DRAFT, "title": "MetaForge run file", **sections, "$defs": definitions})
-    for table, kind in (*((key, key) for key in SINGLES), *SETS.items()):
+    for table, kind in (*((key, key) for key in SINGLES), *SETS.items(), (PRESETS, "preset")):
         schema.value["properties"][table] = _table(registry, table, kind, definitions, schema.left_out)
     return schema
 
@@ -39,7 +39,9 @@ def run_schema(registry: Registry) -> Schema:
 def kind_schema(registry: Registry, kind: str) -> Schema:
     """Return the schema of the part of a run file that is about one kind of plugin."""
     definitions: dict[str, Any] = {}
-    (table,) = [key for key in (*SINGLES, *SETS) if SETS.get(key, key) == kind]
+    (table,) = [
+        key for key, own in (*((key, key) for key in SINGLES), *SETS.items(), (PRESETS, "preset")) if own == kind
+    ]
     schema = Schema({"$schema": DRAFT, "title": f"MetaForge run file: {table}"})
     schema.value |= _table(registry, table, kind, definitions, schema.left_out)
     schema.value["$defs"] = definitions

@@ -20,6 +20,8 @@ from metaforge.errors import ConfigError, nearest, shown
 SINGLES = ("learner", "dataset", "backbone", "optimizer", "schedule")
 # The tables that choose an ordered set of plugins, each with its kind: inside is one table of options per plugin.
 SETS = {"adapters": "adapter", "regularizers": "regularizer", "hooks": "hook"}
+# The table that names presets: layers of settings, which the resolved settings of a run contain.
+PRESETS = "presets"
 
 _MAX_BYTES = 2**20
 # What parsing TOML raises: the ValueErrors include those of invalid UTF-8 and of integers of thousands of digits.
@@ -141,7 +143,7 @@ def _single_values(keys: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[st
     """Yield the path and the value of each setting that is set by setting a path to a value."""
     if keys[0] in SINGLES and len(keys) == 1 and isinstance(value, str):
         yield (*keys, "name"), value
-    elif isinstance(value, dict) and value and keys not in {(name,) for name in SETS}:
+    elif isinstance(value, dict) and value and keys not in {(name,) for name in (*SETS, PRESETS)}:
         for key, inner in value.items():
             yield from _single_values((*keys, key), inner)
     else:
@@ -214,7 +216,7 @@ def normalise(layer: Layer, known: Iterable[str]) -> Layer:
                 remedy=f"the settings and tables are {', '.join(known)}",
             )
         values[key] = _single(layer, key, value) if key in SINGLES else value
-        if key in SETS:
+        if key in (*SETS, PRESETS):
             values[key] = _set(layer, key, value)
     for key, names in layer.patches.items():
         for name, options in names.items():

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from metaforge.authoring import hooks, protocols
 from metaforge.authoring.kinds import KINDS, TaskKind
-from metaforge.authoring.protocols import Hook
+from metaforge.authoring.protocols import Hook, Preset
 from metaforge.registry.hook_contract import hook_errors, with_hooks
 
 _PROTOCOLS: Mapping[str, type[Any]] = MappingProxyType(
@@ -25,6 +25,7 @@ _PROTOCOLS: Mapping[str, type[Any]] = MappingProxyType(
         "optimizer": protocols.Optimizer,
         "schedule": protocols.Schedule,
         "hook": Hook,
+        "preset": Preset,
     }
 )
 # The methods that a class must define itself: the protocol's own version is a stub, not a default.
@@ -97,6 +98,8 @@ def _attribute_errors(kind: str, cls: type[Any]) -> list[str]:
         errors.append("'terms' is not a frozenset of names")
     if kind == "dataset":
         errors += _kind_errors(getattr(cls, "kind", None))
+    if kind == "preset" and not isinstance(getattr(cls, "settings", None), Mapping):
+        errors.append("'settings' is not a mapping of settings, nested as in a run file")
     if kind == "optimizer" and not _is_weight_decay(getattr(cls, "weight_decay", None)):
         errors.append("'weight_decay' is not a finite number of at least 0")
     if kind == "schedule" and not isinstance(getattr(cls, "uses_share", None), bool):

@@ -8,7 +8,7 @@ from typing import Literal
 from metaforge.errors import ConfigError, nearest
 
 State = Literal["ready", "incompatible", "ambiguous", "hidden", "broken"]
-KINDS = ("learner", "adapter", "regularizer", "backbone", "dataset", "optimizer", "schedule", "hook")
+KINDS = ("learner", "adapter", "regularizer", "backbone", "dataset", "optimizer", "schedule", "hook", "preset")
 # The distribution that holds MetaForge itself and its built-in plugins.
 CORE = "metaforge"
 # In place of a distribution: a class that Python code passes, which is not installed.

@@ -31,6 +31,7 @@ def train(
     regularizers: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     optimizer: str | Mapping[str, Any] | None = None,
     schedule: str | Mapping[str, Any] | None = None,
+    presets: Sequence[str] | None = None,
     hooks: Sequence[object] = (),
     config: Path | str | None = None,
     out: Path | str | None = None,
@@ -59,6 +60,7 @@ def train(
         regularizers: Names of regularizer plugins, or a mapping from names to options.
         optimizer: Name of an optimiser plugin, or a mapping with its `name` and options.
         schedule: Name of a schedule plugin, or a mapping with its `name` and options.
+        presets: Names of presets, of which the last applies.
         hooks: Objects with methods that are marked with `hookimpl`, in addition to the hooks of the configuration.
         config: Path of a run file (TOML).
         out: The run folder to create; by default a new folder below `runs`.
@@ -111,6 +113,7 @@ def train(
         "regularizers": regularizers,
         "optimizer": optimizer,
         "schedule": schedule,
+        "presets": None if presets is None else list(presets),
         "seed": seed,
         "device": device,
     }

@@ -26,6 +26,7 @@ _BASES = (
     ("optimizer", protocols.Optimizer),
     ("schedule", protocols.Schedule),
     ("hook", protocols.Hook),
+    ("preset", protocols.Preset),
 )
 
 

@@ -87,8 +87,15 @@ def test_the_tags_are_listed() -> None:
 
 def test_every_protocol_has_a_section() -> None:
     found = {cls for cls in CLASSES if getattr(cls, "_is_protocol", False)}
-    assert found == {*KINDS, protocols.Component, protocols.GradientTransform, protocols.ContextBackbone}
+    assert found == {
+        *KINDS,
+        protocols.Preset,
+        protocols.Component,
+        protocols.GradientTransform,
+        protocols.ContextBackbone,
+    }
     assert "`ContextBackbone`" in section("Backbone")
+    assert "**`settings`**" in section("Preset")
     assert len(TUPLES) == 7
 
 

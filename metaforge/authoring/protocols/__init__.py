@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from metaforge.authoring.protocols.adapter import Adapter, AdapterTags, GradientTransform, InnerStep
 from metaforge.authoring.protocols.backbone import Backbone, BackboneOptions, ContextBackbone
-from metaforge.authoring.protocols.component import Component, Hook, Options
+from metaforge.authoring.protocols.component import Component, Hook, Options, Preset
 from metaforge.authoring.protocols.dataset import Dataset
 from metaforge.authoring.protocols.learner import Learner, Parts, Tags
 from metaforge.authoring.protocols.optimizer import Optimizer, Schedule
@@ -67,6 +67,7 @@ __all__ = [
     "Params",
     "Parts",
     "Pass",
+    "Preset",
     "Regularizer",
     "Schedule",
     "Tags",

@@ -57,6 +57,28 @@ class Component(Protocol):
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
 
+class Preset(Component, Protocol):
+    """Settings of a run under a name, such as the protocol of a paper; a run can have several.
+
+    They are above the defaults of plugins, and the user's settings are above them. A setting that does not fit the run,
+    such as an option of an adapter for a learner that uses none, is dropped. Of several presets the last applies.
+
+    Attributes:
+        settings: The settings, nested as in a run file.
+
+    Example:
+        >>> from metaforge.authoring import Preset
+        >>> class Quick(Preset):
+        ...     "A training of 100 steps on few tasks."
+        ...     settings = {"train": {"steps": 100, "tasks": 4}}
+        >>> Quick.settings["train"]["steps"]
+        100
+    """
+
+    Config: ClassVar[type[Options]] = Options
+    settings: ClassVar[Mapping[str, Any]] = {}
+
+
 class Hook(Component, Protocol):
     """A hook plugin: a class with some of the methods of `metaforge.authoring.hooks.Specs`.
 

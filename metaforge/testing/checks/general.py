@@ -148,6 +148,18 @@ def _number_schemas(properties: dict[str, Any], schema: dict[str, Any]) -> Itera
 _NESTED = ("items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalProperties")
 
 
+@check("preset")
+def settings(subject: Subject) -> None:
+    """A run that it is chosen for is valid: its settings exist and are within their bounds."""
+    chosen = subject.cls.settings
+    complete = {"learner", "dataset"} <= chosen.keys()
+    registry = subject.registry.with_plugin("preset", subject.name, subject.cls)
+    try:
+        resolve([Layer("the conformance kit", {"presets": [subject.name]})], registry, complete=complete)
+    except MetaForgeError as error:
+        raise AssertionError(f"its settings do not give a valid run; correct them: {error}") from error
+
+
 @check("learner", "dataset", "adapter", "regularizer")
 def defaults(subject: Subject) -> None:
     """A run that sets only its name is valid: its `defaults` name all plugins that it needs, and existing options."""

@@ -66,7 +66,7 @@ def test_types_defaults_and_bounds_are_texts() -> None:
 @pytest.mark.parametrize("entry", [one for one in scan().entries() if one.distribution == CORE], ids=lambda e: e.name)
 def test_every_built_in_plugin_describes_itself(entry: Any) -> None:
     facts = description(scan(), entry, data=False)
-    assert set(facts) == KEYS | ({"splits"} if entry.kind == "dataset" else set())
+    assert set(facts) == KEYS | {"dataset": {"splits"}, "preset": {"settings"}}.get(entry.kind, set())
     assert json.loads(json.dumps(facts)) == facts, "it has values that JSON does not"
     assert facts["text"].partition("\n")[0] == entry.summary
     for option in facts["options"]:

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from config_toys import INNER_LOOP, Descent, Noise, config_of, with_values
+from config_toys import INNER_LOOP, PLAIN, Descent, Noise, config_of, with_values
+from metaforge.authoring.protocols import Preset
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import flags_layer
-from metaforge.errors import PluginError
+from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.registry import Registry
 
 
@@ -66,6 +67,69 @@ def test_every_plugin_of_a_chain_brings_its_own(wider: Registry) -> None:
 def test_the_highest_layer_chooses(wider: Registry) -> None:
     resolved = resolve([INNER_LOOP, with_values(adapters=["learned"]), with_values(adapters=["descent"])], wider)
     assert config_of(resolved.learner) == {"inner_steps": 3}
+
+
+class Small(Preset):
+    """A small run."""
+
+    settings: ClassVar[Any] = {
+        "dataset": {"name": "waves"},
+        "train": {"lr": 0.5, "steps": 5, "tasks": 6},
+        "adapters": {"rates": {}},
+        "learner": {"inner_steps": 7},
+    }
+
+
+class Smaller(Preset):
+    """A smaller run."""
+
+    settings: ClassVar[Any] = {"train": {"steps": 2}}
+
+
+def test_presets_are_above_the_defaults_and_below_what_the_user_writes(wider: Registry) -> None:
+    known = wider.with_plugin("preset", "small", Small).with_plugin("preset", "smaller", Smaller)
+    run = resolve([with_values(learner="inner-loop", presets=["small", "smaller"], train={"tasks": 9})], known)
+    assert run.dataset is not None
+    assert run.dataset.name == "waves"
+    assert (run.run.train.lr, run.run.train.steps, run.run.train.tasks) == (0.5, 2, 9)
+    assert [choice.name for choice in run.adapters] == ["rates"]
+    assert config_of(run.learner) == {"inner_steps": 7}
+    assert run.origins["train.lr"] == "preset small"
+    # The settings of the run contain those of the presets, so it is repeated without them.
+    assert "presets" not in run.to_dict()
+
+
+def test_settings_of_a_preset_that_do_not_fit_the_learner_are_dropped(wider: Registry) -> None:
+    known = wider.with_plugin("preset", "small", Small)
+    run = resolve([PLAIN, with_values(presets="small")], known)
+    assert run.dataset is not None
+    assert (run.adapters, run.dataset.name, run.run.train.steps) == ((), "pictures", 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "text"),
+    [
+        ({"presets": ["small"]}, PluginError, "chooses presets"),
+        ({"trian": {}}, ConfigError, "Did you mean 'train'"),
+        ({"train": {"stepz": 3}}, ConfigError, "stepz"),
+    ],
+)
+def test_a_preset_that_is_wrong_is_named(registry: Registry, settings: Any, error: Any, text: str) -> None:
+    class Wrong(Preset):
+        settings: ClassVar[Any] = {}
+
+    Wrong.settings = settings
+    with pytest.raises(error, match=text) as caught:
+        resolve([INNER_LOOP, with_values(presets=["wrong"])], registry.with_plugin("preset", "wrong", Wrong))
+    assert "wrong" in str(caught.value).lower()
+
+
+def test_a_preset_has_no_options_and_must_exist(wider: Registry) -> None:
+    known = wider.with_plugin("preset", "small", Small)
+    with pytest.raises(ConfigError, match=r"presets\.small\.size"):
+        resolve([INNER_LOOP, with_values(presets={"small": {"size": 3}})], known)
+    with pytest.raises(PluginError, match="Did you mean 'small'"):
+        resolve([INNER_LOOP, with_values(presets=["smal"])], known)
 
 
 def test_another_kind_of_task_has_other_defaults(wider: Registry) -> None:
