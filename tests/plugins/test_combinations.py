@@ -1,0 +1,88 @@
+"""Every learner with every adapter and every regularizer learns, or is refused with the reason and a remedy."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from metaforge.authoring.functional import split_state
+from metaforge.authoring.keys import make_key
+from metaforge.authoring.protocols import Params
+from metaforge.config.resolve import resolve
+from metaforge.config.sources import Layer
+from metaforge.engine.batch import meta_gradients, prepare_tasks
+from metaforge.errors import ConfigError
+from metaforge.registry.entry import CORE
+from metaforge.registry.scan import scan
+from metaforge.runs.assembly import Components
+from metaforge.testing.toy import ToyClasses, ToyCurves, ToyNet
+
+REGISTRY = scan().with_plugin("dataset", "classes", ToyClasses).with_plugin("dataset", "curves", ToyCurves)
+REGISTRY = REGISTRY.with_plugin("backbone", "toy-net", ToyNet)
+NAMES = {
+    kind: [entry.name for entry in REGISTRY.entries(kind) if entry.distribution == CORE]
+    for kind in ("learner", "adapter", "regularizer")
+}
+DATASETS = {"classification": "classes", "regression": "curves"}
+# Learners whose gradient does not reach what a plugin meta-learns; a run of theirs prints a warning.
+UNTRAINED = {"reptile": ("adapters.", "regularizers."), "fomaml": ("regularizers.",)}
+# Words of the reasons for which a combination may be refused.
+REASONS = (
+    "uses no adapter",
+    "uses no backbone",
+    "acts only where an adapter moves the network's weights",
+    "which the learner",
+    "only predictions of classes have",
+)
+
+
+def trained(learner: str, dataset: str, adapter: str, regularizer: str | None) -> Params:
+    """Return the sums of the absolute gradients of two outer steps; raise `ConfigError` if the run is refused."""
+    values: dict[str, Any] = {"learner": {"name": learner}, "dataset": {"name": dataset}}
+    values |= {"backbone": "toy-net"} if "backbone" in REGISTRY.load("learner", learner).tags.needs else {}
+    values |= {"adapters": [adapter]} if adapter else {}
+    values |= {"regularizers": [regularizer]} if regularizer else {}
+    shape = {"ways": 3 if dataset == "classes" else 1, "shots": 2, "queries": 2}
+    values |= {"task": shape, "train": shape}
+    parts = Components(resolve([Layer("test", values)], REGISTRY))
+    spec = parts.training_spec()
+    built = parts.learner(spec)
+    current = built.init(make_key(0))
+    seen: Params = {}
+    for step in range(2):
+        sampled = parts.dataset.sample("train", spec.shape, 3 * step, 3, seed=0)
+        keys = torch.stack([make_key(1, 3 * step + place) for place in range(3)])
+        tasks = prepare_tasks(sampled, torch.device("cpu"), torch.float32)
+        found = meta_gradients(built, current, tasks, keys, regularizers=parts.regularizers)
+        assert found.losses.isfinite().all()
+        for name, gradient in found.grads.items():
+            assert gradient.isfinite().all(), name
+            seen[name] = seen.get(name, torch.zeros(())) + gradient.abs().sum()
+            current = current | {name: current[name] - 0.01 * gradient}
+        current = current | {name: current[name] + change for name, change in found.state.items()}
+    assert seen.keys() == split_state(current)[0].keys()
+    return seen
+
+
+@pytest.mark.parametrize("learner", NAMES["learner"])
+def test_a_learner_with_every_adapter_and_regularizer(learner: str) -> None:
+    tags = REGISTRY.load("learner", learner).tags
+    adapters = NAMES["adapter"] if "adapter" in tags.needs else [""]
+    refused = []
+    for kind, adapter, regularizer in product(sorted(tags.kinds), adapters, (None, *NAMES["regularizer"])):
+        try:
+            seen = trained(learner, DATASETS[kind], adapter, regularizer)
+        except ConfigError as error:
+            assert any(words in error.what for words in REASONS), (adapter, regularizer, error.what)
+            assert error.remedy
+            refused.append((kind, adapter, regularizer))
+            continue
+        left_out = tuple(name for name in seen if name.startswith(UNTRAINED.get(learner, ())))
+        own = {name: total for name, total in seen.items() if name not in left_out}
+        # A bias in front of batch norm has no gradient, but most values have.
+        assert sum(bool(total > 0) for total in own.values()) >= len(own) / 2, (adapter, regularizer, own)
+    # A learner takes some combination with each adapter, and without a regularizer any.
+    assert all(regularizer is not None for *_, regularizer in refused), refused
