@@ -35,10 +35,11 @@ class MetaCurvature(Adapter):
     tensors of one dimension get a vector, which multiplies elementwise. All matrices start as the identity, serve all
     inner steps, and are trained with the initialisation.
 
-    It has no rate of its own: another adapter follows with it, as in `--adapter meta-curvature,sgd`, where `sgd` keeps
-    the rate that suits the learner. Without one the rate is 1, which is too large for most tasks.
+    It has no inner rate: an adapter with one follows it, as in `--adapter meta-curvature,sgd`, where `sgd` keeps the
+    rate that it has without Meta-Curvature. Alone, its rate is 1, which is too large for regression.
 
-    Weight decay of the outer optimiser pulls the matrices to 0 and not to the identity, which stops adaptation.
+    Weight decay of the outer optimiser pulls the matrices to 0 and not to the identity, which stops adaptation;
+    `train.groups."adapters.meta-curvature.*".weight_decay=0` exempts them.
 
     Departures from the paper:
     - Transposes. The authors' code multiplies some dimensions from the right, with the transposes of the matrices here.
@@ -53,7 +54,7 @@ class MetaCurvature(Adapter):
     """
 
     Config = MetaCurvatureOptions
-    reference: ClassVar[str] = "Park, Oliva 2019, arXiv 1902.03356, section 3"
+    reference: ClassVar[str] = "Park, Oliva 2019, arXiv 1902.03356"
     defaults: ClassVar = {
         "classification": {"learner": {"steps": 1, "test_steps": 1}},
         "multi-label": {"learner": {"steps": 1, "test_steps": 1}},

@@ -1,7 +1,7 @@
 """Learned loss: a small network that is trained to be the loss which the inner loop minimises.
 
-Bechtle, Molchanov, Chebotar, Grefenstette, Righetti, Sukhatme, Meier, "Meta Learning via Learned Loss", ICPR 2020 (arXiv
-1906.05374). Details follow the authors' code, facebookresearch/LearningToLearn.
+Bechtle, Molchanov, Chebotar, Grefenstette, Righetti, Sukhatme, Meier, "Meta Learning via Learned Loss", ICPR 2020
+(arXiv 1906.05374). Details follow the authors' code, facebookresearch/LearningToLearn.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LearnedLossOptions(InnerLoopOptions):
         1.0, ge=0, le=1e3, description="weight of the task loss in the support loss, beside the learned loss"
     )
     learn: Literal["all", "loss"] = Field(
-        "all", description="what is trained: initialisation and loss, or the loss alone, from a fixed initialisation"
+        "all", description="what is trained: initialisation and loss, or the loss alone, from a random initialisation"
     )
 
 
@@ -52,8 +52,11 @@ class LearnedLoss(InnerLoopLearner):
     """Meta-learns the loss of the inner loop, a network of prediction and target, together with an initialisation.
 
     Departures from the paper (ML³):
-    - Initialisation. The paper learns the loss alone, from a fixed random initialisation; here the initialisation is
-      learned as in MAML. `learner.learn=loss` gives the paper's.
+    - Initialisation. The authors learn the loss alone, and draw the network anew in each outer step on sinusoids; here
+      the initialisation is learned as in MAML. `learner.learn=loss` learns the loss alone, from one random network, as
+      the authors do on digits. No option draws it anew.
+    - Outer loss. The authors' code takes the task loss of the examples that the network was adapted to; here it is that
+      of the queries, as in MAML. No option changes that.
     - Task loss. In the paper the learned loss replaces the task loss in the inner loop; here it is added to it, which
       learns faster. `learner.task_loss=0` gives the paper's.
     - Several outputs. The paper's network reads all outputs and targets of an example at once. Here it reads one output
@@ -61,8 +64,9 @@ class LearnedLoss(InnerLoopLearner):
       difference. Of a classification it reads log-probabilities. No option changes that.
     - Initial values. As in the authors' code, layers have no bias and are drawn after Glorot and Bengio, but the last
       layer is zero, so that the training starts as MAML. With `learner.task_loss=0` it is drawn, too.
-    - Training. The authors train for 500 outer steps on one sinusoid and adapt by up to 100 steps in evaluation;
-      suggested are the settings of `maml`.
+    - Training on sinusoids. The authors take 500 outer steps on one sinusoid, and 100 inner steps of rate 1e-3 in
+      evaluation; suggested are 10,000 outer steps as for MAML, and 1 inner step of rate 0.01. `train.steps`,
+      `learner.test_steps` and `adapters.sgd.lr` give theirs.
     """
 
     Config = LearnedLossOptions
