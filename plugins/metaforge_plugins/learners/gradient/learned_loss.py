@@ -49,9 +49,9 @@ class LearnedLossOptions(InnerLoopOptions):
 
 
 class LearnedLoss(InnerLoopLearner):
-    """Meta-learns the loss of the inner loop, a network of prediction and target, together with an initialisation.
+    """Meta-learns the loss of the inner loop (ML³), a network of prediction and target, and an initialisation.
 
-    Departures from the paper (ML³):
+    Departures from the paper:
     - Initialisation. The authors learn the loss alone, and draw the network anew in each outer step on sinusoids; here
       the initialisation is learned as in MAML. `learner.learn=loss` learns the loss alone, from one random network, as
       the authors do on digits. No option draws it anew.
