@@ -99,7 +99,8 @@ def about(facts: dict[str, Any]) -> str:
     if facts["kind"] == "dataset":
         return f"It has {tags['kind']} tasks." + (f" Note: {tags['note']}." if "note" in tags else "")
     if "detaches" in tags:
-        return "The meta-gradient leaves out the derivatives of its updates." if tags["detaches"] else ""
+        sentences = ["The meta-gradient leaves out the derivatives of its updates."] if tags["detaches"] else []
+        return " ".join([*sentences, *([] if tags["rate"] else ["An adapter with a learning rate must follow it."])])
     if not tags:
         return ""
     needs = " and ".join(f"{'an' if need[0] in 'aeiou' else 'a'} {need}" for need in tags["needs"])

@@ -246,7 +246,8 @@ class Chain(GradientTransform):
 
     def __init__(self, adapters: Mapping[str, GradientTransform]) -> None:
         self.adapters = dict(adapters)
-        self.tags = AdapterTags(detaches=any(adapter.tags.detaches for adapter in self.adapters.values()))
+        tags = [adapter.tags for adapter in self.adapters.values()]
+        self.tags = AdapterTags(any(own.detaches for own in tags), rate=any(own.rate for own in tags))
 
     def init(self, params: Params, key: Key) -> Params:
         """Return what all adapters meta-learn for `params`, each prefixed with its name."""

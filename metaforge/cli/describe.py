@@ -83,7 +83,7 @@ def description(registry: Registry, entry: Entry, *, data: bool = True) -> dict[
         "options": list(describe_options(schema, schema)),
         "defaults": {kind: dict(values) for kind, values in cls.defaults.items()},
         "table": _TABLES[entry.kind].format(name=table_name),
-        "command": _COMMANDS[entry.kind].format(name=name, learner=_suitable_learner(registry, entry.kind, cls)),
+        "command": _command(registry, entry.kind, name, cls),
     }
     if entry.kind == "preset":
         facts["settings"] = dict(cls.settings)
@@ -91,6 +91,15 @@ def description(registry: Registry, entry: Entry, *, data: bool = True) -> dict[
         facts["tags"] = {"kind": task_kind(cls.kind).name} | ({"note": cls.note} if cls.note else {})
         facts["splits"] = _splits(entry, cls) if data else {}
     return facts
+
+
+def _command(registry: Registry, kind: str, name: str, cls: type[Any]) -> str:
+    """Return a command that uses a plugin; an adapter without a learning rate is followed by the usual one."""
+    learner = _suitable_learner(registry, kind, cls)
+    if kind == "adapter" and not cls.tags.rate and learner != "LEARNER":
+        usual = next(iter(registry.load("learner", learner).defaults.values())).get("adapters", {})
+        name = ",".join([name, *usual])
+    return _COMMANDS[kind].format(name=name, learner=learner)
 
 
 def _tags(cls: type[Any]) -> dict[str, Any]:

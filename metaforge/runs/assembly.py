@@ -158,6 +158,12 @@ class Components:
         """
         adapters = _instances(self.resolved.adapters)
         chain, frozen = Chain(adapters) if adapters else None, self.resolved.run.train.freeze
+        if chain is not None and not chain.tags.rate:
+            raise ConfigError(
+                f"No adapter of the chain {', '.join(adapters)} has a learning rate.",
+                where="adapters",
+                remedy="add one that has, behind them, such as the learner's usual one (`metaforge describe LEARNER`)",
+            )
         parts = Parts(spec, self.backbone_maker(spec, weights), chain, self._regularizers, frozen)
         others = [choice for choice in self.resolved.choices() if choice is not self._learner]
         with (

@@ -20,6 +20,7 @@ EXCEPTIONS: dict[str, str] = {
 TESTS_OF_SEVERAL_MODULES: dict[str, str] = {
     "tests/metaforge/cli/test_end_to_end.py": "the commands one after the other, on one run",
     "tests/metaforge/testing/test_faults.py": "every check of the conformance kit",
+    "tests/plugins/test_combinations.py": "every learner with every adapter and regularizer",
     "tests/plugins/test_conformance.py": "the conformance kit on every plugin",
     "tests/plugins/test_every_learner.py": "training and evaluation with every learner",
     "tests/plugins/test_plans_of_every_learner.py": "all plans with every learner",

@@ -26,6 +26,8 @@ NAMES = {
     kind: [entry.name for entry in REGISTRY.entries(kind) if entry.distribution == CORE]
     for kind in ("learner", "adapter", "regularizer")
 }
+# An adapter without a learning rate is followed by one with a rate.
+CHAINS = [name if REGISTRY.load("adapter", name).tags.rate else f"{name},sgd" for name in NAMES["adapter"]]
 DATASETS = {"classification": "classes", "regression": "curves"}
 # Learners whose gradient does not reach what a plugin meta-learns; a run of theirs prints a warning.
 UNTRAINED = {"reptile": ("adapters.", "regularizers."), "fomaml": ("regularizers.",)}
@@ -43,7 +45,7 @@ def trained(learner: str, dataset: str, adapter: str, regularizer: str | None) -
     """Return the sums of the absolute gradients of two outer steps; raise `ConfigError` if the run is refused."""
     values: dict[str, Any] = {"learner": {"name": learner}, "dataset": {"name": dataset}}
     values |= {"backbone": "toy-net"} if "backbone" in REGISTRY.load("learner", learner).tags.needs else {}
-    values |= {"adapters": [adapter]} if adapter else {}
+    values |= {"adapters": adapter} if adapter else {}
     values |= {"regularizers": [regularizer]} if regularizer else {}
     shape = {"ways": 3 if dataset == "classes" else 1, "shots": 2, "queries": 2}
     values |= {"task": shape, "train": shape}
@@ -70,7 +72,7 @@ def trained(learner: str, dataset: str, adapter: str, regularizer: str | None) -
 @pytest.mark.parametrize("learner", NAMES["learner"])
 def test_a_learner_with_every_adapter_and_regularizer(learner: str) -> None:
     tags = REGISTRY.load("learner", learner).tags
-    adapters = NAMES["adapter"] if "adapter" in tags.needs else [""]
+    adapters = CHAINS if "adapter" in tags.needs else [""]
     refused = []
     for kind, adapter, regularizer in product(sorted(tags.kinds), adapters, (None, *NAMES["regularizer"])):
         try:

@@ -37,6 +37,8 @@ class AdapterTags:
     Attributes:
         detaches: Whether the updates, or a part of them, are constants for the meta-gradient, which then leaves out
             their derivatives.
+        rate: Whether the updates have the size of a step. A transform that only changes the direction of a gradient,
+            such as a preconditioner, has none, and a run is refused if no adapter of its chain has one.
 
     Example:
         >>> from metaforge.authoring import AdapterTags
@@ -45,6 +47,7 @@ class AdapterTags:
     """
 
     detaches: bool = False
+    rate: bool = True
 
 
 class GradientTransform(Protocol):

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metaforge.authoring import Adapter, InnerStep, Key, Options, Params
+from metaforge.authoring import Adapter, AdapterTags, InnerStep, Key, Options, Params
 
 # The dimensions of a weight `[out, in, *kernel]`; all positions of a kernel are one dimension.
 MODES = ("out", "in", "kernel")
@@ -36,7 +36,7 @@ class MetaCurvature(Adapter):
     inner steps, and are trained with the initialisation.
 
     It has no inner rate: an adapter with one follows it, as in `--adapter meta-curvature,sgd`, where `sgd` keeps the
-    rate that it has without Meta-Curvature. Alone, its rate is 1, which is too large for regression.
+    rate that it has without Meta-Curvature.
 
     Weight decay of the outer optimiser pulls the matrices to 0 and not to the identity, which stops adaptation;
     `train.groups."adapters.meta-curvature.*".weight_decay=0` exempts them.
@@ -54,6 +54,7 @@ class MetaCurvature(Adapter):
     """
 
     Config = MetaCurvatureOptions
+    tags: AdapterTags = AdapterTags(rate=False)
     reference: ClassVar[str] = "Park, Oliva 2019, arXiv 1902.03356"
     defaults: ClassVar = {
         "classification": {"learner": {"steps": 1, "test_steps": 1}},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import metaforge
-from metaforge.authoring.protocols import Options, Regularizer, TaskSpec
+from metaforge.authoring.protocols import AdapterTags, Options, Regularizer, TaskSpec
 from metaforge.cli.describe import description, description_text
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
@@ -212,3 +212,23 @@ def test_the_tags_of_the_instance_decide_whether_training_ways_must_match() -> N
     assert built(installed(learner=Wide), train={"ways": 4}).training_spec().outputs == 4
     with pytest.raises(ConfigError, match="one output per class"):
         built(installed(), train={"ways": 4}).training_spec()
+
+
+def test_a_chain_without_a_learning_rate_is_refused() -> None:
+    class Doubled(ToyDescent):
+        """Changes the gradient, and takes no step."""
+
+        tags = AdapterTags(rate=False)
+
+    registry = scan().with_plugin("adapter", "doubled", Doubled)
+    values = {"learner": {"name": "maml"}, "dataset": {"name": "sinusoid"}}
+
+    def chained(*adapters: str) -> object:
+        parts = Components(resolve([Layer("test", values | {"adapters": list(adapters)})], registry))
+        return parts.learner(parts.training_spec())
+
+    with pytest.raises(ConfigError, match="No adapter of the chain doubled has a learning rate") as caught:
+        chained("doubled")
+    assert caught.value.where == "adapters"
+    assert chained("doubled", "sgd")
+    assert chained("sgd")
