@@ -1,0 +1,171 @@
+"""MAML++: MAML with the losses of all inner steps, learned rates, and batch norm for each step, made stable to train.
+
+Antoniou, Edwards, Storkey, "How to Train Your MAML", ICLR 2019 (arXiv 1810.09502).
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metaforge.authoring import (
+    SHARE,
+    Adjoint,
+    Aux,
+    Examples,
+    InnerLoopLearner,
+    InnerLoopOptions,
+    Key,
+    NormPolicy,
+    Params,
+    Parts,
+    Pass,
+    Task,
+    add_params,
+    advance_state,
+    blank_examples,
+    descend,
+    fold_in,
+    iterates,
+    prefixed,
+    sum_of,
+    training_progress,
+)
+
+# The weights of all steps but the last fall to this part of their start.
+FLOOR = 0.03
+
+
+class MAMLPPOptions(InnerLoopOptions):
+    """Options of MAML++."""
+
+    steps: int = Field(3, ge=0, le=1000, description="inner steps in training (S in the code)")
+    norm: NormPolicy = Field(
+        "per-step", description="which statistics batch norm uses for queries; per-step keeps averages of each step"
+    )
+    adjoint: Literal["unroll", "recompute", "first-order"] = Field(
+        "unroll", description="how the inner loop is differentiated after the first-order part of the training"
+    )
+    multi_step: float = Field(
+        0.1, ge=0, le=1, description="first part of the training, with the losses of all inner steps; 0: the last alone"
+    )
+    first_order: float = Field(0.0, ge=0, le=1, description="first part of the training, in first order; 0: none")
+    per_step_norm: bool = Field(True, description="whether norm layers have a scale and a shift for each inner step")
+
+
+class MAMLPlusPlus(InnerLoopLearner):
+    """Learns an initialisation as MAML does, with losses, learning rates and batch norm of each inner step.
+
+    Departures from the paper:
+    """
+
+    Config = MAMLPPOptions
+    reference: ClassVar[str] = "Antoniou, Edwards, Storkey 2019, arXiv 1810.09502, section 4"
+    config: MAMLPPOptions
+    defaults: ClassVar = {
+        "classification": {
+            "learner": {"steps": 3, "test_steps": 3},
+            "adapters": {"lslr": {"steps": 3, "lr": 0.4}},
+            "train": {"queries": 5, "tasks": 8, "steps": 2000, "lr": 2e-3},
+            "schedule": {"name": "cosine", "floor": 0.01},
+        },
+        "multi-label": {
+            "learner": {"steps": 3, "test_steps": 3},
+            "adapters": {"lslr": {"steps": 3, "lr": 0.4}},
+            "train": {"steps": 5000, "tasks": 16},
+            "schedule": {"name": "cosine", "floor": 0.01},
+        },
+        "regression": {
+            "learner": {"steps": 5, "test_steps": 5},
+            "adapters": {"lslr": {"steps": 5, "lr": 0.01}},
+            "train": {"steps": 10000, "tasks": 25},
+            "schedule": {"name": "cosine", "floor": 0.01},
+        },
+    }
+
+    def __init__(self, config: MAMLPPOptions, parts: Parts) -> None:
+        super().__init__(config, parts)
+        trained = {*self.model.body, *self.model.head}
+        self.per_step = sorted(self.model.norm_names & trained) if config.per_step_norm else []
+        self.every_step = config.multi_step > 0 and config.steps > 1
+        self.phases = {(first, every): self._phase(first, every) for first in (False, True) for every in (False, True)}
+
+    def _phase(self, first_order: bool, every_step: bool) -> MAMLPlusPlus:
+        """Return the learner of a phase, which differs from this one in the adjoint and the loss alone."""
+        if (first_order, every_step) == (False, self.every_step):
+            return self
+        phase = copy(self)
+        phase.adjoint, phase.every_step = Adjoint("first-order") if first_order else self.adjoint, every_step
+        return phase
+
+    def during(self, share: float) -> MAMLPlusPlus:
+        """Return the learner of a phase: in first order or not, with the losses of all steps or of the last alone."""
+        return self.phases[share < self.config.first_order, self.every_step and share < self.config.multi_step]
+
+    def init(self, key: Key) -> Params:
+        """Return the values as MAML's, but scale and shift of norm layers with a leading axis of inner steps."""
+        values = super().init(key)
+        rows = max(self.config.steps, 1)
+        values |= {name: values[name].expand(rows, *values[name].shape).clone() for name in self.per_step}
+        # Again, because an adapter makes what it meta-learns in the shapes of what it adapts.
+        start = self.start(values, blank_examples(self.spec), None)
+        values |= prefixed("adapters", self.adapter.init(start, fold_in(key, "adapters")))
+        return values | (training_progress() if self.every_step else {})
+
+    def norm_of(self, values: Params, step: int) -> Params:
+        """Return scale and shift of the norm layers in a pass of step k, from 0; the last ones for further steps."""
+        row = min(step, max(self.config.steps, 1) - 1)
+        return {name: values[name][row] for name in self.per_step}
+
+    def support_loss(self, values: Params, batch: Examples, step: int, key: Key | None) -> tuple[Tensor, Params]:
+        """Return the task loss on the support set with the norm layers of the step."""
+        return super().support_loss(values | self.norm_of(values, step), batch, step, key)
+
+    def for_queries(self, values: Params, fast: Params, support: Examples, step: int, key: Key | None) -> Params:
+        """Return θ_k with the norm layers of the last inner step, which the authors' code uses for the queries too."""
+        fast = fast | self.norm_of(values | fast, max(step - 1, 0))
+        return fast | self.model.statistics(values | fast, support.x, Pass(key, step, "support"))
+
+    def descend(self, values: Params, support: Examples, steps: int, key: Key | None) -> tuple[Params, Params]:
+        """Return θ_k after k = `steps` inner steps, as `for_queries` returns it, and the changes of state entries."""
+        start, inputs = self.start(values, support, key), support if key is None else (*support, key)
+        how, factor = self.adjoint, self.config.proximal
+        fast, state = descend(self.objective, values, start, self.adapter, steps, *inputs, adjoint=how, proximal=factor)
+        return self.for_queries(values, fast, support, steps, key), state
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        """Return the query loss of θ_S, or the sum of those of θ_1 … θ_S with their weights (equation 3)."""
+        start, how, factor = self.start(values, task.support, key), self.adjoint, self.config.proximal
+        # fmt: off
+        path = iterates(self.objective, values, start, self.adapter, self.config.steps, *task.support, key,
+                        adjoint=how, proximal=factor)
+        # fmt: on
+        fasts = [self.for_queries(values, fast, task.support, step, key) for step, (fast, _) in enumerate(path)]
+        state, losses = path[-1][1], []
+        for step in range(1, self.config.steps) if self.every_step else ():
+            current = values | advance_state(values, state) | fasts[step]
+            prediction, change = self.model.observe(current, task.query.x, Pass(key, step, "query"))
+            losses.append(self.criterion(prediction, task.query.y))
+            state = add_params(state, change)
+        loss, aux = self.query_loss(values, fasts[-1], task, key, state)
+        if not self.every_step:
+            return loss, aux
+        weights = step_weights(self.config.steps, values[SHARE] / self.config.multi_step)
+        return sum_of(weight * each for weight, each in zip(weights, [*losses, loss], strict=True)), aux
+
+
+def step_weights(steps: int, share: Tensor) -> Tensor:
+    """Return the weights w_1 … w_S `[steps]` of the losses after each inner step, whose sum is 1.
+
+    Args:
+        steps: Number of inner steps S, at least 1.
+        share: The fraction that is done of the part of the training with the losses of all steps. All weights start at
+            1/S; all but the last fall linearly to 0.03/S, and to 0 at the end of that part.
+    """
+    others = ((1 - share) / steps).clamp_min(FLOOR / steps)
+    others = torch.where(share < 1, others, torch.zeros_like(others)).expand(steps - 1)
+    return torch.cat([others, (1 - others.sum()).reshape(1)])
