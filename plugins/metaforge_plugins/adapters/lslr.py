@@ -22,7 +22,16 @@ class LSLROptions(Options):
 
 
 class LSLR(Adapter):
-    """Gradient descent with a meta-learned learning rate for every parameter tensor and inner step."""
+    """Gradient descent with a meta-learned learning rate for every parameter tensor and inner step.
+
+    In a chain the gradients are the outputs of the adapter before it, which may be preconditioned.
+
+    Departures from the paper:
+    - Rates of a layer. The paper has one rate per layer and inner step. Here the weight and the bias of a layer have
+      one each, as in the authors' code. No option changes that.
+    - Initial rates. The authors' code starts all of them at 0.1; suggested are 0.4 for labels and 0.01 for regression,
+      the rates of `maml`. `adapters.lslr.lr=0.1` gives theirs.
+    """
 
     Config = LSLROptions
     reference: ClassVar[str] = "Antoniou, Edwards, Storkey 2019, arXiv 1810.09502, section 4"

@@ -1,4 +1,4 @@
-"""MAML++: MAML with the losses of all inner steps, learned rates, and batch norm for each step, made stable to train.
+"""MAML++: MAML with the query losses after all inner steps, and with learning rates and batch norm of each step.
 
 Antoniou, Edwards, Storkey, "How to Train Your MAML", ICLR 2019 (arXiv 1810.09502).
 """
@@ -32,6 +32,7 @@ from metaforge.authoring import (
     fold_in,
     iterates,
     prefixed,
+    select,
     sum_of,
     training_progress,
 )
@@ -51,16 +52,56 @@ class MAMLPPOptions(InnerLoopOptions):
         "unroll", description="how the inner loop is differentiated after the first-order part of the training"
     )
     multi_step: float = Field(
-        0.1, ge=0, le=1, description="first part of the training, with the losses of all inner steps; 0: the last alone"
+        0.1,
+        ge=0,
+        le=1,
+        description="share of the training, from its start, in which the loss is a weighted sum of the query losses"
+        " after all inner steps; in the rest of it the loss is the last of these alone",
     )
-    first_order: float = Field(0.0, ge=0, le=1, description="first part of the training, in first order; 0: none")
-    per_step_norm: bool = Field(True, description="whether norm layers have a scale and a shift for each inner step")
+    first_order: float = Field(
+        0.0, ge=0, le=1, description="share of the training, from its start, in which the meta-gradient is first order"
+    )
+    per_step_norm: bool = Field(
+        True,
+        description="whether norm layers have a scale and a shift for each inner step; queries are normalised with those"
+        " of the step before them, and further steps with the last",
+    )
 
 
 class MAMLPlusPlus(InnerLoopLearner):
-    """Learns an initialisation as MAML does, with losses, learning rates and batch norm of each inner step.
+    """Learns an initialisation as MAML does, with query losses, learning rates and batch norm of each inner step.
+
+    Every part can be switched off: the losses of all steps by `learner.multi_step=0`, the rates by `--adapter sgd`,
+    the scale and shift of each step by `learner.per_step_norm=false`, the statistics of each step by
+    `learner.norm=transductive`, first order by `learner.first_order=0`, and the falling outer rate by
+    `schedule.name=constant`. Without any of them it is `maml`.
 
     Departures from the paper:
+    - Inner steps and their rates. The authors take 5 steps on images; suggested are 3. `learner.steps=5`,
+      `learner.test_steps=5` and `adapters.lslr.steps=5` give theirs. Their code starts all rates at 0.1; suggested is
+      0.4. `adapters.lslr.lr=0.1` gives theirs.
+    - First order. The paper proposes to begin the training in first order. In the configurations of the authors' code
+      all of it is in second order, as by default here. `learner.first_order=0.5` makes the first half first-order.
+    - Losses of all steps. In the authors' code their weights change after each epoch, and only the last loss is left
+      after 10 of 100 epochs on Omniglot, and 15 on miniImageNet. Here the weights change in every outer step, and only
+      the last loss is left after a tenth. `learner.multi_step=0.15` gives the other share.
+    - Statistics of batch norm. The paper proposes to use the running averages of each step in evaluation. The authors'
+      code collects them and normalises every batch by its own statistics, as here. No option changes that.
+    - Scale and shift of each step. In the authors' code batch norm alone has them; here every other norm layer with a
+      scale and a shift has them too. No option changes that.
+    - Network. The authors use leaky ReLU and 64 filters with pooling on Omniglot; suggested are ReLU and 32 filters.
+      `backbone.variant=pool` gives 64, and no option the leaky ReLU. See also the departures of the backbone `conv4`.
+    - Training on Omniglot. The authors take 50,000 outer steps, with one query per class and an outer rate that falls
+      from 1e-3 to 1e-5. Suggested are 2,000, with 5 queries and from 2e-3 to 2e-5. `train.steps=50000`,
+      `train.queries=1` and `train.lr=1e-3` give theirs.
+    - Evaluation. The authors combine the five checkpoints that are best in validation. Here an evaluation is of one
+      checkpoint. No option changes that.
+    - Images of Omniglot. The authors split the characters at random into 1150, 50 and 423, resize by Lanczos, and do
+      not invert the images. `dataset.split=random` has 1100, 100 and 423 characters; `dataset.resample=lanczos` and
+      `dataset.invert=false` give the rest.
+    - Clipping. On miniImageNet the authors limit the entries of the meta-gradient to ±10; here they have no limit by
+      default. `train.clip_value=10` gives theirs.
+    - Regression. The paper has none; the suggested settings are those of `maml`, with 5 inner steps.
     """
 
     Config = MAMLPPOptions
@@ -70,6 +111,7 @@ class MAMLPlusPlus(InnerLoopLearner):
         "classification": {
             "learner": {"steps": 3, "test_steps": 3},
             "adapters": {"lslr": {"steps": 3, "lr": 0.4}},
+            "backbone": {"variant": "pool-32"},
             "train": {"queries": 5, "tasks": 8, "steps": 2000, "lr": 2e-3},
             "schedule": {"name": "cosine", "floor": 0.01},
         },
@@ -91,7 +133,8 @@ class MAMLPlusPlus(InnerLoopLearner):
         super().__init__(config, parts)
         trained = {*self.model.body, *self.model.head}
         self.per_step = sorted(self.model.norm_names & trained) if config.per_step_norm else []
-        self.every_step = config.multi_step > 0 and config.steps > 1
+        # Whether the loss changes in training, and whether that of the present phase has the losses of all steps.
+        self.anneals = self.every_step = config.multi_step > 0 and config.steps > 1
         self.phases = {(first, every): self._phase(first, every) for first in (False, True) for every in (False, True)}
 
     def _phase(self, first_order: bool, every_step: bool) -> MAMLPlusPlus:
@@ -104,7 +147,7 @@ class MAMLPlusPlus(InnerLoopLearner):
 
     def during(self, share: float) -> MAMLPlusPlus:
         """Return the learner of a phase: in first order or not, with the losses of all steps or of the last alone."""
-        return self.phases[share < self.config.first_order, self.every_step and share < self.config.multi_step]
+        return self.phases[share < self.config.first_order, self.anneals and share < self.config.multi_step]
 
     def init(self, key: Key) -> Params:
         """Return the values as MAML's, but scale and shift of norm layers with a leading axis of inner steps."""
@@ -114,7 +157,7 @@ class MAMLPlusPlus(InnerLoopLearner):
         # Again, because an adapter makes what it meta-learns in the shapes of what it adapts.
         start = self.start(values, blank_examples(self.spec), None)
         values |= prefixed("adapters", self.adapter.init(start, fold_in(key, "adapters")))
-        return values | (training_progress() if self.every_step else {})
+        return values | (training_progress() if self.anneals else {})
 
     def norm_of(self, values: Params, step: int) -> Params:
         """Return scale and shift of the norm layers in a pass of step k, from 0; the last ones for further steps."""
@@ -136,6 +179,16 @@ class MAMLPlusPlus(InnerLoopLearner):
         how, factor = self.adjoint, self.config.proximal
         fast, state = descend(self.objective, values, start, self.adapter, steps, *inputs, adjoint=how, proximal=factor)
         return self.for_queries(values, fast, support, steps, key), state
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
+        """Return θ_k; scale and shift of its norm layers, which are not adapted, are the entries `query.<name>`."""
+        fast = super().adapt(values, support, steps=steps, key=key)
+        norm = {name: fast.pop(name) for name in self.per_step}
+        return fast | prefixed("query", norm)
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        """Return the adapted network's output `[n, outputs]` for `x` `[n, *x_shape]`."""
+        return super().predict(values, fast | select(fast, "query"), x, key=key)
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the query loss of θ_S, or the sum of those of θ_1 … θ_S with their weights (equation 3)."""
