@@ -63,8 +63,8 @@ class MAMLPPOptions(InnerLoopOptions):
     )
     per_step_norm: bool = Field(
         True,
-        description="whether norm layers have a scale and a shift for each inner step; queries are normalised with those"
-        " of the step before them, and further steps with the last",
+        description="whether norm layers have a scale and a shift for each inner step; queries have those of the step"
+        " before them, and further steps those of the last",
     )
 
 
@@ -169,7 +169,7 @@ class MAMLPlusPlus(InnerLoopLearner):
         return super().support_loss(values | self.norm_of(values, step), batch, step, key)
 
     def for_queries(self, values: Params, fast: Params, support: Examples, step: int, key: Key | None) -> Params:
-        """Return θ_k with the norm layers of the last inner step, which the authors' code uses for the queries too."""
+        """Return θ_k for queries: with scale and shift of the last inner step, as in the authors' code."""
         fast = fast | self.norm_of(values | fast, max(step - 1, 0))
         return fast | self.model.statistics(values | fast, support.x, Pass(key, step, "support"))
 
@@ -181,7 +181,7 @@ class MAMLPlusPlus(InnerLoopLearner):
         return self.for_queries(values, fast, support, steps, key), state
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
-        """Return θ_k; scale and shift of its norm layers, which are not adapted, are the entries `query.<name>`."""
+        """Return θ_k; scale and shift of its norm layers for queries are the entries `query.<name>`."""
         fast = super().adapt(values, support, steps=steps, key=key)
         norm = {name: fast.pop(name) for name in self.per_step}
         return fast | prefixed("query", norm)
@@ -192,22 +192,21 @@ class MAMLPlusPlus(InnerLoopLearner):
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the query loss of θ_S, or the sum of those of θ_1 … θ_S with their weights (equation 3)."""
-        start, how, factor = self.start(values, task.support, key), self.adjoint, self.config.proximal
-        # fmt: off
-        path = iterates(self.objective, values, start, self.adapter, self.config.steps, *task.support, key,
-                        adjoint=how, proximal=factor)
-        # fmt: on
-        fasts = [self.for_queries(values, fast, task.support, step, key) for step, (fast, _) in enumerate(path)]
+        support, query, steps = *task[:2], self.config.steps
+        start, how, factor = self.start(values, support, key), self.adjoint, self.config.proximal
+        path = iterates(self.objective, values, start, self.adapter, steps, *support, key, adjoint=how, proximal=factor)
         state, losses = path[-1][1], []
-        for step in range(1, self.config.steps) if self.every_step else ():
-            current = values | advance_state(values, state) | fasts[step]
-            prediction, change = self.model.observe(current, task.query.x, Pass(key, step, "query"))
-            losses.append(self.criterion(prediction, task.query.y))
+        for step in range(1, steps) if self.every_step else ():
+            fast = self.for_queries(values, path[step][0], support, step, key)
+            current = values | advance_state(values, state) | fast
+            prediction, change = self.model.observe(current, query.x, Pass(key, step, "query"))
+            losses.append(self.criterion(prediction, query.y))
             state = add_params(state, change)
-        loss, aux = self.query_loss(values, fasts[-1], task, key, state)
+        fast = self.for_queries(values, path[-1][0], support, steps, key)
+        loss, aux = self.query_loss(values, fast, task, key, state)
         if not self.every_step:
             return loss, aux
-        weights = step_weights(self.config.steps, values[SHARE] / self.config.multi_step)
+        weights = step_weights(steps, values[SHARE] / self.config.multi_step)
         return sum_of(weight * each for weight, each in zip(weights, [*losses, loss], strict=True)), aux
 
 
