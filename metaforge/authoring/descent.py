@@ -122,7 +122,21 @@ def iterates(
 ) -> list[tuple[Params, Params]]:
     """Return what `descend` returns after 0, 1, …, `steps` steps, from one pass through the inner loop.
 
-    The arguments are those of `descend`, and so is the `ContractError`.
+    Args:
+        objective: As for `descend`, like all other arguments.
+        values: All values that the objective reads.
+        fast: The parameters to adapt.
+        adapter: Returns what is subtracted.
+        steps: Number of inner steps.
+        *inputs: Tensors for the objective.
+        adjoint: How each result is differentiated.
+        proximal: Factor of the proximal term.
+
+    Returns:
+        The adapted parameters and what to add to the `state.` entries, for each number of steps.
+
+    Raises:
+        ContractError: As for `descend`.
 
     Example:
         >>> import torch

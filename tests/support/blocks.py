@@ -143,7 +143,10 @@ def check_toml(block: Block, *, resolve: bool) -> None:
     if Path(block.file).name == "pyproject.toml":
         assert set(values["project"]["entry-points"]) <= set(GROUPS), block.place
     elif resolve:
-        resolved([Layer(block.place, values)], scan(), complete="learner" in values)
+        # The suggested settings of an adapter may be options of whichever learner uses it.
+        learner = values.get("learner", {})
+        complete = isinstance(learner, str) or "name" in learner
+        resolved([Layer(block.place, values)], scan(), complete=complete)
 
 
 def run_python(code: str, folder: Path, name: str) -> str:

@@ -77,9 +77,8 @@ class MAMLPlusPlus(InnerLoopLearner):
     `schedule.name=constant`. Without any of them it is `maml`.
 
     Departures from the paper:
-    - Inner steps and their rates. The authors take 5 steps on images; suggested are 3. `learner.steps=5`,
-      `learner.test_steps=5` and `adapters.lslr.steps=5` give theirs. Their code starts all rates at 0.1; suggested is
-      0.4. `adapters.lslr.lr=0.1` gives theirs.
+    - Inner steps. The authors take 5 steps on images; suggested are 3. `learner.steps=5`,
+      `learner.test_steps=5` and `adapters.lslr.steps=5` give theirs.
     - First order. The paper proposes to begin the training in first order. In the configurations of the authors' code
       all of it is in second order, as by default here. `learner.first_order=0.5` makes the first half first-order.
     - Losses of all steps. In the authors' code their weights change after each epoch, and only the last loss is left
@@ -101,7 +100,8 @@ class MAMLPlusPlus(InnerLoopLearner):
       `dataset.invert=false` give the rest.
     - Clipping. On miniImageNet the authors limit the entries of the meta-gradient to ±10; here they have no limit by
       default. `train.clip_value=10` gives theirs.
-    - Regression. The paper has none; the suggested settings are those of `maml`, with 5 inner steps.
+    - Regression. The paper has none. The suggested settings are those of `maml`, with 3 inner steps and a limit of 5
+      on the norm of the meta-gradient, because learned rates can make a task diverge.
     """
 
     Config = MAMLPPOptions
@@ -110,21 +110,21 @@ class MAMLPlusPlus(InnerLoopLearner):
     defaults: ClassVar = {
         "classification": {
             "learner": {"steps": 3, "test_steps": 3},
-            "adapters": {"lslr": {"steps": 3, "lr": 0.4}},
+            "adapters": {"lslr": {"steps": 3, "lr": 0.1}},
             "backbone": {"variant": "pool-32"},
             "train": {"queries": 5, "tasks": 8, "steps": 2000, "lr": 2e-3},
             "schedule": {"name": "cosine", "floor": 0.01},
         },
         "multi-label": {
             "learner": {"steps": 3, "test_steps": 3},
-            "adapters": {"lslr": {"steps": 3, "lr": 0.4}},
+            "adapters": {"lslr": {"steps": 3, "lr": 0.1}},
             "train": {"steps": 5000, "tasks": 16},
             "schedule": {"name": "cosine", "floor": 0.01},
         },
         "regression": {
-            "learner": {"steps": 5, "test_steps": 5},
-            "adapters": {"lslr": {"steps": 5, "lr": 0.01}},
-            "train": {"steps": 10000, "tasks": 25},
+            "learner": {"steps": 3, "test_steps": 3},
+            "adapters": {"lslr": {"steps": 3, "lr": 0.01}},
+            "train": {"steps": 10000, "tasks": 25, "clip": 5.0},
             "schedule": {"name": "cosine", "floor": 0.01},
         },
     }
