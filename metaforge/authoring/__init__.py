@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from metaforge.authoring.descent import Adjoint, Chain, Objective, descend
+    from metaforge.authoring.descent import Adjoint, Chain, Objective, descend, iterates
     from metaforge.authoring.functional import (
         add_params,
         advance_state,
@@ -166,6 +166,7 @@ __all__ = [
     "fused",
     "gradient",
     "hookimpl",
+    "iterates",
     "label_accuracy",
     "make_key",
     "matching",

@@ -6,7 +6,8 @@ two apart is that of optimistix (Rader, Lyons, Kidger 2024, arXiv 2402.09983).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from torch.func import grad
 from metaforge.authoring.functional import add_params, advance_state, detach_params, gradient, prefixed, select, sum_of
 from metaforge.authoring.keys import fold_in
 from metaforge.authoring.protocols import AdapterTags, GradientTransform, InnerStep, Key, Params
-from metaforge.errors import ContractError
+from metaforge.authoring.updates import updated
 from metaforge.kernels.implicit import Solver, conjugate_gradients, implicit_solution, neumann_series
 from metaforge.kernels.recompute import recompute_in_backward
 
@@ -105,20 +106,51 @@ def descend(
         {'w': tensor(0.2500)}
     """
     loop = InnerLoop(objective, adapter, adjoint, proximal, torch.is_grad_enabled())
-    meta, start = select(values, "adapters"), fast
-    base = detach_params(values) if adjoint.constant else values
-    with torch.no_grad() if adjoint.method == "implicit" else nullcontext():
-        state, changes = adapter.start(meta, fast), Params()
-        for number in range(steps):
-            function = partial(loop.step, number)
-            if adjoint.method == "recompute" and loop.tracked:
-                function = partial(recompute_in_backward, function)
-            fast, state, changes = function(base, meta, start, fast, state, changes, *inputs)
-    if adjoint.method == "implicit" and loop.tracked and steps:
-        slope = partial(loop.slope, max(steps - 1, 0))
-        current = values | advance_state(values, changes)
-        fast = implicit_solution(slope, detach_params(fast), solver_of(adjoint), current, start, *inputs)
-    return fast, add_params(changes, prefixed("adapters", adapter.carry(meta, state)))
+    reached = deque(loop.run(values, fast, steps, *inputs), maxlen=1).pop()
+    return loop.result(values, fast, steps, reached, *inputs)
+
+
+def iterates(
+    objective: Objective,
+    values: Params,
+    fast: Params,
+    adapter: GradientTransform,
+    steps: int,
+    *inputs: Tensor,
+    adjoint: Adjoint = UNROLL,
+    proximal: float = 0.0,
+) -> list[tuple[Params, Params]]:
+    """Return what `descend` returns after 0, 1, …, `steps` steps, from one pass through the inner loop.
+
+    Args:
+        objective: As for `descend`, like all other arguments.
+        values: All values that the objective reads.
+        fast: The parameters to adapt.
+        adapter: Returns what is subtracted.
+        steps: Number of inner steps.
+        *inputs: Tensors for the objective.
+        adjoint: How each result is differentiated.
+        proximal: Factor of the proximal term.
+
+    Returns:
+        The adapted parameters and what to add to the `state.` entries, for each number of steps.
+
+    Raises:
+        ContractError: As for `descend`.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import GradientTransform, iterates
+        >>> class Descent(GradientTransform):
+        ...     def update(self, meta, grads, state, params, step):
+        ...         return {name: 0.25 * g for name, g in grads.items()}, state
+        >>> values = {"w": torch.tensor(1.0)}
+        >>> [float(fast["w"]) for fast, _ in iterates(lambda v, step: (v["w"] ** 2, {}), values, values, Descent(), 2)]
+        [1.0, 0.5, 0.25]
+    """
+    loop = InnerLoop(objective, adapter, adjoint, proximal, torch.is_grad_enabled())
+    path = enumerate(loop.run(values, fast, steps, *inputs))
+    return [loop.result(values, fast, number, reached, *inputs) for number, reached in path]
 
 
 @dataclass(frozen=True)
@@ -130,6 +162,36 @@ class InnerLoop:
     adjoint: Adjoint
     proximal: float
     tracked: bool
+
+    def run(
+        self, values: Params, start: Params, steps: int, *inputs: Tensor
+    ) -> Iterator[tuple[Params, Params, Params]]:
+        """Yield parameters, the adapter's state and changes of the `state.` entries after 0, 1, …, `steps` steps."""
+        implicit, recompute = self.adjoint.method == "implicit", self.adjoint.method == "recompute"
+        meta, fast = select(values, "adapters"), start
+        base = detach_params(values) if self.adjoint.constant else values
+        with torch.no_grad() if implicit else nullcontext():
+            state, changes = self.adapter.start(meta, fast), Params()
+        yield fast, state, changes
+        for number in range(steps):
+            function = partial(self.step, number)
+            if recompute and self.tracked:
+                function = partial(recompute_in_backward, function)
+            # Not around `yield`, which would leave it in force for the caller.
+            with torch.no_grad() if implicit else nullcontext():
+                fast, state, changes = function(base, meta, start, fast, state, changes, *inputs)
+            yield fast, state, changes
+
+    def result(
+        self, values: Params, start: Params, steps: int, reached: tuple[Params, Params, Params], *inputs: Tensor
+    ) -> tuple[Params, Params]:
+        """Return what `descend` returns where `run` has reached this after so many steps."""
+        fast, state, changes = reached
+        if self.adjoint.method == "implicit" and self.tracked and steps:
+            slope = partial(self.slope, steps - 1)
+            current = values | advance_state(values, changes)
+            fast = implicit_solution(slope, detach_params(fast), solver_of(self.adjoint), current, start, *inputs)
+        return fast, add_params(changes, prefixed("adapters", self.adapter.carry(select(values, "adapters"), state)))
 
     def step(
         self,
@@ -154,7 +216,7 @@ class InnerLoop:
         if isinstance(self.adapter, Chain):  # It compares the updates of each of its adapters itself.
             updates, state = self.adapter.update(meta, grads, state, fast, step)
         else:
-            updates, state = _updated(self.adapter, "", meta, grads, state, fast, step)
+            updates, state = updated(self.adapter, "", meta, grads, state, fast, step)
         fast = {name: value - updates[name] for name, value in fast.items()}
         return fast, state, add_params(changes, detach_params(change))
 
@@ -179,44 +241,6 @@ def solver_of(adjoint: Adjoint) -> Solver:
     if adjoint.solver == "cg":
         return conjugate_gradients(adjoint.solver_steps)
     return neumann_series(adjoint.solver_steps, adjoint.solver_rate)
-
-
-def _updated(
-    transform: GradientTransform,
-    name: str,
-    meta: Params,
-    grads: Params,
-    state: Params,
-    params: Params,
-    step: InnerStep,
-) -> tuple[Params, Params]:
-    """Return what the `update` of a transform returns, of which `name` is the name in its chain, if it has one.
-
-    Updates of another shape would be broadcast against the parameters, and the result would be wrong.
-
-    Raises:
-        ContractError: It is not a pair of dictionaries, of which the first has the names and shapes of `grads`.
-    """
-    result = transform.update(meta, grads, state, params, step)
-    # In every inner step of a run: comparisons of shapes, which are tuples, and no tensor operation.
-    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
-        updates = result[0]
-        if isinstance(updates, Mapping) and updates.keys() == grads.keys():
-            wrong = [each for each, grad in grads.items() if getattr(updates[each], "shape", None) != grad.shape]
-            if not wrong:
-                return result
-            found = f"gives {wrong[0]!r} the shape {_shape(updates[wrong[0]])}, not {list(grads[wrong[0]].shape)}"
-        else:
-            names = sorted(map(str, updates.keys() ^ grads.keys())) if isinstance(updates, Mapping) else []
-            found = f"differs from the gradients in the names {', '.join(names[:3])}" if names else "gives no updates"
-    else:
-        found = "does not return a pair of updates and state, both dictionaries of tensors"
-    label = f"the adapter {name!r}" if name else type(transform).__name__
-    raise ContractError(f"the update of {label} {found}", owner=transform)
-
-
-def _shape(value: object) -> object:
-    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 class Chain(GradientTransform):
@@ -264,7 +288,7 @@ class Chain(GradientTransform):
         states = {}
         for name, adapter in self.adapters.items():
             own, before = select(meta, name), select(state, name)
-            grads, states[name] = _updated(adapter, name, own, grads, before, params, step)
+            grads, states[name] = updated(adapter, name, own, grads, before, params, step)
         return grads, self._joined(states)
 
     def carry(self, meta: Params, state: Params) -> Params:
