@@ -23,9 +23,8 @@ class TAMLEntropy(Regularizer):
     """Rewards predictions that are uncertain before the inner loop and certain after it.
 
     Departures from the paper:
-    - Weight. The paper adds up the losses and entropies of the tasks; here both are means over the tasks of an outer
-      step, which leaves λ as it is. The suggested λ is none of the paper's, whose values were not available.
-      `regularizers.taml-entropy.weight` sets it.
+    - Weight. The paper's λ was not available; suggested is 0.1. `regularizers.taml-entropy.weight` sets it. The paper
+      adds up the losses and the entropies of the tasks. Here both are means over the tasks, so that λ means the same.
     - Examples. Both entropies are those of the predictions for the query set. No option changes that.
     """
 

@@ -30,7 +30,10 @@ class TAMLInequalityOptions(Options):
         2.0, ge=-2, le=4, description="α of generalised-entropy: the larger, the more large losses count; 1 is theil"
     )
     epsilon: float = Field(
-        0.5, gt=0, le=2, description="ε of atkinson, the aversion to inequality: the larger, the more small losses count"
+        0.5,
+        gt=0,
+        le=2,
+        description="ε of atkinson, the aversion to inequality: the larger, the more small losses count",
     )
 
 
@@ -38,9 +41,9 @@ class TAMLInequality(Regularizer):
     """Penalises the inequality of the tasks' losses before the inner loop, by one of five measures.
 
     Departures from the paper:
-    - Weight. The paper adds the inequality to the sum of the losses of the tasks; here it is added to their mean. So a λ
-      of the paper corresponds to one that is divided by the number of tasks. The suggested λ is none of the paper's,
-      whose values were not available. `regularizers.taml-inequality.weight` sets it.
+    - Weight. The paper adds λ times the inequality to the sum of the tasks' losses, here it is added to their mean. So
+      a λ of the paper corresponds to λ divided by the number of tasks here. The paper's λ was not available; suggested
+      is 0.1. `regularizers.taml-inequality.weight` sets it.
     - Examples. The losses before the inner loop are those of the query set. No option changes that.
     - Losses of zero. 1e-8 is added to every loss, because most of the measures take logarithms. No option changes that.
     """
