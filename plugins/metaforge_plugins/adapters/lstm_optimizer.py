@@ -73,7 +73,7 @@ class LSTMOptimizer(Adapter):
         }
 
     def start(self, meta: Params, params: Params) -> Params:
-        """Return zeros: the state of the LSTM `[coordinates, hidden]`, and the gates before the first step `[coordinates]`."""
+        """Return zeros: the state of the LSTM `[coordinates, hidden]`, and the last gates `[coordinates]`."""
         zeros = torch.zeros_like(flat(params))
         lstm = zeros.unsqueeze(-1).expand(-1, self.config.hidden)
         return {"hidden": lstm, "cell": lstm, "forget": zeros, "input": zeros}
