@@ -16,7 +16,7 @@ from metaforge.registry.scan import scan
 REGISTRY = scan()
 LEARNERS = [entry.name for entry in REGISTRY.entries("learner") if entry.distribution == CORE]
 # Enough characters, and images of each, for a training task with the default settings of any learner.
-GLYPHS = {"name": "glyphs", "train": 60, "val": 5, "test": 10, "writers": 16}
+GLYPHS = {"name": "glyphs", "train": 100, "val": 5, "test": 10, "writers": 16}
 SETTINGS = {"engine": {"threads": 1}, "train": {"log_every": 1}, "task": {"queries": 5}}
 
 
