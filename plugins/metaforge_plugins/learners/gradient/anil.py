@@ -28,6 +28,7 @@ from metaforge.authoring import (
     add_params,
     advance_state,
     draws_noise,
+    hookimpl,
     one_hot,
 )
 from metaforge.errors import ConfigError
@@ -59,25 +60,29 @@ class HeadLearner(InnerLoopLearner):
 class ANIL(HeadLearner):
     """Learns features, and the initial head from which a few gradient steps on the head alone solve a new task.
 
-    Settings for four ways to train it, of which RUN is a run of `anil` or `maml` with the same backbone:
+    Settings for four ways to train it, where RUN is a run of `anil` or `maml` with the same backbone:
     - From scratch, second order: the default.
-    - From scratch, first order: `learner.adjoint=first-order`.
-    - Pretrained body, trained further: `train.init_from=RUN` and `train.init_patterns=["model.0.*"]`. For a run of a
-      learner without a head, such as `protonet`, the pattern is `model.* -> model.0.*`. Or, for the weights in a
-      safetensors file, `backbone.weights=FILE`. Add `learner.adjoint=first-order` for first order.
-    - Pretrained body, frozen but for the parameters and averages of batch norm: as before, and for the backbone `conv4`
-      `train.freeze=["model.0.*.conv.*"]`. `train.freeze=["model.0.*"]` freezes these too.
+    - From scratch, first order: `learner.adjoint=first-order`. The gradient of the body is then that of the query loss
+      with the adapted head as a constant; only in second order does it take into account how features change the head.
+    - Pretrained body, trained further: `train.init_from=RUN` and `train.init_patterns=["model.0.*"]`, in first or in
+      second order. For a run of a learner without a head, such as `protonet`, the pattern is `model.* -> model.0.*`. Or
+      `backbone.weights=FILE`, for the weights in a safetensors file.
+    - Pretrained body, frozen but for batch norm: as before, and for the backbone `conv4`
+      `train.freeze=["model.0.*.conv.*"]`. With `learner.norm=running` the averages of batch norm keep moving.
+      `train.freeze=["model.0.*"]` freezes batch norm too.
+
+    To evaluate a trained RUN without a head: `train.init_from=RUN`, `train.steps=0` and `learner.nil=true`.
 
     Where a regularizer acts on the layers of the network, or dropout in it draws other noise in each inner step,
-    features are not the same in each step. They are then computed in each step, as by `maml`.
+    features are not the same in each step. They are then computed in each step, as by `maml` with `learner.adapt=head`.
 
     Departures from the paper:
     - Those of `maml`: the inner rate in classification is for a mean over the examples, the head has the initial values
       of `nn.Linear` instead of N(0, 1), batch norm has a scale γ (`backbone.affine=shift` gives theirs), the backbones
       differ, and the suggested training is shorter.
-    - Inner loop. The paper takes the rates and steps of MAML: for 5 ways on Omniglot, 1 step in training and 3 in
-      evaluation, at the rate 2.0 for a mean over the examples. `learner.steps=1`, `learner.test_steps=3` and
-      `adapters.sgd.lr=2.0` give those.
+    - Inner loop. The paper takes the settings of MAML: for 5 ways on Omniglot 1 step in training and 3 in evaluation,
+      whose rate for a mean over the examples is 2.0. Suggested are 5 and 10 steps of rate 1.0. `learner.steps=1`,
+      `learner.test_steps=3` and `adapters.sgd.lr=2.0` give those of MAML.
     - Without a head (`learner.nil=true`). The paper refers to Matching Networks for how similarities weight the labels
       of the support set. Here, as there, the weights are the softmax of the cosine similarities.
     """
@@ -86,18 +91,18 @@ class ANIL(HeadLearner):
     config: ANILOptions
     defaults: ClassVar = {
         "classification": {
-            "learner": {"steps": 5, "test_steps": 5},
-            "adapters": {"sgd": {"lr": 0.4}},
+            "learner": {"steps": 5, "test_steps": 10},
+            "adapters": {"sgd": {"lr": 1.0}},
             "train": {"queries": 5, "tasks": 8, "steps": 2000, "lr": 2e-3},
             "schedule": {"name": "cosine"},
         },
         "multi-label": {
-            "learner": {"steps": 5, "test_steps": 5},
-            "adapters": {"sgd": {"lr": 0.4}},
+            "learner": {"steps": 5, "test_steps": 10},
+            "adapters": {"sgd": {"lr": 1.0}},
             "train": {"steps": 5000, "tasks": 16},
         },
         "regression": {
-            "learner": {"steps": 5, "test_steps": 5},
+            "learner": {"steps": 5, "test_steps": 10},
             "adapters": {"sgd": {"lr": 0.01}},
             "train": {"steps": 10000, "tasks": 25},
         },
@@ -136,6 +141,10 @@ class ANIL(HeadLearner):
                 where="learner.nil",
                 remedy="set learner.nil to false, or leave the regularizer out",
             )
+
+    @hookimpl
+    def metaforge_run_start(self) -> None:
+        """Print no note on running averages: the inner loop changes no layer before them, so they suit its features."""
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return L_Q(b, h_s), where h_{k+1} = h_k − α ∇_h L_S(b, h_k); its gradient reaches the body b by h_s too."""

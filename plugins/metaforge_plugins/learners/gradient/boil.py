@@ -18,7 +18,6 @@ from metaforge.errors import ConfigError
 class BOILOptions(InnerLoopOptions):
     """Options of BOIL."""
 
-    test_steps: int = Field(1, ge=0, le=1000, description="inner steps in evaluation")
     adapt: Literal["body"] | Annotated[list[str], Field(min_length=1)] = Field(
         ["model.0.*"],
         description="parameters of the body that the inner loop adapts: those that match a list of patterns, by default"
@@ -27,16 +26,19 @@ class BOILOptions(InnerLoopOptions):
 
 
 class BOIL(InnerLoopLearner):
-    """Learns an initial body and a head so that a few gradient steps on the body alone solve a new task.
+    """Learns an initial body from which a few gradient steps solve a new task, and a head that all tasks share.
+
+    As in the authors' code, the inner loop adapts the parameters of norm layers too; `learner.adapt=body` leaves them
+    out.
 
     Departures from the paper:
-    - Data. The paper has no results on Omniglot or regression; the suggested settings for them are not its own.
-    - Network. The paper has convolutions of 64 filters with max pooling, for images of 84 and 32 pixels, or a ResNet-12
-      whose last block has no skip connection. `backbone.variant=pool` gives the first; the second is not among the
-      backbones. As in the authors' code the inner loop adapts the parameters of norm layers too.
+    - Data. The authors' code has no settings for Omniglot or regression; those that are suggested here are not theirs.
+    - Network. The paper has four convolutions of 64 filters with max pooling, for images of 84 and 32 pixels, which
+      `backbone.variant=pool` gives, and a ResNet-12 whose last block has no skip connection, which is not among the
+      backbones. The authors' convolutions have the initial values of PyTorch; those of `conv4` are Xavier's.
     - Training. The authors take 30,000 outer steps by Adam with learning rate 1e-3, on 4 tasks with 15 queries per
-      class, 1 inner step at the rate 0.5. `train.steps`, `train.lr`, `train.tasks`, `train.queries`, `adapters.sgd.lr`
-      and `schedule.name=constant` give theirs.
+      class, and evaluate after 1 inner step, as in training. `train.steps`, `train.lr`, `train.tasks`,
+      `train.queries`, `schedule.name=constant` and `learner.test_steps=1` give theirs.
     """
 
     Config = BOILOptions
@@ -44,16 +46,18 @@ class BOIL(InnerLoopLearner):
     config: BOILOptions
     defaults: ClassVar = {
         "classification": {
-            "learner": {"steps": 1, "test_steps": 1},
+            "learner": {"steps": 1, "test_steps": 3},
             "adapters": {"sgd": {"lr": 0.5}},
             "train": {"queries": 5, "tasks": 8, "steps": 2000, "lr": 2e-3},
             "schedule": {"name": "cosine"},
         },
         "multi-label": {
+            "learner": {"steps": 1, "test_steps": 3},
             "adapters": {"sgd": {"lr": 0.5}},
             "train": {"steps": 5000, "tasks": 16},
         },
         "regression": {
+            "learner": {"steps": 1, "test_steps": 5},
             "adapters": {"sgd": {"lr": 0.01}},
             "train": {"steps": 10000, "tasks": 25},
         },

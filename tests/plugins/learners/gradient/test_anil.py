@@ -252,6 +252,8 @@ def test_the_inner_loop_adapts_the_head_alone_which_has_325_parameters() -> None
     assert set(fast) == HEAD
     assert sum(value.numel() for value in fast.values()) == 325
     assert not torch.equal(fast["model.2.weight"], values["model.2.weight"])
+    norms = built.model.norm_names
+    assert set(matching(values, ["model.0.*.conv.*"])) == {name for name in built.model.body if name not in norms}
     gradients = grad(lambda v: built.loss(v, Task(support, support), KEY)[0])(values)
     assert all(gradients[name].any() for name in built.model.body if name.endswith("weight"))
 
@@ -346,7 +348,9 @@ def test_from_scratch_in_second_and_in_first_order(tmp_path: Path) -> None:
     assert not torch.equal(first.values["model.0.0.weight"], second.values["model.0.0.weight"])
 
 
-def test_a_pretrained_body_is_trained_on_or_frozen_with_or_without_batch_norm(tmp_path: Path) -> None:
+def test_a_pretrained_body_is_trained_on_or_frozen_with_or_without_batch_norm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     body = trained(tmp_path / "pretrained", "protonet").values
     for number, frozen in enumerate(([], ["model.0.0.*"], ["model.0.*"])):
         run = trained(
@@ -364,3 +368,4 @@ def test_a_pretrained_body_is_trained_on_or_frozen_with_or_without_batch_norm(tm
             if frozen or after != "model.0.0.bias":  # Before batch norm its gradient is zero but for rounding.
                 assert torch.equal(run.values[after], value) is bool(matching([after], frozen)), (frozen, after)
         assert all(not torch.equal(run.values[name], initial(run)[name]) for name in HEAD)
+    assert "learner.norm is running" not in "".join(capsys.readouterr())
