@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     )
     from metaforge.authoring.model import Model
     from metaforge.authoring.model_learner import ModelLearner
-    from metaforge.authoring.network import Headed, blank_examples, feature_size, seeded, with_head
+    from metaforge.authoring.network import Headed, blank_examples, draws_noise, feature_size, seeded, with_head
     from metaforge.authoring.optimizers import MomentOptions, fused
     from metaforge.authoring.progress import progress_of, training_progress
     from metaforge.authoring.protocols import (
@@ -160,6 +160,7 @@ __all__ = [
     "cross_entropy",
     "descend",
     "detach_params",
+    "draws_noise",
     "entropy",
     "feature_size",
     "fold_in",

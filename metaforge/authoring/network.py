@@ -11,7 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from metaforge.authoring.protocols import Backbone, ContextBackbone, Examples, Key, TaskSpec
+from metaforge.authoring.keys import make_key
+from metaforge.authoring.layers.noise import KeyedNoise
+from metaforge.authoring.protocols import Backbone, ContextBackbone, Examples, Key, Pass, TaskSpec
 from metaforge.errors import ConfigError
 
 
@@ -141,6 +143,29 @@ def feature_size(module: nn.Module, x_shape: Sequence[int], context: int = 0) ->
     with torch.no_grad():
         size: int = module(*zero_inputs(module, x_shape, context)).flatten(1).shape[1]
     return size
+
+
+def draws_noise(backbone: Callable[[], nn.Module], x_shape: Sequence[int]) -> bool:
+    """Return whether a network draws noise in a training pass, such as that of dropout.
+
+    Where it does not, equal inputs of a task have equal features in every inner step.
+
+    Args:
+        backbone: Builds a new network, which is in the mode that its owner wants in training.
+        x_shape: Shape of one input, without the batch dimension.
+
+    Example:
+        >>> from torch import nn
+        >>> from metaforge.authoring import draws_noise
+        >>> draws_noise(lambda: nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.1)), (3,))
+        True
+    """
+    key = make_key(0, "noise")
+    with seeded(key), torch.no_grad(), KeyedNoise(Pass(key)) as noise:
+        module = copy.deepcopy(backbone())  # The pass moves the running statistics of native batch norm.
+        module(*zero_inputs(module, x_shape))
+    drawn: int = noise.draws
+    return drawn > 0
 
 
 def zero_inputs(module: nn.Module, x_shape: Sequence[int], context: int = 0) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.network import feature_size, seeded, with_head, zero_inputs
+from metaforge.authoring.network import draws_noise, feature_size, seeded, with_head, zero_inputs
 
 
 def test_seeded_weights_depend_on_the_key_alone_and_the_generator_is_restored() -> None:
@@ -47,3 +47,30 @@ def test_inputs_of_zeros_have_the_type_of_the_parameters() -> None:
     assert x.dtype == torch.float64
     shapes = [tensor.shape for tensor in zero_inputs(nn.Identity(), (3, 5), context=4)]
     assert shapes == [(2, 3, 5), (4,)]
+
+
+class Functional(nn.Module):
+    """A network whose dropout is no layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.2, self.training)
+
+
+@pytest.mark.parametrize(
+    ("network", "noisy"),
+    [
+        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), False),
+        (nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.01)), True),
+        (nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.0)), False),
+        (nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5).eval()), False),
+        (Functional(), True),
+        (Functional().eval(), False),
+    ],
+)
+def test_noise_is_found_in_layers_and_functions_and_the_network_stays_as_it_was(
+    network: nn.Module, noisy: bool
+) -> None:
+    before, generator = copy.deepcopy(network.state_dict()), torch.random.get_rng_state()
+    assert draws_noise(lambda: network, (3,)) is noisy
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert torch.equal(generator, torch.random.get_rng_state())

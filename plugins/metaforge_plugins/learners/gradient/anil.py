@@ -1,0 +1,193 @@
+"""ANIL: adapt the linear head alone, on features that the body computes once per task.
+
+Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of MAML",
+ICLR 2020 (arXiv 1909.09157).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metaforge.authoring import (
+    Aux,
+    Examples,
+    InnerLoopLearner,
+    InnerLoopOptions,
+    Key,
+    Model,
+    Params,
+    Parts,
+    Pass,
+    Task,
+    add_params,
+    advance_state,
+    draws_noise,
+    hookimpl,
+    one_hot,
+)
+from metaforge.errors import ConfigError
+
+# The names under which `adapt` passes the support set to `predict` if there is no head.
+FEATURES, LABELS = "nil.features", "nil.labels"
+
+
+class ANILOptions(InnerLoopOptions):
+    """Options of ANIL."""
+
+    adapt: Literal["head"] = Field("head", description="parameters that the inner loop adapts")
+    nil: bool = Field(
+        False, description="evaluate without a head, by the similarity of features (NIL); training is the same"
+    )
+
+
+class HeadLearner(InnerLoopLearner):
+    """MAML on the head alone, whatever network computes the features."""
+
+    Config = ANILOptions
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        """Return the query loss with the adapted head."""
+        fast, state = self.descend(values, task.support, self.config.steps, key)
+        return self.query_loss(values, fast, task, key, state)
+
+
+class ANIL(HeadLearner):
+    """Learns features, and the initial head from which a few gradient steps on the head alone solve a new task.
+
+    Settings for four ways to train it, where RUN is a run of `anil` or `maml` with the same backbone:
+    - From scratch, second order: the default.
+    - From scratch, first order: `learner.adjoint=first-order`. The gradient of the body is then that of the query loss
+      with the adapted head as a constant; only in second order does it take into account how features change the head.
+    - Pretrained body, trained further: `train.init_from=RUN` and `train.init_patterns=["model.0.*"]`, in first or in
+      second order. For a run of a learner without a head, such as `protonet`, the pattern is `model.* -> model.0.*`. Or
+      `backbone.weights=FILE`, for the weights in a safetensors file.
+    - Pretrained body, frozen but for batch norm: as before, and for the backbone `conv4`
+      `train.freeze=["model.0.*.conv.*"]`. With `learner.norm=running` the averages of batch norm keep moving.
+      `train.freeze=["model.0.*"]` freezes batch norm too.
+
+    To evaluate a trained RUN without a head: `train.init_from=RUN`, `train.steps=0` and `learner.nil=true`.
+
+    Where a regularizer acts on the layers of the network, or dropout in it draws other noise in each inner step,
+    features are not the same in each step. They are then computed in each step, as by `maml` with `learner.adapt=head`.
+
+    Departures from the paper:
+    - Those of `maml`: the inner rate in classification is for a mean over the examples, the head has the initial values
+      of `nn.Linear` instead of N(0, 1), batch norm has a scale γ (`backbone.affine=shift` gives theirs), the backbones
+      differ, and the suggested training is shorter.
+    - Inner loop. The paper takes the settings of MAML: for 5 ways on Omniglot 1 step in training and 3 in evaluation,
+      whose rate for a mean over the examples is 2.0. Suggested are 5 and 10 steps of rate 1.0. `learner.steps=1`,
+      `learner.test_steps=3` and `adapters.sgd.lr=2.0` give those of MAML.
+    - Without a head (`learner.nil=true`). The paper refers to Matching Networks for how similarities weight the labels
+      of the support set. Here, as there, the weights are the softmax of the cosine similarities.
+    """
+
+    reference: ClassVar[str] = "Raghu, Raghu, Bengio, Vinyals 2020, arXiv 1909.09157, section 4"
+    config: ANILOptions
+    defaults: ClassVar = {
+        "classification": {
+            "learner": {"steps": 5, "test_steps": 10},
+            "adapters": {"sgd": {"lr": 1.0}},
+            "train": {"queries": 5, "tasks": 8, "steps": 2000, "lr": 2e-3},
+            "schedule": {"name": "cosine"},
+        },
+        "multi-label": {
+            "learner": {"steps": 5, "test_steps": 10},
+            "adapters": {"sgd": {"lr": 1.0}},
+            "train": {"steps": 5000, "tasks": 16},
+        },
+        "regression": {
+            "learner": {"steps": 5, "test_steps": 10},
+            "adapters": {"sgd": {"lr": 0.01}},
+            "train": {"steps": 10000, "tasks": 25},
+        },
+    }
+
+    def __init__(self, config: ANILOptions, parts: Parts) -> None:
+        super().__init__(config, parts)
+        assert parts.backbone is not None, "the tags name a backbone among the needs"
+        spec, modules = parts.spec, dict(self.model.module.named_modules())
+        acting = [n for n, one in parts.regularizers.items() if any(one.taps(*module) for module in modules.items())]
+        if config.nil:
+            self.require_features(acting)
+            self.steps, self.tags = 0, replace(self.tags, adapts=False)
+        # As in the whole network, the values of the body are named `model.0.*`, and those of the head `model.2.*`.
+        # fmt: off
+        self.body = Model(parts.backbone, norm=config.norm, steps=config.steps, x_shape=spec.x_shape, prefix="model.0",
+                          frozen=parts.frozen)
+        # fmt: on
+        self.head: HeadLearner | None = None
+        if not acting and not draws_noise(parts.backbone, spec.x_shape):
+            spec = replace(spec, x_shape=(self.body.features,))
+            self.head = HeadLearner(config, parts._replace(spec=spec, backbone=nn.Identity, regularizers={}))
+            self.head.terms = self.terms
+
+    def require_features(self, acting: list[str]) -> None:
+        """Raise `ConfigError` if the support set has no classes, or regularizers act on the layers of the network."""
+        if not self.spec.kind.classes:
+            raise ConfigError(
+                f"Tasks of the kind {self.spec.kind.name!r} have no classes that similar examples could share.",
+                where="learner.nil",
+                remedy="set learner.nil to false, or choose a data set of classification tasks",
+            )
+        if acting:
+            raise ConfigError(
+                f"Without a head, the features would be those without the regularizer {acting[0]!r}.",
+                where="learner.nil",
+                remedy="set learner.nil to false, or leave the regularizer out",
+            )
+
+    @hookimpl
+    def metaforge_run_start(self) -> None:
+        """Print no note on running averages: the inner loop changes no layer before them, so they suit its features."""
+
+    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
+        """Return L_Q(b, h_s), where h_{k+1} = h_k − α ∇_h L_S(b, h_k); its gradient reaches the body b by h_s too."""
+        if self.head is None:
+            return super().loss(values, task, key)
+        support, state = self.body.observe(values, task.support.x, Pass(key, 0, "support"))
+        with torch.no_grad():
+            state = self.repeated(values, task.support.x, key, state)
+        current = values | advance_state(values, state)
+        current |= self.body.statistics(current, task.support.x, Pass(key, self.config.steps, "support"))
+        query, change = self.body.observe(current, task.query.x, Pass(key, self.config.steps, "query"))
+        # fmt: off
+        loss, aux = self.head.loss(values, task._replace(support=Examples(support.flatten(1), task.support.y),
+                                                         query=Examples(query.flatten(1), task.query.y)), key)
+        # fmt: on
+        return loss, aux._replace(state=add_params(aux.state, add_params(state, change)))
+
+    def repeated(self, values: Params, x: Tensor, key: Key, state: Params) -> Params:
+        """Return the changes of running statistics by a support pass per inner step, of which `state` is the first."""
+        if not self.config.steps:
+            return {}
+        for step in range(1, self.config.steps if state else 0):
+            current = values | advance_state(values, state)
+            state = add_params(state, self.body.observe(current, x, Pass(key, step, "support"))[1])
+        return state
+
+    def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
+        """Return the adapted head, or for an evaluation without a head the features and labels of the support set."""
+        nil = self.config.nil and key is None
+        if self.head is None and not nil:
+            return super().adapt(values, support, steps=steps, key=key)
+        at = Pass(key, 0, "support")
+        features = self.body(values, support.x, at).flatten(1)
+        if nil or self.head is None:
+            fast = {FEATURES: features, LABELS: one_hot(support.y, self.spec.outputs, features.dtype)}
+        else:
+            fast = self.head.adapt(values, Examples(features, support.y), steps=steps, key=key)
+        return fast | self.body.statistics(values, support.x, at)
+
+    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        """Return logits `[n, outputs]`: of the head, or without it log Σ_i a_i y_i, where a is a softmax of cosines."""
+        if FEATURES not in fast:
+            return super().predict(values, fast, x, key=key)
+        query = self.body(values | fast, x, Pass(key)).flatten(1)
+        attention = (F.normalize(query, dim=-1) @ F.normalize(fast[FEATURES], dim=-1).T).softmax(-1)
+        return (attention @ fast[LABELS]).log()
