@@ -38,7 +38,7 @@ from metaforge.authoring import (
 from metaforge.errors import ConfigError
 
 HEAD = ("head.weight", "head.bias")
-# The classifier of all training classes, whose place a new head takes in each task.
+# The classifier of all training classes. In a task a new head takes its place.
 CLASSIFIER = ("classifier.weight", "classifier.bias")
 
 
@@ -53,25 +53,24 @@ class FineTuneOptions(Options):
 
 
 class FineTune(ModelLearner):
-    """Trains one network on all tasks jointly, without adaptation; in a task, the run's adapter moves all its weights.
+    """Trains one network on all tasks jointly; in a task, the run's adapter moves all its weights.
 
     In classification the training is ordinary pretraining with a linear classifier of all training classes, and its
-    score is the accuracy among them; a task begins with a new head of zeros, which alone moves in the first step. In
+    score is the accuracy among them. A task begins with a new head of zeros, which alone moves in the first step. In
     other kinds of tasks the head is trained jointly too (the multi-task baseline). With `train.steps=0` nothing is
-    trained, and each task begins with random weights.
+    trained, so that each task begins with random weights.
 
     Departures from the paper:
-    - Inner rate. The authors tune the step size automatically; here it is that of the adapter, such as
-      `adapters.sgd.lr`.
-    - Steps in a task. The authors of MAML fine-tune sinusoids by 10 steps, as here.
-    - Training on sinusoids. That of the authors is not described. Here a batch has the support and query sets of 25
-      tasks, and there are 10,000 outer steps, as suggested for MAML. `train.tasks` and `train.steps` change that.
-    - Initial head in classification. It is zero, so that no class is preferred before the first step, and other labels
-      of the support set permute the predictions. No option changes that.
-    - Batches of pretraining in classification. Support and query set of a task are one batch, so that each class of it
-      has the same number of images; suggested are 60 classes with 3 images each. No option gives images drawn
+    - Inner rate. The authors of MAML tune the step size automatically. Here it is that of the adapter, suggested are
+      0.01 for sinusoids and 0.005 in classification; `adapters.sgd.lr` changes it.
+    - Training on sinusoids. The authors of MAML do not describe it. Suggested are batches of 25 tasks, support and
+      query set together, and 10,000 outer steps. `train.tasks` and `train.steps` change that.
+    - Initial head. In classification it is zero, so that no class is preferred before the first step, and other labels
+      of the support set permute the predictions. No option gives random values.
+    - Batches of pretraining. In classification support and query set of a task are one batch, so that each class of it
+      has the same number of images; suggested are 60 classes with 2 images each. No option gives images drawn
       regardless of their classes.
-    - Batch norm. In a task it uses the running averages of pretraining. `learner.norm` has other policies.
+    - Batch norm. In a task it uses the running averages of pretraining. `learner.norm` chooses another policy.
     """
 
     Config = FineTuneOptions
@@ -88,10 +87,10 @@ class FineTune(ModelLearner):
     config: FineTuneOptions
     defaults: ClassVar = {
         "classification": {
-            "adapters": {"sgd": {"lr": 0.1}},
-            "train": {"ways": 60, "queries": 2, "tasks": 1, "steps": 1500, "lr": 3e-3},
+            "adapters": {"sgd": {"lr": 5e-3}},
+            "train": {"ways": 60, "queries": 1, "tasks": 1, "steps": 3000, "lr": 5e-3},
             "schedule": {"name": "cosine"},
-            "backbone": {"name": "conv4", "variant": "pool"},
+            "backbone": {"name": "conv4", "variant": "stride-flat"},
         },
         "multi-label": {"adapters": {"sgd": {"lr": 0.1}}, "train": {"steps": 5000, "tasks": 16}},
         "regression": {"adapters": {"sgd": {"lr": 0.01}}, "train": {"steps": 10000, "tasks": 25}},
@@ -103,30 +102,29 @@ class FineTune(ModelLearner):
         self.adapter, self.criterion, self.steps = parts.adapter, criterion(self.spec.kind), config.steps
         self.pretrains = self.spec.kind.classes
         self.tags = replace(self.tags, uses_classes=self.pretrains)
-        names = (*self.model.choose(config.adapt), *(() if self.pretrains else HEAD))
-        self.adapted = tuple(name for name in names if name not in matching(names, parts.frozen))
-        if not self.adapted and not self.pretrains:
-            raise ConfigError(
-                "Every value that fine-tuning would move is frozen.", where="train.freeze", remedy="freeze less"
-            )
+        self.trained = CLASSIFIER if self.pretrains else HEAD
+        names = (*self.model.choose(config.adapt), *HEAD)
+        # The head of a pretrained network is a task's own, so it cannot be frozen.
+        frozen = matching(names[:-2] if self.pretrains else names, parts.frozen)
+        self.adapted = tuple(name for name in names if name not in frozen)
+        if not self.adapted:
+            raise ConfigError("All that fine-tuning moves is frozen.", where="train.freeze", remedy="freeze less")
 
     def init(self, key: Key) -> Params:
-        """Return the network's values with its head, in classification the classifier of all training classes.
+        """Return the network's values and those of its head, in classification of the classifier of all classes.
 
         Raises:
             ConfigError: The adapter has values of its own, which nothing would train.
         """
-        features, bound = self.model.features, self.model.features**-0.5
-        outputs, names = (self.spec.classes, CLASSIFIER) if self.pretrains else (self.spec.outputs, HEAD)
-        shapes = dict(zip(names, ((outputs, features), (outputs,)), strict=True))
-        head = {name: bound * (2 * uniform(fold_in(key, name), shape) - 1) for name, shape in shapes.items()}
+        features, outputs = self.model.features, self.spec.classes if self.pretrains else self.spec.outputs
+        shapes = zip(self.trained, ((outputs, features), (outputs,)), strict=True)
+        head = {name: (2 * uniform(fold_in(key, name), shape) - 1) / features**0.5 for name, shape in shapes}
         values = super().init(key) | head
         if own := self.adapter.init(self.start(values), fold_in(key, "adapters")):
             raise ConfigError(
-                f"Fine-tuning trains without the adapter, so the adapter's values would stay as they begin: {min(own)}"
-                f"{f' and {len(own) - 1} more' if len(own) > 1 else ''}.",
+                f"Fine-tuning trains without the adapter, whose own values would never change: {', '.join(own)}.",
                 where="adapters",
-                remedy="choose an adapter without values of its own, such as sgd, or adam with adapters.adam.carry=false",
+                remedy="choose one without such values, such as sgd, or adam with adapters.adam.carry=false",
             )
         return values
 
@@ -135,29 +133,27 @@ class FineTune(ModelLearner):
         x, y = (torch.cat(pair) for pair in zip(task.support, task.query, strict=True))
         y = torch.as_tensor(task.classes)[y] if self.pretrains else y
         features, state = self.model.observe(values, x, Pass(key, 0, "support"))
-        prediction = F.linear(features.flatten(1), *(values[n] for n in (CLASSIFIER if self.pretrains else HEAD)))
+        prediction = F.linear(features.flatten(1), *(values[name] for name in self.trained))
         return self.criterion(prediction, y), Aux({"score": score(self.spec.kind, prediction, y).detach()}, state)
 
     def start(self, values: Params) -> Params:
         """Return the parameters with which the fine-tuning of a task begins; in classification with a head of zeros."""
-        start = {name: values[name] for name in self.adapted}
         if self.pretrains:
-            weight = values[CLASSIFIER[0]]
-            outputs = self.spec.outputs
-            start |= {"head.weight": weight.new_zeros(outputs, weight.shape[1]), "head.bias": weight.new_zeros(outputs)}
-        return start
+            weight, bias = (values[name].new_zeros(self.spec.outputs, *values[name].shape[1:]) for name in CLASSIFIER)
+            values = values | {"head.weight": weight, "head.bias": bias}
+        return {name: values[name] for name in self.adapted}
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
         """Return the weights after `steps` updates of the adapter on the support set."""
+        steps = self.config.steps if steps is None else steps
 
         def objective(values: Params, step: int) -> tuple[Tensor, Params]:
-            draws = range(self.model.draws(key))
-            outputs = [self.output(values, support.x, Pass(key, step, "support", draw)) for draw in draws]
-            return sum_of(self.criterion(output, support.y) for output in outputs) / len(outputs), {}
+            passes = [Pass(key, step, "support", draw) for draw in range(self.model.draws(key))]
+            losses = [self.criterion(self.output(values, support.x, at), support.y) for at in passes]
+            return sum_of(losses) / len(losses), {}
 
-        steps = self.config.steps if steps is None else steps
-        adjoint = Adjoint("first-order")
-        fast, _ = descend(objective, values, self.start(values), self.adapter, steps, adjoint=adjoint)
+        start, adjoint = self.start(values), Adjoint("first-order")
+        fast, _ = descend(objective, values, start, self.adapter, steps, adjoint=adjoint)
         return fast | self.model.statistics(values | fast, support.x, Pass(key, steps, "support"))
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
