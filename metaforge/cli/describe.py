@@ -114,7 +114,10 @@ def _tags(cls: type[Any]) -> dict[str, Any]:
 
 
 def _suitable_learner(registry: Registry, kind: str, cls: type[Any]) -> str:
-    """Return the name of a built-in learner that can use the plugin, or `LEARNER` if there is none."""
+    """Return the name of a built-in learner that can use the plugin, or `LEARNER` if there is none.
+
+    It is none that reads the numbers of classes: not every data set has them, and it need not train by an inner loop.
+    """
     from metaforge.authoring.kinds import task_kind
 
     dataset = cls if kind == "dataset" else None
@@ -126,7 +129,7 @@ def _suitable_learner(registry: Registry, kind: str, cls: type[Any]) -> str:
     for entry in registry.entries("learner") if kind != "learner" else ():
         if entry.distribution == CORE and entry.state == "ready":
             tags = registry.load("learner", entry.name).tags
-            fits = dataset is None or task_kind(dataset.kind).solved_by(tags)
+            fits = not tags.uses_classes and (dataset is None or task_kind(dataset.kind).solved_by(tags))
             if fits and _NEEDED.get(kind) in (None, *tags.needs):
                 return entry.name
     return "LEARNER"

@@ -62,7 +62,8 @@ def varied(name: str, kind: Kind) -> Any:
     cls = REGISTRY.load("learner", name)
     options = {key: value for key, value in OPTIONS.items() if key in cls.Config.model_fields}
     shape = TaskShape(3, 2, 3) if kind == "classification" else TaskShape(1, 6, 9)
-    return cls(cls.Config(**options), Parts(TaskSpec(kind, (2, 6, 6), 3, shape), Varied, sgd(0.2)))
+    classes = 5 if kind == "classification" else 0
+    return cls(cls.Config(**options), Parts(TaskSpec(kind, (2, 6, 6), 3, shape, classes), Varied, sgd(0.2)))
 
 
 def images(count: int, kind: Kind) -> Task:
@@ -75,7 +76,8 @@ def images(count: int, kind: Kind) -> Task:
             return Examples(x, torch.arange(3).repeat_interleave(n // 3).expand(count, -1))
         return Examples(x, torch.randn(count, n, 3, generator=generator, dtype=torch.float64))
 
-    return Task(examples(6), examples(9))
+    classes = torch.tensor([4, 0, 2]).expand(count, -1) if kind == "classification" else ()
+    return Task(examples(6), examples(9), classes)
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)

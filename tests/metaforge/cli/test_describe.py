@@ -196,3 +196,5 @@ def test_the_command_of_a_component_names_a_learner_that_can_use_it() -> None:
         needed = {"adapter": "adapter", "backbone": "backbone", "regularizer": "backbone"}.get(kind)
         assert needed is None or needed in learner.tags.needs
         assert kind != "dataset" or "regression" in learner.tags.kinds
+        # Not every data set has numbers of classes.
+        assert not learner.tags.uses_classes
