@@ -1,6 +1,6 @@
 """Train and evaluate each built-in learner by one documented command, and write `docs/results.md` from their records.
 
-`python -m benchmarks.accuracy` (or `make results`) needs the real Omniglot images and about 90 minutes on two cores. It
+`python -m benchmarks.accuracy` (or `make results`) needs the real Omniglot images and about four hours on two cores. It
 skips runs that are trained and evaluated; `--only NAME` runs only that learner, `--table` only writes the page.
 """
 
@@ -33,8 +33,29 @@ COMMANDS = {
     "leo": "train --learner leo --dataset omniglot --steps 1000000 --budget 15m",
     "mann": "train --learner mann --dataset omniglot --steps 1000000 --budget 15m"
     " --set task.queries=9 --set backbone.filters=32 --set engine.chunk=16",
+    "mamlpp": "train --learner mamlpp --dataset omniglot --steps 1000000 --budget 15m",
+    "maml-meta-sgd": "train --learner maml --adapter meta-sgd --dataset omniglot --steps 1000000 --budget 15m"
+    " --set backbone.variant=pool-32",
+    "maml-mc-lslr": "train --learner maml --adapter meta-curvature,lslr --dataset omniglot --steps 1000000 --budget 15m"
+    " --set backbone.variant=pool-32",
+    "maml-taml-entropy": "train --learner maml --regularizer taml-entropy --dataset omniglot --steps 1000000"
+    " --budget 10m --set backbone.variant=pool-32",
+    "maml-taml-inequality": "train --learner maml --regularizer taml-inequality --dataset omniglot --steps 1000000"
+    " --budget 10m --set backbone.variant=pool-32",
+    "anil": "train --learner anil --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",
+    "proto-maml": "train --learner proto-maml --dataset omniglot --steps 1000000 --budget 10m",
+    "meta-lstm": "train --learner meta-lstm --dataset omniglot --steps 1000000 --budget 15m",
+    "baseline": "train --learner baseline --dataset omniglot --steps 1000000 --budget 5m",
+    "baseline-plus-plus": "train --learner baseline-plus-plus --dataset omniglot --steps 1000000 --budget 5m",
+    "fine-tune": "train --learner fine-tune --dataset omniglot --steps 1000000 --budget 5m",
+    "ftml": "train --learner ftml --dataset omniglot --budget 15m",
     "cnp-sinusoid": "train --learner cnp --dataset sinusoid --budget 5m",
     "maml-sinusoid": "train --learner maml --dataset sinusoid --budget 5m",
+    "maml-meta-sgd-sinusoid": "train --learner maml --adapter meta-sgd --dataset sinusoid --budget 5m",
+    "maml-mc-sinusoid": "train --learner maml --adapter meta-curvature,sgd --dataset sinusoid --steps 30000"
+    " --budget 5m",
+    "fine-tune-sinusoid": "train --learner fine-tune --dataset sinusoid --budget 5m",
+    "ftml-sinusoid": "train --learner ftml --dataset sinusoid --budget 5m",
 }
 EVALUATE = {"maml-sinusoid": "--steps 0,1,5,10"}
 
