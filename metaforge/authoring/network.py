@@ -148,11 +148,12 @@ def feature_size(module: nn.Module, x_shape: Sequence[int], context: int = 0) ->
 def draws_noise(backbone: Callable[[], nn.Module], x_shape: Sequence[int]) -> bool:
     """Return whether a network draws noise in a training pass, such as that of dropout.
 
-    Where it does not, equal inputs of a task have equal features in every inner step.
-
     Args:
         backbone: Builds a new network, which is in the mode that its owner wants in training.
         x_shape: Shape of one input, without the batch dimension.
+
+    Returns:
+        Whether it does. If not, equal inputs have equal features in every inner step of a task.
 
     Example:
         >>> from torch import nn

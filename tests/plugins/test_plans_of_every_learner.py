@@ -60,7 +60,10 @@ class Varied(nn.Module):
 def varied(name: str, kind: Kind) -> Any:
     """Return a learner of small images with the network `Varied`."""
     cls = REGISTRY.load("learner", name)
-    options = {key: value for key, value in OPTIONS.items() if key in cls.Config.model_fields}
+    fields = cls.Config.model_fields
+    options = {key: value for key, value in OPTIONS.items() if key in fields}
+    if "adapt" in fields and fields["adapt"].default != "weights":
+        del options["adapt"]  # What the inner loop adapts is part of the method.
     shape = TaskShape(3, 2, 3) if kind == "classification" else TaskShape(1, 6, 9)
     classes = 5 if kind == "classification" else 0
     return cls(cls.Config(**options), Parts(TaskSpec(kind, (2, 6, 6), 3, shape, classes), Varied, sgd(0.2)))
