@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from metaforge.authoring.protocols import (
     Options,
     Params,
     Pass,
+    Preset,
     Regularizer,
     Task,
     TaskShape,
@@ -501,6 +502,18 @@ class Deaf(ToyNet):
         return super().build(spec)
 
 
+class Mistaken(Preset):
+    """Sets what does not exist."""
+
+    settings: ClassVar[Any] = {"train": {"stepz": 5}}
+
+
+class Quick(Preset):
+    """A short run."""
+
+    settings: ClassVar[Any] = {"train": {"steps": 5}}
+
+
 # (check that must fail, kind of the plugin, plugin class)
 FAULTS: list[tuple[str, str, type[Any]]] = [
     ("updates", "adapter", Partial),
@@ -541,6 +554,7 @@ FAULTS: list[tuple[str, str, type[Any]]] = [
     ("factors", "schedule", Aware),
     ("factors", "schedule", Negative),
     ("share", "schedule", Secretive),
+    ("settings", "preset", Mistaken),
     ("lives", "hook", Hasty),
     ("lives", "hook", Homeless),
     ("watches", "hook", Meddling),
@@ -560,4 +574,5 @@ RIGHT: list[tuple[str, type[Any]]] = [
     ("optimizer", ToyOptimizer),
     ("schedule", ToySchedule),
     ("hook", Counter),
+    ("preset", Quick),
 ]

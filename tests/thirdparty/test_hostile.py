@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -116,7 +117,7 @@ def test_loading_reports_the_time_and_the_error_of_each(hostile: Prefix) -> None
     assert table.returncode == 0
     assert "LOUD" not in table.stdout
     assert "cannot be loaded: SystemExit: 0" in table.stdout
-    assert "7 of 17 plugins are broken" in table.stderr
+    assert re.search(r"\b7 of \d+ plugins are broken", table.stderr)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, message) in HOSTILE.items() if message])

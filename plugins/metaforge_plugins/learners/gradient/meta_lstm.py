@@ -65,7 +65,7 @@ class MetaLSTM(InnerLoopLearner):
             "train": {"steps": 5000, "tasks": 16, "clip": 0.25},
         },
         "regression": {
-            "adapters": {"lstm-optimizer": {}},
+            "adapters": ["lstm-optimizer"],
             "train": {"steps": 10000, "tasks": 25, "clip": 0.25},
         },
     }
