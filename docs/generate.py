@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def run_file(facts: dict[str, Any], values: dict[str, Any]) -> str:
         chosen = {"learner": {"name": facts["command"].split("--learner ")[1].split()[0]}}
     if facts["kind"] in ("adapter", "regularizer"):
         chosen[f"{facts['kind']}s"] = {facts["name"]: {}}
-    return tomli_w.dumps({**chosen, **{k: {**chosen.get(k, {}), **to_toml_values(v)} for k, v in values.items()}})
+    tables = {key: {**chosen.get(key, {}), **v} if isinstance(v, Mapping) else v for key, v in values.items()}
+    return tomli_w.dumps(to_toml_values({**chosen, **tables}))
 
 
 def linked(reference: str) -> str:
