@@ -124,7 +124,7 @@ class FineTune(ModelLearner):
         values = super().init(key) | head
         if own := self.adapter.init(self.start(values), fold_in(key, "adapters")):
             raise ConfigError(
-                f"Fine-tuning trains without the adapter, whose own values would never change: {', '.join(own)}.",
+                f"Fine-tuning trains without the adapter, whose own values would never change, such as {min(own)}.",
                 where="adapters",
                 remedy="choose one without such values, such as sgd, or adam with adapters.adam.carry=false",
             )

@@ -211,7 +211,7 @@ def test_a_task_may_have_more_ways_than_those_of_the_training() -> None:
 @pytest.mark.parametrize("adapter", ["meta-sgd", "adam"])
 def test_an_adapter_with_values_is_refused_because_nothing_trains_them(adapter: str) -> None:
     chosen = {"meta-sgd": MetaSGD(MetaSGDOptions()), "adam": Adam(AdamOptions())}[adapter]
-    with pytest.raises(ConfigError, match=r"own values would never change: .*head\.weight"):
+    with pytest.raises(ConfigError, match=r"own values would never change, such as (meta-sgd\.rate|state\.adam)\."):
         pretraining(FineTune, adapters={adapter: chosen}).init(KEY)
     one = pretraining(FineTune, adapters={"adam": Adam(AdamOptions(carry=False))})
     assert logits_of(one, fresh(one), numbered()).isfinite().all()
