@@ -49,7 +49,7 @@ class FineTuneOptions(Options):
     adapt: Literal["all", "weights"] = Field(
         "all", description="parameters of the body that are fine-tuned: all, or all but those of norm layers"
     )
-    norm: BatchNormPolicy = Field("running", description="which statistics batch norm uses in a task")
+    norm: BatchNormPolicy = Field("support", description="which statistics batch norm uses in a task")
 
 
 class FineTune(ModelLearner):
@@ -62,7 +62,7 @@ class FineTune(ModelLearner):
 
     Departures from the paper:
     - Inner rate. The authors of MAML tune the step size automatically. Here it is that of the adapter, suggested are
-      0.01 for sinusoids and 0.005 in classification; `adapters.sgd.lr` changes it.
+      0.01 for sinusoids and 0.1 in classification; `adapters.sgd.lr` changes it.
     - Training on sinusoids. The authors of MAML do not describe it. Suggested are batches of 25 tasks, support and
       query set together, and 10,000 outer steps. `train.tasks` and `train.steps` change that.
     - Initial head. In classification it is zero, so that no class is preferred before the first step, and other labels
@@ -70,7 +70,9 @@ class FineTune(ModelLearner):
     - Batches of pretraining. In classification support and query set of a task are one batch, so that each class of it
       has the same number of images; suggested are 60 classes with 2 images each. No option gives images drawn
       regardless of their classes.
-    - Batch norm. In a task it uses the running averages of pretraining. `learner.norm` chooses another policy.
+    - Batch norm. The authors of MAML use the statistics of all queries together. Here they are those of the support
+      set; with running averages of the pretraining the steps must be much smaller, and scores are lower.
+      `learner.norm=transductive` gives theirs, `learner.norm=running` running averages.
     """
 
     Config = FineTuneOptions
@@ -87,7 +89,7 @@ class FineTune(ModelLearner):
     config: FineTuneOptions
     defaults: ClassVar = {
         "classification": {
-            "adapters": {"sgd": {"lr": 5e-3}},
+            "adapters": {"sgd": {"lr": 0.1}},
             "train": {"ways": 60, "queries": 1, "tasks": 1, "steps": 3000, "lr": 5e-3},
             "schedule": {"name": "cosine"},
             "backbone": {"name": "conv4", "variant": "stride-flat"},
@@ -122,7 +124,7 @@ class FineTune(ModelLearner):
         values = super().init(key) | head
         if own := self.adapter.init(self.start(values), fold_in(key, "adapters")):
             raise ConfigError(
-                f"Fine-tuning trains without the adapter, whose own values would never change: {', '.join(own)}.",
+                f"Fine-tuning trains without the adapter, whose own values would never change, such as {min(own)}.",
                 where="adapters",
                 remedy="choose one without such values, such as sgd, or adam with adapters.adam.carry=false",
             )
