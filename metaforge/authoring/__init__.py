@@ -92,6 +92,7 @@ if TYPE_CHECKING:
         TaskSpec,
     )
     from metaforge.authoring.scale import Scale
+    from metaforge.kernels.implicit import conjugate_gradients
     from metaforge.system.line_files import append_lines, begin_lines
     from metaforge.system.streams import note_stream
 
@@ -156,6 +157,7 @@ __all__ = [
     "begin_lines",
     "binary_cross_entropy",
     "blank_examples",
+    "conjugate_gradients",
     "criterion",
     "cross_entropy",
     "descend",
@@ -209,6 +211,7 @@ _MODULES = (
     "metaforge.authoring.descent",
     "metaforge.authoring.inner_loop",
     "metaforge.authoring.optimizers",
+    "metaforge.kernels.implicit",
 )
 
 

@@ -21,7 +21,7 @@ from metaforge.authoring.functional import add_params, advance_state, detach_par
 from metaforge.authoring.keys import fold_in
 from metaforge.authoring.protocols import AdapterTags, GradientTransform, InnerStep, Key, Params
 from metaforge.authoring.updates import updated
-from metaforge.kernels.implicit import Solver, conjugate_gradients, implicit_solution, neumann_series
+from metaforge.kernels.implicit import Solver, implicit_solution, solver_called
 from metaforge.kernels.recompute import recompute_in_backward
 
 Objective = Callable[..., tuple[Tensor, Params]]
@@ -41,7 +41,7 @@ class Adjoint:
 
     Attributes:
         method: One of the four.
-        solver: How `implicit` solves its linear system: by conjugate gradients (`cg`) or a truncated Neumann series.
+        solver: How `implicit` solves its linear system: conjugate gradients (`cg`) or residuals (`cr`), Neumann series.
         solver_steps: Steps of the solver; each is a product of the Hessian with a vector.
         solver_rate: Rate of the Neumann series, less than 2 divided by the largest eigenvalue of the Hessian.
 
@@ -52,7 +52,7 @@ class Adjoint:
     """
 
     method: Literal["unroll", "recompute", "first-order", "implicit"] = "unroll"
-    solver: Literal["cg", "neumann"] = "cg"
+    solver: Literal["cg", "cr", "neumann"] = "cg"
     solver_steps: int = 5
     solver_rate: float = 0.1
 
@@ -212,7 +212,9 @@ class InnerLoop:
             detach_params(fast) if constant else fast,
             differentiable=self.tracked and not constant,
         )
-        step = InnerStep(number, loss.detach() if constant else loss)
+        origin = detach_params(start) if constant else start
+        value = loss.detach() if constant else loss
+        step = InnerStep(number, value, lambda p: self.total(number, p, current, origin, *inputs)[0])
         if isinstance(self.adapter, Chain):  # It compares the updates of each of its adapters itself.
             updates, state = self.adapter.update(meta, grads, state, fast, step)
         else:
@@ -238,9 +240,7 @@ class InnerLoop:
 
 def solver_of(adjoint: Adjoint) -> Solver:
     """Return the solver of the linear system of an implicit adjoint."""
-    if adjoint.solver == "cg":
-        return conjugate_gradients(adjoint.solver_steps)
-    return neumann_series(adjoint.solver_steps, adjoint.solver_rate)
+    return solver_called(adjoint.solver, adjoint.solver_steps, adjoint.solver_rate)
 
 
 class Chain(GradientTransform):

@@ -120,9 +120,9 @@ class InnerLoopLearner(ModelLearner):
         # With phases, the learner of the present one may have another adjoint than this one.
         measured = self._solves and type(self).during is Learner.during
         self._notes = ImplicitNotes(config.solver, required_of=type(self).__name__ if measured else "")
-        # The implicit gradient is exact at convergence, and only the learner's class can say when that is.
-        unknown = config.adjoint == "implicit" and not self.tags.converges_at
-        if config.adjoint == "first-order" or self.adapter.tags.detaches or unknown:
+        # The implicit gradient is exact at convergence, by any path; only the learner's class can say when that is.
+        constant = not self.tags.converges_at if config.adjoint == "implicit" else self.adapter.tags.detaches
+        if config.adjoint == "first-order" or constant:
             self.tags = replace(self.tags, exact_meta_gradient=False)
         self.terms = parts.terms
         require_entropies(self.terms, parts.spec.kind)
@@ -214,7 +214,8 @@ class InnerLoopLearner(ModelLearner):
         metrics = {"score": score(self.spec.kind, prediction, task.query.y).detach()}
         if self._solves:
             metrics["inner_residual"] = self.inner_residual(values, fast, task.support, key)
-            metrics["solver_residual"] = self.solver_residual(current, fast, task, key)
+            if self.config.solver_residual:
+                metrics["solver_residual"] = self.solver_residual(current, fast, task, key)
 
         def before() -> Tensor:
             return self._query(values | self.descend(values, task.support, 0, key)[0], task, key, 0)[0]

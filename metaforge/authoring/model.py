@@ -173,7 +173,7 @@ class Model:
 
         Args:
             what: `weights` (all parameters but those of norm layers), `all`, `head`, `body` (but not its norm layers),
-                or a list of patterns of names, such as `["model.0.3.*"]`.
+                `context` (none: a context is no value), or a list of patterns of names, such as `["model.0.3.*"]`.
 
         Raises:
             ConfigError: There is no head, or a pattern matches no name.
@@ -183,7 +183,7 @@ class Model:
             return matching(names, what, where="learner.adapt")
         if what == "head" and not self.head:
             raise ConfigError("The network has no linear head to adapt.", where="learner.adapt", remedy="adapt weights")
-        part = {"weights": names, "all": names, "head": self.head, "body": self.body}[what]
+        part = {"weights": names, "all": names, "head": self.head, "body": self.body, "context": ()}[what]
         return tuple(name for name in part if what == "all" or name not in self.norm_names)
 
     def init(self, key: Key) -> Params:

@@ -108,7 +108,7 @@ class ImplicitNotes:
         required_of: The name of the learner's class, if its metrics must have `inner_residual`.
     """
 
-    def __init__(self, solver: Literal["cg", "neumann"], required_of: str = "") -> None:
+    def __init__(self, solver: Literal["cg", "cr", "neumann"], required_of: str = "") -> None:
         self.solver, self.required_of, self.noted = solver, required_of, set[str]()
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> None:

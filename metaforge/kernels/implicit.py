@@ -10,7 +10,7 @@ Millions of Hyperparameters by Implicit Differentiation", arXiv 1911.02590, for 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from metaforge.kernels.task_axis import apply_function
 
 Vector = Sequence[Tensor]
 Product = Callable[[Vector], Vector]
-# Maps the product with a symmetric positive definite matrix A, and v, to an approximation of A^-1 v.
+# Maps the product with a symmetric matrix A, and v, to an approximation of A^-1 v.
 Solver = Callable[[Product, Vector], Vector]
 
 
@@ -89,7 +89,24 @@ class _Implicit(torch.autograd.Function):
 def conjugate_gradients(steps: int) -> Solver:
     """Return a solver that takes `steps` steps of conjugate gradients; exact after as many as there are unknowns.
 
-    Hestenes, Stiefel 1952, "Methods of Conjugate Gradients for Solving Linear Systems", section 3.
+    Hestenes, Stiefel 1952, "Methods of Conjugate Gradients for Solving Linear Systems", section 3. Where a direction
+    shows that the matrix is not positive definite, the solver keeps the solution of the steps before it, or a multiple
+    of v if there is none: Steihaug 1983, "The Conjugate Gradient Method and Trust Regions in Large Scale Optimization".
+
+    Args:
+        steps: Number of steps, each of which takes one product.
+
+    Returns:
+        A function of the product with a symmetric positive definite matrix A, and of a vector v, that returns an
+        approximation of A^-1 v. The product and the solver take and return vectors as sequences of tensors of any
+        shapes.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import conjugate_gradients
+        >>> solve = conjugate_gradients(2)
+        >>> solve(lambda vector: [2 * vector[0], 4 * vector[1]], [torch.ones(2), torch.ones(1)])
+        [tensor([0.5000, 0.5000]), tensor([0.2500])]
     """
 
     def solve(product: Product, v: Vector) -> Vector:
@@ -97,14 +114,49 @@ def conjugate_gradients(steps: int) -> Solver:
         squared = _dot(residual, residual)
         # Below this the residual is rounding noise, along which further steps would lead away from the solution.
         least = torch.finfo(squared.dtype).eps ** 2 * squared
-        for _ in range(steps):
+        definite = torch.ones_like(squared, dtype=torch.bool)
+        for step in range(steps):
             image = product(direction)
-            length = torch.where(squared > least, _ratio(squared, _dot(direction, image)), 0.0)
+            curvature = _dot(direction, image)
+            # The first direction is v itself, of which some multiple is better than no solution at all.
+            length = torch.where(definite & (squared > least), _ratio(squared, curvature.abs()), 0.0)
+            definite = definite & (curvature > 0)
+            if step:
+                length = torch.where(definite, length, 0.0)
             x = [a + length * b for a, b in zip(x, direction, strict=True)]
             residual = [a - length * b for a, b in zip(residual, image, strict=True)]
             before, squared = squared, _dot(residual, residual)
             factor = _ratio(squared, before)
             direction = [a + factor * b for a, b in zip(residual, direction, strict=True)]
+        return x
+
+    return solve
+
+
+def conjugate_residuals(steps: int) -> Solver:
+    """Return a solver that takes `steps` steps of conjugate residuals; exact after as many as there are unknowns.
+
+    Its steps make ‖A x - v‖ as small as possible, so it never grows, also where A is not positive definite. Stiefel
+    1955, "Relaxationsmethoden bester Strategie zur Lösung linearer Gleichungssysteme".
+    """
+
+    def solve(product: Product, v: Vector) -> Vector:
+        x, residual, direction = [torch.zeros_like(part) for part in v], list(v), list(v)
+        image = of_residual = product(residual)
+        energy = _dot(residual, of_residual)
+        # As in conjugate gradients, below this the residual is rounding noise.
+        least = torch.finfo(energy.dtype).eps ** 2 * _dot(residual, residual)
+        for step in range(steps):
+            length = torch.where(_dot(residual, residual) > least, _ratio(energy, _dot(image, image)), 0.0)
+            x = [a + length * b for a, b in zip(x, direction, strict=True)]
+            if step + 1 == steps:
+                break
+            residual = [a - length * b for a, b in zip(residual, image, strict=True)]
+            of_residual = product(residual)
+            before, energy = energy, _dot(residual, of_residual)
+            factor = _ratio(energy, before)
+            direction = [a + factor * b for a, b in zip(residual, direction, strict=True)]
+            image = [a + factor * b for a, b in zip(of_residual, image, strict=True)]
         return x
 
     return solve
@@ -124,6 +176,13 @@ def neumann_series(terms: int, rate: float) -> Solver:
         return [rate * part for part in total]
 
     return solve
+
+
+def solver_called(name: Literal["cg", "cr", "neumann"], steps: int, rate: float) -> Solver:
+    """Return the solver of a name: conjugate gradients or residuals, or the Neumann series, whose rate is `rate`."""
+    if name == "neumann":
+        return neumann_series(steps, rate)
+    return conjugate_gradients(steps) if name == "cg" else conjugate_residuals(steps)
 
 
 def relative_residual(solver: Solver, product: Product, v: Vector) -> Tensor:

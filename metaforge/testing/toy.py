@@ -219,16 +219,16 @@ class ToyNet(Backbone):
         return ToyContextNet(nn.Sequential(*layers), context) if context else nn.Sequential(*layers, nn.Tanh())
 
 
-class ToyContextNet(nn.Module):
+class ToyContextNet(nn.Tanh):
     """The toy network with a shift of its units before tanh, which is linear in a context."""
 
     def __init__(self, body: nn.Module, context: int) -> None:
         super().__init__()
         self.body, self.shift = body, nn.Linear(context, UNITS, bias=False)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
         """Return `[n, UNITS]` for `x` `[n, *x_shape]` and `context` `[context]`."""
-        return torch.tanh(self.body(x) + self.shift(context))
+        return super().forward(self.body(x) + self.shift(context))
 
 
 class ToyDescent(Adapter):

@@ -30,7 +30,7 @@ NAMES = {
 CHAINS = [name if REGISTRY.load("adapter", name).tags.rate else f"{name},sgd" for name in NAMES["adapter"]]
 DATASETS = {"classification": "classes", "regression": "curves"}
 # Learners whose gradient does not reach what a plugin meta-learns; a run of theirs prints a warning.
-UNTRAINED = {"reptile": ("adapters.", "regularizers."), "fomaml": ("regularizers.",)}
+UNTRAINED = {"reptile": ("adapters.", "regularizers."), "fomaml": ("regularizers.",), "imaml": ("adapters.",)}
 # Words of the reasons for which a combination may be refused.
 REASONS = (
     "uses no adapter",

@@ -44,15 +44,19 @@ CPU = torch.device("cpu")
 class Varied(nn.Module):
     """A network with grouped and dilated convolutions, batch and instance norm, and dropout of entries and channels."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: int = 0) -> None:
         super().__init__()
+        self.of_context = nn.Linear(context, 2, bias=False) if context else None
         self.layers = nn.Sequential(
             nn.Conv2d(2, 4, 3, groups=2), nn.BatchNorm2d(4), nn.Tanh(), nn.Dropout(0.3),
             nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.BatchNorm2d(4), nn.Tanh(), nn.Dropout2d(0.2),
             nn.Conv2d(4, 4, 2, dilation=2), nn.InstanceNorm2d(4, affine=True), nn.Tanh(),
         )  # fmt: skip
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+        if self.of_context is not None:
+            # Between layers the norms would remove what is added to all entries of a channel.
+            x = x * self.of_context(*context).tanh().reshape(2, 1, 1)
         features: Tensor = self.layers(x).flatten(1)
         return features
 

@@ -27,6 +27,8 @@ LEARNERS: Mapping[str, Mapping[str, Any]] = {
     "maml": _SINUSOID,
     "fomaml": _SINUSOID,
     "reptile": _SINUSOID,
+    "imaml": _SINUSOID,
+    "cavia": _SINUSOID,
     "leo": _GLYPHS,
     "protonet": _GLYPHS,
     "mann": _GLYPHS,

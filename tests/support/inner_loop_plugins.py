@@ -149,7 +149,7 @@ class ContextOptions(InnerLoopOptions):
 
     context: int = Field(4, ge=1, le=1000, description="size of the context vector")
     steps: int = Field(2, ge=0, le=100, description="inner steps in training")
-    adapt: Literal["all"] = Field("all", description="what the inner loop adapts: all of the context vector")
+    adapt: Literal["context"] = Field("context", description="what the inner loop adapts: the context vector alone")
 
 
 class ContextOnly(InnerLoopLearner):
@@ -161,10 +161,6 @@ class ContextOnly(InnerLoopLearner):
 
     def __init__(self, config: ContextOptions, parts: Parts) -> None:
         super().__init__(config, parts, context=config.context)
-
-    def start(self, values: Params, support: Examples, key: Key | None) -> Params:
-        """Return the context alone."""
-        return {"context": super().start(values, support, key)["context"]}
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the query loss."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,10 @@ class InnerStep(NamedTuple):
         number: Number of the inner step, from 0.
         loss: The support loss before the update, a scalar. Gradients flow through it, unless the inner loop treats
             its gradients as constants (first order).
+        objective: The support loss and its proximal term as a function of the parameters, for an adapter that needs
+            more than the gradient: a line search, or products of the Hessian with vectors. An inner loop always gives
+            it. Where the gradients are constants (first order), what it returns still depends on the parameters that
+            it is called with: an adapter that calls it with detached ones has the tag `detaches`.
 
     Example:
         >>> import torch
@@ -28,6 +33,7 @@ class InnerStep(NamedTuple):
 
     number: int
     loss: Tensor
+    objective: Callable[[Params], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ class GradientTransform(Protocol):
             grads: The gradient of the support loss, or the output of the previous transform of a chain.
             state: The state after the previous inner step.
             params: The parameters before this step.
-            step: The number of the inner step, from 0, and the support loss.
+            step: The number of the inner step, from 0, the support loss, and the objective as a function.
 
         Returns:
             What to subtract from `params`, under the same names, and the new state.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from metaforge.authoring.functional import sum_of
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import STATE, Adapter, InnerStep, Params
 from metaforge.testing.bench import build_adjoint_bench, build_bench, build_chain_bench, difference
@@ -21,9 +23,8 @@ def updates(subject: Subject) -> None:
     meta = {name: value.double() for name, value in adapter.init(params, make_key(0)).items()}
     state = adapter.start(meta, params)
     for step in range(2):
-        result, new_state = adapter.update(
-            meta, grads, state, params, InnerStep(step, torch.tensor(1.0, dtype=torch.float64))
-        )
+        inner = InnerStep(step, torch.tensor(1.0, dtype=torch.float64), _squares)
+        result, new_state = adapter.update(meta, grads, state, params, inner)
         mismatch = _layout_difference(result, grads)
         assert not mismatch, f"the updates must have the names, shapes and dtypes of the gradients: {mismatch}"
         mismatch = _layout_difference(new_state, state)
@@ -34,6 +35,10 @@ def updates(subject: Subject) -> None:
     assert not unknown, (
         f"carry returns {unknown}, which init does not return; carry may only add to `state.` entries that init returns"
     )
+
+
+def _squares(params: Params) -> Tensor:
+    return 0.25 * sum_of(value.square().sum() for value in params.values())
 
 
 def _layout_difference(first: Params, second: Params) -> str:

@@ -164,6 +164,7 @@ def test_the_objective_gets_all_values_and_its_changes_of_the_state_are_summed_w
 
 IMPLICIT = {
     "cg": Adjoint("implicit", solver_steps=2),
+    "cr": Adjoint("implicit", solver="cr", solver_steps=2),
     "neumann": Adjoint("implicit", solver="neumann", solver_steps=200, solver_rate=0.2),
 }
 
@@ -336,3 +337,45 @@ def test_a_chain_prefixes_the_entries_and_the_state_of_each_adapter() -> None:
     updates, after = chain.update(meta, {"w": grad(support)(THETA)}, state, params, inner_step())
     close(updates["w"], *(-1e-3 * grad(support)(THETA).sign()))
     assert set(chain.carry(meta, after)) == {"state.adam.second.w", "state.adam.count"}
+
+
+class Newton(GradientTransform):
+    """Newton steps with the dense Hessian of the objective, which are constants if `detached`."""
+
+    def __init__(self, detached: bool = False) -> None:
+        self.detached = detached
+
+    def update(
+        self, meta: Params, grads: Params, state: Params, params: Params, step: InnerStep
+    ) -> tuple[Params, Params]:
+        assert step.objective is not None
+        at = params["w"].detach() if self.detached else params["w"]
+        hessian = torch.func.jacrev(grad(lambda w: step.objective({"w": w})))(at)  # type: ignore[misc]
+        return {"w": torch.linalg.solve(hessian, grads["w"])}, state
+
+
+def cubic(theta: Tensor) -> Tensor:
+    """Return a support loss whose curvature changes."""
+    return quadratic(theta, A) + (theta**4).sum() / 4
+
+
+@pytest.mark.parametrize("adjoint", [UNROLL, Adjoint("recompute")], ids=lambda adjoint: adjoint.method)
+def test_the_objective_of_an_inner_step_is_differentiated_with_the_steps(adjoint: Adjoint) -> None:
+    newton = Chain({"newton": Newton()})
+    loss = lambda v: query(descended(cubic, v, 2, newton, adjoint=adjoint, proximal=2.0))  # noqa: E731
+    assert_true_gradient(loss, {"w": THETA})
+    # It has the proximal term: from another start, a step leads elsewhere.
+    moved = descended(support, {"w": THETA}, 1, newton, adjoint=adjoint, proximal=2.0)
+    close(moved, 0.6052631578947368, -0.42105263157894735)
+
+
+@pytest.mark.parametrize("adjoint", [FIRST_ORDER, *IMPLICIT.values()], ids=["first-order", *IMPLICIT])
+def test_a_detached_use_of_the_objective_leaves_no_derivative_of_the_steps(adjoint: Adjoint) -> None:
+    newton = Chain({"newton": Newton(detached=True)})
+    found = grad(lambda v: query(descended(cubic, v, 8, newton, adjoint=adjoint, proximal=2.0)))({"w": THETA})["w"]
+    solution = descended(cubic, {"w": THETA}, 8, newton, proximal=2.0)
+    identity = torch.eye(2, dtype=torch.float64)
+    factor = identity
+    if adjoint.method == "implicit":
+        factor = identity + torch.func.jacrev(grad(cubic))(solution) / 2
+    torch.testing.assert_close(found, torch.linalg.solve(factor, grad(query)(solution)), rtol=1e-8, atol=1e-10)

@@ -310,6 +310,18 @@ def test_an_inner_loop_with_nothing_to_adapt_is_refused() -> None:
 IMPLICIT: dict[str, Any] = {"adjoint": "implicit", "steps": 60, "proximal": 0.5, "adapt": "head"}
 
 
+def test_the_solvers_residual_can_be_left_out() -> None:
+    with_it, without = (built(**IMPLICIT, solver_residual=measured) for measured in (True, False))
+    values, example, key = fresh(with_it), task(), make_key(0)
+    metrics = with_it.loss(values, example, key)[1].metrics
+    assert set(metrics) - set(without.loss(values, example, key)[1].metrics) == {"solver_residual"}
+
+
+def test_a_context_alone_can_be_adapted_where_there_is_one() -> None:
+    with pytest.raises(ConfigError, match="nothing to adapt: the network has no value that adapt='context'"):
+        built(adapt="context")
+
+
 @pytest.mark.parametrize("norm", BATCH_POLICIES)
 def test_the_solvers_residual_is_that_of_the_gradient_of_the_query_loss(norm: str) -> None:
     adapters = {"sgd": SGD(SGDOptions(lr=0.8))}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from engine_toys import (
     task_losses,
     wide,
 )
+from memory import added_peak
 from metaforge.authoring.functional import split_state
 from metaforge.authoring.keys import fold_in, make_key, normal
 from metaforge.authoring.kinds import CLASSIFICATION, INTERACTION, MULTI_LABEL, REGRESSION
@@ -287,15 +286,6 @@ def peak(
     if adapt_only:
         return added_peak(lambda: score_tasks(built, values, batch, kind=CLASSIFICATION, plan="vmap"))
     return added_peak(lambda: step(built, values, batch, plan, chunk=chunk))
-
-
-def added_peak(call: Callable[[], Any]) -> int:
-    """Return the peak of additional tensor memory in bytes during a call."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as watch:
-        call()
-    events = [one for one in watch.profiler.kineto_results.events() if one.name() == "[memory]"]  # type: ignore[union-attr]
-    sizes = itertools.accumulate(one.nbytes() for one in sorted(events, key=lambda one: one.start_ns()))
-    return max(sizes)
 
 
 @pytest.mark.parametrize("plan", ["loop", "vmap", "fold"])

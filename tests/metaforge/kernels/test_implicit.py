@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,12 +13,13 @@ from torch.func import grad, vmap
 from metaforge.kernels.implicit import (
     Solver,
     conjugate_gradients,
+    conjugate_residuals,
     implicit_solution,
     neumann_series,
     relative_residual,
 )
 
-SOLVERS = {"cg": conjugate_gradients(4), "neumann": neumann_series(400, 0.3)}
+SOLVERS = {"cg": conjugate_gradients(4), "cr": conjugate_residuals(4), "neumann": neumann_series(400, 0.3)}
 
 
 def matrix(scale: Tensor) -> Tensor:
@@ -80,22 +84,52 @@ def test_it_works_under_vmap_and_grad_in_any_order(solver: Solver) -> None:
         torch.testing.assert_close(result, one_by_one, rtol=1e-12, atol=1e-12)
 
 
-def test_conjugate_gradients_are_exact_after_as_many_steps_as_there_are_unknowns() -> None:
+@pytest.mark.parametrize("method", [conjugate_gradients, conjugate_residuals])
+def test_conjugate_directions_are_exact_after_as_many_steps_as_there_are_unknowns(method: Any) -> None:
     a, v = matrix(SCALE), [RIGHT[:2], RIGHT[2:]]
 
     def product(vector: list[Tensor]) -> list[Tensor]:
         return list((a @ torch.cat(list(vector))).split([2, 1]))
 
     wanted = torch.linalg.solve(a, RIGHT)
-    errors = [float((torch.cat(list(conjugate_gradients(n)(product, v))) - wanted).norm()) for n in (1, 2, 3, 10)]  # type: ignore[arg-type]
+    errors = [float((torch.cat(list(method(n)(product, v))) - wanted).norm()) for n in (1, 2, 3, 10)]
     assert errors[0] > errors[1] > 1e-3
     # Further steps keep the solution: there is no division by a residual of zero.
     assert max(errors[2:]) < 1e-14
 
 
-def test_a_gradient_of_zero_is_solved_by_zero() -> None:
-    solved = conjugate_gradients(3)(lambda vector: vector, [torch.zeros(2)])
+@pytest.mark.parametrize("method", [conjugate_gradients, conjugate_residuals])
+def test_a_gradient_of_zero_is_solved_by_zero(method: Any) -> None:
+    solved = method(3)(lambda vector: vector, [torch.zeros(2)])
     assert torch.equal(solved[0], torch.zeros(2))
+
+
+def indefinite(vector: Any) -> list[Tensor]:
+    """Return the product with a diagonal matrix that has negative entries."""
+    return [torch.tensor([4.0, 2.0, 1.0, -0.5, -3.0], dtype=torch.float64) * vector[0]]
+
+
+def test_conjugate_residuals_never_leave_more_than_no_solution_at_all() -> None:
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        v = [torch.randn(5, generator=draw, dtype=torch.float64)]
+        left = [float(relative_residual(conjugate_residuals(n), indefinite, v)) for n in range(7)]
+        assert left[0] == 1
+        assert all(after <= before + 1e-9 for before, after in pairwise(left)), left
+        assert left[5] < 1e-6
+
+
+def test_conjugate_gradients_stop_at_a_direction_of_negative_curvature() -> None:
+    v = [torch.tensor([1.0, 0.9, 0.8, 0.1, 0.01], dtype=torch.float64)]
+    solutions = [conjugate_gradients(n)(indefinite, v)[0] for n in (1, 2, 3, 4, 5, 9)]
+    # A plain solution in Krylov spaces of growing dimension: it is a descent direction while the curvature is positive.
+    assert not torch.equal(solutions[0], solutions[1])
+    assert all(torch.equal(one, solutions[-1]) for one in solutions[3:])
+    assert all(float((one * v[0]).sum()) > 0 for one in solutions)
+    along = [torch.tensor([0.0, 0.0, 0.0, 2.0, 0.0], dtype=torch.float64)]
+    for steps in (1, 3):
+        # Along v itself the curvature is negative: the multiple of v has the size of a solution.
+        torch.testing.assert_close(conjugate_gradients(steps)(indefinite, along)[0], along[0] / 0.5)
 
 
 def test_the_neumann_series_converges_geometrically() -> None:
