@@ -1,6 +1,6 @@
 """Train and evaluate each built-in learner by one documented command, and write `docs/results.md` from their records.
 
-`python -m benchmarks.accuracy` (or `make results`) needs the real Omniglot images and about four hours on two cores. It
+`python -m benchmarks.accuracy` (or `make results`) needs the real Omniglot images and about five hours on two cores. It
 skips runs that are trained and evaluated; `--only NAME` runs only that learner, `--table` only writes the page.
 """
 
@@ -42,6 +42,10 @@ COMMANDS = {
     " --budget 10m --set backbone.variant=pool-32",
     "maml-taml-inequality": "train --learner maml --regularizer taml-inequality --dataset omniglot --steps 1000000"
     " --budget 10m --set backbone.variant=pool-32",
+    "imaml": "train --learner imaml --dataset omniglot --steps 1000000 --budget 15m",
+    "cavia": "train --learner cavia --dataset omniglot --steps 1000000 --budget 15m",
+    "reptile-one-query": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m"
+    " --set backbone.variant=pool-32 --set learner.transduction=false",
     "anil": "train --learner anil --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",
     "proto-maml": "train --learner proto-maml --dataset omniglot --steps 1000000 --budget 10m",
     "meta-lstm": "train --learner meta-lstm --dataset omniglot --steps 1000000 --budget 15m",
@@ -54,6 +58,7 @@ COMMANDS = {
     "maml-meta-sgd-sinusoid": "train --learner maml --adapter meta-sgd --dataset sinusoid --budget 5m",
     "maml-mc-sinusoid": "train --learner maml --adapter meta-curvature,sgd --dataset sinusoid --steps 30000"
     " --budget 5m",
+    "cavia-sinusoid": "train --learner cavia --dataset sinusoid --budget 5m",
     "fine-tune-sinusoid": "train --learner fine-tune --dataset sinusoid --budget 5m",
     "ftml-sinusoid": "train --learner ftml --dataset sinusoid --budget 5m",
 }

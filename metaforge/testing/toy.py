@@ -41,9 +41,7 @@ from metaforge.authoring.protocols import (
 )
 from metaforge.errors import DataError
 
-OUTPUTS = 2
-UNITS = 8
-CLASSES = 100
+OUTPUTS, UNITS, CLASSES = 2, 8, 100
 SPLITS = ("train", "val", "test")
 
 
@@ -219,16 +217,17 @@ class ToyNet(Backbone):
         return ToyContextNet(nn.Sequential(*layers), context) if context else nn.Sequential(*layers, nn.Tanh())
 
 
-class ToyContextNet(nn.Tanh):
+class ToyContextNet(nn.Module):
     """The toy network with a shift of its units before tanh, which is linear in a context."""
 
     def __init__(self, body: nn.Module, context: int) -> None:
         super().__init__()
-        self.body, self.shift = body, nn.Linear(context, UNITS, bias=False)
+        self.body, self.shift, self.act = body, nn.Linear(context, UNITS, bias=False), nn.Tanh()
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Return `[n, UNITS]` for `x` `[n, *x_shape]` and `context` `[context]`."""
-        return super().forward(self.body(x) + self.shift(context))
+        out: Tensor = self.act(self.body(x) + self.shift(context))
+        return out
 
 
 class ToyDescent(Adapter):

@@ -253,10 +253,10 @@ def test_all_iterates_are_those_of_separate_descents_from_one_pass(adjoint: Adjo
 
     how = {"adjoint": adjoint, "proximal": 0.5}
     start = {"w": THETA}
-    path = iterates(objective, values, start, chain, 3, **how)  # type: ignore[arg-type]
+    path = iterates(objective, values, start, chain, 3, **how)
     assert calls == [0, 1, 2]
     for steps, (fast, changes) in enumerate(path):
-        alone, expected = descend(objective, values, start, chain, steps, **how)  # type: ignore[arg-type]
+        alone, expected = descend(objective, values, start, chain, steps, **how)
         assert changes.keys() == expected.keys()
         assert torch.equal(fast["w"], alone["w"])
         assert all(torch.equal(changes[name], expected[name]) for name in expected)
@@ -264,9 +264,9 @@ def test_all_iterates_are_those_of_separate_descents_from_one_pass(adjoint: Adjo
     def total(values: Params, *, one_pass: bool) -> Tensor:
         start = {"w": values["w"]}
         if one_pass:
-            found = iterates(objective, values, start, chain, 3, **how)  # type: ignore[arg-type]
+            found = iterates(objective, values, start, chain, 3, **how)
         else:
-            found = [descend(objective, values, start, chain, steps, **how) for steps in range(4)]  # type: ignore[arg-type]
+            found = [descend(objective, values, start, chain, steps, **how) for steps in range(4)]
         return torch.stack([(number + 1) * query(fast["w"]) for number, (fast, _) in enumerate(found)]).sum()
 
     ours, theirs = (grad(lambda v, o=one_pass: total(v, one_pass=o))(values) for one_pass in (True, False))
@@ -350,7 +350,7 @@ class Newton(GradientTransform):
     ) -> tuple[Params, Params]:
         assert step.objective is not None
         at = params["w"].detach() if self.detached else params["w"]
-        hessian = torch.func.jacrev(grad(lambda w: step.objective({"w": w})))(at)  # type: ignore[misc]
+        hessian = torch.func.jacrev(grad(lambda w: step.objective({"w": w})))(at)
         return {"w": torch.linalg.solve(hessian, grads["w"])}, state
 
 
@@ -362,7 +362,10 @@ def cubic(theta: Tensor) -> Tensor:
 @pytest.mark.parametrize("adjoint", [UNROLL, Adjoint("recompute")], ids=lambda adjoint: adjoint.method)
 def test_the_objective_of_an_inner_step_is_differentiated_with_the_steps(adjoint: Adjoint) -> None:
     newton = Chain({"newton": Newton()})
-    loss = lambda v: query(descended(cubic, v, 2, newton, adjoint=adjoint, proximal=2.0))  # noqa: E731
+
+    def loss(v: Params) -> Tensor:
+        return query(descended(cubic, v, 2, newton, adjoint=adjoint, proximal=2.0))
+
     assert_true_gradient(loss, {"w": THETA})
     # It has the proximal term: from another start, a step leads elsewhere.
     moved = descended(support, {"w": THETA}, 1, newton, adjoint=adjoint, proximal=2.0)

@@ -50,7 +50,9 @@ def test_updates_that_do_not_fit_the_parameters_name_their_adapter(
         chain = Chain({"before": SGD(SGDOptions(lr=0.5)), "mine": faulty, "after": SGD(SGDOptions(lr=0.5))})
 
     def adapted_loss(values: Params) -> Tensor:
-        objective = lambda v, step: (quadratic(v["w"], A), {})  # noqa: E731
+        def objective(v: Params, step: int) -> tuple[Tensor, Params]:
+            return quadratic(v["w"], A), {}
+
         return quadratic(descend(objective, values, values, chain, 2, adjoint=Adjoint(method))[0]["w"], B)
 
     with pytest.raises(ContractError) as caught:

@@ -27,7 +27,10 @@ def chain(**options: object) -> Chain:
 
 def stepped(function: Callable[[Tensor], Tensor], start: Tensor, steps: int = 1, proximal: float = 0.0) -> Tensor:
     """Return where Hessian-free steps on a function lead."""
-    objective = lambda values, number: (function(values["w"]), {})  # noqa: E731
+
+    def objective(values: Params, number: int) -> tuple[Tensor, Params]:
+        return function(values["w"]), {}
+
     at = {"w": start}
     return descend(objective, at, at, chain(solver_steps=2), steps, proximal=proximal)[0]["w"]
 

@@ -51,8 +51,11 @@ class Curvature(GradientTransform):
 def query_loss(rates: Tensor, chain: Chain, steps: int, adjoint: str = "unroll") -> Tensor:
     """Return the query loss of fixture F1 after inner steps with these rates."""
     values = {"w": THETA, "adapters.lslr.rate.w": rates}
-    objective = lambda v, step: (quadratic(v["w"], A), {})  # noqa: E731
-    how = Adjoint(adjoint)  # type: ignore[arg-type]
+
+    def objective(v: Params, step: int) -> tuple[Tensor, Params]:
+        return quadratic(v["w"], A), {}
+
+    how = Adjoint(adjoint)
     return quadratic(descend(objective, values, {"w": THETA}, chain, steps, adjoint=how)[0]["w"], B)
 
 
@@ -105,7 +108,10 @@ def test_after_a_preconditioner_it_scales_the_preconditioned_gradient() -> None:
 def test_weight_and_bias_have_the_gradients_of_their_own_tensors() -> None:
     built = learner(MAML, steps=1, adapters={"lslr": LSLR(LSLROptions(steps=1, lr=0.3))})
     values, example = fresh(built), task()
-    plain = lambda v, part: F.cross_entropy(built.model(v, example[part].x), example[part].y)  # noqa: E731
+
+    def plain(v: Params, part: int) -> Tensor:
+        return F.cross_entropy(built.model(v, example[part].x), example[part].y)
+
     support = grad(plain)(values, 0)
     query = grad(plain)(values | built.adapt(values, example.support, key=KEY), 1)
     found = grad(lambda v: built.loss(v, example, KEY)[0])(values)

@@ -135,7 +135,10 @@ def test_the_meta_gradient_is_that_of_central_differences_with_constant_gradient
     history = []
     for steps in range(3):
         fast = one.adapt(values, example.support, steps=steps)
-        loss = lambda p: F.cross_entropy(one.model(values | p, example.support.x), example.support.y)  # noqa: E731
+
+        def loss(p: Params) -> Tensor:
+            return F.cross_entropy(one.model(values | p, example.support.x), example.support.y)
+
         history.append(torch.func.grad_and_value(loss)({name: fast[name] for name in one.adapted}))
 
     def with_constant_gradients(moved: Params) -> Tensor:

@@ -132,7 +132,9 @@ def test_the_quadratic_task_of_the_specification() -> None:
     chain = built(rate=0.1).adapter
 
     def query_loss(values: Params) -> Tensor:
-        objective = lambda moved, step: (quadratic(moved["w"], A), {})  # noqa: E731
+        def objective(moved: Params, step: int) -> tuple[Tensor, Params]:
+            return quadratic(moved["w"], A), {}
+
         return quadratic(descend(objective, values, {"w": values["w"]}, chain, 1)[0]["w"], B)
 
     name = "adapters.meta-curvature.vector.w"
@@ -148,7 +150,10 @@ def test_the_matrices_have_the_gradient_of_one_step() -> None:
     one, example = built(steps=1), task()
     values = fresh(learner(MAML)) | {n: v.double() for n, v in one.init(KEY).items() if n.startswith("adapters.")}
     found = grad(lambda v: one.loss(v, example, KEY)[0])(values)
-    plain = lambda v, part: F.cross_entropy(one.model(v, example[part].x), example[part].y)  # noqa: E731
+
+    def plain(v: Params, part: int) -> Tensor:
+        return F.cross_entropy(one.model(v, example[part].x), example[part].y)
+
     support, query = grad(plain)(values, 0), grad(plain)(values | one.adapt(values, example.support, steps=1), 1)
     for name in one.adapted:
         s, q = support[name], query[name]

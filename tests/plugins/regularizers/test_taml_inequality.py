@@ -25,7 +25,7 @@ LOSSES = torch.arange(1.0, 5.0, dtype=torch.float64)
 
 def inequality(measure: str = "theil", weight: float = 1.0, **options: float) -> TAMLInequality:
     """Return the regularizer."""
-    return TAMLInequality(TAMLInequality.Config(measure=measure, weight=weight, **options))  # type: ignore[arg-type]
+    return TAMLInequality(TAMLInequality.Config(measure=measure, weight=weight, **options))
 
 
 def of(losses: Tensor, measure: str, **options: float) -> Tensor:

@@ -238,7 +238,10 @@ def test_every_plan_has_the_numbers_of_the_loop(norm: str) -> None:
 def test_without_steps_it_is_joint_training_to_the_bit() -> None:
     built = learner(ANIL, backbone=smooth("batch"), steps=0)
     values, example = fresh(built), task()
-    joint = lambda v: F.cross_entropy(built.model(v, example.query.x), example.query.y)  # noqa: E731
+
+    def joint(v: Params) -> Tensor:
+        return F.cross_entropy(built.model(v, example.query.x), example.query.y)
+
     found, expected = grad(lambda v: built.loss(v, example, KEY)[0])(values), grad(joint)(values)
     assert all(torch.equal(found[name], expected[name]) for name in values)
 
@@ -314,7 +317,7 @@ def test_nil_is_trained_as_anil() -> None:
 def test_nil_is_refused_where_it_has_no_meaning() -> None:
     for kind in ("regression", "multi-label"):
         with pytest.raises(ConfigError, match=f"kind {kind!r} have no classes"):
-            learner(ANIL, kind=kind, nil=True)  # type: ignore[arg-type]
+            learner(ANIL, kind=kind, nil=True)
     with pytest.raises(ConfigError, match="without the regularizer 'mask'"):
         learner(ANIL, nil=True, regularizers={"mask": TaskDropout(TaskDropoutOptions())})
 

@@ -54,7 +54,7 @@ def test_the_head_of_a_task_is_logistic_regression_on_fixed_features(steps: int)
     features = module(example.support.x).detach()
     head = nn.Linear(4, 3).double()
     for parameter in head.parameters():
-        nn.init.zeros_(parameter)  # type: ignore[arg-type]
+        nn.init.zeros_(parameter)
     descent = torch.optim.SGD(head.parameters(), lr=0.5, weight_decay=0.01)
     for _ in range(steps):
         descent.zero_grad()

@@ -113,6 +113,9 @@ def test_a_network_without_a_body_has_nothing_to_adapt() -> None:
 def test_without_steps_it_is_joint_training_to_the_bit() -> None:
     built = learner(BOIL, backbone=smooth("batch"), steps=0)
     values, example = fresh(built), task()
-    joint = lambda v: F.cross_entropy(built.model(v, example.query.x), example.query.y)  # noqa: E731
+
+    def joint(v: Params) -> Tensor:
+        return F.cross_entropy(built.model(v, example.query.x), example.query.y)
+
     found, expected = grad(lambda v: built.loss(v, example, KEY)[0])(values), grad(joint)(values)
     assert all(torch.equal(found[name], expected[name]) for name in values)

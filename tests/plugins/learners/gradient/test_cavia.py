@@ -135,7 +135,10 @@ def test_a_step_of_the_context_moves_the_first_bias_by_the_outgoing_weights() ->
     values = fresh(built)
     outgoing = values[FIRST][:, FEATURES:]
     start = built.adapt(values, example.support, steps=0)
-    loss = lambda v: F.mse_loss(built.predict(v, start, example.support.x), example.support.y)  # noqa: E731
+
+    def loss(v: Params) -> Tensor:
+        return F.mse_loss(built.predict(v, start, example.support.x), example.support.y)
+
     moved = values["model.0.1.bias"] - RATE * outgoing @ outgoing.T @ grad(loss)(values)["model.0.1.bias"]
     adapted = built.predict(values, built.adapt(values, example.support), example.query.x)
     shifted = built.predict(values | {"model.0.1.bias": moved}, start, example.query.x)
@@ -176,6 +179,6 @@ def test_a_backbone_without_a_context_and_other_parameters_are_refused() -> None
             return smooth()()
 
     with pytest.raises(ConfigError, match="takes no context"):
-        learner(CAVIA, backbone=partial(build_backbone, Plain(), spec()))  # type: ignore[arg-type]
+        learner(CAVIA, backbone=partial(build_backbone, Plain(), spec()))
     with pytest.raises(ValidationError):
         CAVIAOptions.model_validate({"adapt": "weights"})

@@ -115,7 +115,7 @@ def test_a_task_of_curves_is_plain_descent_from_the_joint_weights(steps: int) ->
     example = task(5, "regression")
     expected = tuned(module, F.mse_loss, example.support, steps)
     fast = one.adapt(values, example.support, steps=steps)
-    for name, parameter in names_in(expected).items():  # type: ignore[arg-type]
+    for name, parameter in names_in(expected).items():
         torch.testing.assert_close(fast[name], parameter.detach(), rtol=1e-9, atol=1e-12)
     prediction = one.predict(values, fast, example.query.x)
     torch.testing.assert_close(prediction, expected(example.query.x).detach(), rtol=1e-9, atol=1e-12)
@@ -134,16 +134,16 @@ def test_a_task_of_classes_is_plain_descent_of_all_weights_with_a_new_head(steps
     values, example = values_of(body) | of_head(one, "classifier."), numbered()
     head = nn.Linear(4, 3).double()
     for parameter in head.parameters():
-        nn.init.zeros_(parameter)  # type: ignore[arg-type]
+        nn.init.zeros_(parameter)
     expected = tuned(nn.Sequential(body, head), F.cross_entropy, example.support, steps)
     fast = one.adapt(values, example.support, steps=steps)
-    for name, parameter in names_in(expected).items():  # type: ignore[arg-type]
+    for name, parameter in names_in(expected).items():
         torch.testing.assert_close(fast[name], parameter.detach(), rtol=1e-9, atol=1e-12)
         # The head of zeros gives the body no gradient.
         assert steps > 1 or name.startswith("head.") or torch.equal(fast[name], values[name])
     if norm == "support":
-        batch_norm = expected[0][1].eval()  # type: ignore[index]
-        batch_norm.running_mean, batch_norm.running_var = moments(expected[0][0](example.support.x).detach())  # type: ignore[index]
+        batch_norm = expected[0][1].eval()
+        batch_norm.running_mean, batch_norm.running_var = moments(expected[0][0](example.support.x).detach())
     prediction = one.predict(values, fast, example.query.x)
     torch.testing.assert_close(prediction, expected(example.query.x).detach(), rtol=1e-9, atol=1e-12)
 
@@ -184,7 +184,7 @@ def test_finite_differences(norm: str) -> None:
     curves = regression(backbone=smooth("batch"), norm=norm)
     for one, example in ((built(norm=norm), numbered(3)), (curves, task(3, "regression"))):
         params, state = split_state(fresh(one, 3))
-        assert_true_gradient(lambda p, o=one, s=state, e=example: o.loss(p | s, e, KEY)[0], params)  # type: ignore[misc]
+        assert_true_gradient(lambda p, o=one, s=state, e=example: o.loss(p | s, e, KEY)[0], params)
 
 
 def test_without_a_step_no_class_is_preferred() -> None:

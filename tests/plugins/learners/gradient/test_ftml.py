@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import metaforge
-from metaforge.authoring.protocols import Examples, Task
+from metaforge.authoring.protocols import Examples, Task, TaskShape
 from metaforge.registry.scan import scan
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.datasets.sinusoid import Sinusoid
@@ -56,7 +56,7 @@ def test_one_task_repeated_is_offline_training_on_it(tmp_path: Path) -> None:
     class Repeated(Sinusoid):
         """Sinusoids of which every task is the first."""
 
-        def sample(self, split, shape, first, count, *, seed):  # type: ignore[no-untyped-def]
+        def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
             once = super().sample(split, shape, 0, 1, seed=seed)
             support, query = (Examples(*(x.expand(count, *x.shape[1:]) for x in part)) for part in once[:2])
             return Task(support, query)

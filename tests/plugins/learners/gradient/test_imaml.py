@@ -62,7 +62,10 @@ class Quadratic:
 
     def gradient(self) -> Tensor:
         """Return the meta-gradient."""
-        loss = lambda values: self.built.loss(values, self.task, KEY)[0]  # noqa: E731
+
+        def loss(values: Params) -> Tensor:
+            return self.built.loss(values, self.task, KEY)[0]
+
         return grad(loss)(self.values)["model.2.weight"].flatten()
 
 

@@ -204,7 +204,10 @@ def test_each_inner_step_has_its_scale_and_shift(adapt: str) -> None:
         fast = ours.adapt(values, example.support, steps=number)
         expected = network(theta, min(max(number - 1, 0), 2), example.query.x)
         torch.testing.assert_close(ours.predict(values, fast, example.query.x), expected, rtol=1e-9, atol=1e-12)
-        loss = lambda v, k=number: F.cross_entropy(network(v, min(k, 2), example.support.x), example.support.y)  # noqa: E731
+
+        def loss(v: Params, k: int = number) -> Tensor:
+            return F.cross_entropy(network(v, min(k, 2), example.support.x), example.support.y)
+
         gradient = grad(loss)(theta)
         theta |= {name: theta[name] - 0.3 * gradient[name] for name in ours.adapted}
 
