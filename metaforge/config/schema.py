@@ -16,6 +16,8 @@ from metaforge.registry.registry import Registry
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 # In a run file this word stands for an optional value that is not set, and for an empty set of plugins.
 NONE = "none"
+# The tables of plugins in a run file, each with its kind.
+_TABLES = {**{key: key for key in SINGLES}, **SETS, PRESETS: "preset"}
 
 
 @dataclass
@@ -31,7 +33,7 @@ def run_schema(registry: Registry) -> Schema:
     definitions: dict[str, Any] = {}
     sections = _move_definitions(RunConfig.model_json_schema(ref_template="#/$defs/{model}"), definitions)
     schema = Schema({"$schema": DRAFT, "title": "MetaForge run file", **sections, "$defs": definitions})
-    for table, kind in (*((key, key) for key in SINGLES), *SETS.items(), (PRESETS, "preset")):
+    for table, kind in _TABLES.items():
         schema.value["properties"][table] = _table(registry, table, kind, definitions, schema.left_out)
     return schema
 
@@ -39,9 +41,7 @@ def run_schema(registry: Registry) -> Schema:
 def kind_schema(registry: Registry, kind: str) -> Schema:
     """Return the schema of the part of a run file that is about one kind of plugin."""
     definitions: dict[str, Any] = {}
-    (table,) = [
-        key for key, own in (*((key, key) for key in SINGLES), *SETS.items(), (PRESETS, "preset")) if own == kind
-    ]
+    (table,) = [key for key, own in _TABLES.items() if own == kind]
     schema = Schema({"$schema": DRAFT, "title": f"MetaForge run file: {table}"})
     schema.value |= _table(registry, table, kind, definitions, schema.left_out)
     schema.value["$defs"] = definitions

@@ -24,9 +24,8 @@ class CAVIA(InnerLoopLearner):
     """Learns a network whose input or activations depend on a context vector, which alone is adapted to a task.
 
     Departures from the paper:
-    - Inner rate. On images the authors' code has 1.0; suggested is 100. With 1.0 the accuracy on Omniglot is still at
-      chance after 120 outer steps, because the gradient of the context is small as long as the weights that leave it
-      are small. `adapters.sgd.lr=1.0` gives theirs.
+    - Inner rate. On images the authors' code has 1.0; suggested is 100, because the gradient of the context is small as
+      long as the weights that leave it are small. `adapters.sgd.lr=1.0` gives theirs.
     - Network. On images the authors scale the channels by a layer whose bias is the scale at φ = 0; here that scale is
       1. Their network for miniImageNet has pooling and 32 to 512 filters: `backbone.variant=pool` and
       `backbone.filters` give it. See the departures of the backbones `conv4` and `mlp`.
