@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 # A count of things that are in memory at the same time.
@@ -199,6 +199,13 @@ class TrainConfig(Section):
         description="Values that stay as they are, as patterns of their names: no optimiser, no inner loop and no"
         " running average changes them.",
     )
+
+    @field_validator("init_patterns")
+    @classmethod
+    def _require_source(cls, patterns: list[str], info: ValidationInfo) -> list[str]:
+        if patterns and info.data.get("init_from") is None:
+            raise ValueError("there is no run to take values from; set train.init_from to its folder")
+        return patterns
 
 
 class CheckpointConfig(Section):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from config_toys import PLAIN, with_values
 from metaforge.config.resolve import resolve
 from metaforge.config.settings import EngineConfig, RunConfig, TrainConfig, seconds
+from metaforge.errors import ConfigError
 from metaforge.registry.registry import Registry
 
 
@@ -31,6 +32,13 @@ def test_a_duration_is_read_without_case_and_other_types_pass() -> None:
     assert seconds(" 1H 30M ".replace(" ", "")) == 5400.0
     assert seconds(None) is None
     assert seconds([1]) == [1]
+
+
+def test_patterns_of_initial_values_need_a_run(registry: Registry) -> None:
+    with pytest.raises(ConfigError, match=r"train\.init_patterns: there is no run to take values from"):
+        resolve([PLAIN, with_values(train={"init_patterns": ["model.*"]})], registry)
+    run = resolve([PLAIN, with_values(train={"init_patterns": ["model.*"], "init_from": "runs/x"})], registry).run
+    assert run.train.init_patterns == ["model.*"]
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_values_that_are_not_finite_are_refused(source: Path, tmp_path: Path) ->
     [
         ({"freeze": ["model.2.*"]}, r"train.freeze was \['model.0.\*'\] when the run began"),
         ({"init_from": "elsewhere"}, "train.init_from was None when the run began"),
-        ({"init_patterns": ["model.*"]}, "train.init_patterns was None"),
+        ({"init_patterns": ["model.*"]}, r"train\.init_patterns: there is no run to take values from"),
     ],
 )
 def test_a_resume_cannot_change_how_the_run_began(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -60,16 +60,9 @@ class HeadLearner(InnerLoopLearner):
 class ANIL(HeadLearner):
     """Learns features, and the initial head from which a few gradient steps on the head alone solve a new task.
 
-    Settings for four ways to train it, where RUN is a run of `anil` or `maml` with the same backbone:
-    - From scratch, second order: the default.
-    - From scratch, first order: `learner.adjoint=first-order`. The gradient of the body is then that of the query loss
-      with the adapted head as a constant; only in second order does it take into account how features change the head.
-    - Pretrained body, trained further: `train.init_from=RUN` and `train.init_patterns=["model.0.*"]`, in first or in
-      second order. For a run of a learner without a head, such as `protonet`, the pattern is `model.* -> model.0.*`. Or
-      `backbone.weights=FILE`, for the weights in a safetensors file.
-    - Pretrained body, frozen but for batch norm: as before, and for the backbone `conv4`
-      `train.freeze=["model.0.*.conv.*"]`. With `learner.norm=running` the averages of batch norm keep moving.
-      `train.freeze=["model.0.*"]` freezes batch norm too.
+    The presets `anil-scratch`, `anil-frozen`, `anil-pretrained` and `anil-pretrained-frozen` are four ways to train it.
+    In first order (`learner.adjoint=first-order`) the gradient of the body is that of the query loss with the adapted
+    head as a constant; only in second order does it take into account how features change the head.
 
     To evaluate a trained RUN without a head: `train.init_from=RUN`, `train.steps=0` and `learner.nil=true`.
 
