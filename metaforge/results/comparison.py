@@ -1,7 +1,8 @@
 """Tables that compare runs: `python -m metaforge.results.comparison OUT.md RUN... [--published FILE]`.
 
 No number is written by hand. Scores, times and commands are read from the run folders. Scores that papers report are
-read from a TOML file of `[[published]]` tables with `learner`, `dataset`, `ways`, `shots`, `score` and `source`.
+read from a TOML file of `[[published]]` tables with `learner`, `dataset`, `ways`, `shots`, `score` and `source`. A score
+that a learner has with certain adapters and regularizers only, names them in `plugins`.
 """
 
 from __future__ import annotations
@@ -47,13 +48,24 @@ Published = Sequence[Mapping[str, Any]]
 
 
 class EvaluatedRun(NamedTuple):
-    """What a run folder contains; `options` is the `[dataset]` table of its configuration."""
+    """What a run folder contains.
+
+    Attributes:
+        name: The name of the folder.
+        command: The command line of the training.
+        status: The run's `status.json`.
+        environment: The run's `env.json`.
+        options: The `[dataset]` table of its configuration.
+        plugins: The names of its adapters and regularizers, in their order.
+        evaluations: Its evaluations, without the scores of single tasks.
+    """
 
     name: str
     command: str
     status: Record
     environment: Record
     options: Mapping[str, Any]
+    plugins: list[str]
     evaluations: list[Record]
 
 
@@ -72,12 +84,14 @@ def read_run(folder: Path) -> EvaluatedRun:
             where=str(folder),
             remedy=f"run `metaforge evaluate {folder}`, or leave the folder out",
         )
+    config = read_toml(folder / "config.toml")
     return EvaluatedRun(
         folder.resolve().name,
         read_text(folder / "command.txt"),
         read_status(folder)[0],
         read_environment(folder)[0],
-        read_table(read_toml(folder / "config.toml"), "dataset"),
+        read_table(config, "dataset"),
+        [*read_table(config, "adapters"), *read_table(config, "regularizers")],
         evaluations,
     )
 
@@ -127,10 +141,11 @@ def _section(group: Sequence[tuple[EvaluatedRun, Record]], published: Published)
         *(f"{name} {text}" for name, text in baseline_texts(first).items()),
     ]
     notes = dict.fromkeys(text for _, record in group for text in notes_and_warnings(record))
-    cited = [entry for entry in published if _same_task(entry, first)]
+    cited = [entry for entry in published if any(_is_of(entry, run, record) for run, record in group)]
     rows = [_row(run, record, cited) for run, record in group]
     headings = [
         "learner",
+        "adapters, regularizers",
         scale_of(first).title,
         "by adaptation steps",
         "norm",
@@ -147,7 +162,7 @@ def _section(group: Sequence[tuple[EvaluatedRun, Record]], published: Published)
     parts += [f"> {line(note)}" for note in notes]
     parts.append(markdown_table(headings, rows))
     if cited:
-        parts.append("\n".join(f"{_citation(cited, entry)} {entry['learner']}: {entry['source']}" for entry in cited))
+        parts.append("\n".join(f"{_citation(cited, entry)} {_name(entry)}: {entry['source']}" for entry in cited))
     return parts + _own_metrics(group)
 
 
@@ -158,6 +173,7 @@ def _row(run: EvaluatedRun, record: Record, cited: Published) -> list[str]:
     seconds = run_seconds(run.status)
     return [
         record["learner"],
+        ", ".join(run.plugins) or "–",
         estimate_text(headline_score(record), scale),
         ", ".join(steps) or "–",
         record["norm"],
@@ -166,7 +182,8 @@ def _row(run: EvaluatedRun, record: Record, cited: Published) -> list[str]:
         "–" if seconds is None else duration_text(seconds),
         machine_text(run.environment) or "–",
         run.name,
-        ", ".join(f"{e['score']} {_citation(cited, e)}" for e in cited if e["learner"] == record["learner"]) or "–",
+        ", ".join(f"{entry['score']} {_citation(cited, entry)}" for entry in cited if _is_of(entry, run, record))
+        or "–",
     ]
 
 
@@ -194,8 +211,15 @@ def _commands(runs: Sequence[EvaluatedRun]) -> list[str]:
     return parts
 
 
-def _same_task(entry: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
-    return all(entry[name] == record[name] for name in ("dataset", "ways", "shots"))
+def _name(entry: Mapping[str, Any]) -> str:
+    """Return the learner of a published score, with its adapters and regularizers if they are named."""
+    return " with ".join([entry["learner"], *([", ".join(entry["plugins"])] if "plugins" in entry else [])])
+
+
+def _is_of(entry: Mapping[str, Any], run: EvaluatedRun, record: Record) -> bool:
+    """Return whether a published score is for the tasks of a run, its learner, and its adapters and regularizers."""
+    same = all(entry[name] == record[name] for name in ("learner", "dataset", "ways", "shots"))
+    return bool(same and entry.get("plugins", run.plugins) == run.plugins)
 
 
 def _citation(cited: Published, entry: Mapping[str, Any]) -> str:

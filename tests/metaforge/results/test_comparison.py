@@ -51,6 +51,24 @@ def test_published_scores_are_shown_with_their_source(tmp_path: Path) -> None:
     assert text.count("98.7") == 1
 
 
+def test_published_scores_can_be_those_with_other_adapters_and_regularizers(tmp_path: Path) -> None:
+    run_folder(tmp_path / "one")
+    with (tmp_path / "one" / "config.toml").open("a") as file:
+        file.write("\n[adapters.scale]\n[adapters.sgd]\n[regularizers.noise]\n")
+    published = tmp_path / "published.toml"
+    entry = '[[published]]\nlearner = "reader"\ndataset = "pixels"\nways = 5\nshots = 1\n'
+    published.write_text(
+        f'{entry}plugins = ["scale", "sgd", "noise"]\nscore = "98 %"\nsource = "A paper"\n'
+        f'{entry}plugins = ["sgd"]\nscore = "97 %"\nsource = "Another paper"\n'
+    )
+    text = write_comparison(tmp_path / "r.md", [tmp_path / "one"], published=published).read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| reader ")]
+    assert rows
+    assert all("scale, sgd, noise" in row and "98 % [1]" in row for row in rows)
+    assert "97 %" not in text
+    assert "[1] reader with scale, sgd, noise: A paper" in text
+
+
 def test_incomplete_published_scores_are_refused(tmp_path: Path) -> None:
     run_folder(tmp_path / "one")
     (tmp_path / "published.toml").write_text('[[published]]\nlearner = "reader"\n')
