@@ -2,7 +2,7 @@
 
 No number is written by hand. Scores, times and commands are read from the run folders. Scores that papers report are
 read from a TOML file of `[[published]]` tables with `learner`, `dataset`, `ways`, `shots`, `score` and `source`. A score
-that a learner has with certain adapters and regularizers only, names them in `plugins`.
+of a learner with certain adapters and regularizers names them in `plugins`.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ def test_published_scores_can_be_those_with_other_adapters_and_regularizers(tmp_
     )
     text = write_comparison(tmp_path / "r.md", [tmp_path / "one"], published=published).read_text()
     rows = [line for line in text.splitlines() if line.startswith("| reader ")]
-    assert rows
-    assert all("scale, sgd, noise" in row and "98 % [1]" in row for row in rows)
+    assert all("scale, sgd, noise" in row for row in rows)
+    assert sum("98 % [1]" in row for row in rows) == 1
     assert "97 %" not in text
     assert "[1] reader with scale, sgd, noise: A paper" in text
 
