@@ -1,8 +1,8 @@
 """Tables that compare runs: `python -m metaforge.results.comparison OUT.md RUN... [--published FILE]`.
 
 No number is written by hand. Scores, times and commands are read from the run folders. Scores that papers report are
-read from a TOML file of `[[published]]` tables with `learner`, `dataset`, `ways`, `shots`, `score` and `source`. A score
-of a learner with certain adapters and regularizers names them in `plugins`.
+read from a TOML file of `[[published]]` tables with `learner`, `dataset`, `ways`, `shots`, `score` and `source`; those
+of a learner with certain adapters and regularizers have `plugins`, too.
 """
 
 from __future__ import annotations
