@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from metaforge.authoring.model_learner import ModelLearner
     from metaforge.authoring.network import Headed, blank_examples, draws_noise, feature_size, seeded, with_head
     from metaforge.authoring.optimizers import MomentOptions, fused
+    from metaforge.authoring.pretraining import PretrainingLearner
     from metaforge.authoring.progress import progress_of, training_progress
     from metaforge.authoring.protocols import (
         SHARE,
@@ -139,6 +140,7 @@ __all__ = [
     "Parts",
     "Pass",
     "Preset",
+    "PretrainingLearner",
     "Regularizer",
     "RunInfo",
     "Scale",
@@ -208,6 +210,7 @@ _MODULES = (
     "metaforge.authoring.network",
     "metaforge.authoring.model",
     "metaforge.authoring.model_learner",
+    "metaforge.authoring.pretraining",
     "metaforge.authoring.descent",
     "metaforge.authoring.inner_loop",
     "metaforge.authoring.optimizers",

@@ -7,28 +7,22 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from metaforge.authoring import (
-    Aux,
     BatchNormPolicy,
     Examples,
     Key,
-    ModelLearner,
     Options,
     Params,
     Parts,
     Pass,
+    PretrainingLearner,
     Tags,
-    Task,
     cross_entropy,
-    fold_in,
     gradient,
-    score,
-    uniform,
 )
 
 
@@ -41,7 +35,7 @@ class BaselineOptions(Options):
     norm: BatchNormPolicy = Field("running", description="which statistics batch norm uses for queries")
 
 
-class Baseline(ModelLearner):
+class Baseline(PretrainingLearner):
     """Pretrains with a linear classifier of all training classes; in a task it trains a new one on fixed features.
 
     The score in training is the accuracy among all training classes.
@@ -85,21 +79,7 @@ class Baseline(ModelLearner):
 
     def __init__(self, config: BaselineOptions, parts: Parts) -> None:
         super().__init__(config, parts, norm=config.norm)
-        self.ways, self.classes, self.steps = parts.spec.outputs, parts.spec.classes, config.steps
-
-    def init(self, key: Key) -> Params:
-        """Return the network's values, and the classifier of all training classes `[classes, features]`."""
-        features = self.model.features
-        weight = (2 * uniform(fold_in(key, "classifier"), (self.classes, features)) - 1) / features**0.5
-        return super().init(key) | {"classifier.weight": weight, "classifier.bias": torch.zeros(self.classes)}
-
-    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
-        """Return L_pred, the mean cross-entropy over all training classes, on support and query set together."""
-        x, y = (torch.cat(pair) for pair in zip(task.support, task.query, strict=True))
-        features, state = self.model.observe(values, x, Pass(key, 0, "support"))
-        logits = F.linear(features.flatten(1), values["classifier.weight"], values["classifier.bias"])
-        labels = torch.as_tensor(task.classes)[y]
-        return cross_entropy(logits, labels), Aux({"score": score("classification", logits, labels).detach()}, state)
+        self.ways, self.steps = parts.spec.outputs, config.steps
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
         """Return the head of the task `[ways, features]`, trained on the fixed features of the support set."""

@@ -13,22 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metaforge.authoring import (
-    Aux,
     BatchNormPolicy,
     Examples,
     Key,
-    ModelLearner,
     Options,
     Params,
     Parts,
     Pass,
+    PretrainingLearner,
     Tags,
-    Task,
     cross_entropy,
-    fold_in,
     gradient,
-    score,
-    uniform,
 )
 
 # The length below which a vector is not scaled to length one: the derivative would be too large.
@@ -44,7 +39,7 @@ class BaselinePlusPlusOptions(Options):
     norm: BatchNormPolicy = Field("running", description="which statistics batch norm uses for queries")
 
 
-class BaselinePlusPlus(ModelLearner):
+class BaselinePlusPlus(PretrainingLearner):
     """Pretrains with a cosine classifier of all training classes; in a task it trains a new one on fixed features.
 
     It is Baseline++; a name of a plugin has no plus sign. The score in training is the accuracy among all training
@@ -84,6 +79,7 @@ class BaselinePlusPlus(ModelLearner):
     tags: Tags = Tags(
         needs=frozenset({"backbone"}), adapts=True, fixed_ways=False, uses_classes=True, varied_shots=True
     )
+    bias: ClassVar[bool] = False
     config: BaselinePlusPlusOptions
     defaults: ClassVar = {
         "classification": {
@@ -95,21 +91,15 @@ class BaselinePlusPlus(ModelLearner):
 
     def __init__(self, config: BaselinePlusPlusOptions, parts: Parts) -> None:
         super().__init__(config, parts, norm=config.norm)
-        self.ways, self.classes, self.steps = parts.spec.outputs, parts.spec.classes, config.steps
+        self.ways, self.steps = parts.spec.outputs, config.steps
 
     def init(self, key: Key) -> Params:
         """Return the network's values, the classifier of all training classes `[classes, features]`, and the scale."""
-        features = self.model.features
-        weight = (2 * uniform(fold_in(key, "classifier"), (self.classes, features)) - 1) / features**0.5
-        return super().init(key) | {"classifier.weight": weight, "scale": torch.tensor(self.config.scale)}
+        return super().init(key) | {"scale": torch.tensor(self.config.scale)}
 
-    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
-        """Return L_pred, the mean cross-entropy over all training classes, on support and query set together."""
-        x, y = (torch.cat(pair) for pair in zip(task.support, task.query, strict=True))
-        features, state = self.model.observe(values, x, Pass(key, 0, "support"))
-        logits = values["scale"] * cosines(features.flatten(1), values["classifier.weight"])
-        labels = torch.as_tensor(task.classes)[y]
-        return cross_entropy(logits, labels), Aux({"score": score("classification", logits, labels).detach()}, state)
+    def output_in_training(self, values: Params, features: Tensor) -> Tensor:
+        """Return the logits of all training classes `[n, classes]`: their scaled cosines."""
+        return values["scale"] * cosines(features, values["classifier.weight"])
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
         """Return the head of the task `[ways, features]`, trained on the fixed features of the support set."""

@@ -6,40 +6,31 @@ classification the fine-tuning baseline of Ravi, Larochelle, "Optimization as a 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from metaforge.authoring import (
     Adjoint,
-    Aux,
     BatchNormPolicy,
     Examples,
     Key,
-    ModelLearner,
     Options,
     Params,
     Parts,
     Pass,
+    PretrainingLearner,
     Tags,
-    Task,
-    criterion,
     descend,
     fold_in,
     matching,
-    score,
     sum_of,
-    uniform,
 )
 from metaforge.errors import ConfigError
 
 HEAD = ("head.weight", "head.bias")
-# The classifier of all training classes. In a task a new head takes its place.
-CLASSIFIER = ("classifier.weight", "classifier.bias")
 
 
 class FineTuneOptions(Options):
@@ -52,7 +43,7 @@ class FineTuneOptions(Options):
     norm: BatchNormPolicy = Field("support", description="which statistics batch norm uses in a task")
 
 
-class FineTune(ModelLearner):
+class FineTune(PretrainingLearner):
     """Trains one network on all tasks jointly; in a task, the run's adapter moves all its weights.
 
     In classification the training is ordinary pretraining with a linear classifier of all training classes, and its
@@ -101,10 +92,7 @@ class FineTune(ModelLearner):
     def __init__(self, config: FineTuneOptions, parts: Parts) -> None:
         super().__init__(config, parts, norm=config.norm)
         assert parts.adapter is not None, "the learner's tags do not name an adapter among its needs"
-        self.adapter, self.criterion, self.steps = parts.adapter, criterion(self.spec.kind), config.steps
-        self.pretrains = self.spec.kind.classes
-        self.tags = replace(self.tags, uses_classes=self.pretrains)
-        self.trained = CLASSIFIER if self.pretrains else HEAD
+        self.adapter, self.steps = parts.adapter, config.steps
         names = (*self.model.choose(config.adapt), *HEAD)
         # The head of a pretrained network is a task's own, so it cannot be frozen.
         frozen = matching(names[:-2] if self.pretrains else names, parts.frozen)
@@ -118,10 +106,7 @@ class FineTune(ModelLearner):
         Raises:
             ConfigError: The adapter has values of its own, which nothing would train.
         """
-        features, outputs = self.model.features, self.spec.classes if self.pretrains else self.spec.outputs
-        shapes = zip(self.trained, ((outputs, features), (outputs,)), strict=True)
-        head = {name: (2 * uniform(fold_in(key, name), shape) - 1) / features**0.5 for name, shape in shapes}
-        values = super().init(key) | head
+        values = super().init(key)
         if own := self.adapter.init(self.start(values), fold_in(key, "adapters")):
             raise ConfigError(
                 f"Fine-tuning trains without the adapter, whose own values would never change, such as {min(own)}.",
@@ -130,19 +115,11 @@ class FineTune(ModelLearner):
             )
         return values
 
-    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
-        """Return the loss of the network on support and query set together, without adaptation."""
-        x, y = (torch.cat(pair) for pair in zip(task.support, task.query, strict=True))
-        y = torch.as_tensor(task.classes)[y] if self.pretrains else y
-        features, state = self.model.observe(values, x, Pass(key, 0, "support"))
-        prediction = F.linear(features.flatten(1), *(values[name] for name in self.trained))
-        return self.criterion(prediction, y), Aux({"score": score(self.spec.kind, prediction, y).detach()}, state)
-
     def start(self, values: Params) -> Params:
         """Return the parameters with which the fine-tuning of a task begins; in classification with a head of zeros."""
         if self.pretrains:
-            weight, bias = (values[name].new_zeros(self.spec.outputs, *values[name].shape[1:]) for name in CLASSIFIER)
-            values = values | {"head.weight": weight, "head.bias": bias}
+            zeros = (values[name].new_zeros(self.spec.outputs, *values[name].shape[1:]) for name in self.trained)
+            values = values | dict(zip(HEAD, zeros, strict=True))
         return {name: values[name] for name in self.adapted}
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
