@@ -92,6 +92,7 @@ if TYPE_CHECKING:
         TaskShape,
         TaskSpec,
     )
+    from metaforge.authoring.recurrent import LSTMCell
     from metaforge.authoring.scale import Scale
     from metaforge.kernels.implicit import conjugate_gradients
     from metaforge.system.line_files import append_lines, begin_lines
@@ -127,6 +128,7 @@ __all__ = [
     "InnerStep",
     "Key",
     "Kind",
+    "LSTMCell",
     "Learner",
     "Model",
     "ModelLearner",
@@ -211,6 +213,7 @@ _MODULES = (
     "metaforge.authoring.model",
     "metaforge.authoring.model_learner",
     "metaforge.authoring.pretraining",
+    "metaforge.authoring.recurrent",
     "metaforge.authoring.descent",
     "metaforge.authoring.inner_loop",
     "metaforge.authoring.optimizers",

@@ -12,7 +12,6 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from metaforge.authoring import (
     Aux,
@@ -29,21 +28,13 @@ from metaforge.authoring import (
     advance_state,
     draws_noise,
     hookimpl,
-    one_hot,
 )
-from metaforge.errors import ConfigError
-
-# The names under which `adapt` passes the support set to `predict` if there is no head.
-FEATURES, LABELS = "nil.features", "nil.labels"
 
 
 class ANILOptions(InnerLoopOptions):
     """Options of ANIL."""
 
     adapt: Literal["head"] = Field("head", description="parameters that the inner loop adapts")
-    nil: bool = Field(
-        False, description="evaluate without a head, by the similarity of features (NIL); training is the same"
-    )
 
 
 class HeadLearner(InnerLoopLearner):
@@ -64,7 +55,8 @@ class ANIL(HeadLearner):
     In first order (`learner.adjoint=first-order`) the gradient of the body is that of the query loss with the adapted
     head as a constant; only in second order does it take into account how features change the head.
 
-    To evaluate a trained RUN without a head: `train.init_from=RUN`, `train.steps=0` and `learner.nil=true`.
+    Without its head (NIL), a trained RUN is evaluated by `--learner matching --init-from RUN --steps 0`, with
+    `train.init_patterns=["model.0.* -> model.*"]`, `learner.scale=1` and the `learner.norm` of the run.
 
     Where a regularizer acts on the layers of the network, or dropout in it draws other noise in each inner step,
     features are not the same in each step. They are then computed in each step, as by `maml` with `learner.adapt=head`.
@@ -76,8 +68,6 @@ class ANIL(HeadLearner):
     - Inner loop. The paper takes the settings of MAML: for 5 ways on Omniglot 1 step in training and 3 in evaluation,
       whose rate for a mean over the examples is 2.0. Suggested are 5 and 10 steps of rate 1.0. `learner.steps=1`,
       `learner.test_steps=3` and `adapters.sgd.lr=2.0` give those of MAML.
-    - Without a head (`learner.nil=true`). The paper refers to Matching Networks for how similarities weight the labels
-      of the support set. Here, as there, the weights are the softmax of the cosine similarities.
     """
 
     reference: ClassVar[str] = "Raghu, Raghu, Bengio, Vinyals 2020, arXiv 1909.09157, section 4"
@@ -105,10 +95,7 @@ class ANIL(HeadLearner):
         super().__init__(config, parts)
         assert parts.backbone is not None, "the tags name a backbone among the needs"
         spec, modules = parts.spec, dict(self.model.module.named_modules())
-        acting = [n for n, one in parts.regularizers.items() if any(one.taps(*module) for module in modules.items())]
-        if config.nil:
-            self.require_features(acting)
-            self.steps, self.tags = 0, replace(self.tags, adapts=False)
+        acting = any(one.taps(*module) for one in parts.regularizers.values() for module in modules.items())
         # As in the whole network, the values of the body are named `model.0.*`, and those of the head `model.2.*`.
         # fmt: off
         self.body = Model(parts.backbone, norm=config.norm, steps=config.steps, x_shape=spec.x_shape, prefix="model.0",
@@ -119,21 +106,6 @@ class ANIL(HeadLearner):
             spec = replace(spec, x_shape=(self.body.features,))
             self.head = HeadLearner(config, parts._replace(spec=spec, backbone=nn.Identity, regularizers={}))
             self.head.terms = self.terms
-
-    def require_features(self, acting: list[str]) -> None:
-        """Raise `ConfigError` if the support set has no classes, or regularizers act on the layers of the network."""
-        if not self.spec.kind.classes:
-            raise ConfigError(
-                f"Tasks of the kind {self.spec.kind.name!r} have no classes that similar examples could share.",
-                where="learner.nil",
-                remedy="set learner.nil to false, or choose a data set of classification tasks",
-            )
-        if acting:
-            raise ConfigError(
-                f"Without a head, the features would be those without the regularizer {acting[0]!r}.",
-                where="learner.nil",
-                remedy="set learner.nil to false, or leave the regularizer out",
-            )
 
     @hookimpl
     def metaforge_run_start(self) -> None:
@@ -165,22 +137,10 @@ class ANIL(HeadLearner):
         return state
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
-        """Return the adapted head, or for an evaluation without a head the features and labels of the support set."""
-        nil = self.config.nil and key is None
-        if self.head is None and not nil:
+        """Return the adapted head."""
+        if self.head is None:
             return super().adapt(values, support, steps=steps, key=key)
         at = Pass(key, 0, "support")
         features = self.body(values, support.x, at).flatten(1)
-        if nil or self.head is None:
-            fast = {FEATURES: features, LABELS: one_hot(support.y, self.spec.outputs, features.dtype)}
-        else:
-            fast = self.head.adapt(values, Examples(features, support.y), steps=steps, key=key)
+        fast = self.head.adapt(values, Examples(features, support.y), steps=steps, key=key)
         return fast | self.body.statistics(values, support.x, at)
-
-    def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
-        """Return logits `[n, outputs]`: of the head, or without it log Σ_i a_i y_i, where a is a softmax of cosines."""
-        if FEATURES not in fast:
-            return super().predict(values, fast, x, key=key)
-        query = self.body(values | fast, x, Pass(key)).flatten(1)
-        attention = (F.normalize(query, dim=-1) @ F.normalize(fast[FEATURES], dim=-1).T).softmax(-1)
-        return (attention @ fast[LABELS]).log()

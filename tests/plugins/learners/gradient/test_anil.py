@@ -31,7 +31,6 @@ from metaforge.authoring import (
     split_state,
     sum_of,
 )
-from metaforge.errors import ConfigError
 from metaforge.registry.scan import scan
 from metaforge.testing.toy import ToyClasses
 from metaforge_plugins.adapters.adam import Adam, AdamOptions
@@ -45,7 +44,6 @@ from toys import (
     POLICIES,
     assert_equal_steps,
     assert_loss_has_its_gradient,
-    double,
     fresh,
     learner,
     sgd,
@@ -272,54 +270,6 @@ def test_orders_agree_on_the_head_where_its_loss_is_linear() -> None:
         agree = {name: torch.allclose(one[name], two[name], rtol=1e-12, atol=1e-14) for name in one}
         assert all(agree[name] is (kind is linear) for name in HEAD)
         assert not agree["model.0.0.weight"]
-
-
-def headless(backbone: Any, x_shape: tuple[int, ...] = (3,), outputs: int = 3, **options: Any) -> ANIL:
-    """Return ANIL that is evaluated without a head."""
-    spec = TaskSpec("classification", x_shape, outputs, TaskShape(outputs, 1, 1))
-    return ANIL(ANIL.Config(nil=True, **options), Parts(spec, backbone, sgd(RATE)))
-
-
-def test_nil_weights_labels_by_cosine_similarity() -> None:
-    # The attention of matching networks, of ALGORITHMS.md, appendix F3.
-    built = headless(nn.Identity, (2,), 2)
-    values = double(built.init(KEY))
-    support = Examples(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).double(), torch.tensor([0, 1, 1]))
-    fast = built.adapt(values, support)
-    found = built.predict(values, fast, torch.tensor([[2.0, 1.0], [20.0, 10.0]]).double()).exp()
-    expected = torch.tensor([[0.371035, 0.628965]] * 2).double()
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
-    assert (built.steps, built.tags.adapts) == (0, False)
-
-
-@pytest.mark.parametrize("norm", ["transductive", "support"])
-def test_nil_compares_the_features_of_the_body(norm: str) -> None:
-    built = headless(smooth("batch"), norm=norm)
-    values, example = fresh(built), task(shots=1)
-    w, b, scale, shift = (values[f"model.0.{n}"] for n in ("0.weight", "0.bias", "1.weight", "1.bias"))
-    support, query = (part.x @ w.T + b for part in example[:2])
-    other = query if norm == "transductive" else support
-    outputs = [
-        torch.tanh((x - of.mean(0)) / (of.var(0, correction=0) + 1e-5).sqrt() * scale + shift)
-        for x, of in ((support, support), (query, other))
-    ]
-    expected = F.cosine_similarity(outputs[1][:, None], outputs[0][None], dim=-1).log_softmax(-1)
-    found = built.predict(values, built.adapt(values, example.support), example.query.x)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-
-
-def test_nil_is_trained_as_anil() -> None:
-    ours, theirs = (learner(ANIL, steps=2, backbone=smooth("batch"), nil=nil) for nil in (True, False))
-    assert_equal_steps(step(ours, fresh(ours), tasks(2)), step(theirs, fresh(ours), tasks(2)), 0.0)
-    assert set(ours.adapt(fresh(ours), task().support, key=KEY)) == HEAD
-
-
-def test_nil_is_refused_where_it_has_no_meaning() -> None:
-    for kind in ("regression", "multi-label"):
-        with pytest.raises(ConfigError, match=f"kind {kind!r} have no classes"):
-            learner(ANIL, kind=kind, nil=True)
-    with pytest.raises(ConfigError, match="without the regularizer 'mask'"):
-        learner(ANIL, nil=True, regularizers={"mask": TaskDropout(TaskDropoutOptions())})
 
 
 REGISTRY = scan().with_plugin("dataset", "toy", ToyClasses)
