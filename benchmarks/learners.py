@@ -84,6 +84,7 @@ METHODS: Mapping[str, Method] = {
     "meta-sgd": Method(learned_rules.meta_sgd, _learner("maml") | {"adapters": ["meta-sgd"]}),
     "lslr": Method(learned_rules.lslr, _learner("maml") | {"adapters": ["lslr"]}),
     "meta-curvature": Method(learned_rules.meta_curvature, _learner("maml") | {"adapters": ["meta-curvature", "sgd"]}),
+    # It has a rate of its own, so that no `sgd` follows it.
     "kfo": Method(learned_rules.kfo, _learner("maml") | {"adapters": ["kfo"]}),
     "taml-entropy": Method(outer_losses.taml_entropy, _learner("maml") | {"regularizers": ["taml-entropy"]}, IMAGES),
     "taml-inequality": Method(
