@@ -1,12 +1,18 @@
-"""`python -m benchmarks speed | limit | data | scale | table`: speed compared with other libraries and the machine."""
+"""`python -m benchmarks speed | learners | limit | data | scale | table`: speed beside others and the machine."""
 
 from __future__ import annotations
 
 import argparse
 
-from benchmarks import episode_rate, machine_limit, performance_page, scale, speed
+from benchmarks import episode_rate, learners, machine_limit, performance_page, scale, speed
 
-RUNS = {"speed": speed.run, "limit": machine_limit.run, "data": episode_rate.run, "scale": scale.run}
+RUNS = {
+    "speed": speed.run,
+    "learners": learners.run,
+    "limit": machine_limit.run,
+    "data": episode_rate.run,
+    "scale": scale.run,
+}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The process of one contestant of a case of `benchmarks.speed`: it takes one turn for each line on stdin."""
+"""The process of one contestant of a case of a group: it takes one turn for each line on stdin."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import json
 import sys
 import time
 
-from benchmarks.speed import CASES, contestants
+from benchmarks import learners, speed
 from benchmarks.timing import projections, seconds_per_call
 from metaforge.engine.plans import choose_threads
 from metaforge.system import machine
 
+GROUPS = {"speed": (speed.CASES, speed.contestants), "learners": (learners.CASES, learners.contestants)}
 
-def main(case: str, name: str) -> None:
+
+def main(group: str, case: str, name: str) -> None:
     """Print the seconds of the first call and the projections of its gradient, then the seconds of a call per line."""
-    work = CASES[case][1]
+    cases, contestants = GROUPS[group]
+    work = cases[case].work
     peers, ours = contestants(work)
     if name in ours:
         machine.prepare(choose_threads(None, work.spec, work.tasks))

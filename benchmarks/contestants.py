@@ -11,22 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from benchmarks.metaforge_step import Gradients, step_gradients
 from metaforge.authoring import Examples
 from metaforge.authoring.descent import Chain
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.network import with_head
-from metaforge.authoring.protocols import Params, Parts, Task, TaskShape, TaskSpec
-from metaforge.engine import plans
-from metaforge.engine.batch import meta_gradients
-from metaforge.engine.chunks import chunk_gradients
-from metaforge.engine.compiler import Compiler
+from metaforge.authoring.protocols import Parts, Task, TaskShape, TaskSpec
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.backbones.conv4 import Conv4
 from metaforge_plugins.backbones.mlp import MLP
 from metaforge_plugins.learners.gradient.maml import MAML
-
-Gradients = Callable[[], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,11 @@ class Work:
     steps: int
     lr: float
     dtype: torch.dtype = torch.float32
+
+    @property
+    def quick(self) -> bool:
+        """Whether a step is compiled within seconds."""
+        return self.kind == "regression"
 
     @property
     def spec(self) -> TaskSpec:
@@ -87,21 +87,9 @@ def metaforge(work: Work, *, plan: str = "auto", compiled: bool = False, chunk: 
     """Return the gradient function of MetaForge."""
     chain = Chain({"sgd": SGD(SGDOptions(lr=work.lr))})
     learner = MAML(MAML.Config(steps=work.steps, adapt="all"), Parts(work.spec, work.body, chain))
-    module, batch = work.module(), work.batch()
-    fresh = learner.init(make_key(0))
-    own = {f"model.{name}": value.detach() for name, value in module.named_parameters()}
-    values: Params = {name: own[name] if name in own else value.to(work.dtype) for name, value in fresh.items()}
-    keys = torch.stack([make_key(0, index) for index in range(work.tasks)])
-    workload = plans.Workload(work.spec, torch.device("cpu"), work.tasks, (work.tasks,), steps=1)
-    requested = plans.Requested(plan, chunk, "on" if compiled else "off")
-    decision = plans.decide(learner, workload, requested)
-    step = Compiler(chunk_gradients(learner, decision.plan)) if compiled else None
-
-    def gradients() -> list[Tensor]:
-        result = meta_gradients(learner, values, batch, keys, plan=decision.plan, chunk=decision.chunk, compiled=step)
-        return [result.grads[name] for name in own]
-
-    return gradients
+    own = {f"model.{name}": value.detach() for name, value in work.module().named_parameters()}
+    values = {name: own.get(name, value.to(work.dtype)) for name, value in learner.init(make_key(0)).items()}
+    return step_gradients(learner, work.spec, values, work.batch(), [*own], plan=plan, chunk=chunk, compiled=compiled)
 
 
 def plain_loop(work: Work) -> Gradients:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.contestants import Work
+from benchmarks.metaforge_step import Gradients, step_gradients
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Parts, TaskShape, TaskSpec
-from metaforge.engine import plans
-from metaforge.engine.batch import meta_gradients
-from metaforge.engine.chunks import chunk_gradients
-from metaforge.engine.compiler import Compiler
 from metaforge_plugins.learners.metric.protonet import ProtoNet
 
 
@@ -27,6 +24,8 @@ class ProtoWork:
     tasks: int = 4
     queries: int = 15
     dtype: torch.dtype = torch.float32
+    # A step is not compiled within seconds.
+    quick: ClassVar[bool] = False
 
     @property
     def episodes(self) -> Work:
@@ -46,7 +45,7 @@ class ProtoWork:
             return self.episodes.body().to(self.dtype).train()
 
 
-def plain_prototypes(work: ProtoWork) -> Callable[[], list[Tensor]]:
+def plain_prototypes(work: ProtoWork) -> Gradients:
     """Return the gradient function of a loop over episodes in plain PyTorch."""
     module, batch = work.body(), work.episodes.batch()
 
@@ -64,19 +63,9 @@ def plain_prototypes(work: ProtoWork) -> Callable[[], list[Tensor]]:
     return gradients
 
 
-def metaforge_prototypes(work: ProtoWork, *, compiled: bool = False) -> Callable[[], list[Tensor]]:
+def metaforge_prototypes(work: ProtoWork, *, compiled: bool = False) -> Gradients:
     """Return the gradient function of MetaForge."""
-    spec, module, batch = work.spec, work.body(), work.episodes.batch()
-    learner = ProtoNet(ProtoNet.Config(), Parts(spec, work.episodes.body))
-    own = {f"model.{name}": value.detach() for name, value in module.named_parameters()}
+    learner = ProtoNet(ProtoNet.Config(), Parts(work.spec, work.episodes.body))
+    own = {f"model.{name}": value.detach() for name, value in work.body().named_parameters()}
     values = {name: own.get(name, value.to(work.dtype)) for name, value in learner.init(make_key(0)).items()}
-    keys = torch.stack([make_key(0, index) for index in range(work.tasks)])
-    workload = plans.Workload(spec, torch.device("cpu"), work.tasks, (work.tasks,), steps=1)
-    decision = plans.decide(learner, workload, plans.Requested(compile="on" if compiled else "off"))
-    step = Compiler(chunk_gradients(learner, decision.plan)) if compiled else None
-
-    def gradients() -> list[Tensor]:
-        result = meta_gradients(learner, values, batch, keys, plan=decision.plan, chunk=decision.chunk, compiled=step)
-        return [result.grads[name] for name in own]
-
-    return gradients
+    return step_gradients(learner, work.spec, values, work.episodes.batch(), [*own], compiled=compiled)

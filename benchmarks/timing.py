@@ -26,8 +26,8 @@ class Contestant:
     `first` holds the seconds of its first call, `projections` those of its gradient.
     """
 
-    def __init__(self, case: str, name: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.contestant_process", case, name]
+    def __init__(self, group: str, case: str, name: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.contestant_process", group, case, name]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         answer = self._read_answer()
         self.first, self.projections = float(answer["first"]), [float(value) for value in answer["projections"]]
@@ -50,13 +50,13 @@ class Contestant:
 
 
 @contextmanager
-def started_contestants(case: str, names: Sequence[str]) -> Iterator[Mapping[str, Contestant]]:
-    """Start the contestants of a case one after another, and end all of them after the block."""
+def started_contestants(group: str, case: str, names: Sequence[str]) -> Iterator[Mapping[str, Contestant]]:
+    """Start the contestants of a group's case one after another, and end all of them after the block."""
     running: dict[str, Contestant] = {}
     try:
         for name in names:
             log(f"  {name}")
-            running[name] = Contestant(case, name)
+            running[name] = Contestant(group, case, name)
         yield running
     finally:
         for contestant in running.values():

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import learners, performance_page
+from benchmarks.comparison import EQUAL
 from benchmarks.contestants import PEERS, Work, metaforge
+from benchmarks.learner_loops.initialisations import fomaml
+from benchmarks.learners import LearnerWork
 from benchmarks.performance_page import page_text
 from benchmarks.prototypes import ProtoWork, metaforge_prototypes, plain_prototypes
 from benchmarks.speed import CASES
@@ -51,8 +55,53 @@ def test_gradients_of_prototypes_equal_those_of_a_plain_loop() -> None:
     assert relative_difference(plain_prototypes(work)(), metaforge_prototypes(work)()) < 1e-10
 
 
+def learner_work(case: str) -> LearnerWork:
+    """Return the work of a case in float64 on two tasks, of curves or of small images."""
+    work: LearnerWork = replace(learners.CASES[case].work, tasks=2, dtype=torch.float64)
+    if work.episodes.kind == "regression":
+        return work
+    shape = TaskShape(6, 1, 1) if work.chosen.pretrains else TaskShape(3, 1, 2)
+    images = replace(work.episodes, x_shape=(1, 16, 16), shape=shape, options={"variant": "stride", "filters": 4})
+    return replace(work, episodes=images)
+
+
+@pytest.mark.parametrize("case", learners.CASES)
+def test_gradients_of_a_learner_equal_those_of_its_plain_loop_alone(case: str) -> None:
+    work = learner_work(case)
+    ours = learners.metaforge(work)()
+    assert relative_difference(learners.plain_loop(work)(), ours) < EQUAL
+    wrong = work.plain()
+    wrong.options = wrong.options.model_copy(update={"steps": work.steps - 1})
+    if work.chosen.pretrains:  # There are no inner steps; a network in evaluation mode has other statistics.
+        wrong.module.eval()
+    assert relative_difference(learners.plain_loop(work, wrong)(), ours) > 1e4 * EQUAL
+
+
+@pytest.mark.parametrize("case", ["maml-sinusoid", "maml-conv4"])
+def test_a_loop_of_first_order_has_another_gradient_than_maml(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = learner_work(case)
+    ours = learners.metaforge(work)()
+    monkeypatch.setitem(learners.METHODS, "maml", learners.METHODS["maml"]._replace(loss=fomaml))
+    assert relative_difference(learners.plain_loop(work)(), ours) > 1e4 * EQUAL
+
+
+def test_the_page_has_a_row_for_each_learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(performance_page, "RECORDS", tmp_path)
+    names = {"a plain loop": 1.0, "MetaForge": 3.0, "MetaForge compiled": 30.0}
+    rows = [
+        {"who": who, "ms": 60 / speed, "times a plain loop": speed, "goal": "20", "in float64": f"{1e-15 * speed:.0e}"}
+        for who, speed in names.items()
+    ]
+    facts = {"method": "maml + meta-sgd", "network": "mlp", "tasks": 25, "steps": 1}
+    performance_page.write_record("learners", "meta-sgd-sinusoid", {"title": "", "rows": rows, **facts})
+    performance_page.write_record("learners", "kfo-sinusoid", {"title": "", "rows": rows[:2], **facts})
+    page = page_text()
+    assert "| maml + meta-sgd | mlp | 25 | 1 | 60 | 3 | 30 | 20 | 3e-14 |" in page
+    assert "| maml + meta-sgd | mlp | 25 | 1 | 60 | 3 |  | 20 | 3e-15 |" in page
+
+
 def test_a_contestant_process_reports_its_gradient_and_its_time() -> None:
-    with started_contestants("sinusoid-1", ["a plain loop"]) as running:
+    with started_contestants("speed", "sinusoid-1", ["a plain loop"]) as running:
         contestant = running["a plain loop"]
         expected = projections(PEERS["a plain loop"](CASES["sinusoid-1"].work)())
         assert projection_difference(expected, contestant.projections) < 1e-5

@@ -1,0 +1,250 @@
+"""The speed of every learner of the gradient family beside a plain loop over the tasks, with the same gradients.
+
+Left out are `ftml`, whose gradient is that of `maml`; `leo`, whose loss draws random numbers and has no option without
+them; and `fine-tune` in regression, which trains on all tasks as one batch, so that there is no loop over tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.comparison import Case, Make, compare
+from benchmarks.contestants import Work
+from benchmarks.learner_loops import implicit, initialisations, learned_rules, outer_losses
+from benchmarks.learner_loops.plain import Plain
+from benchmarks.metaforge_step import Gradients, step_gradients
+from metaforge.authoring.functional import one_task, split_state
+from metaforge.authoring.keys import make_key
+from metaforge.authoring.network import with_head
+from metaforge.authoring.protocols import Learner, Params, Task, TaskShape, TaskSpec
+from metaforge.config.resolve import resolve
+from metaforge.config.sources import Layer
+from metaforge.engine.plans import combining_regularizers
+from metaforge.registry.scan import scan
+from metaforge.runs.assembly import Components
+
+BOTH, IMAGES = ("conv4", "sinusoid"), ("conv4",)
+# As many as Omniglot has in training; only pretraining has a classifier of all of them.
+TRAINING_CLASSES = 964
+
+
+class Method(NamedTuple):
+    """A method as a plain loop, and as MetaForge's plugins.
+
+    Attributes:
+        loss: The loss of one task, or the numbers that `combine` needs.
+        settings: The settings of a run; everything else is as a run of the learner has it.
+        networks: The networks on which it is compared.
+        images: Further settings on Conv-4.
+        combine: The outer loss of the numbers of all tasks `[tasks, ...]`; None for the mean of the losses.
+        pretrains: Whether it trains the body with a classifier of all training classes, on one batch.
+    """
+
+    loss: Callable[[Params, Task, Plain], Tensor]
+    settings: Mapping[str, Any]
+    networks: Sequence[str] = BOTH
+    images: Mapping[str, Any] = {}
+    combine: Callable[[Tensor, Plain], Tensor] | None = None
+    pretrains: bool = False
+
+
+def _learner(name: str, **options: Any) -> dict[str, Any]:
+    return {"learner": {"name": name, **options}}
+
+
+METHODS: Mapping[str, Method] = {
+    "maml": Method(initialisations.maml, _learner("maml")),
+    "fomaml": Method(initialisations.fomaml, _learner("fomaml")),
+    # A mini-batch of all examples, so that their order does not matter. With a smaller ε the rounding errors of biases
+    # before batch norm, whose gradient is zero, would be steps of full length.
+    "reptile": Method(
+        initialisations.reptile,
+        _learner("reptile", batch=1000),
+        images={"adapters": {"adam": {"lr": 3e-3, "beta1": 0.0, "eps": 1e-5}}},
+    ),
+    "mamlpp": Method(initialisations.mamlpp, _learner("mamlpp")),
+    "anil": Method(initialisations.anil, _learner("anil")),
+    "boil": Method(initialisations.boil, _learner("boil")),
+    "imaml": Method(implicit.imaml, _learner("imaml")),
+    "cavia": Method(initialisations.cavia, _learner("cavia")),
+    "proto-maml": Method(initialisations.proto_maml, _learner("proto-maml"), IMAGES),
+    # Its own norm policy has no counterpart in torch. It has 16 filters, as is suggested: its states are large.
+    "meta-lstm": Method(
+        learned_rules.meta_lstm,
+        _learner("meta-lstm", norm="transductive"),
+        images={"backbone": {"filters": 16}},
+    ),
+    "learned-loss": Method(learned_rules.learned_loss, _learner("learned-loss")),
+    "meta-sgd": Method(learned_rules.meta_sgd, _learner("maml") | {"adapters": ["meta-sgd"]}),
+    "lslr": Method(learned_rules.lslr, _learner("maml") | {"adapters": ["lslr"]}),
+    "meta-curvature": Method(learned_rules.meta_curvature, _learner("maml") | {"adapters": ["meta-curvature", "sgd"]}),
+    # It has a rate of its own, so that no `sgd` follows it.
+    "kfo": Method(learned_rules.kfo, _learner("maml") | {"adapters": ["kfo"]}),
+    "taml-entropy": Method(outer_losses.taml_entropy, _learner("maml") | {"regularizers": ["taml-entropy"]}, IMAGES),
+    "taml-inequality": Method(
+        outer_losses.taml_inequality,
+        _learner("maml") | {"regularizers": ["taml-inequality"]},
+        combine=outer_losses.theil,
+    ),
+    "fine-tune": Method(outer_losses.pretraining, _learner("fine-tune"), IMAGES, pretrains=True),
+    "baseline": Method(outer_losses.pretraining, _learner("baseline"), IMAGES, pretrains=True),
+    "baseline-plus-plus": Method(
+        outer_losses.cosine_pretraining, _learner("baseline-plus-plus"), IMAGES, pretrains=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class LearnerWork:
+    """The meta-gradient of a method on random tasks, at values close to those with which a run begins."""
+
+    method: str
+    episodes: Work
+    tasks: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def quick(self) -> bool:
+        """Whether a step is compiled within seconds."""
+        return self.episodes.quick
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The spec of the tasks."""
+        return replace(self.episodes.spec, classes=TRAINING_CLASSES) if self.chosen.pretrains else self.episodes.spec
+
+    @property
+    def chosen(self) -> Method:
+        """The method."""
+        return METHODS[self.method]
+
+    @property
+    def steps(self) -> int:
+        """Number of inner steps; pretraining has none."""
+        assert self.components.resolved.learner is not None
+        options: Any = self.components.resolved.learner.config
+        return 0 if self.chosen.pretrains else options.steps
+
+    def batch(self) -> Task:
+        """Return random tasks `[tasks, ...]`."""
+        batch = replace(self.episodes, tasks=self.tasks, dtype=self.dtype).batch()
+        if not self.chosen.pretrains:
+            return batch
+        draw = torch.Generator().manual_seed(3)
+        numbers = torch.stack([torch.randperm(TRAINING_CLASSES, generator=draw) for _ in range(self.tasks)])
+        return batch._replace(classes=numbers[:, : self.spec.outputs])
+
+    @cached_property
+    def components(self) -> Components:
+        """The plugins of a run, with their options."""
+        curves = self.episodes.kind == "regression"
+        settings = {**self.chosen.settings, **({} if curves else self.chosen.images)}
+        settings["dataset"] = {"name": "sinusoid" if curves else "glyphs"}
+        options = settings.get("backbone", {}) | self.episodes.options
+        settings["backbone"] = {"name": self.episodes.backbone, **options}
+        return Components(resolve([Layer("benchmark", settings)], scan()))
+
+    def learner(self) -> Learner:
+        """Return MetaForge's learner as it is at the start of a training."""
+        return self.components.learner(self.spec).during(0.0)
+
+    def values(self, learner: Learner) -> Params:
+        """Return values a little beside the initial ones, of which some have a special structure: zeros, identities."""
+        draw = torch.Generator().manual_seed(2)
+        params, state = split_state({name: value.double() for name, value in learner.init(make_key(0)).items()})
+        moved = {
+            name: value + 0.01 * torch.randn(value.shape, generator=draw, dtype=torch.float64)
+            for name, value in params.items()
+        }
+        return {name: value.to(self.dtype) for name, value in (moved | state).items()}
+
+    def plain(self) -> Plain:
+        """Return the network of torch's own layers, and the options of the method."""
+        resolved, spec = self.components.resolved, self.spec
+        assert resolved.learner is not None
+        options: Any = resolved.learner.config
+        build = self.components.backbone_maker(spec)
+        context = {"context": options.context} if self.method == "cavia" else {}
+        module = (build if self.chosen.pretrains else with_head(build, spec.outputs, spec.x_shape))(**context)
+        adapters = {choice.name: choice.config for choice in resolved.adapters}
+        regularizers = {choice.name: choice.config for choice in resolved.regularizers}
+        return Plain(module.to(self.dtype).train(), self.episodes.criterion, options, adapters, regularizers)
+
+
+def metaforge(work: LearnerWork, *, plan: str = "auto", compiled: bool = False) -> Gradients:
+    """Return the gradient function of MetaForge."""
+    learner = work.learner()
+    values, regularizers = work.values(learner), work.components.regularizers
+    names = [*split_state(values)[0]]
+    # fmt: off
+    return step_gradients(learner, work.spec, values, work.batch(), names, plan=plan, compiled=compiled,
+                          regularizers=regularizers)
+    # fmt: on
+
+
+def plain_loop(work: LearnerWork, plain: Plain | None = None) -> Gradients:
+    """Return the gradient function of a loop over tasks in plain PyTorch."""
+    plain, method, batch = plain or work.plain(), work.chosen, work.batch()
+    params, state = split_state(work.values(work.learner()))
+    for value in params.values():
+        value.requires_grad_()
+
+    def gradients() -> list[Tensor]:
+        for value in params.values():
+            value.grad = None
+        kept = []
+        for index in range(work.tasks):
+            result = method.loss(params | state, one_task(batch, index), plain)
+            if method.combine is None:
+                (result / work.tasks).backward()
+            else:
+                kept.append(result)
+        if method.combine is not None:
+            method.combine(torch.stack(kept), plain).backward()
+        return [torch.zeros_like(value) if value.grad is None else value.grad for value in params.values()]
+
+    return gradients
+
+
+def contestants(work: LearnerWork) -> tuple[dict[str, Make], dict[str, Make]]:
+    """Return makers of the gradients of the plain loop and of MetaForge, by name."""
+    ours: dict[str, Make] = {"MetaForge": partial(metaforge, work)}
+    # A step whose outer loss combines the losses of all tasks cannot be compiled.
+    if not combining_regularizers(work.components.regularizers, work.tasks):
+        ours["MetaForge compiled"] = partial(metaforge, work, compiled=True)
+    return {"a plain loop": partial(plain_loop, work)}, ours
+
+
+CONV4 = Work("classification", (1, 28, 28), TaskShape(5, 1, 5), "conv4", {"variant": "stride"}, 8, steps=0, lr=0.0)
+SINUSOID = Work("regression", (1,), TaskShape(1, 10, 10), "mlp", {}, tasks=25, steps=0, lr=0.0)
+# One batch of 60 classes with two images each, as pretraining suggests.
+BATCH = replace(CONV4, shape=TaskShape(60, 1, 1), tasks=1)
+
+
+def _cases() -> Iterator[tuple[str, Case]]:
+    for name, method in METHODS.items():
+        for network in method.networks:
+            episodes = SINUSOID if network == "sinusoid" else BATCH if method.pretrains else CONV4
+            # There is no loop over tasks to save where one batch is all.
+            goal = 1 if method.pretrains else 20 if network == "sinusoid" else 2
+            work = LearnerWork(name, episodes, episodes.tasks)
+            yield f"{name}-{network}", Case(f"{name}, {network}", work, goal, 1)
+
+
+CASES: Mapping[str, Case] = dict(_cases())
+
+
+def run(only: Sequence[str] | None, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and record of each case."""
+    for name, record in compare("learners", CASES, contestants, only, rounds):
+        work: LearnerWork = CASES[name].work
+        tables = [work.chosen.settings.get(table, ()) for table in ("adapters", "regularizers")]
+        method = " + ".join([work.chosen.settings["learner"]["name"], *tables[0], *tables[1]])
+        facts = {"method": method, "network": work.episodes.backbone, "tasks": work.tasks, "steps": work.steps}
+        yield name, {**record, **facts}
