@@ -26,8 +26,8 @@ LIGHT += ("data/__init__", "data/root", "system/line_files", "system/files", "sy
 HEAVY = ("metaforge/registry/contract.py",)
 # What a plugin may import of the core, by these exact names: `metaforge.authoring.keys` is not public.
 PUBLIC = ("metaforge", "metaforge.authoring", "metaforge.data", "metaforge.errors")
-# Names of plugins that are also ordinary words, names of torch's optimisers or of file formats.
-ORDINARY_WORDS = {"sgd", "adam", "constant", "linear", "step", "progress", "csv", "jsonl", "baseline"}
+# Names of plugins that are also ordinary words or names in the code, names of torch's optimisers or of file formats.
+ORDINARY_WORDS = {"sgd", "adam", "constant", "linear", "step", "progress", "csv", "jsonl", "baseline", "matching"}
 
 
 def name_of(path: Path) -> str:
