@@ -32,7 +32,7 @@ COMMANDS = {
     "reptile": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",
     "leo": "train --learner leo --dataset omniglot --steps 1000000 --budget 15m",
     "mann": "train --learner mann --dataset omniglot --steps 1000000 --budget 15m"
-    " --set task.queries=9 --set backbone.filters=32 --set engine.chunk=16",
+    " --set task.queries=9 --set backbone.filters=32 --set learner.rows=256 --set engine.chunk=16",
     "mamlpp": "train --learner mamlpp --dataset omniglot --steps 1000000 --budget 15m",
     "maml-meta-sgd": "train --learner maml --adapter meta-sgd --dataset omniglot --steps 1000000 --budget 15m"
     " --set backbone.variant=pool-32",

@@ -79,6 +79,9 @@ class MANN(ModelLearner):
     Departures from the paper:
     - Writing. In the paper w^lu marks all least-used rows, as many as there are heads, for every head. Here each head
       has one of these rows, as in the port by Tristan Deleu; ties are broken by the order of the rows.
+    - Erasing. In the paper the least-used row of the memory is set to zero before a step writes. Here the least-used
+      row of every head is: with 4 heads, the 4 least-used rows. No option changes that. So 128 rows last for 32
+      examples; a stream of 50 examples needs `learner.rows=200` if no row that is still in use is to be erased.
     - Write vector. In the paper a head writes the key that it reads with. Here it writes a second vector, and both are
       passed through tanh, as in that port.
     - Cosines. In the paper the softmax is of the cosines; here it is of 10 times the cosines. `learner.sharpness=1`
@@ -213,8 +216,7 @@ class MANN(ModelLearner):
         keys, adds, gate = interface.tensor_split([c.heads * c.width, 2 * c.heads * c.width])
         least = least_used(memory.usage, c.heads)
         writes = write_weights(gate.sigmoid(), memory.read_weights, least)
-        # Of the rows that are written to, only the least used is set to zero.
-        rows = memory.rows * (1.0 - least[0]).unsqueeze(-1) + writes.T @ adds.tanh().reshape(c.heads, c.width)
+        rows = memory.rows * (1.0 - least.sum(0)).unsqueeze(-1) + writes.T @ adds.tanh().reshape(c.heads, c.width)
         reads = (c.sharpness * cosines(keys.tanh().reshape(c.heads, c.width), rows)).softmax(-1)
         read = (reads @ rows).flatten()
         usage = next_usage(memory.usage, reads, writes, c.decay)
