@@ -81,7 +81,13 @@ class _BatchNormBackward(Function):
     def forward(
         dy: Tensor, x: Tensor, w: Tensor, mean: Tensor, var: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        s, m_dy, centred = (var + eps).rsqrt(), _mean(dy), x - _per_feature(mean, x)
+        s = (var + eps).rsqrt()
+        if _suits_native_backward(dy, x, w):
+            gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
+                dy, x, w, None, None, mean, s, True, eps, [True, True, True]
+            )
+            return gradients
+        m_dy, centred = _mean(dy), x - _per_feature(mean, x)
         m_dyz = s * _mean(dy * centred)
         scale, n = s * w, x.numel() // x.shape[1]
         dx = torch.addcmul(_per_feature(-scale * m_dy, x), dy, _per_feature(scale, x))
@@ -121,6 +127,16 @@ class _BatchNormBackward(Function):
         vectors = [merge_tasks(t, d, 0, n) for t, d in zip(tensors[2:], in_dims[2:], strict=False)]
         dx, dw, db = apply_function(_BatchNormBackward, *images, *vectors, eps)
         return (split_tasks(dx, 1, n), split_tasks(dw, 0, n), split_tasks(db, 0, n)), (1, 0, 0)
+
+
+def _suits_native_backward(dy: Tensor, x: Tensor, w: Tensor) -> bool:
+    """Return whether PyTorch's own backward pass is used for the first derivative.
+
+    It takes a quarter of the time on large inputs. In channels-last format its sums in float32 are less accurate, and
+    a compiler fuses the formula with the operations around it.
+    """
+    plain = dy.is_contiguous() and x.is_contiguous() and x.dtype == w.dtype
+    return plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _mean(x: Tensor) -> Tensor:

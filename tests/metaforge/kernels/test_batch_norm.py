@@ -10,7 +10,7 @@ from torch import Tensor
 
 from derivatives import ORDERS, Loss, after_an_inner_step, assert_equal_derivatives
 from metaforge.authoring.protocols import Params
-from metaforge.kernels.batch_norm import batch_norm
+from metaforge.kernels.batch_norm import _suits_native_backward, batch_norm
 
 EPS = 1e-3
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -64,3 +64,18 @@ def test_its_values_are_torchs() -> None:
     values, x = drawn((3, 5, 4, 2, 3))
     expected = torch.nn.functional.batch_norm(x[0], None, None, values["w"], values["b"], training=True, eps=EPS)
     torch.testing.assert_close(kernel(x[0], values["w"], values["b"]), expected)
+
+
+def test_the_first_derivatives_are_equal_in_every_memory_format() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(4, 3, 5, 6, dtype=torch.float64, generator=draw) for _ in range(2))
+    w, b = (torch.randn(3, dtype=torch.float64, generator=draw) for _ in range(2))
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaves = [x.contiguous(memory_format=layout).requires_grad_(), w.clone().requires_grad_(), b.requires_grad_()]
+        assert _suits_native_backward(dy.contiguous(memory_format=layout), *leaves[:2]) is (
+            layout is torch.contiguous_format
+        )
+        results.append(torch.autograd.grad(kernel(*leaves), leaves, dy.contiguous(memory_format=layout)))
+    for native, formula in zip(*results, strict=True):
+        torch.testing.assert_close(native, formula, rtol=1e-12, atol=1e-14)
