@@ -27,6 +27,8 @@ PUBLISHED = Path(__file__).with_name("published.toml")
 COMMANDS = {
     "protonet": "train --learner protonet --dataset omniglot --steps 1000000 --budget 5m"
     " --set train.ways=100 --set train.queries=1",
+    "matching": "train --learner matching --dataset omniglot --steps 1000000 --budget 10m",
+    "r2d2": "train --learner r2d2 --dataset omniglot --steps 1000000 --budget 10m",
     "maml": "train --learner maml --dataset omniglot --steps 1000000 --budget 10m --set backbone.variant=pool-32",
     "fomaml": "train --learner fomaml --dataset omniglot --steps 1000000 --budget 10m --set backbone.variant=pool-32",
     "reptile": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",

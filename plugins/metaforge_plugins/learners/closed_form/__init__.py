@@ -1,0 +1,1 @@
+"""Built-in learners that solve a task by a formula."""
