@@ -28,13 +28,14 @@ COMMANDS = {
     "protonet": "train --learner protonet --dataset omniglot --steps 1000000 --budget 5m"
     " --set train.ways=100 --set train.queries=1",
     "matching": "train --learner matching --dataset omniglot --steps 1000000 --budget 10m",
+    "relation": "train --learner relation --dataset omniglot --steps 1000000 --budget 10m",
     "r2d2": "train --learner r2d2 --dataset omniglot --steps 1000000 --budget 10m",
     "maml": "train --learner maml --dataset omniglot --steps 1000000 --budget 10m --set backbone.variant=pool-32",
     "fomaml": "train --learner fomaml --dataset omniglot --steps 1000000 --budget 10m --set backbone.variant=pool-32",
     "reptile": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",
     "leo": "train --learner leo --dataset omniglot --steps 1000000 --budget 15m",
     "mann": "train --learner mann --dataset omniglot --steps 1000000 --budget 15m"
-    " --set task.queries=9 --set backbone.filters=32 --set learner.rows=256 --set engine.chunk=16",
+    " --set task.queries=9 --set backbone.filters=32 --set engine.chunk=16",
     "mamlpp": "train --learner mamlpp --dataset omniglot --steps 1000000 --budget 15m",
     "maml-meta-sgd": "train --learner maml --adapter meta-sgd --dataset omniglot --steps 1000000 --budget 15m"
     " --set backbone.variant=pool-32",
@@ -48,7 +49,8 @@ COMMANDS = {
     "cavia": "train --learner cavia --dataset omniglot --steps 1000000 --budget 15m",
     "reptile-one-query": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m"
     " --set backbone.variant=pool-32 --set learner.transduction=false",
-    "anil": "train --learner anil --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",
+    "anil": "train --learner anil --dataset omniglot --steps 1000000 --budget 15m"
+    " --set backbone.variant=stride-flat --set adapters.sgd.lr=0.15",
     "proto-maml": "train --learner proto-maml --dataset omniglot --steps 1000000 --budget 10m",
     "meta-lstm": "train --learner meta-lstm --dataset omniglot --steps 1000000 --budget 15m",
     "baseline": "train --learner baseline --dataset omniglot --steps 1000000 --budget 5m",

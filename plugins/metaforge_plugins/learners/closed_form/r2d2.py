@@ -100,9 +100,11 @@ class R2D2(ModelLearner):
         n, size = x.shape
         ridge = n * self.config.ridge
         if n > size:
-            return torch.linalg.solve(x.T @ x + ridge * torch.eye(size).to(x), x.T @ labels)
+            primal: Tensor = torch.linalg.solve(x.T @ x + ridge * torch.eye(size).to(x), x.T @ labels)
+            return primal
         # By the Woodbury identity W = Xᵀ (XXᵀ + nλ I)⁻¹ Y, where the matrix has the size of the support set.
-        return x.T @ torch.linalg.solve(x @ x.T + ridge * torch.eye(n).to(x), labels)
+        dual: Tensor = x.T @ torch.linalg.solve(x @ x.T + ridge * torch.eye(n).to(x), labels)
+        return dual
 
     def logits(self, values: Params, weights: Tensor, features: Tensor) -> Tensor:
         """Return α X W + β `[n, ways]` for features `[n, features]`."""
