@@ -49,8 +49,7 @@ COMMANDS = {
     "cavia": "train --learner cavia --dataset omniglot --steps 1000000 --budget 15m",
     "reptile-one-query": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m"
     " --set backbone.variant=pool-32 --set learner.transduction=false",
-    "anil": "train --learner anil --dataset omniglot --steps 1000000 --budget 15m"
-    " --set backbone.variant=stride-flat --set adapters.sgd.lr=0.15",
+    "anil": "train --learner anil --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",
     "proto-maml": "train --learner proto-maml --dataset omniglot --steps 1000000 --budget 10m",
     "meta-lstm": "train --learner meta-lstm --dataset omniglot --steps 1000000 --budget 15m",
     "baseline": "train --learner baseline --dataset omniglot --steps 1000000 --budget 5m",

@@ -10,8 +10,8 @@ from metaforge.authoring import Params
 from metaforge.authoring.keys import make_key
 
 
-def trained(out: Path, learner: str, *presets: str, init_from: Path | None = None) -> Any:
-    """Return a run of two steps by a preset, with a backbone of two filters."""
+def trained(out: Path, learner: str, *presets: str, init_from: Path | None = None, **train: Any) -> Any:
+    """Return a run of two steps by a preset, with a backbone of two filters and further settings of the training."""
     return metaforge.train(
         learner,
         {"name": "glyphs", "train": 12},
@@ -20,7 +20,7 @@ def trained(out: Path, learner: str, *presets: str, init_from: Path | None = Non
         steps=2,
         tasks=2,
         init_from=init_from,
-        settings={"train": {"ways": 5, "queries": 2}, "engine": {"threads": 1}},
+        settings={"train": {"ways": 5, "queries": 2, **train}, "engine": {"threads": 1}},
         out=out,
     )
 

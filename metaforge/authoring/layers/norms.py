@@ -3,8 +3,9 @@
 Torch's batch, layer and instance norm give wrong second-order gradients under `grad(vmap)`. The layers here are built
 of primitive operations, or of a kernel with its own derivatives.
 
-Batch norm follows one of four policies. In training, every pass over the support set is normalised by that set's own
-statistics. What normalises the queries, and what changes in evaluation:
+Batch norm follows one of four policies. In training, every pass of an inner loop over the support set is normalised by
+that set's own statistics; under `running`, learners without an inner loop pass both sets as one batch. What normalises
+the queries, and what changes in evaluation:
 
 - `transductive`: the query batch's own statistics. Evaluation is the same.
 - `support`: the statistics of the support set, computed with the adapted weights. Evaluation is the same.

@@ -86,7 +86,8 @@ class HessianFree(Adapter):
             _, hessian_product = vjp(slope, *at.values())  # type: ignore[misc]
             solve = conjugate_gradients(self.config.solver_steps)
             direction = dict(zip(names, solve(product, [grads[name].detach() for name in names]), strict=True))
-            lowest, size = objective(at), torch.zeros(())
+            lowest = objective(at)
+            size = torch.zeros_like(lowest)
             for factor in self.config.sizes:
                 loss = objective({name: value - factor * direction[name] for name, value in at.items()})
                 # Selected by `where`, so that one computation serves all tasks. NaN is not lower.

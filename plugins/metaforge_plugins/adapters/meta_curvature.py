@@ -44,7 +44,7 @@ class MetaCurvature(Adapter):
     Departures from the paper:
     - Transposes. The authors' code multiplies some dimensions from the right, with the transposes of the matrices here.
       Training is the same, since they start as the identity and an outer optimiser such as Adam works elementwise.
-    - Kernels of any number of dimensions: that of a three-dimensional weight is its last one, say.
+    - Kernels of any number of dimensions. Here the kernel of a weight is all its dimensions after the first two.
     - Large dimensions. The paper has a matrix for each dimension; here one above `largest` has a vector, because the
       memory grows with its square. `adapters.meta-curvature.largest=100000` gives the paper's.
     - Inner rate. The authors use 0.4 on Omniglot, on a loss that is summed over the classes (see the departures of

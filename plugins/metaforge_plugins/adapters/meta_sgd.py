@@ -38,7 +38,7 @@ class MetaSGD(Adapter):
 
     # One step, in training and in evaluation: further steps with rates that were learned for one can diverge.
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        kind: {"learner": {"steps": 1, "test_steps": 1}} for kind in ("classification", "regression")
+        kind: {"learner": {"steps": 1, "test_steps": 1}} for kind in ("classification", "multi-label", "regression")
     }
 
     def __init__(self, config: MetaSGDOptions) -> None:

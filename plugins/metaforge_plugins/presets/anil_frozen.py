@@ -15,4 +15,7 @@ class ANILFrozen(Preset):
     """
 
     reference: ClassVar[str] = "Raghu, Raghu, Bengio, Vinyals 2020, arXiv 1909.09157, section 5.2"
-    settings: ClassVar[Mapping[str, Any]] = {"learner": {"name": "anil"}, "train": {"freeze": ["model.0.*"]}}
+    settings: ClassVar[Mapping[str, Any]] = {
+        "learner": {"name": "anil", "adjoint": "unroll", "norm": "transductive"},
+        "train": {"init_from": "none", "init_patterns": [], "freeze": ["model.0.*"]},
+    }

@@ -11,14 +11,14 @@ from metaforge.authoring import Preset
 class ANILPretrained(Preset):
     """ANIL in first order with a body from another run, which is trained further.
 
-    That run is in the folder `runs/pretrained`, or the one that `--init-from` names. Its learner has the same backbone,
-    with a head, as `maml`, or without one, as `baseline`. For weights in a file instead, set `backbone.weights`, and
+    That run is in the folder `runs/pretrained`, or the one that `--init-from` names. Its backbone, whose options must
+    be equal, has no head, as that of `baseline`; for a learner whose network has one, such as `maml`, set
+    `train.init_patterns=["model.0.*"]`. For weights in a file instead, set `backbone.weights`, and
     `train.init_from=none` and `train.init_patterns=[]`.
     """
 
     reference: ClassVar[str] = "Raghu, Raghu, Bengio, Vinyals 2020, arXiv 1909.09157, section 4"
     settings: ClassVar[Mapping[str, Any]] = {
-        "learner": {"name": "anil", "adjoint": "first-order"},
-        # The body of a network with a head, and a network without one.
-        "train": {"init_from": "runs/pretrained", "init_patterns": ["model.0.*", "model.* -> model.0.*"]},
+        "learner": {"name": "anil", "adjoint": "first-order", "norm": "transductive"},
+        "train": {"init_from": "runs/pretrained", "init_patterns": ["model.* -> model.0.*"], "freeze": []},
     }

@@ -12,10 +12,10 @@ class ANILPretrainedFrozen(Preset):
     """ANIL in first order with a body from another run, of which only the batch norm layers are trained further.
 
     The convolutions of the backbone `conv4` keep their values; for another backbone, `train.freeze` names what does.
-    Batch norm normalises by running averages, which move in training. The other run is in the folder `runs/pretrained`,
-    or the one that `--init-from` names. Its learner has the same backbone, with a head, as `maml`, or without one, as
-    `baseline`. For weights in a file instead, set `backbone.weights`, and `train.init_from=none` and
-    `train.init_patterns=[]`.
+    In evaluation batch norm normalises by running averages, which move in training. The other run is in the folder
+    `runs/pretrained`, or the one that `--init-from` names. Its backbone, whose options must be equal, has no head, as
+    that of `baseline`; for a learner whose network has one, such as `maml`, set `train.init_patterns=["model.0.*"]`.
+    For weights in a file instead, set `backbone.weights`, and `train.init_from=none` and `train.init_patterns=[]`.
     """
 
     reference: ClassVar[str] = "Raghu, Raghu, Bengio, Vinyals 2020, arXiv 1909.09157, section 4"
@@ -23,7 +23,7 @@ class ANILPretrainedFrozen(Preset):
         "learner": {"name": "anil", "adjoint": "first-order", "norm": "running"},
         "train": {
             "init_from": "runs/pretrained",
-            "init_patterns": ["model.0.*", "model.* -> model.0.*"],
+            "init_patterns": ["model.* -> model.0.*"],
             "freeze": ["model.0.*.conv.*"],
         },
     }

@@ -16,4 +16,7 @@ class ANILScratch(Preset):
     """
 
     reference: ClassVar[str] = "Raghu, Raghu, Bengio, Vinyals 2020, arXiv 1909.09157, section 4"
-    settings: ClassVar[Mapping[str, Any]] = {"learner": {"name": "anil", "adjoint": "unroll"}}
+    settings: ClassVar[Mapping[str, Any]] = {
+        "learner": {"name": "anil", "adjoint": "unroll", "norm": "transductive"},
+        "train": {"init_from": "none", "init_patterns": [], "freeze": []},
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,15 @@ from metaforge.errors import ConfigError
 from preset_runs import changed, trained
 
 
-@pytest.mark.parametrize(("learner", "body"), [("protonet", "model."), ("maml", "model.0.")])
+@pytest.mark.parametrize(
+    ("learner", "body", "more"),
+    [("protonet", "model.", {}), ("maml", "model.0.", {"init_patterns": ["model.0.*"]})],
+)
 def test_the_body_of_a_network_with_or_without_a_head_is_taken_over_and_trained(
-    learner: str, body: str, tmp_path: Path
+    learner: str, body: str, more: dict[str, Any], tmp_path: Path
 ) -> None:
     before = trained(tmp_path / "pretrained", learner).values
-    run = trained(tmp_path / "run", "anil", "anil-pretrained", init_from=tmp_path / "pretrained")
+    run = trained(tmp_path / "run", "anil", "anil-pretrained", init_from=tmp_path / "pretrained", **more)
     start = {name.replace(body, "model.0.", 1): value for name, value in before.items() if name.startswith(body)}
     taken = set(json.loads((tmp_path / "run" / "env.json").read_text())["init_from"]["taken"])
     assert len(start) == 16

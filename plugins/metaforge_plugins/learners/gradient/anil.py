@@ -56,7 +56,8 @@ class ANIL(HeadLearner):
     head as a constant; only in second order does it take into account how features change the head.
 
     Without its head (NIL), a trained RUN is evaluated by `--learner matching --init-from RUN --steps 0`, with
-    `train.init_patterns=["model.0.* -> model.*"]`, `learner.scale=1` and the `learner.norm` of the run.
+    `train.init_patterns=["model.0.* -> model.*"]`, `learner.scale=1`, and the backbone and `learner.norm`
+    of the run.
 
     Where a regularizer acts on the layers of the network, or dropout in it draws other noise in each inner step,
     features are not the same in each step. They are then computed in each step, as by `maml` with `learner.adapt=head`.

@@ -21,6 +21,7 @@ from metaforge.authoring import (
     Pass,
     PretrainingLearner,
     Tags,
+    at_least_float32,
     cross_entropy,
     gradient,
 )
@@ -84,7 +85,7 @@ class Baseline(PretrainingLearner):
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
         """Return the head of the task `[ways, features]`, trained on the fixed features of the support set."""
         at = Pass(key, 0, "support")
-        features = self.model(values, support.x, at).flatten(1).detach()
+        features = at_least_float32(self.model(values, support.x, at).flatten(1).detach())
         head = {"head.weight": features.new_zeros(self.ways, features.shape[1])}
         head |= {"head.bias": features.new_zeros(self.ways)}
 
@@ -99,7 +100,8 @@ class Baseline(PretrainingLearner):
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """Return logits `[n, ways]`."""
-        return self.logits(fast, self.model(values | fast, x, Pass(key, 0, "query")).flatten(1))
+        features = self.model(values | fast, x, Pass(key, 0, "query")).flatten(1)
+        return self.logits(fast, at_least_float32(features))
 
     def logits(self, head: Params, features: Tensor) -> Tensor:
         """Return the logits `[n, ways]` of features `[n, features]`."""

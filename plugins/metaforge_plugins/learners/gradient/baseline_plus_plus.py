@@ -22,6 +22,7 @@ from metaforge.authoring import (
     Pass,
     PretrainingLearner,
     Tags,
+    at_least_float32,
     cross_entropy,
     gradient,
 )
@@ -104,7 +105,7 @@ class BaselinePlusPlus(PretrainingLearner):
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
         """Return the head of the task `[ways, features]`, trained on the fixed features of the support set."""
         at = Pass(key, 0, "support")
-        features = self.model(values, support.x, at).flatten(1).detach()
+        features = at_least_float32(self.model(values, support.x, at).flatten(1).detach())
         head = {"head.weight": unit(features).mean(0).repeat(self.ways, 1)}
 
         def objective(head: Params) -> tuple[Tensor, Params]:
@@ -117,7 +118,7 @@ class BaselinePlusPlus(PretrainingLearner):
 
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """Return logits `[n, ways]`."""
-        features = self.model(values | fast, x, Pass(key, 0, "query")).flatten(1)
+        features = at_least_float32(self.model(values | fast, x, Pass(key, 0, "query")).flatten(1))
         return values["scale"] * cosines(features, fast["head.weight"])
 
 

@@ -32,8 +32,8 @@ class CAVIA(InnerLoopLearner):
     - Clipping. The authors limit the entries of each task's meta-gradient to ±10; here they have no limit by default.
       `train.clip_value=10` limits those of the mean over the tasks.
     - Training on sinusoids. The authors take 50,000 outer steps, and evaluate on 100 tasks of 100 queries on a grid;
-      suggested are 10,000 and the data set's queries. `train.steps=50000`, `evaluate.tasks=100`, `task.queries=100` and
-      `dataset.query_grid=true` give theirs.
+      suggested are 10,000 and the data set's queries. `train.steps=50000`, `train.queries=10`, `evaluate.tasks=100`,
+      `task.queries=100` and `dataset.query_grid=true` give theirs.
     - Training on images. The authors take 60,000 outer steps on miniImageNet, on 4 tasks for 1 shot and 2 for 5 shots
       with 15 queries per class, with learning rate 1e-3 that falls by a factor of 0.9 every 5,000 steps. They have no
       results for Omniglot. The suggested settings are shorter: see `train.steps`, `train.tasks`, `train.queries`,

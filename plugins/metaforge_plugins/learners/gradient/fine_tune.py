@@ -40,7 +40,7 @@ class FineTuneOptions(Options):
     adapt: Literal["all", "weights"] = Field(
         "all", description="parameters of the body that are fine-tuned: all, or all but those of norm layers"
     )
-    norm: BatchNormPolicy = Field("support", description="which statistics batch norm uses in a task")
+    norm: BatchNormPolicy = Field("support", description="which statistics batch norm uses for queries")
 
 
 class FineTune(PretrainingLearner):

@@ -43,6 +43,11 @@ class FTML(InnerLoopLearner):
             "adapters": {"sgd": {"lr": 0.4}},
             "train": {**STREAM, "shots": 5, "queries": 5, "steps": 2000, "lr": 2e-3, "proficiency": 0.9},
         },
+        "multi-label": {
+            "learner": {"steps": 1, "test_steps": 3},
+            "adapters": {"sgd": {"lr": 0.4}},
+            "train": {**STREAM, "steps": 2000},
+        },
         "regression": {
             "learner": {"steps": 1, "test_steps": 5},
             "adapters": {"sgd": {"lr": 0.01}},

@@ -103,7 +103,7 @@ class IMAML(InnerLoopLearner):
         return self.query_loss(values, fast, task, key, state)
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Params:
-        """Return the adapted parameters; without a key, as in evaluation, with λ = `test_proximal`."""
-        if key is None and self.evaluated is not None:
-            return self.evaluated.adapt(values, support, steps=steps)
+        """Return the adapted parameters; in evaluation with λ = `test_proximal`."""
+        if self.evaluated is not None and self._noise(key) is None:
+            return self.evaluated.adapt(values, support, steps=steps, key=key)
         return super().adapt(values, support, steps=steps, key=key)

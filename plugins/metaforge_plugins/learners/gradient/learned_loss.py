@@ -40,6 +40,9 @@ class LearnedLossOptions(InnerLoopOptions):
     widths: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
         (50, 50), min_length=1, max_length=10, description="units of the hidden layers of the loss network"
     )
+    adjoint: Literal["unroll", "recompute", "implicit"] = Field(
+        "unroll", description="how the inner loop is differentiated; in first order no loss could be learned"
+    )
     task_loss: float = Field(
         1.0, ge=0, le=1e3, description="weight of the task loss in the support loss, beside the learned loss"
     )
@@ -107,11 +110,6 @@ class LearnedLoss(InnerLoopLearner):
             layers[f"loss.{number}"] = bound * (2 * uniform(fold_in(key, f"loss.{number}"), (outputs, inputs)) - 1)
         return super().init(key) | layers
 
-    def start(self, values: Params, support: Examples, key: Key | None) -> Params:
-        """Return the parameters with which the inner loop begins, as constants if the loss alone is trained."""
-        params = super().start(values, support, key)
-        return {name: value.detach() for name, value in params.items()} if self.config.learn == "loss" else params
-
     def learned_loss(self, values: Params, prediction: Tensor, y: Tensor) -> Tensor:
         """Return M_φ, the mean over examples and outputs of softplus(network(prediction, target))."""
         if self.spec.kind.classes:
@@ -134,5 +132,7 @@ class LearnedLoss(InnerLoopLearner):
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the task loss of the queries at θ' = θ − α ∇_θ M_φ, of which φ and θ are learned."""
+        if self.config.learn == "loss":
+            values = values | {name: value.detach() for name, value in values.items() if not name.startswith("loss.")}
         fast, state = self.descend(values, task.support, self.config.steps, key)
         return self.query_loss(values, fast, task, key, state)

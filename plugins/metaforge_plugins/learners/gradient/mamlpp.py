@@ -74,7 +74,8 @@ class MAMLPlusPlus(InnerLoopLearner):
     Every part can be switched off: the losses of all steps by `learner.multi_step=0`, the rates by `--adapter sgd`,
     the scale and shift of each step by `learner.per_step_norm=false`, the statistics of each step by
     `learner.norm=transductive`, first order by `learner.first_order=0`, and the falling outer rate by
-    `schedule.name=constant`. Without any of them it is `maml`.
+    `schedule.name=constant`. Without any of them it is `maml`, but for the suggested numbers of steps and backbone, and
+    for the rate of `sgd`, for which `mamlpp` suggests none: see `maml`.
 
     Departures from the paper:
     - Inner steps. The authors take 5 steps on images; suggested are 3. `learner.steps=5`,
@@ -155,6 +156,7 @@ class MAMLPlusPlus(InnerLoopLearner):
         rows = max(self.config.steps, 1)
         values |= {name: values[name].expand(rows, *values[name].shape).clone() for name in self.per_step}
         # Again, because an adapter makes what it meta-learns in the shapes of what it adapts.
+        values = {name: value for name, value in values.items() if not name.startswith("adapters.")}
         start = self.start(values, blank_examples(self.spec), None)
         values |= prefixed("adapters", self.adapter.init(start, fold_in(key, "adapters")))
         return values | (training_progress() if self.anneals else {})

@@ -35,6 +35,9 @@ from metaforge.authoring import (
     score,
 )
 
+# The length below which a vector is not scaled to length one: the derivative would be too large.
+SHORTEST = 1e-5
+
 
 class MatchingOptions(Options):
     """Options of matching networks."""
@@ -50,7 +53,7 @@ class Matching(ModelLearner):
 
     With `train.steps=0` and `train.init_from=RUN` it evaluates the features of another run without its head, as NIL
     (Raghu et al. 2020, arXiv 1909.09157); for a run of a learner with a head, such as `anil`, with
-    `train.init_patterns=["model.0.* -> model.*"]`. `learner.norm` should be that of the run.
+    `train.init_patterns=["model.0.* -> model.*"]`. The backbone and `learner.norm` must be those of the run.
 
     Departures from the paper:
     - Scale of the cosines. In the paper the softmax is of the cosines, so that with five classes and one shot no
@@ -122,7 +125,7 @@ class Matching(ModelLearner):
         """Return log P(y | x, S) = log Σ_i a(x, x_i) y_i `[n, ways]` for features `[n, features]` (equation 1)."""
         g = fast["embeddings"]
         f = self.read(values, g, features) if self.config.full_context else features
-        cosines = at_least_float32(F.normalize(f, dim=-1) @ F.normalize(g, dim=-1).T)
+        cosines = at_least_float32(F.normalize(f, dim=-1, eps=SHORTEST) @ F.normalize(g, dim=-1, eps=SHORTEST).T)
         p = (self.config.scale * cosines).softmax(-1) @ fast["labels"].to(cosines)
         # A class without support examples has the probability zero, whose logarithm has no derivative.
         return p.clamp_min(torch.finfo(p.dtype).tiny).log()
