@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from blocks import ROOT, SHORTER_WORDS, Block, blocks, lines, shortened
+from forked import call_each
 
 PAGE = ROOT / "docs" / "write-a-plugin.md"
 # `tests/metaforge/cli/test_new.py` tests the quick way; downloads need a network.
 NOT_RUN = ("my-idea", "data fetch")
-# One interpreter runs all commands between two installations, because most of their time is spent importing torch.
-DRIVER = """
-import json, sys
-import pytest
-from typer.testing import CliRunner
-from metaforge.cli.app import app
-
-for words in json.load(sys.stdin):
-    if words[0] == "metaforge":
-        result = CliRunner().invoke(app, words[1:])
-        print("DONE", json.dumps([result.exit_code, result.stdout, result.stderr]))
-    else:
-        # `metaforge check` runs all checks; here one is enough to show that the file collects them.
-        code = pytest.main([*words[3:], "-q", "-p", "no:cacheprovider", "-k", "config"])
-        print("\\nDONE", json.dumps([int(code), "", ""]))
-"""
 
 
 def follow(folder: Path, data: str) -> dict[str, str]:
@@ -63,24 +46,15 @@ def write(folder: Path, block: Block, data: str) -> None:
 
 
 def run(folder: Path, commands: list[str], data: str) -> dict[str, str]:
-    """Run commands in one new interpreter that can import the installed packages; fail if a command fails."""
+    """Run commands in one process that imports the packages as they are now; fail if a command fails."""
     if not commands:
         return {}
     words = [shlex.split(shortened(line, SHORTER_WORDS).replace("omniglot", data)) for line in commands]
-    process = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps(words),
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(folder / "prefix"), "METAFORGE_PLUGINS": "metaforge-my-ridge"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    results: list[Any] = [json.loads(line[5:]) for line in process.stdout.splitlines() if line.startswith("DONE ")]
+    # `metaforge check` runs all checks; in the tests of the package one is enough to show that they are collected.
+    words = [each if each[0] == "metaforge" else [*each[3:], "-k", "config"] for each in words]
+    results = call_each(folder, folder / "prefix", words, METAFORGE_PLUGINS="metaforge-my-ridge")
     for line, (code, out, err) in zip(commands, results, strict=True):
-        assert code == 0, f"{line}\n{out}\n{err}\n{process.stdout}"
+        assert code == 0, f"{line}\n{out}\n{err}"
     return {line: out for line, (_, out, _) in zip(commands, results, strict=True)}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from forked import call_each, metaforge
 from prefixes import Prefix
 
 KINDS = ("learner", "adapter", "dataset", "regularizer", "backbone", "optimizer", "schedule", "hook")
@@ -34,12 +35,11 @@ def run_tool(*command: str, cwd: Path, **variables: str) -> str:
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the folder of a new project for each kind of plugin."""
-    outside = Prefix(tmp_path_factory.mktemp("projects"))
-    folders = {}
+    outside, folders = tmp_path_factory.mktemp("projects"), {}
     for kind in KINDS:
-        created = outside.run("new", kind, f"my-{kind}", "--json")
+        created = metaforge(outside, "new", kind, f"my-{kind}", "--json")
         assert created.returncode == 0, created.stderr
-        folders[kind] = outside.folder / json.loads(created.stdout)["folder"]
+        folders[kind] = outside / json.loads(created.stdout)["folder"]
     return folders
 
 
@@ -68,7 +68,7 @@ def test_new_plugins_are_listed_with_their_distribution_and_version(prefix: Pref
 
 @pytest.mark.parametrize("kind", ["learner", "adapter", "dataset"])
 def test_a_new_plugin_passes_its_checks(prefix: Prefix, kind: str) -> None:
-    checked = prefix.run("check", f"my-{kind}")
+    checked = metaforge(prefix.folder, "check", f"my-{kind}")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     run, failed = (int(part.split()[0]) for part in checked.stdout.splitlines()[-1].split(", ")[:2])
     assert (run > 10, failed) == (True, 0)
@@ -77,15 +77,17 @@ def test_a_new_plugin_passes_its_checks(prefix: Prefix, kind: str) -> None:
 def test_the_tests_of_new_projects_pass(prefix: Prefix, projects: dict[str, Path]) -> None:
     paths = [str(projects[kind] / "tests") for kind in ("regularizer", "backbone", "optimizer", "schedule", "hook")]
     # The check `import` starts a child process, and the kinds in the test above have already run it.
-    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "not import")
-    output = run_tool(*command, *paths, cwd=prefix.folder, PYTHONPATH=str(prefix.folder))
-    assert int(output.splitlines()[-1].split()[0]) > 20
+    ((code, _, output),) = call_each(
+        prefix.folder, prefix.folder, [[*paths, "-k", "not import", "--junitxml", "n.xml"]]
+    )
+    assert code == 0, output
+    assert int(re.findall(r'tests="(\d+)"', (prefix.folder / "n.xml").read_text("utf-8"))[0]) > 20
 
 
 @pytest.mark.parametrize("kind", TRAININGS)
 def test_new_plugins_are_trained(prefix: Prefix, kind: str, tmp_path: Path) -> None:
     shortly = ("--steps", "3", "--set", "train.tasks=2", "--no-progress", "--json", "--out", str(tmp_path / "run"))
-    trained = prefix.run("train", *TRAININGS[kind].split(), *shortly)
+    trained = metaforge(prefix.folder, "train", *TRAININGS[kind].split(), *shortly)
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["steps"] == 3
     recorded = (tmp_path / "run" / "env.json").read_text("utf-8")

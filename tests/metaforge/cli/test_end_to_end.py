@@ -46,7 +46,8 @@ def test_a_signal_ends_a_run_that_keeps_what_it_learned(
     tmp_path: Path, number: signal.Signals, code: int, word: str
 ) -> None:
     line = "train --learner maml --dataset sinusoid --steps 1000000 --out run"
-    line += " --hook progress --set hooks.progress.interval=0"
+    # A run of many steps would otherwise be compiled first.
+    line += " --set engine.compile=off --hook progress --set hooks.progress.interval=0"
     with subprocess.Popen(
         [*METAFORGE, *shlex.split(line)], cwd=tmp_path, env=ONE_THREAD, stderr=subprocess.PIPE, text=True
     ) as process:

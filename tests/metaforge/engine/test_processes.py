@@ -27,6 +27,8 @@ from metaforge.registry.scan import scan
 from metaforge.runs import checkpoint, training
 from metaforge_plugins.learners.metric.protonet import ProtoNet
 
+# Two validations, and a last step that is logged between them and the end.
+STEPS = 12
 CLOCK = ("elapsed", "eta", "tasks_per_second")
 
 
@@ -144,7 +146,7 @@ RUNS: Mapping[str, tuple[Mapping[str, Any], float]] = {
 
 
 def train_all(folder: Path) -> None:
-    """Train each of the runs for 20 steps, in however many processes there are."""
+    """Train each of the runs for `STEPS` steps, in however many processes there are."""
     registry = scan().with_plugin("regularizer", "spread", Spread).with_plugin("regularizer", "nearer", Nearer)
     registry = registry.with_plugin("learner", "counting", Counting).with_plugin("learner", "naming", Naming)
     for name, (what, _) in RUNS.items():
@@ -153,10 +155,10 @@ def train_all(folder: Path) -> None:
             settings = what["settings"]
         source = folder / "exact" if name == "frozen" else None
         more = {"settings": settings, "init_from": source, "registry": registry}
-        metaforge.train(**{**what, **more}, steps=20, out=folder / name)
+        metaforge.train(**{**what, **more}, steps=STEPS, out=folder / name)
     naming = {**COUNTING, "learner": "naming", "tasks": 2, "settings": SHAPES, "registry": registry}
     try:
-        metaforge.train(**naming, steps=20, out=folder / "naming")
+        metaforge.train(**naming, steps=STEPS, out=folder / "naming")
     except PluginError as error:
         (folder / f"refused by rank {processes.rank()}").write_text(error.what)
 
@@ -191,7 +193,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 def test_two_processes_train_the_same_weights_as_one(folders: tuple[Path, Path], name: str) -> None:
     one, two = (folder / name for folder in folders)
     ours, theirs = (checkpoint.load_latest(folder / "ckpt")[0] for folder in (one, two))
-    assert ours.step == theirs.step == 20
+    assert ours.step == theirs.step == STEPS
     tolerance = RUNS[name][1]
     furthest = max(float((ours.values[key] - theirs.values[key]).abs().max()) for key in ours.values)
     assert furthest <= tolerance
