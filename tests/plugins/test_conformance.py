@@ -15,9 +15,12 @@ from metaforge.testing.checks.general import assert_import_without_side_effects
 REGISTRY = scan()
 # Data sets whose files must be downloaded; they are checked only where the files are available.
 NEEDS_DATA = {"omniglot"}
+# Most checks build the plugin anew, and these would draw 1100 characters or take 16 inner steps each time. The check of
+# the exact gradient chooses the steps itself, and `tests/plugins/datasets/test_glyphs.py` tests as many characters.
+FASTER = {"glyphs": {"train": 60, "val": 30, "test": 30}, "imaml": {"steps": 4}}
 ALL = [Subject.of(f"{e.kind}:{e.name}", REGISTRY) for e in REGISTRY.entries() if e.distribution == CORE]
 # Without an entry point the `import` check is skipped, which starts an interpreter per plugin.
-WITHOUT_ENTRY = [replace(subject, entry=None) for subject in ALL]
+WITHOUT_ENTRY = [replace(subject, entry=None).with_options(FASTER.get(subject.name, {})) for subject in ALL]
 
 
 @parametrize_with_checks([subject for subject in WITHOUT_ENTRY if subject.name not in NEEDS_DATA])

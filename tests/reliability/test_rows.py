@@ -48,7 +48,7 @@ SHORT: dict[int, Callable[[Workspace], Measured]] = {
     27: lambda workspace: checkpoints.overhead(workspace, saves=2),
     28: lambda workspace: fuzzed_folders.fuzzed(workspace, count=30),
     37: lambda workspace: compiled_runs.compiled_runs(
-        workspace, times=1, learners=("maml",), stop_signals=(signal.SIGKILL,), steps=100, fresh=False
+        workspace, times=1, learners=("maml",), stop_signals=(signal.SIGKILL,), steps=60, fresh=False
     ),
 }
 

@@ -17,7 +17,7 @@ from metaforge.registry.scan import scan
 from metaforge.testing import Subject, check_plugin, checks_for, parametrize_with_checks, skipped_for
 from metaforge.testing import run_checks as run_checks_module
 from metaforge.testing.check import Skipped, check
-from metaforge.testing.checks import general
+from metaforge.testing.checks import general, gradients, learners
 from metaforge.testing.run_checks import all_checks, by_cause, counts, run_checks
 
 ADAPTING = Subject.of(faulty_learners.Right)
@@ -109,7 +109,7 @@ def test_a_check_that_cannot_judge_is_skipped_with_its_reason(monkeypatch: pytes
         check("learner")(undecided)(ADAPTING)
 
 
-def test_options_reach_the_plugin_and_decide_which_checks_apply() -> None:
+def test_options_reach_the_plugin_and_decide_which_checks_apply(monkeypatch: pytest.MonkeyPatch) -> None:
     class Either(faulty_learners.Right):
         """Its gradient is exact or not, as its option says."""
 
@@ -120,6 +120,8 @@ def test_options_reach_the_plugin_and_decide_which_checks_apply() -> None:
             super().__init__(config, parts)
             self.tags = replace(self.tags, exact_meta_gradient=config.exact)
 
+    # All checks would be run twice.
+    monkeypatch.setattr(run_checks_module, "_MODULES", (gradients, learners))
     by_default = {outcome.check.name: outcome for outcome in check_plugin(Either)}
     assert by_default["meta-gradient"].status == "ok"
     inexact = {outcome.check.name: outcome for outcome in check_plugin(Either, options={"exact": False})}
