@@ -174,6 +174,8 @@ class _RunMessages:
             print_note(f"  not taken, {reason}: {_listed(names)}")
         if facts["unused"]:
             print_note(f"  not used of that run: {_listed(facts['unused'])}")
+        for difference in facts.get("backbone", ()):
+            print_note(f"Warning: the network is not that of the run: {printable(difference)}")
 
     @staticmethod
     def _print_resumed(step: int, facts: Mapping[str, Any]) -> None:

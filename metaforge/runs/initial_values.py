@@ -76,12 +76,19 @@ def _read(worker: Worker, settings: RunConfig) -> tuple[Params, dict[str, Any]]:
     if (layers := worker.parts.loaded_statistics) and norm != "running":
         facts["weights"]["unused_statistics"] = {"norm": norm, "layers": layers}
     if settings.train.init_from is not None:
-        values, facts["init_from"] = _from_run(Path(settings.train.init_from), values, settings.train.init_patterns)
+        folder, patterns = Path(settings.train.init_from), settings.train.init_patterns
+        values, facts["init_from"] = _from_run(folder, values, patterns, worker.resolved.to_dict().get("backbone", {}))
     return values, facts
 
 
-def _from_run(folder: Path, own: Params, patterns: Sequence[str]) -> tuple[Params, dict[str, Any]]:
-    """Return a learner's initial values with those that a run has, and the facts of what was taken and what was not."""
+def _from_run(
+    folder: Path, own: Params, patterns: Sequence[str], backbone: Mapping[str, Any]
+) -> tuple[Params, dict[str, Any]]:
+    """Return a learner's initial values with those that a run has, and the facts of what was taken and what was not.
+
+    Values can fit a network that computes something else from them, such as one with other strides. So the facts
+    contain in which settings the backbones differ.
+    """
     require_run(folder, where="train.init_from")
     saved, damaged = checkpoint.load_latest(folder / "ckpt")
     facts = {
@@ -89,9 +96,20 @@ def _from_run(folder: Path, own: Params, patterns: Sequence[str]) -> tuple[Param
         "step": saved.step,
         "manifest_sha256": checkpoint.manifest_digest(folder / "ckpt", saved.step),
         "damaged": [error.what for error in damaged],
+        "backbone": _differences(saved.facts, backbone),
     }
     values, report = take_over(own, dict(sorted(saved.values.items())), patterns)
     return values, facts | report
+
+
+def _differences(facts: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[str]:
+    """Return in which settings the backbone of a run differs from this one; none if its checkpoint does not say."""
+    config = facts.get("config")
+    saved = config.get("backbone") if isinstance(config, Mapping) else None
+    old, new = dict(flatten(saved if isinstance(saved, Mapping) else {})), dict(flatten(backbone))
+    # Where the weights came from makes no difference once they are loaded.
+    shared = [path for path in old if path in new and path != SETTING.rpartition(".")[2]]
+    return [f"backbone.{path} is {old[path]} there and {new[path]} here" for path in shared if old[path] != new[path]]
 
 
 def take_over(own: Params, source: Params, patterns: Sequence[str]) -> tuple[Params, dict[str, Any]]:

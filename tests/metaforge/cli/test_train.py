@@ -149,6 +149,7 @@ def test_the_initial_values_and_the_frozen_ones_are_printed(capsys: pytest.Captu
         "cast": {"torch.float64 to torch.float32": ["model.0"]},
         "not_taken": {"that run has no such value": ["head.weight"]},
         "unused": ["old.weight"],
+        "backbone": ["backbone.variant is pool there and stride here"],
     }
     environment = {"init_from": facts, "frozen": ["model.0"]}
     _RunMessages().metaforge_run_start(run_info(Path("runs/new"), environment=environment))
@@ -160,6 +161,7 @@ def test_the_initial_values_and_the_frozen_ones_are_printed(capsys: pytest.Captu
         "  cast from torch.float64 to torch.float32: model.0",
         "  not taken, that run has no such value: head.weight",
         "  not used of that run: old.weight",
+        "Warning: the network is not that of the run: backbone.variant is pool there and stride here",
         "frozen: model.0",
     ]
     _RunMessages().metaforge_run_start(run_info(Path("runs/new"), environment={"init_from": facts}, start=5))
