@@ -82,8 +82,7 @@ class HessianFree(Adapter):
             return [a + self.config.damping * b for a, b in zip(hessian_product(tuple(vector)), vector, strict=True)]
 
         with torch.no_grad():
-            # torch's type stub declares another number of results.
-            _, hessian_product = vjp(slope, *at.values())  # type: ignore[misc]
+            hessian_product = vjp(slope, *at.values())[1]
             solve = conjugate_gradients(self.config.solver_steps)
             direction = dict(zip(names, solve(product, [grads[name].detach() for name in names]), strict=True))
             lowest = objective(at)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.protocols import Examples, Params, Parts, TaskShape, TaskSpec
+from metaforge.authoring.protocols import Examples, Parts, TaskShape, TaskSpec
 from metaforge_plugins.learners.closed_form.r2d2 import R2D2
 from toys import (
     BATCH_POLICIES,
     assert_equal_steps,
     assert_loss_has_its_gradient,
+    double,
     fresh,
     learner,
     smooth,
@@ -31,10 +32,6 @@ def identity(ways: int = 2, features: int = 2, **options: Any) -> R2D2:
     """Return ridge regression on the inputs themselves: the network does nothing."""
     spec = TaskSpec("classification", (features,), ways, TaskShape(ways, 1, 1))
     return R2D2(R2D2.Config(**options), Parts(spec, nn.Identity))
-
-
-def double(values: Params) -> Params:
-    return {name: value.double() for name, value in values.items()}
 
 
 def test_f7() -> None:

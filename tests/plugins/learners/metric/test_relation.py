@@ -14,6 +14,7 @@ from metaforge.authoring.protocols import Examples, Params, Parts, TaskShape, Ta
 from metaforge_plugins.learners.metric.relation import Relation, comparison
 from toys import (
     assert_equal_steps,
+    double,
     fresh,
     learner,
     smooth,
@@ -37,10 +38,6 @@ def images(ways: int, each: int, seed: int = 0) -> Examples:
     return Examples(x, torch.arange(ways).repeat_interleave(each))
 
 
-def doubles(values: Params) -> Params:
-    return {name: value.double() for name, value in values.items()}
-
-
 def scores(one: Any, values: Params, support: Examples, x: Tensor) -> Tensor:
     found: Tensor = one.predict(values, one.adapt(values, support), x).sigmoid()
     return found
@@ -49,7 +46,7 @@ def scores(one: Any, values: Params, support: Examples, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("ways", "expected"), [(5, 0.16), (20, 0.0475)])
 def test_a_constant_score_of_one_over_the_ways_has_the_loss_of_the_specification(ways: int, expected: float) -> None:
     one = built_on_maps(ways)
-    values = doubles(one.init(KEY))
+    values = double(one.init(KEY))
     (last,) = (name for name, value in values.items() if name.startswith("relation.") and value.shape == (1,))
     values[last.replace("bias", "weight")].zero_()
     values[last].fill_(torch.logit(torch.tensor(1 / ways)))
