@@ -30,6 +30,10 @@ COMMANDS = {
     "matching": "train --learner matching --dataset omniglot --steps 1000000 --budget 10m",
     "relation": "train --learner relation --dataset omniglot --steps 1000000 --budget 10m",
     "r2d2": "train --learner r2d2 --dataset omniglot --steps 1000000 --budget 10m",
+    "siamese": "train --learner siamese --dataset omniglot --steps 1000000 --budget 10m",
+    "metaopt-svm": "train --learner metaopt-svm --dataset omniglot --steps 1000000 --budget 10m",
+    "eb-meta-networks": "train --learner eb-meta-networks --dataset omniglot --steps 1000000 --budget 10m",
+    "meta-networks": "train --learner meta-networks --dataset omniglot --steps 1000000 --budget 15m",
     "maml": "train --learner maml --dataset omniglot --steps 1000000 --budget 10m --set backbone.variant=pool-32",
     "fomaml": "train --learner fomaml --dataset omniglot --steps 1000000 --budget 10m --set backbone.variant=pool-32",
     "reptile": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",
@@ -49,7 +53,8 @@ COMMANDS = {
     "cavia": "train --learner cavia --dataset omniglot --steps 1000000 --budget 15m",
     "reptile-one-query": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m"
     " --set backbone.variant=pool-32 --set learner.transduction=false",
-    "anil": "train --learner anil --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",
+    "anil": "train --learner anil --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=stride-flat"
+    " --set adapters.sgd.lr=0.15",
     "proto-maml": "train --learner proto-maml --dataset omniglot --steps 1000000 --budget 10m",
     "meta-lstm": "train --learner meta-lstm --dataset omniglot --steps 1000000 --budget 15m",
     "baseline": "train --learner baseline --dataset omniglot --steps 1000000 --budget 5m",

@@ -51,10 +51,12 @@ if TYPE_CHECKING:
         mean_squared_error,
         one_hot,
     )
+    from metaforge.authoring.mlp import MLP
     from metaforge.authoring.model import Model
     from metaforge.authoring.model_learner import ModelLearner
     from metaforge.authoring.network import Headed, blank_examples, draws_noise, feature_size, seeded, with_head
     from metaforge.authoring.optimizers import MomentOptions, fused
+    from metaforge.authoring.preprocessing import gradient_features
     from metaforge.authoring.pretraining import PretrainingLearner
     from metaforge.authoring.progress import progress_of, training_progress
     from metaforge.authoring.protocols import (
@@ -102,6 +104,7 @@ __all__ = [
     "CLASSIFICATION",
     "INTERACTION",
     "KINDS",
+    "MLP",
     "MULTI_LABEL",
     "REGRESSION",
     "SHARE",
@@ -172,6 +175,7 @@ __all__ = [
     "fold_in",
     "fused",
     "gradient",
+    "gradient_features",
     "hookimpl",
     "iterates",
     "label_accuracy",
@@ -214,6 +218,8 @@ _MODULES = (
     "metaforge.authoring.model_learner",
     "metaforge.authoring.pretraining",
     "metaforge.authoring.recurrent",
+    "metaforge.authoring.mlp",
+    "metaforge.authoring.preprocessing",
     "metaforge.authoring.descent",
     "metaforge.authoring.inner_loop",
     "metaforge.authoring.optimizers",

@@ -5,7 +5,6 @@ Ravi, Larochelle, "Optimization as a Model for Few-Shot Learning", ICLR 2017 (op
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, ClassVar
 
 import torch
@@ -21,6 +20,7 @@ from metaforge.authoring import (
     Params,
     at_least_float32,
     fold_in,
+    gradient_features,
     uniform,
 )
 
@@ -83,8 +83,8 @@ class LSTMOptimizer(Adapter):
     ) -> tuple[Params, Params]:
         """Return θ_{t−1} − θ_t = (1 − f) ∘ θ_{t−1} + i ∘ ∇, and the new state; θ_t is the cell state of equation 2."""
         gradient, theta = flat({name: grads[name] for name in params}), flat(params)
-        loss = preprocessed(step.loss.detach()).expand(len(gradient), -1)
-        hidden, cell = self.lstm(meta, torch.cat([preprocessed(gradient.detach()), loss], -1), state)
+        loss = gradient_features(step.loss.detach(), P).expand(len(gradient), -1)
+        hidden, cell = self.lstm(meta, torch.cat([gradient_features(gradient.detach(), P), loss], -1), state)
 
         def gate(name: str) -> Tensor:
             own = torch.stack([theta, state[name]], -1)
@@ -108,11 +108,3 @@ class LSTMOptimizer(Adapter):
 def flat(params: Params) -> Tensor:
     """Return all coordinates of the parameters in one vector `[coordinates]`."""
     return torch.cat([value.flatten() for value in params.values()])
-
-
-def preprocessed(x: Tensor) -> Tensor:
-    """Return `[..., 2]` for `x` `[...]`: (ln|x| / p, sign x) if |x| ≥ e^(−p), else (−1, e^p x)."""
-    size = x.abs()
-    large = size >= math.exp(-P)
-    logs = torch.where(large, size, 1.0).log() / P
-    return torch.stack([torch.where(large, logs, -1.0), torch.where(large, x.sign(), math.exp(P) * x)], -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from metaforge.authoring.functional import select, split_state
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import InnerStep, Params
-from metaforge_plugins.adapters.lstm_optimizer import LSTMOptimizer, preprocessed
+from metaforge_plugins.adapters.lstm_optimizer import LSTMOptimizer
 from metaforge_plugins.adapters.sgd import SGD, SGDOptions
 from metaforge_plugins.learners.gradient.fomaml import FOMAML
 from metaforge_plugins.learners.gradient.maml import MAML
@@ -94,20 +93,6 @@ def test_initial_values_are_drawn_from_the_ranges_of_the_paper() -> None:
     assert 4 <= meta["forget.bias"] < 5
     assert -5 <= meta["input.bias"] < -4
     assert not torch.equal(adapter.init(PARAMS, make_key(1))["forget.bias"], meta["forget.bias"])
-
-
-def test_preprocessing_is_continuous_and_odd() -> None:
-    edge = math.exp(-10)
-    below, above = (torch.tensor(edge * factor, dtype=torch.float64) for factor in (1 - 1e-12, 1 + 1e-12))
-    for sign in (-1.0, 1.0):
-        wanted = torch.tensor([-1.0, sign], dtype=torch.float64)
-        torch.testing.assert_close(preprocessed(sign * below), wanted, rtol=0, atol=1e-9)
-        torch.testing.assert_close(preprocessed(sign * above), wanted, rtol=0, atol=1e-9)
-    x = torch.tensor([0.0, 1e-9, 3e-5, 0.2, 1.0, 50.0], dtype=torch.float64)
-    first, second = preprocessed(x).unbind(-1)
-    torch.testing.assert_close(first, torch.tensor([-1, -1, -1, math.log(0.2) / 10, 0, math.log(50) / 10]).double())
-    torch.testing.assert_close(second, torch.tensor([0, 1e-9 / edge, 3e-5 / edge, 1, 1, 1]).double())
-    torch.testing.assert_close(preprocessed(-x), torch.stack([first, -second], -1))
 
 
 def test_coordinates_can_be_permuted() -> None:

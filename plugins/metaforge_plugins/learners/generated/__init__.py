@@ -1,0 +1,1 @@
+"""Learners whose weights for a task are the output of a network."""
