@@ -46,9 +46,9 @@ COMMANDS = {
     "maml-mc-lslr": "train --learner maml --adapter meta-curvature,lslr --dataset omniglot --steps 1000000 --budget 15m"
     " --set backbone.variant=pool-32",
     "maml-taml-entropy": "train --learner maml --regularizer taml-entropy --dataset omniglot --steps 1000000"
-    " --budget 10m --set backbone.variant=pool-32",
+    " --budget 15m --set backbone.variant=pool-32",
     "maml-taml-inequality": "train --learner maml --regularizer taml-inequality --dataset omniglot --steps 1000000"
-    " --budget 10m --set backbone.variant=pool-32",
+    " --budget 15m --set backbone.variant=pool-32",
     "imaml": "train --learner imaml --dataset omniglot --steps 1000000 --budget 15m",
     "cavia": "train --learner cavia --dataset omniglot --steps 1000000 --budget 15m",
     "reptile-one-query": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m"
@@ -66,7 +66,10 @@ COMMANDS = {
     "maml-meta-sgd-sinusoid": "train --learner maml --adapter meta-sgd --dataset sinusoid --budget 5m",
     "maml-mc-sinusoid": "train --learner maml --adapter meta-curvature,sgd --dataset sinusoid --steps 30000"
     " --budget 5m",
-    "cavia-sinusoid": "train --learner cavia --dataset sinusoid --budget 5m",
+    "maml-mc-sinusoid-5": "train --learner maml --adapter meta-curvature,sgd --dataset sinusoid --steps 30000"
+    " --budget 5m --set task.shots=5",
+    "cavia-sinusoid": "train --learner cavia --dataset sinusoid --steps 30000 --budget 5m",
+    "cavia-sinusoid-5": "train --learner cavia --dataset sinusoid --steps 30000 --budget 5m --set task.shots=5",
     "fine-tune-sinusoid": "train --learner fine-tune --dataset sinusoid --budget 5m",
     "ftml-sinusoid": "train --learner ftml --dataset sinusoid --budget 5m",
 }
@@ -86,6 +89,10 @@ COMMANDS |= {
     "small-anil-pretrained": f"{_ANIL},anil-pretrained --init-from {FOLDER / 'small-baseline'}",
     "small-anil-pretrained-frozen": f"{_ANIL},anil-pretrained-frozen --init-from {FOLDER / 'small-baseline'}",
 }
+# LEO as it was published: on fixed features, of the network that `protonet` trained.
+_FEATURES = FOLDER / "protonet.npz"
+COMMANDS["leo-features"] = f"train --learner leo --dataset stored-features --set dataset.file={_FEATURES} --budget 5m"
+PREPARE = {"leo-features": f"features {FOLDER / 'protonet'} --out {_FEATURES}"}
 EVALUATE = {"maml-sinusoid": "--steps 0,1,5,10"}
 
 
@@ -137,6 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if outcome(folder) == "running":
             raise SystemExit(f"The status of {folder} is `running`: wait, or delete the folder if the run was killed.")
         shutil.rmtree(folder, ignore_errors=True)
+        if name in PREPARE:
+            subprocess.run([*metaforge, *shlex.split(PREPARE[name])], check=True)
         subprocess.run([*metaforge, *arguments_of(name)], check=True)
         subprocess.run([*metaforge, "evaluate", str(folder), *shlex.split(EVALUATE.get(name, ""))], check=True)
         write_records(name)

@@ -15,7 +15,19 @@ from typing import Annotated
 import typer
 
 from metaforge import __version__
-from metaforge.cli import check, checkpoints, config, data, describe, evaluate, list_plugins, new, schema, train
+from metaforge.cli import (
+    check,
+    checkpoints,
+    config,
+    data,
+    describe,
+    evaluate,
+    features,
+    list_plugins,
+    new,
+    schema,
+    train,
+)
 from metaforge.cli.output import flush_streams, print_answer, print_note, raise_unless_closed
 from metaforge.errors import StorageError
 from metaforge.system.streams import best_effort_stderr, open_standard_streams
@@ -36,6 +48,7 @@ app.command("schema")(schema.schema)
 app.command("check")(check.check)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("features")(features.features)
 app.command("config")(config.config)
 app.add_typer(checkpoints.app, name="ckpt")
 app.add_typer(data.app, name="data")

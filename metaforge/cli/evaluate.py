@@ -50,8 +50,6 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Evaluate a trained run on test tasks; write records, pictures and report.md into its folder."""
-    from metaforge.errors import ConfigError
-
     settings = {
         "ways": ways,
         "shots": options.parse_integers("--shots", shots),
@@ -61,11 +59,8 @@ def evaluate(
         "seed": seed,
         "sampler": sampler,
     }
-    if not run.is_dir():
-        raise ConfigError(
-            f"There is no run folder {run}.", remedy="`metaforge train` creates a run folder and prints its path"
-        )
-    which = _parse_checkpoint(checkpoint)
+    options.require_run_folder(run)
+    which = options.parse_checkpoint(checkpoint)
     from metaforge.engine import processes
 
     if processes.rank() > 0:
@@ -76,17 +71,6 @@ def evaluate(
     )
     warn_of_invalid_records(run)
     (print_json if as_json else print_evaluation)(result)
-
-
-def _parse_checkpoint(text: str) -> Which:
-    """Return the value of `--checkpoint`: latest, best, or the number of an outer step."""
-    from metaforge.errors import ConfigError
-
-    if text in ("latest", "best"):
-        return "best" if text == "best" else "latest"
-    if not (text.isdecimal() and text.isascii() and len(text) < 20):
-        raise ConfigError(f"--checkpoint is {text!r}, but should be latest, best or a step.")
-    return int(text)
 
 
 def evaluate_folder(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from metaforge.config.resolved import Resolved
     from metaforge.config.sources import Layer
     from metaforge.registry.registry import Registry
+    from metaforge.runs.checkpoint import Which
 
 # The largest seed, and the largest number of an episode: both are 64-bit signed integers.
 MAX_INTEGER = 2**63 - 1
@@ -175,3 +176,24 @@ def scan_plugins() -> Registry:
     for note in registry.notes:
         print_note(f"Note: {note}")
     return registry
+
+
+def parse_checkpoint(text: str) -> Which:
+    """Return the value of `--checkpoint`: latest, best, or the number of an outer step."""
+    from metaforge.errors import ConfigError
+
+    if text in ("latest", "best"):
+        return "best" if text == "best" else "latest"
+    if not (text.isdecimal() and text.isascii() and len(text) < 20):
+        raise ConfigError(f"--checkpoint is {text!r}, but should be latest, best or a step.")
+    return int(text)
+
+
+def require_run_folder(run: Path) -> None:
+    """Raise `ConfigError` if there is no such folder."""
+    from metaforge.errors import ConfigError
+
+    if not run.is_dir():
+        raise ConfigError(
+            f"There is no run folder {run}.", remedy="`metaforge train` creates a run folder and prints its path"
+        )

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from metaforge.data.augment import jitter
-    from metaforge.data.cache import Arrays, load_or_build
+    from metaforge.data.cache import Arrays, load_or_build, read_arrays
     from metaforge.data.class_pool import ClassPool, Pixels, check_draw, check_shape, check_split
     from metaforge.data.downloads import Opener, Progress, open_https
     from metaforge.data.episodes import draw_episode, sample_episodes
@@ -42,6 +42,7 @@ __all__ = [
     "load_or_build",
     "open_https",
     "open_tree",
+    "read_arrays",
     "read_file",
     "sample_episodes",
     "sample_without_replacement",

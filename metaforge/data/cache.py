@@ -16,6 +16,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from metaforge.data.archives import ZIP_ERRORS
+from metaforge.errors import DataError
 from metaforge.system.files import space_text
 
 Arrays = dict[str, NDArray[Any]]
@@ -62,8 +63,10 @@ def load_or_build(name: str, key: Mapping[str, object], build: Callable[[], Arra
     if path.exists():
         try:
             return _read(path)
-        except _READ_ERRORS as error:
-            warnings.warn(f"the cache {path} is damaged and is built again ({error})", RuntimeWarning, stacklevel=2)
+        except DataError as error:
+            warnings.warn(
+                f"the cache {path} is damaged and is built again ({error.what})", RuntimeWarning, stacklevel=2
+            )
     arrays = build()
     try:
         _write(path, {**arrays, _LIST: np.array(list(arrays))})
@@ -78,16 +81,30 @@ def load_or_build(name: str, key: Mapping[str, object], build: Callable[[], Arra
     return arrays
 
 
+def read_arrays(path: Path) -> Arrays:
+    """Return the arrays in an npz file, whose zip checksums are verified on reading; never a pickled object.
+
+    Raises:
+        DataError: The file cannot be read, or is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it is not an npz file")
+            with archive:
+                return {name: archive[name] for name in archive.files}
+    except _READ_ERRORS as error:
+        raise DataError(
+            f"the arrays cannot be read ({error})", where=str(path), remedy="write the file again"
+        ) from error
+
+
 def _read(path: Path) -> Arrays:
-    """Return the arrays in an npz file, whose zip checksums are verified on reading."""
-    with path.open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it is not an npz file")
-        with archive:
-            arrays = {name: archive[name] for name in archive.files}
-    if sorted(arrays.pop(_LIST).tolist()) != sorted(arrays):
-        raise ValueError("arrays are missing")
+    """Return the arrays of a cache; raise `DataError` if some are missing."""
+    arrays = read_arrays(path)
+    if _LIST not in arrays or sorted(arrays.pop(_LIST).tolist()) != sorted(arrays):
+        raise DataError("arrays are missing", where=str(path), remedy="write the file again")
     return arrays
 
 

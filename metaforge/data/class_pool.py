@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from metaforge.errors import ConfigError, DataError, nearest, shown
 
 Pixels = NDArray[np.uint8]
 """Images with values 0 to 255, channels first."""
+Features = NDArray[np.float32]
+"""Features of images, each a channel of one element."""
 
 
 class ImageSource(Protocol):
@@ -38,7 +40,8 @@ class ClassPool:
 
     Args:
         images: uint8 images `[rows, per_class, C, H, W]`: an array, or an object with the same `shape` and a method
-            `take(rows, images)` that decodes images on access, such as `TreeImages`.
+            `take(rows, images)` that decodes images on access, such as `TreeImages`. An array can also be float32, such
+            as features of images `[rows, per_class, features, 1, 1]`.
         names: Names of the classes.
         rows: The row of `images` that each class has, `[classes]`; by default class i has row i.
         turns: By how many quarter turns, anticlockwise, the images of each class are rotated, `[classes]`; by default
@@ -65,13 +68,13 @@ class ClassPool:
         array([20,  5,  9])
     """
 
-    images: Pixels | ImageSource
+    images: Pixels | Features | ImageSource
     names: Sequence[str]
     rows: Indices | None = None
     turns: Indices | None = None
     sizes: Indices | None = None
     rotate: bool = False
-    augment: Callable[[Pixels, Bits], Pixels] | None = None
+    augment: Callable[[Any, Bits], Pixels] | None = None
 
     def __post_init__(self) -> None:
         where = "class pool"
@@ -81,8 +84,8 @@ class ClassPool:
                 where=where,
                 remedy="the shape must be [rows, per_class, C, H, W]",
             )
-        if isinstance(self.images, np.ndarray) and self.images.dtype != np.uint8:
-            raise DataError(f"images are {self.images.dtype}", where=where, remedy="convert them to uint8")
+        if isinstance(self.images, np.ndarray) and self.images.dtype not in (np.uint8, np.float32):
+            raise DataError(f"images are {self.images.dtype}", where=where, remedy="convert them to uint8 or float32")
         classes = self.images.shape[0] if self.rows is None else len(self.rows)
         others = [len(array) for array in (self.turns, self.sizes) if array is not None]
         if {len(self.names), *others} != {classes}:
@@ -117,12 +120,12 @@ class ClassPool:
         channels, height, width = self.images.shape[2:]
         return int(channels), int(height), int(width)
 
-    def draw(self, classes: Indices, images: Indices, turns: Indices | None, keys: Bits) -> Pixels:
+    def draw(self, classes: Indices, images: Indices, turns: Indices | None, keys: Bits) -> Pixels | Features:
         """Return the images of a task: as `take`, but augmented, with a key for each image `[n]`."""
         taken = self.take(classes, images, turns)
         return taken if self.augment is None else self.augment(taken, keys)
 
-    def take(self, classes: Indices, images: Indices, turns: Indices | None = None) -> Pixels:
+    def take(self, classes: Indices, images: Indices, turns: Indices | None = None) -> Pixels | Features:
         """Return images `[n, C, H, W]` for class and image numbers `[n]`, rotated as their classes are.
 
         `turns` `[n]` are quarter turns by which the images are rotated in addition, such as those of a task.
@@ -130,7 +133,7 @@ class ClassPool:
         rows = classes if self.rows is None else self.rows[classes]
         if isinstance(self.images, np.ndarray):
             table = self.images.reshape(-1, int(np.prod(self.image_shape)))
-            taken = np.empty((len(rows), *self.image_shape), dtype=np.uint8)
+            taken: Pixels | Features = np.empty((len(rows), *self.image_shape), dtype=self.images.dtype)
             # With any other mode NumPy would gather into a buffer first. The indices are in range, so none is clipped.
             np.take(table, rows * self.per_class + images, axis=0, out=taken.reshape(len(rows), -1), mode="clip")
         else:
@@ -142,7 +145,7 @@ class ClassPool:
         return taken
 
 
-def _rotate(images: Pixels, turns: Indices) -> None:
+def _rotate(images: Pixels | Features, turns: Indices) -> None:
     """Rotate images `[n, C, H, W]` in place by `turns` `[n]` quarter turns."""
     for quarters in (1, 2, 3):
         which = np.flatnonzero(turns % 4 == quarters)

@@ -39,6 +39,7 @@ ORDINARY_WORDS = {
     "baseline",
     "matching",
     "mlp",
+    "identity",
 }
 
 

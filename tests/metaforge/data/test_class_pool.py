@@ -52,7 +52,7 @@ def test_a_shape_that_no_task_has_is_a_configuration_error(shape: TaskShape) -> 
 def test_invalid_pools_and_unknown_splits_are_refused() -> None:
     good = np.zeros((3, 4, 1, 2, 3), dtype=np.uint8)
     names = ["a", "b", "c"]
-    for images, others in ((good[0], {}), (good.astype(np.float32), {}), (good, {"turns": np.ones(3, dtype=np.int64)})):
+    for images, others in ((good[0], {}), (good.astype(np.float64), {}), (good, {"turns": np.ones(3, dtype=np.int64)})):
         with pytest.raises(DataError):
             ClassPool(images, names, **others)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="do not match"):

@@ -69,8 +69,7 @@ class LEO(ModelLearner):
     Departures from the paper:
     - Features. The paper uses fixed features of a wide residual network that was trained beforehand, scaled to norm 1.
       Here the backbone is trained jointly, and features are scaled to norm 8, so results are not comparable with the
-      paper's. `learner.train_backbone=false` with `train.init_from`, and `learner.scale=1`, give the paper's way; its
-      network is not among the backbones.
+      paper's. `metaforge features` with the data set `stored-features`, and `learner.scale=1`, give the paper's way.
     - Initial rates and noise. In the paper the latent rates start at 1, and the network gives log σ of the codes; here
       the rates start at 0.05, and σ is multiplied by 0.03. `learner.latent_rate=1` and `learner.code_std=1` give the
       paper's. The authors' code subtracts 1 from σ, which then starts near 0; no option gives that.
