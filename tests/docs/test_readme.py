@@ -41,7 +41,8 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path, monkeypat
         if set(words) & set(NOT_RUN):
             continue
         small = ["2" if word in ("20", "200") else "3" if word == "600" else word for word in words]
-        small += ["--set", "dataset.train=20", "--set", "dataset.test=10"] if words[0] == "train" else []
+        glyphs = words[0] == "train" and "--dataset" not in words
+        small += ["--set", "dataset.train=20", "--set", "dataset.test=10"] if glyphs else []
         result = runner.invoke(app, small)
         assert result.exit_code == 0, f"{shlex.join(small)}\n{result.stderr}"
         count += 1
