@@ -27,7 +27,7 @@ HEAVY = ("metaforge/registry/contract.py",)
 # What a plugin may import of the core, by these exact names: `metaforge.authoring.keys` is not public.
 PUBLIC = ("metaforge", "metaforge.authoring", "metaforge.data", "metaforge.errors")
 # Names of plugins that are also ordinary words or names in the code, names of torch's optimisers or of file formats.
-ORDINARY_WORDS = {"sgd", "adam", "constant", "linear", "step", "progress", "csv", "jsonl", "baseline", "matching"}
+ORDINARY_WORDS = {"sgd", "adam", "constant", "linear", "step", "progress", "csv", "jsonl", "baseline", "matching", "np"}
 
 
 def name_of(path: Path) -> str:
