@@ -12,7 +12,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from metaforge.authoring.amortised import (
+        LatentProcessLearner,
+        LatentProcessOptions,
+        ProcessLearner,
+        ProcessOptions,
+        mean_code,
+    )
     from metaforge.authoring.descent import Adjoint, Chain, Objective, descend, iterates
+    from metaforge.authoring.distributions import coverage, log_mean, log_normal, normal_divergence
     from metaforge.authoring.functional import (
         add_params,
         advance_state,
@@ -132,6 +140,8 @@ __all__ = [
     "Key",
     "Kind",
     "LSTMCell",
+    "LatentProcessLearner",
+    "LatentProcessOptions",
     "Learner",
     "Model",
     "ModelLearner",
@@ -146,6 +156,8 @@ __all__ = [
     "Pass",
     "Preset",
     "PretrainingLearner",
+    "ProcessLearner",
+    "ProcessOptions",
     "Regularizer",
     "RunInfo",
     "Scale",
@@ -165,6 +177,7 @@ __all__ = [
     "binary_cross_entropy",
     "blank_examples",
     "conjugate_gradients",
+    "coverage",
     "criterion",
     "cross_entropy",
     "descend",
@@ -179,11 +192,15 @@ __all__ = [
     "hookimpl",
     "iterates",
     "label_accuracy",
+    "log_mean",
+    "log_normal",
     "make_key",
     "matching",
+    "mean_code",
     "mean_squared_error",
     "nearest_targets",
     "normal",
+    "normal_divergence",
     "note_stream",
     "one_hot",
     "one_task",
@@ -222,6 +239,8 @@ _MODULES = (
     "metaforge.authoring.preprocessing",
     "metaforge.authoring.descent",
     "metaforge.authoring.inner_loop",
+    "metaforge.authoring.distributions",
+    "metaforge.authoring.amortised",
     "metaforge.authoring.optimizers",
     "metaforge.kernels.implicit",
 )

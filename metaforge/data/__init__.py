@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from metaforge.data.augment import jitter
     from metaforge.data.cache import Arrays, load_or_build, read_arrays
     from metaforge.data.class_pool import ClassPool, Pixels, check_draw, check_shape, check_split
+    from metaforge.data.curves import CurveDataset, CurveOptions, Range, between
     from metaforge.data.downloads import Opener, Progress, open_https
     from metaforge.data.episodes import draw_episode, sample_episodes
     from metaforge.data.image_dataset import ImageDataset
     from metaforge.data.images import Resample, read_file
-    from metaforge.data.random_numbers import Bits, bits, episode_keys, sample_without_replacement, uniforms
+    from metaforge.data.random_numbers import Bits, bits, episode_keys, normals, sample_without_replacement, uniforms
     from metaforge.data.root import data_root
     from metaforge.data.trees import Tree, TreeImages, fetch_tree, open_tree
 
@@ -23,13 +24,17 @@ __all__ = [
     "Arrays",
     "Bits",
     "ClassPool",
+    "CurveDataset",
+    "CurveOptions",
     "ImageDataset",
     "Opener",
     "Pixels",
     "Progress",
+    "Range",
     "Resample",
     "Tree",
     "TreeImages",
+    "between",
     "bits",
     "check_draw",
     "check_shape",
@@ -40,6 +45,7 @@ __all__ = [
     "fetch_tree",
     "jitter",
     "load_or_build",
+    "normals",
     "open_https",
     "open_tree",
     "read_arrays",
@@ -53,6 +59,7 @@ _MODULES = (
     "root",
     "random_numbers",
     "class_pool",
+    "curves",
     "augment",
     "episodes",
     "image_dataset",

@@ -102,6 +102,29 @@ def uniforms(keys: Bits, count: int) -> NDArray[np.float64]:
     return (bits(keys, count) >> np.uint64(11)).astype(np.float64) * np.float64(2.0**-53)
 
 
+def normals(keys: Bits, count: int) -> NDArray[np.float64]:
+    """Return random numbers with the standard normal distribution for each key, by the method of Box and Muller (1958).
+
+    The first numbers of a key do not depend on how many are drawn.
+
+    Args:
+        keys: Keys `[...]`.
+        count: How many numbers to draw for each key.
+
+    Returns:
+        Numbers `[..., count]`.
+
+    Example:
+        >>> from metaforge.data import episode_keys, normals
+        >>> numbers = normals(episode_keys(0, "train", 0, 1000), 2)
+        >>> numbers.shape, bool(abs(numbers.mean()) < 0.1), bool(abs(numbers.std() - 1) < 0.1)
+        ((1000, 2), True, True)
+    """
+    first, second = np.moveaxis(uniforms(keys, 2 * count).reshape(*keys.shape, count, 2), -1, 0)
+    numbers: NDArray[np.float64] = np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second)
+    return numbers
+
+
 def random_order(random: Bits) -> Indices:
     """Return random permutations of 0 to n - 1, `[..., n]`, from random numbers `[..., n]`."""
     # The index replaces the low bits of each random number: a sort of words is several times faster than an argsort.

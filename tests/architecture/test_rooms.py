@@ -40,6 +40,7 @@ ORDINARY_WORDS = {
     "matching",
     "mlp",
     "identity",
+    "np",
 }
 
 

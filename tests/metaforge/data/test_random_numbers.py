@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from metaforge.data.random_numbers import bits, episode_keys, sample_without_replacement, uniforms
+from metaforge.data.random_numbers import bits, episode_keys, normals, sample_without_replacement, uniforms
 from metaforge.errors import ConfigError
 
 
@@ -34,6 +34,17 @@ def test_uniforms_fill_the_unit_interval_and_are_not_correlated() -> None:
     assert np.abs(np.corrcoef(numbers.T) - np.eye(4)).max() < 0.03
     assert np.abs(np.corrcoef(numbers[1:, 0], numbers[:-1, 0])[0, 1]) < 0.03
     assert len(np.unique(bits(episode_keys(0, "u", 0, 10_000), 8))) == 80_000
+
+
+def test_normals_are_normal_and_do_not_depend_on_their_number() -> None:
+    keys = episode_keys(0, "n", 0, 50_000)
+    numbers = normals(keys, 4)
+    for power, moment in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
+        assert np.allclose((numbers**power).mean(0), moment, atol=0.12 if power > 2 else 0.02)
+    assert np.allclose((np.abs(numbers) < 1.959964).mean(0), 0.95, atol=0.005)
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(4)).max() < 0.03
+    assert np.array_equal(numbers[:, :2], normals(keys, 2))
+    assert np.isfinite(normals(keys, 40)).all()
 
 
 def test_keys_of_later_episodes_do_not_depend_on_earlier_ones() -> None:

@@ -87,6 +87,35 @@ def test_the_conventions_mirror_each_other() -> None:
     assert minus[0] == pytest.approx(-plus[1])
 
 
+def test_the_frequency_is_drawn_between_its_limits() -> None:
+    data = made(frequency=(0.5, 3.0))
+    x = np.linspace(-1e-4, 1e-4, 3)
+    # A sin(ωx − φ) has the second derivative −ω² y.
+    squares = []
+    for index in range(300):
+        wave = data.truth("test", index, x, seed=0)
+        squares.append(-(wave[0] - 2 * wave[1] + wave[2]) / 1e-8 / wave[1])
+    frequencies = np.sqrt(squares)
+    assert 0.5 - 1e-3 < frequencies.min() < 0.6
+    assert 2.9 < frequencies.max() < 3 + 1e-3
+    assert frequencies.mean() == pytest.approx(1.75, abs=0.15)
+    assert np.array_equal(
+        made().truth("test", 3, [0.3], seed=0), made(frequency=(1.0, 1.0)).truth("test", 3, [0.3], seed=0)
+    )
+
+
+def test_errors_of_predictors_with_varied_frequency() -> None:
+    data = made(frequency=(0.5, 3.0))
+    task = data.sample("train", TaskShape(1, 1, 10), 0, 200_000, seed=0)
+    x, y = task.query.x.double(), task.query.y.double()
+    facts = data.facts("train")
+    assert (y**2).mean().item() == pytest.approx(facts["error of predicting 0"], abs=0.05)
+    mean_cosine = (torch.sin(3 * x) - torch.sin(0.5 * x)) / (2.5 * x)
+    error = ((y + 5.1 / math.pi * mean_cosine) ** 2).mean().item()
+    assert error == pytest.approx(facts["error of the mean wave"], abs=0.04)
+    assert facts["error of the mean wave"] < facts["error of predicting 0"] - 0.1
+
+
 def flat(task: Task) -> torch.Tensor:
     return torch.cat([t.flatten(1) for part in (task.support, task.query) for t in part], dim=1)
 
