@@ -77,17 +77,18 @@ COMMANDS = {
 # 2,304 instead of 64 or fewer.
 _SMALL = "train --preset omniglot-seed --budget 15m --set adapters.sgd.lr=0.05 --learner"
 _ANIL = "train --budget 15m --set adapters.sgd.lr=0.05 --preset omniglot-seed"
+_PRETRAINED = f"--set backbone.variant=stride-flat --init-from {FOLDER / 'small-protonet'}"
 COMMANDS |= {
     "small-maml": f"{_SMALL} maml",
     "small-maml-task-dropout": f"{_SMALL} maml --regularizer task-dropout",
     "small-maml-taml-entropy": f"{_SMALL} maml --regularizer taml-entropy",
     "small-maml-meta-sgd": "train --learner maml --adapter meta-sgd --preset omniglot-seed --budget 15m",
-    "small-baseline": "train --learner baseline --preset omniglot-seed --steps 1000000 --budget 10m"
-    " --set train.tasks=1",
+    "small-protonet": "train --learner protonet --preset omniglot-seed --steps 1000000 --budget 10m"
+    " --set backbone.variant=stride-flat --set train.ways=60 --set train.queries=1 --set train.tasks=1",
     "small-anil": f"{_ANIL},anil-scratch",
     "small-anil-first-order": f"{_ANIL},anil-scratch --set learner.adjoint=first-order",
-    "small-anil-pretrained": f"{_ANIL},anil-pretrained --init-from {FOLDER / 'small-baseline'}",
-    "small-anil-pretrained-frozen": f"{_ANIL},anil-pretrained-frozen --init-from {FOLDER / 'small-baseline'}",
+    "small-anil-pretrained": f"{_ANIL},anil-pretrained {_PRETRAINED}",
+    "small-anil-pretrained-frozen": f"{_ANIL},anil-pretrained-frozen {_PRETRAINED}",
 }
 # LEO as it was published: on fixed features, of the network that `protonet` trained.
 _FEATURES = FOLDER / "protonet.npz"
