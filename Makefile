@@ -39,6 +39,8 @@ torture: $(VENV)/installed-dev
 
 results: $(VENV)/installed
 	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.adaptation
+	$(BIN)/python -m benchmarks.which_method
 
 docs: $(VENV)/installed
 	$(BIN)/python -m docs.generate

@@ -1,6 +1,6 @@
 """Train and evaluate each built-in learner by one documented command, and write `docs/results.md` from their records.
 
-`python -m benchmarks.accuracy` (or `make results`) needs the real Omniglot images and about seven hours. It skips
+`python -m benchmarks.accuracy` (or `make results`) needs the real Omniglot images and about ten hours. It skips
 runs that are trained and evaluated; `--only NAME` runs only that learner, `--table` only writes the page.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import learners, performance_page
+from benchmarks import learners, performance_page, which_method
 from benchmarks.comparison import EQUAL
 from benchmarks.contestants import PEERS, Work, metaforge
 from benchmarks.learner_loops.initialisations import fomaml
@@ -19,6 +20,7 @@ from benchmarks.prototypes import ProtoWork, metaforge_prototypes, plain_prototy
 from benchmarks.speed import CASES
 from benchmarks.timing import projection_difference, projections, relative_difference, started_contestants
 from metaforge.authoring.protocols import TaskShape
+from metaforge.registry.scan import scan
 
 IMAGES = Work(
     "classification",
@@ -111,3 +113,16 @@ def test_a_contestant_process_reports_its_gradient_and_its_time() -> None:
 def test_the_performance_page_is_written_from_the_records() -> None:
     page = Path(__file__).parents[1] / "docs" / "performance.md"
     assert page.read_text("utf-8") == page_text(), "python -m benchmarks table"
+
+
+def test_the_page_on_methods_is_written_from_the_records_and_names_every_learner() -> None:
+    assert which_method.PAGE.read_text("utf-8") == which_method.page()
+    described = {entry["learner"] for entry in tomllib.loads(which_method.WORDS.read_text("utf-8"))["method"]}
+    assert {entry.name for entry in scan().entries("learner") if entry.distribution == "metaforge"} <= described
+
+
+def test_the_best_run_of_each_learner_is_on_the_protocol() -> None:
+    for learner, row in which_method.best_runs().items():
+        assert row.evaluation["learner"] == learner
+        assert (row.evaluation["ways"], row.evaluation["shots"], row.evaluation["dataset"]) == (5, 1, "omniglot")
+        assert not row.run.name.startswith("small-")
