@@ -58,6 +58,7 @@ COMMANDS = {
     "proto-maml": "train --learner proto-maml --dataset omniglot --steps 1000000 --budget 10m",
     "meta-lstm": "train --learner meta-lstm --dataset omniglot --steps 1000000 --budget 15m",
     "baseline": "train --learner baseline --dataset omniglot --steps 1000000 --budget 5m",
+    "simpleshot": "train --learner simpleshot --dataset omniglot --steps 1000000 --budget 5m",
     "baseline-plus-plus": "train --learner baseline-plus-plus --dataset omniglot --steps 1000000 --budget 5m",
     "fine-tune": "train --learner fine-tune --dataset omniglot --steps 1000000 --budget 5m",
     "ftml": "train --learner ftml --dataset omniglot --budget 15m",

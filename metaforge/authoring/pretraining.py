@@ -71,10 +71,15 @@ class PretrainingLearner(ModelLearner):
         """Return the output of the linear layer for features `[n, features]`."""
         return F.linear(features, *(values[name] for name in self.trained))
 
+    def state_in_training(self, values: Params, features: Tensor) -> Params:
+        """Return what to add to state entries of the learner's own, from features `[n, features]`; none by default."""
+        return {}
+
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the loss on support and query set together, in classification over all training classes."""
         x, y = (torch.cat(pair) for pair in zip(task.support, task.query, strict=True))
         y = torch.as_tensor(task.classes)[y] if self.pretrains else y
         features, state = self.model.observe(values, x, Pass(key, 0, "support"))
         prediction = self.output_in_training(values, features.flatten(1))
+        state = state | self.state_in_training(values, features.flatten(1).detach())
         return self.criterion(prediction, y), Aux({"score": score(self.spec.kind, prediction, y).detach()}, state)
