@@ -75,17 +75,17 @@ COMMANDS = {
     "ftml-sinusoid": "train --learner ftml --dataset sinusoid --budget 5m",
 }
 # The small budget on full-size images. The inner rates are smaller than the suggested ones, because the features are
-# 2,304 instead of 64 or fewer.
-_SMALL = "train --preset omniglot-seed --budget 15m --set adapters.sgd.lr=0.05 --learner"
-_ANIL = "train --budget 15m --set adapters.sgd.lr=0.05 --preset omniglot-seed"
+# 2,304 or more instead of 64 or fewer.
+_SMALL = "train --preset omniglot-seed --budget 15m --set adapters.sgd.lr=0.01 --learner"
+_ANIL = "train --budget 15m --set adapters.sgd.lr=0.01 --preset omniglot-seed"
 _PRETRAINED = f"--set backbone.variant=stride-flat --init-from {FOLDER / 'small-protonet'}"
 COMMANDS |= {
     "small-maml": f"{_SMALL} maml",
     "small-maml-task-dropout": f"{_SMALL} maml --regularizer task-dropout",
     "small-maml-taml-entropy": f"{_SMALL} maml --regularizer taml-entropy",
     "small-maml-meta-sgd": "train --learner maml --adapter meta-sgd --preset omniglot-seed --budget 15m",
-    "small-protonet": "train --learner protonet --preset omniglot-seed --steps 1000000 --budget 10m"
-    " --set backbone.variant=stride-flat --set train.ways=60 --set train.queries=1 --set train.tasks=1",
+    "small-protonet": "train --learner protonet --preset omniglot-seed --steps 1000000 --budget 15m"
+    " --set backbone.variant=stride-flat --set train.ways=20 --set train.queries=2 --set train.tasks=1",
     "small-anil": f"{_ANIL},anil-scratch",
     "small-anil-first-order": f"{_ANIL},anil-scratch --set learner.adjoint=first-order",
     "small-anil-pretrained": f"{_ANIL},anil-pretrained {_PRETRAINED}",

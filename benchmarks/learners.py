@@ -25,7 +25,6 @@ from metaforge.authoring.network import with_head
 from metaforge.authoring.protocols import Learner, Params, Task, TaskShape, TaskSpec
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer
-from metaforge.engine.plans import combining_regularizers
 from metaforge.registry.scan import scan
 from metaforge.runs.assembly import Components
 
@@ -214,10 +213,7 @@ def plain_loop(work: LearnerWork, plain: Plain | None = None) -> Gradients:
 
 def contestants(work: LearnerWork) -> tuple[dict[str, Make], dict[str, Make]]:
     """Return makers of the gradients of the plain loop and of MetaForge, by name."""
-    ours: dict[str, Make] = {"MetaForge": partial(metaforge, work)}
-    # A step whose outer loss combines the losses of all tasks cannot be compiled.
-    if not combining_regularizers(work.components.regularizers, work.tasks):
-        ours["MetaForge compiled"] = partial(metaforge, work, compiled=True)
+    ours = {"MetaForge": partial(metaforge, work), "MetaForge compiled": partial(metaforge, work, compiled=True)}
     return {"a plain loop": partial(plain_loop, work)}, ours
 
 

@@ -12,7 +12,7 @@ from metaforge.authoring.keys import make_key
 from metaforge.authoring.protocols import Learner, Params, Regularizer, Task, TaskSpec
 from metaforge.engine import plans
 from metaforge.engine.batch import meta_gradients
-from metaforge.engine.chunks import chunk_gradients
+from metaforge.engine.combining import gradients_to_compile
 from metaforge.engine.compiler import Compiler
 from metaforge.engine.probe import probe_loss
 
@@ -50,7 +50,7 @@ def step_gradients(
     workload = plans.Workload(spec, torch.device("cpu"), tasks, (tasks,), steps=1)
     requested = plans.Requested(plan, chunk, "on" if compiled else "off")
     decision = plans.decide(learner, workload, requested, probe=probe, regularizers=regularizers)
-    step = Compiler(chunk_gradients(learner, decision.plan)) if compiled else None
+    step = Compiler(gradients_to_compile(learner, decision.plan, regularizers, tasks)) if compiled else None
 
     def gradients() -> list[Tensor]:
         # fmt: off

@@ -37,10 +37,9 @@ _SECTIONS: Mapping[str, tuple[str, str]] = {
         " with strides, 5-way 1-shot with 5 queries, and `mlp` 1-40-40-1 on curves, with 10 shots and 10 queries."
         " Options are those with which a run of the learner begins, but `reptile` takes its steps on all examples and,"
         " on images, with a larger ε in Adam, and `meta-lstm` normalises queries by their own statistics, with 16"
-        " filters, as is suggested. `MetaForge` is an eager step with the plan that MetaForge chooses; a step whose"
-        " outer loss combines the losses of all tasks cannot be compiled. Speeds are"
-        " relative to the plain loop. The goal is that of the compiled step, if there is one; that of the eager step is"
-        " 1. The difference is the largest one of gradients in float64, on two tasks. Pretraining (0 inner steps) is"
+        " filters, as is suggested. `MetaForge` is an eager step with the plan that MetaForge chooses. Speeds are"
+        " relative to the plain loop. The goal is that of the compiled step; that of the eager step is 1. The"
+        " difference is the largest one of gradients in float64, on two tasks. Pretraining (0 inner steps) is"
         " one batch of 60 classes. Left out are `ftml`, whose gradient is that of `maml`, `leo`, which draws random"
         " numbers, and `fine-tune` on curves, which trains on all tasks as one batch.",
     ),

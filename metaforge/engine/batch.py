@@ -6,7 +6,7 @@ chunk by a plan (see `metaforge.engine.chunks`), and sums gradients over chunks 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from metaforge.engine.local_batch import LocalBatch
 from metaforge.engine.plans import Plan, combining_regularizers
 from metaforge.engine.precision import primitive_attention, rounding
 from metaforge.engine.predictions import evaluation_keys, require_prediction
-from metaforge.engine.shaped_tasks import ShapedTasks, chunks
+from metaforge.engine.shaped_tasks import Chunk, ShapedTasks, chunks
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def meta_gradients(
         chunk: Compute at most this many tasks together; None for all. `loop` computes one at a time in any case.
         regularizers: Regularizers whose `penalty` and `combine` terms are part of the outer loss.
         local: Which tasks of the whole batch these are, and how to reduce over ranks; None if they are all of them.
-        compiled: `Compiler(chunk_gradients(learner, plan))`, for the same learner and plan; None computes eagerly.
+        compiled: `Compiler(gradients_to_compile(learner, plan, regularizers, tasks))`; None computes eagerly.
         frozen: Patterns of the names of values that nothing changes: like state entries they are not differentiated.
 
     Returns:
@@ -137,20 +137,23 @@ def mixed_gradients(
 
     Raises:
         ContractError: The learner returns an invalid value, or changes an input in place.
-        ValueError: A part is compiled, but a regularizer has a `combine` term: its step cannot be compiled.
+        ValueError: A part is compiled and a regularizer has a `combine` term, but the chunk is not the whole batch.
     """
     params, state = split_state(values, frozen)
     count = sum(len(shaped.keys) for shaped in batch)
     local = local or LocalBatch(count, (count,))
     combining = combining_regularizers(regularizers, local.total)
-    if combining and any(shaped.compiled for shaped in batch):
-        raise ValueError("A step whose task weights depend on all task losses cannot be compiled.")
+    compiled = any(shaped.compiled for shaped in batch)
     with ExitStack() as contexts:
         for shaped in batch:
             contexts.enter_context(unmodified(values, shaped.tasks, shaped.keys))
         contexts.enter_context(_batched_image_layers(plan, batch[0].keys.device))
-        parts = chunks(batch, local.groups, plan)
-        if combining:
+        parts: Iterable[Chunk] = chunks(batch, local.groups, plan)
+        if combining and compiled:
+            parts = [*parts]
+            if [len(part.keys) for part in parts] != [local.total]:
+                raise ValueError("A compiled step whose task weights depend on all losses has one chunk of all tasks.")
+        if combining and not compiled:
             groups, results = with_combined_weights(plan, params, state, parts, local, combining)
         else:
             groups, results = with_equal_weights(plan, params, state, parts, local)

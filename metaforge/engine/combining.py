@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.func import grad
 
 from metaforge.authoring.functional import sum_of
-from metaforge.authoring.protocols import Regularizer
-from metaforge.engine.chunks import ByTask
+from metaforge.authoring.protocols import Learner, Params, Regularizer, Task
+from metaforge.engine.chunks import ByTask, ChunkGradients, ChunkResult, chunk_forward, chunk_gradients
 from metaforge.engine.contract import checked_term
+from metaforge.engine.plans import Plan, combining_regularizers
 
 
 def terms_read(regularizers: Sequence[Regularizer]) -> tuple[str, ...]:
@@ -27,6 +28,34 @@ def combined_weights(by_task: ByTask, regularizers: Sequence[Regularizer]) -> By
     """
     weights: ByTask = grad(lambda x: _combined_loss(x, regularizers))(by_task)
     return weights
+
+
+def gradients_to_compile(
+    learner: Learner, plan: Plan, regularizers: Sequence[Regularizer] = (), tasks: int = 1
+) -> ChunkGradients:
+    """Return the function that `metaforge.engine.compiler.Compiler` compiles for a training step.
+
+    It is `chunk_gradients`. If regularizers combine the losses of all tasks, it computes the weights of the tasks, too,
+    so that a chunk must be the whole batch; the weights that it is given do not matter then.
+
+    Args:
+        learner: The learner.
+        plan: The plan.
+        regularizers: The regularizers whose terms are part of the outer loss.
+        tasks: The number of tasks of the whole batch.
+    """
+    combining = combining_regularizers(regularizers, tasks)
+    if not combining:
+        return chunk_gradients(learner, plan)
+    forward = chunk_forward(learner, plan, terms_read(combining))
+
+    def gradients(
+        weights: Tensor, params: Params, state: Params, tasks: Task, keys: Tensor
+    ) -> tuple[ChunkResult, Params]:
+        result, pullback = forward(params, state, tasks, keys)
+        return result, pullback(combined_weights(ByTask(result.losses, result.terms), combining))
+
+    return gradients
 
 
 def _combined_loss(by_task: ByTask, regularizers: Sequence[Regularizer]) -> Tensor:

@@ -97,14 +97,16 @@ def decide(
             varied tasks or with a regularizer that does not allow one.
     """
     plan = choose_plan(learner, requested.plan, probe)
-    reason = reason_not_to_compile(requested.compile, workload, regularizers, probe)
+    reason = reason_not_to_compile(requested._replace(plan=plan), workload, regularizers, probe)
     compiled = not reason
     examples = workload.examples
     chunk = choose_chunk(
         workload.spec, workload.device, requested.chunk, training=True, compiled=compiled, examples=examples
     )
     chunk = min(chunk, max(workload.groups))
-    if compiled and requested.chunk is None:
+    if compiled and combining_regularizers(regularizers, workload.tasks):
+        chunk = workload.tasks
+    elif compiled and requested.chunk is None:
         chunk = even_chunk(chunk, workload.groups)
     threads = choose_threads(requested.threads, workload.spec, workload.tasks, examples)
     return Decision(plan, chunk, compiled, threads, reason)
@@ -206,38 +208,41 @@ _FEW_NUMBERS, _ENOUGH_STEPS, _ENOUGH_SECONDS = 1 << 14, 5000, 120.0
 
 
 def reason_not_to_compile(
-    requested: str, workload: Workload, regularizers: Sequence[Regularizer] = (), probe: Probe = PLAIN
+    requested: Requested, workload: Workload, regularizers: Sequence[Regularizer] = (), probe: Probe = PLAIN
 ) -> str:
     """Return why the training step is not compiled, in a few words; an empty string if it is compiled.
 
     Args:
-        requested: `on`, `off`, or `auto`, which compiles where that saves time within the run.
+        requested: The user's settings; `compile` is `on`, `off`, or `auto`, which compiles where that saves time within
+            the run.
         workload: The size of a step and the length of the training.
         regularizers: The regularizers whose terms are part of the outer loss.
         probe: What the learner's loss needs of a plan.
 
     Raises:
-        ConfigError: `on` is requested, but a regularizer weighs each task by the losses of all tasks, or the shape of
-            tasks varies.
+        ConfigError: `on` is requested, but the shape of tasks varies, or a regularizer weighs each task by the losses
+            of all tasks, which are not computed together.
     """
     varied = workload.examples is not None
-    if varied and requested == "on":
+    if varied and requested.compile == "on":
         raise ConfigError(
             "A step on tasks of varied shapes cannot be compiled: nearly every task would be compiled anew.",
             where="engine.compile",
             remedy="set engine.compile to off, or train.sampler to fixed",
         )
     combining = combining_regularizers(regularizers, workload.tasks)
-    if combining and requested == "on":
+    together = workload.groups == (workload.tasks,) and (requested.chunk or workload.tasks) >= workload.tasks
+    divided = bool(combining) and (requested.plan == "loop" or not together)
+    if divided and requested.compile == "on":
         raise ConfigError(
-            f"A step with {type(combining[0]).__name__} cannot be compiled: it weighs each task by the losses of all"
-            " tasks.",
+            f"A step with {type(combining[0]).__name__} cannot be compiled like this: it weighs each task by the losses"
+            " of all tasks, which one process has to compute together.",
             where="engine.compile",
-            remedy="set engine.compile to off",
+            remedy="set engine.compile to off, or leave out engine.chunk and engine.plan, and use one process",
         )
-    if requested == "on":
+    if requested.compile == "on":
         return ""
-    if requested == "off":
+    if requested.compile == "off":
         return "engine.compile is off"
     reasons = {
         "the shape of tasks varies": varied,
@@ -250,7 +255,7 @@ def reason_not_to_compile(
         ),
         "the loss of several tasks cannot be computed in one call": bool(probe.not_batched_because),
         "there is no C++ compiler": not machine.has_compiler(),
-        "a regularizer weighs each task by the losses of all tasks": bool(combining),
+        "a regularizer weighs each task by the losses of all tasks, which are not computed together": divided,
     }
     return next((reason for reason, applies in reasons.items() if applies), "")
 

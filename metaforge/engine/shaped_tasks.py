@@ -25,7 +25,7 @@ class ShapedTasks(NamedTuple):
         keys: One key per task, `[tasks]`.
         positions: The position of each task in the local batch, ascending.
         chunk: Compute at most this many tasks together; None for all. `loop` computes one at a time in any case.
-        compiled: `Compiler(chunk_gradients(learner, plan))`; None computes eagerly.
+        compiled: `Compiler(gradients_to_compile(learner, plan, ...))`; None computes eagerly.
     """
 
     learner: Learner

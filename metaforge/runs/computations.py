@@ -12,7 +12,8 @@ from metaforge.authoring.protocols import Learner, Params, Regularizer, TaskSpec
 from metaforge.data.batches import TaskBatch, examples_of
 from metaforge.engine import plans
 from metaforge.engine.batch import mixed_gradients, prepare_tasks
-from metaforge.engine.chunks import ChunkGradients, chunk_gradients
+from metaforge.engine.chunks import ChunkGradients
+from metaforge.engine.combining import gradients_to_compile
 from metaforge.engine.compiler import Compiler
 from metaforge.engine.probe import Probe
 from metaforge.engine.shaped_tasks import ShapedTasks
@@ -105,7 +106,10 @@ class Computations:
                 probe=self._probe,
                 regularizers=self._parts.regularizers,
             )
-        compiled = Compiler(chunk_gradients(learner, decision.plan)) if decision.compiled else None
+        if not decision.compiled:
+            return Computation(learner, decision, None)
+        regularizers = self._parts.regularizers
+        compiled = Compiler(gradients_to_compile(learner, decision.plan, regularizers, workload.tasks))
         return Computation(learner, decision, compiled)
 
 

@@ -30,7 +30,6 @@ from metaforge.authoring.keys import fold_in, make_key, normal
 from metaforge.authoring.kinds import CLASSIFICATION, INTERACTION, MULTI_LABEL, REGRESSION
 from metaforge.authoring.protocols import Examples, Learner, Options, Params, Parts, Task, TaskShape, TaskSpec
 from metaforge.engine.batch import meta_gradients, prepare_tasks, score_tasks
-from metaforge.engine.chunks import chunk_gradients
 from metaforge.engine.local_batch import LocalBatch
 from metaforge.errors import ContractError
 from metaforge_plugins.learners.amortised.cnp import CNP
@@ -336,18 +335,6 @@ def test_the_groups_of_a_batch_add_up_to_the_whole(
     whole = step(built, values, batch, "fold", regularizers=regularizers)
     local = LocalBatch(5, groups)
     assert_equal_steps(step(built, values, batch, "fold", chunk=2, regularizers=regularizers, local=local), whole)
-
-
-def test_a_compiled_step_with_weights_that_depend_on_all_losses_is_refused() -> None:
-    built = maml()
-    with pytest.raises(ValueError, match="cannot be compiled"):
-        step(
-            built,
-            fresh(built),
-            tasks(2),
-            regularizers=(Inequality(Options()),),
-            compiled=chunk_gradients(built, "loop"),
-        )
 
 
 FROZEN = ["model.0.*"]

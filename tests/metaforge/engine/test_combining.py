@@ -15,7 +15,8 @@ from metaforge.authoring.functional import add_params, one_task, split_state
 from metaforge.authoring.protocols import Aux, Key, Options, Params, Regularizer, Task
 from metaforge.engine.batch import MetaStep, meta_gradients
 from metaforge.engine.chunks import ByTask
-from metaforge.engine.combining import combined_weights, terms_read
+from metaforge.engine.combining import combined_weights, gradients_to_compile, terms_read
+from metaforge.engine.compiler import Compiler
 from metaforge.engine.local_batch import LocalBatch, sum_groups
 from metaforge.errors import ContractError
 from metaforge_plugins.learners.gradient.fomaml import FOMAML
@@ -182,3 +183,25 @@ def test_a_term_that_is_no_scalar_is_named_with_its_regularizer(result: Callable
     with pytest.raises(ContractError, match=f"combine returns .*{found}, not a scalar") as caught:
         step(one, fresh(one), tasks(2), regularizers=(regularizer,))
     assert caught.value.owner is regularizer
+
+
+@pytest.mark.parametrize("classes", SETS, ids=lambda classes: "+".join(cls.__name__ for cls in classes))
+@pytest.mark.parametrize("plan", ["vmap", "fold"])
+def test_what_is_compiled_computes_the_weights_itself(classes: tuple[type[Any], ...], plan: Any) -> None:
+    one, regularizers = built(classes)
+    values, batch = fresh(one), tasks(4)
+    expected = step(one, values, batch, regularizers=regularizers)
+    whole = gradients_to_compile(one, plan, regularizers, 4)
+    assert_equal_steps(step(one, values, batch, plan, regularizers=regularizers, compiled=whole), expected)
+    with pytest.raises(ValueError, match="one chunk of all tasks"):
+        step(one, values, batch, plan, chunk=2, regularizers=regularizers, compiled=whole)
+
+
+def test_a_compiled_step_gives_the_same_gradients() -> None:
+    regularizers = (Theil(Options()), Uncertain(Options()))
+    by_name = {"theil": regularizers[0], "uncertain": regularizers[1]}
+    one = learner(FOMAML, steps=1, backbone=smooth(units=2), regularizers=by_name)
+    values, batch = fresh(one), tasks(3)
+    compiled = Compiler(gradients_to_compile(one, "fold", regularizers, 3))
+    expected = step(one, values, batch, regularizers=regularizers)
+    assert_equal_steps(step(one, values, batch, "fold", regularizers=regularizers, compiled=compiled), expected)

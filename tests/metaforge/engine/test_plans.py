@@ -50,8 +50,8 @@ def test_auto_is_loop_for_a_loss_that_vmap_cannot_run() -> None:
     branching = Probe(not_batched_because="vmap: it branches")
     assert choose_plan(maml(), "auto", branching) == "loop"
     assert choose_plan(maml(), "vmap", branching) == "vmap"
-    assert "in one call" in reason_not_to_compile("auto", workload(), probe=branching)
-    assert reason_not_to_compile("on", workload(), probe=branching) == ""
+    assert "in one call" in reason_not_to_compile(Requested(compile="auto"), workload(), probe=branching)
+    assert reason_not_to_compile(Requested(compile="on"), workload(), probe=branching) == ""
 
 
 @pytest.mark.parametrize(
@@ -98,35 +98,47 @@ def test_a_small_step_uses_one_thread() -> None:
 
 
 def test_auto_compiles_a_long_training_of_a_small_network_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (reason_not_to_compile("auto", workload()) == "") == machine.has_compiler()
+    assert (reason_not_to_compile(Requested(compile="auto"), workload()) == "") == machine.has_compiler()
     monkeypatch.setattr(machine, "has_compiler", lambda: True)
-    assert reason_not_to_compile("auto", workload()) == ""
-    assert reason_not_to_compile("auto", workload(budget=200)) == ""
-    assert "too short" in reason_not_to_compile("auto", workload(steps=100))
-    assert "too short" in reason_not_to_compile("auto", workload(budget=30))
-    assert "networks on images" in reason_not_to_compile("auto", workload(LARGE))
-    assert "this device" in reason_not_to_compile("auto", workload(device=torch.device("cuda")))
+    assert reason_not_to_compile(Requested(compile="auto"), workload()) == ""
+    assert reason_not_to_compile(Requested(compile="auto"), workload(budget=200)) == ""
+    assert "too short" in reason_not_to_compile(Requested(compile="auto"), workload(steps=100))
+    assert "too short" in reason_not_to_compile(Requested(compile="auto"), workload(budget=30))
+    assert "networks on images" in reason_not_to_compile(Requested(compile="auto"), workload(LARGE))
+    assert "this device" in reason_not_to_compile(Requested(compile="auto"), workload(device=torch.device("cuda")))
     monkeypatch.setattr(machine, "has_compiler", lambda: False)
-    assert reason_not_to_compile("auto", workload()) == "there is no C++ compiler"
+    assert reason_not_to_compile(Requested(compile="auto"), workload()) == "there is no C++ compiler"
 
 
 def test_compilation_is_what_was_requested() -> None:
     short = workload(LARGE, steps=100)
-    assert reason_not_to_compile("on", short) == ""
-    assert reason_not_to_compile("off", short) == "engine.compile is off"
+    assert reason_not_to_compile(Requested(compile="on"), short) == ""
+    assert reason_not_to_compile(Requested(compile="off"), short) == "engine.compile is off"
 
 
-def test_a_regularizer_of_the_task_losses_excludes_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_regularizer_of_the_task_losses_is_compiled_with_all_tasks_in_one_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(machine, "has_compiler", lambda: True)
     regularizers = (Shrinkage(Options()), Inequality(Options()))
     assert combining_regularizers(regularizers, 25) == [regularizers[1]]
-    with pytest.raises(ConfigError, match="A step with Inequality cannot be compiled") as caught:
-        decide(maml(), workload(), Requested(compile="on"), regularizers=regularizers)
-    assert (caught.value.where, caught.value.remedy) == ("engine.compile", "set engine.compile to off")
-    decision = decide(maml(), workload(), regularizers=regularizers)
-    assert not decision.compiled
-    assert decision.not_compiled_because == "a regularizer weighs each task by the losses of all tasks"
-    assert decide(maml(), workload(), regularizers=regularizers[:1]).compiled
+    assert decide(maml(), workload(), regularizers=regularizers) == ("fold", 25, True, 1, "")
+    # On images a compiled chunk would be smaller without it.
+    large, on = workload(LARGE, tasks=16, groups=(16,)), Requested(compile="on")
+    assert decide(maml(), large, on).chunk == 4
+    assert decide(maml(), large, on, regularizers=regularizers).chunk == 16
+    for size, requested in (
+        (workload(), Requested(chunk=5)),
+        (workload(), Requested(plan="loop")),
+        (workload(tasks=50), Requested()),
+        (workload(groups=(10, 15)), Requested()),
+    ):
+        decision = decide(maml(), size, requested, regularizers=regularizers)
+        assert "weighs each task by the losses of all tasks" in decision.not_compiled_because
+        assert decide(maml(), size, requested, regularizers=regularizers[:1]).compiled
+        with pytest.raises(ConfigError, match="A step with Inequality cannot be compiled") as caught:
+            decide(maml(), size, requested._replace(compile="on"), regularizers=regularizers)
+        assert caught.value.where == "engine.compile"
 
 
 def test_a_decision_completes_the_requested_settings(monkeypatch: pytest.MonkeyPatch) -> None:

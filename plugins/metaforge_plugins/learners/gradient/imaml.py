@@ -47,8 +47,9 @@ class IMAML(InnerLoopLearner):
       gradients; here the default are 5 steps of conjugate residuals, and in classification 3 are suggested. Their error
       does not grow where H has eigenvalues below −λ, as it has early in a training. `learner.solver=cg` and
       `learner.solver_steps=5` give the paper's.
-    - Inner steps. The paper takes 16 for 5 ways and 25 for 20 ways. The suggested settings are shorter: see
-      `learner.steps` and `learner.test_steps`.
+    - Inner steps. The paper takes 16 for 5 ways and 25 for 20 ways, and λ is 2. In classification 6 steps in training
+      and 30 in evaluation are suggested, with λ = 0.5. `learner.steps=16`, `learner.test_steps=16` and
+      `learner.proximal=2` give the paper's.
     - Hessian-free variant. `--adapter hessian-free` gives its Newton steps, each of 5 steps of conjugate gradients and
       a line search. See the departures of that adapter.
     - Evaluation. In the authors' code λ is 0 in evaluation, as is suggested in classification.
@@ -71,8 +72,8 @@ class IMAML(InnerLoopLearner):
     evaluated: IMAML | None
     defaults: ClassVar = {
         "classification": {
-            "learner": {"steps": 10, "test_proximal": 0.0, "solver_steps": 3},
-            "backbone": {"variant": "stride-flat"},
+            "learner": {"steps": 6, "test_steps": 30, "proximal": 0.5, "test_proximal": 0.0, "solver_steps": 3},
+            "backbone": {"variant": "pool-32"},
             "adapters": {"sgd": {"lr": 0.1}},
             "train": {"queries": 3, "tasks": 8, "steps": 2000, "lr": 2e-3},
             "schedule": {"name": "cosine"},
