@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from metaforge.data.augment import jitter
     from metaforge.data.cache import Arrays, load_or_build
+    from metaforge.data.class_folders import ClassFolders, ClassFoldersOptions, Contents
     from metaforge.data.class_pool import ClassPool, Pixels, check_draw, check_shape, check_split
     from metaforge.data.downloads import Opener, Progress, open_https
     from metaforge.data.episodes import draw_episode, sample_episodes
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Arrays",
     "Bits",
+    "ClassFolders",
+    "ClassFoldersOptions",
     "ClassPool",
+    "Contents",
     "ImageDataset",
     "Opener",
     "Pixels",
@@ -59,6 +63,7 @@ _MODULES = (
     "cache",
     "downloads",
     "trees",
+    "class_folders",
 )
 
 
