@@ -203,14 +203,14 @@ class ClassFolders(ImageDataset):
 
     @classmethod
     def fetch(cls, root: Path, progress: Progress | None = None) -> list[Path]:
-        """Raise `DataError` with where to get the images: no fixed address has an archive of a known digest."""
-        cls._refuse(root, f"{cls.folder} cannot be fetched: no fixed address has a zip archive of a known digest")
+        """Raise `DataError`, which says where to get the images: there is no archive that can be downloaded."""
+        cls._refuse(root, f"{cls.folder} cannot be fetched: there is no zip archive at a fixed address")
 
     @classmethod
     def _refuse(cls, root: Path, what: str) -> NoReturn:
         raise DataError(
             what,
-            where=str(root),
-            remedy=f"{cls.source}. Put the files into <data>/{cls.folder}, where <data> is the folder that "
-            f"METAFORGE_DATA names, in one of these layouts: {LAYOUTS}",
+            where=str(root / cls.folder),
+            remedy=f"{cls.source}. Put the files into the folder {root / cls.folder} (METAFORGE_DATA names the folder "
+            f"above it) in one of these layouts: {LAYOUTS}",
         )

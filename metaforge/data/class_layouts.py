@@ -14,10 +14,10 @@ from metaforge.system.untrusted import parse_json
 SPLITS = ("train", "val", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 LAYOUTS = (
-    "train/<class>/<image>, val/… and test/…; or images/<image> with the lists of images train.csv, val.csv and "
-    "test.csv, whose header is filename,label; or images/<class>/<image> with the lists of classes train.txt, val.txt "
-    "and test.txt, or with the lists of images base.json, val.json and novel.json. The lists are beside the folder "
-    "images, in a folder splits, or in a folder in splits; the folder images may be called data"
+    "(1) train/<class>/<image>, val/… and test/…; (2) images/<image>, and lists of images train.csv, val.csv and "
+    "test.csv with the header filename,label; (3) images/<class>/<image>, and lists of classes train.txt, val.txt and "
+    "test.txt; (4) images/<class>/<image>, and lists of images base.json, val.json and novel.json. The lists are "
+    "beside the folder images, in a folder splits, or in a folder in splits; the folder images may be called data"
 )
 """The layouts that `find_classes` reads, for the remedy of an error."""
 
@@ -139,7 +139,7 @@ def _layout_error(tree: Tree, top: str, files: Mapping[str, str], layouts: list[
     return DataError(
         f"the data set has no known layout: {listed}",
         where=where,
-        remedy=f"arrange its files in one of these ways: {LAYOUTS}. Archives in the folder must be unpacked, and "
+        remedy=f"arrange its files in one of these layouts: {LAYOUTS}. Archives in the folder must be unpacked, and "
         "symbolic links to folders are not followed",
     )
 

@@ -204,8 +204,7 @@ class TreeImages:
     @property
     def shape(self) -> tuple[int, ...]:
         """Return `(rows, per_class, C, size, size)`, where `per_class` is the length of the longest row."""
-        channels = 1 if self.colour == "grey" else 3
-        return len(self.places), max(map(len, self.places)), channels, self.size, self.size
+        return len(self.places), max(map(len, self.places)), 1 if self.colour == "grey" else 3, self.size, self.size
 
     @property
     def sizes(self) -> Indices:
@@ -231,8 +230,7 @@ class TreeImages:
     def all(self) -> Pixels:
         """Return all images decoded, `[rows, per_class, C, size, size]`; what a shorter row does not have is 0."""
         pixels = np.zeros(self.shape, dtype=np.uint8)
-        # Row by row: a second array of all images may not fit into memory.
-        for row, size in enumerate(self.sizes.tolist()):
+        for row, size in enumerate(self.sizes.tolist()):  # not all at once, which would take twice the memory
             pixels[row, :size] = self.take(np.full(size, row), np.arange(size))
         return pixels
 

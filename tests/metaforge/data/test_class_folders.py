@@ -170,7 +170,7 @@ def test_missing_data_and_fetching_say_where_to_get_them(tmp_path: Path) -> None
         Small.fetch(tmp_path)
     for caught in (missing, fetched):
         assert str(tmp_path) in caught.value.where
-        assert caught.value.remedy.startswith("draw them. Put the files into <data>/squares")
+        assert caught.value.remedy.startswith(f"draw them. Put the files into the folder {tmp_path / 'squares'}")
         assert "train/<class>/<image>" in caught.value.remedy
         assert "METAFORGE_DATA" in caught.value.remedy
 
