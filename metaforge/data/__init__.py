@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from metaforge.data.augment import jitter
     from metaforge.data.cache import Arrays, load_or_build, read_arrays
+    from metaforge.data.class_folders import ClassFolders, ClassFoldersOptions, Contents
     from metaforge.data.class_pool import ClassPool, Pixels, check_draw, check_shape, check_split
     from metaforge.data.curves import CurveDataset, CurveOptions, Range, between
     from metaforge.data.downloads import Opener, Progress, open_https
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Arrays",
     "Bits",
+    "ClassFolders",
+    "ClassFoldersOptions",
     "ClassPool",
+    "Contents",
     "CurveDataset",
     "CurveOptions",
     "ImageDataset",
@@ -67,6 +71,7 @@ _MODULES = (
     "cache",
     "downloads",
     "trees",
+    "class_folders",
 )
 
 

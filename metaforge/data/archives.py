@@ -19,6 +19,7 @@ _LOCAL_HEADER_BYTES = 30
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 _NAME_BYTES = 255
+_TOO_LARGE = "fetch the file again; if it is your own archive, put a folder of its files in its place"
 # The exceptions that `zipfile` raises for damaged archives; they have no common base class except `Exception`.
 ZIP_ERRORS: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError)
 ZIP_ERRORS += (NotImplementedError, RuntimeError, ValueError, KeyError, ArithmeticError)
@@ -36,7 +37,8 @@ class Limits:
         ratio_from_bytes: Members with at most this many uncompressed bytes may have any ratio.
     """
 
-    members: int = 60_000
+    # The most that an archive can have without zip64.
+    members: int = 65_535
     member_bytes: int = 2**28
     total_bytes: int = 4 * 2**30
     ratio: int = 100
@@ -76,9 +78,9 @@ def read_member(archive: zipfile.ZipFile, name: str, *, max_bytes: int = Limits.
     return data
 
 
-def archive_error(path: Path, what: str) -> DataError:
+def archive_error(path: Path, what: str, *, remedy: str = "delete the file and fetch it again") -> DataError:
     """Return the error for an archive that must not be used."""
-    return DataError(what, where=str(path), remedy="delete the file and fetch it again")
+    return DataError(what, where=str(path), remedy=remedy)
 
 
 def _check_directory_size(path: Path, limits: Limits) -> None:
@@ -94,14 +96,18 @@ def _check_directory_size(path: Path, limits: Limits) -> None:
         if start < 0 or len(tail) - start < 22:
             raise zipfile.BadZipFile("the end of central directory record is missing")
         if tail[max(0, start - 20) :].startswith(_ZIP64_LOCATOR):
-            raise archive_error(path, "the archive uses zip64, which only archives beyond the limits here need")
+            raise archive_error(
+                path, "the archive uses zip64, which only archives beyond the limits here need", remedy=_TOO_LARGE
+            )
         directory_bytes = int.from_bytes(tail[start + 12 : start + 16], "little")
         if directory_bytes > limits.members * 512:
             raise archive_error(path, f"the archive's directory of {directory_bytes:,} bytes is too large")
         file.seek(max(0, tail_start + start - directory_bytes))
         entries = file.read(directory_bytes).count(_ENTRY)
     if entries > limits.members:
-        raise archive_error(path, f"the archive has {entries:,} members, more than {limits.members:,}")
+        raise archive_error(
+            path, f"the archive has {entries:,} members, more than {limits.members:,}", remedy=_TOO_LARGE
+        )
 
 
 def _check_listing(path: Path, archive: zipfile.ZipFile, limits: Limits) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from metaforge.data.archives import open_zip, read_member
 from metaforge.data.class_pool import Pixels
 from metaforge.data.downloads import Opener, Progress, download, open_https
-from metaforge.data.images import MAX_BYTES, Resample, decode_image, read_file
+from metaforge.data.images import MAX_BYTES, Colour, Resample, decode_image, read_file
 from metaforge.data.random_numbers import Indices
 from metaforge.errors import DataError
 
@@ -168,7 +168,7 @@ def content_digest(tree: Tree, suffix: str = ".png") -> str:
 
 @dataclass(frozen=True)
 class TreeImages:
-    """Grey images in files, decoded on access; use it as the `images` of a `ClassPool`.
+    """Images in files, decoded on access; use it as the `images` of a `ClassPool`.
 
     Args:
         places: `places[row][image]` is the tree and the name of the file. Rows can have different numbers of images:
@@ -176,6 +176,7 @@ class TreeImages:
         size: Height and width to which the images are resized.
         resample: Filter for resizing.
         invert: Whether to replace each value v by 255 - v, which turns dark ink on white into light ink on black.
+        colour: `grey` for one channel, `rgb` for three.
 
     Example:
         >>> import io, tempfile, zipfile
@@ -198,11 +199,12 @@ class TreeImages:
     size: int
     resample: Resample = "box"
     invert: bool = False
+    colour: Colour = "grey"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return `(rows, per_class, 1, size, size)`, where `per_class` is the length of the longest row."""
-        return len(self.places), max(map(len, self.places)), 1, self.size, self.size
+        """Return `(rows, per_class, C, size, size)`, where `per_class` is the length of the longest row."""
+        return len(self.places), max(map(len, self.places)), 1 if self.colour == "grey" else 3, self.size, self.size
 
     @property
     def sizes(self) -> Indices:
@@ -210,7 +212,7 @@ class TreeImages:
         return np.array([len(row) for row in self.places])
 
     def take(self, classes: Indices, images: Indices) -> Pixels:
-        """Return images `[n, 1, size, size]` for row and image numbers `[n]`; raise `DataError` if one is damaged."""
+        """Return images `[n, C, size, size]` for row and image numbers `[n]`; raise `DataError` if one is damaged."""
         taken = np.empty((len(classes), *self.shape[2:]), dtype=np.uint8)
         for position, (row, image) in enumerate(zip(classes.tolist(), images.tolist(), strict=True)):
             tree, name = self.places[row][image]
@@ -218,6 +220,7 @@ class TreeImages:
                 tree.read(name),
                 where=f"{tree.path}: {name!r}",
                 size=self.size,
+                colour=self.colour,
                 resample=self.resample,
                 # `read_member` has verified the checksum of a zip member; a file in a folder has not been verified.
                 verify=not isinstance(tree, ZipTree),
@@ -225,10 +228,10 @@ class TreeImages:
         return 255 - taken if self.invert else taken
 
     def all(self) -> Pixels:
-        """Return all images decoded, `[rows, per_class, 1, size, size]`; what a shorter row does not have is 0."""
-        rows, images = np.nonzero(np.arange(self.shape[1]) < self.sizes[:, None])
+        """Return all images decoded, `[rows, per_class, C, size, size]`; what a shorter row does not have is 0."""
         pixels = np.zeros(self.shape, dtype=np.uint8)
-        pixels[rows, images] = self.take(rows, images)
+        for row, size in enumerate(self.sizes.tolist()):  # not all at once, which would take twice the memory
+            pixels[row, :size] = self.take(np.full(size, row), np.arange(size))
         return pixels
 
 

@@ -15,6 +15,8 @@ from metaforge.testing.checks.general import assert_import_without_side_effects
 REGISTRY = scan()
 # Data sets whose files must be downloaded; they are checked only where the files are available.
 NEEDS_DATA = {"omniglot"}
+# Data sets whose files the user provides: their own tests in `tests/plugins/datasets` check them on small trees.
+OWN_IMAGES = {"mini-imagenet", "tiered-imagenet", "cifar-fs", "fc100", "cub"}
 # Most checks build the plugin anew, and these would draw 1100 characters or take 16 inner steps each time. The check of
 # the exact gradient chooses the steps itself, and `tests/plugins/datasets/test_glyphs.py` tests as many characters.
 FASTER = {"glyphs": {"train": 60, "val": 30, "test": 30}, "imaml": {"steps": 4}}
@@ -23,7 +25,7 @@ ALL = [Subject.of(f"{e.kind}:{e.name}", REGISTRY) for e in REGISTRY.entries() if
 WITHOUT_ENTRY = [replace(subject, entry=None).with_options(FASTER.get(subject.name, {})) for subject in ALL]
 
 
-@parametrize_with_checks([subject for subject in WITHOUT_ENTRY if subject.name not in NEEDS_DATA])
+@parametrize_with_checks([subject for subject in WITHOUT_ENTRY if subject.name not in NEEDS_DATA | OWN_IMAGES])
 def test_every_plugin(subject: Subject, check: Check) -> None:
     check(subject)
 

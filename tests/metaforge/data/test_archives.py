@@ -62,6 +62,13 @@ def test_hostile_listings_are_refused(members: list[tuple[str, bytes]], message:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_archive_of_too_many_files_can_be_replaced_by_a_folder(tmp_path: Path) -> None:
+    path = packed(tmp_path / "large.zip", [(f"{number}", b"") for number in range(4)])
+    with pytest.raises(DataError, match="more than 3") as caught:
+        open_zip(path, Limits(members=3))
+    assert "folder" in caught.value.remedy
+
+
 def test_folders_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
     path = packed(tmp_path / "bad.zip", [("x/A/1.txt", b"1"), ("X/a/2.txt", b"2")])
     with pytest.raises(DataError, match="is 'x/A' elsewhere"):

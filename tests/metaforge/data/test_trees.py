@@ -96,6 +96,17 @@ def test_images_are_decoded_on_access(trees: list[Tree], invert: bool) -> None:
         assert np.array_equal(source.all()[:, 0], taken[[0, 1]])
 
 
+def test_images_can_be_in_colour(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (10, 20, 30)).save(file, "PNG")
+    tree = ZipTree(as_zip(tmp_path / "set.zip", {"set/1.png": file.getvalue(), "set/2.png": file.getvalue()}))
+    source = TreeImages([[(tree, "set/1.png"), (tree, "set/2.png")], [(tree, "set/1.png")]], 2, colour="rgb")
+    assert source.shape == source.all().shape == (2, 2, 3, 2, 2)
+    assert source.take(np.array([0]), np.array([1])).mean((0, 2, 3)).tolist() == [10, 20, 30]
+    # The second row has no second image.
+    assert source.all()[1].mean((1, 2, 3)).tolist() == [20, 0]
+
+
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     content = files()
     content["set/a/0.png"] = content["set/a/0.png"][:40]
