@@ -27,8 +27,8 @@ PUBLISHED = Path(__file__).with_name("published.toml")
 COMMANDS = {
     "protonet": "train --learner protonet --dataset omniglot --steps 1000000 --budget 5m"
     " --set train.ways=100 --set train.queries=1",
-    "matching": "train --learner matching --dataset omniglot --steps 1000000 --budget 10m",
-    "relation": "train --learner relation --dataset omniglot --steps 1000000 --budget 10m",
+    "matching": "train --learner matching --dataset omniglot --steps 1000000 --budget 15m",
+    "relation": "train --learner relation --dataset omniglot --steps 1000000 --budget 15m",
     "r2d2": "train --learner r2d2 --dataset omniglot --steps 1000000 --budget 10m",
     "siamese": "train --learner siamese --dataset omniglot --steps 1000000 --budget 10m",
     "metaopt-svm": "train --learner metaopt-svm --dataset omniglot --steps 1000000 --budget 10m",
