@@ -20,6 +20,8 @@ BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 class ResNetOptions(BackboneOptions):
     """Options of the residual network."""
 
+    after_colon: ClassVar[str] = "depth"
+
     depth: Literal[10, 18, 34] = Field(18, description="layers with weights, counting the linear layer of the paper")
     stem: Literal["small", "imagenet"] = Field(
         "small",
@@ -85,7 +87,7 @@ def stage(before: int, width: int, blocks: int, stride: int) -> nn.Sequential:
 
 
 class ResNet(Backbone):
-    """Residual network of 10, 18 or 34 layers; by default 512 features of an image.
+    """Residual network of 10, 18 or 34 layers, as in `--backbone resnet:10`; by default 512 features of an image.
 
     Initial values are those of torchvision: the weights of convolutions are normal after He et al. by the number of
     outputs (`fan_out`), the scales of batch norm are one and its shifts zero.
