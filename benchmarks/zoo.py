@@ -284,21 +284,21 @@ def _drop_path(x: Tensor, training: bool) -> Tensor:
 
 def of_torchvision(name: str, size: int, **options: Any) -> Entry:
     """Return a network of torchvision for colour images of `size` pixels."""
-    return Entry(lambda: getattr(_torchvision().models, name)(weights=None, **options), (3, size, size))
+    return Entry(lambda: getattr(import_torchvision().models, name)(weights=None, **options), (3, size, size))
 
 
 def of_timm(name: str, size: int, **options: Any) -> Entry:
     """Return a network of timm for colour images of `size` pixels."""
 
     def build() -> nn.Module:
-        _torchvision()
+        import_torchvision()
         network: nn.Module = importlib.import_module("timm").create_model(name, pretrained=False, **options)
         return network
 
     return Entry(build, (3, size, size))
 
 
-def _torchvision() -> Any:
+def import_torchvision() -> Any:
     """Return torchvision, also where its compiled operators do not fit the build of torch: no network needs them."""
     if "torchvision" not in sys.modules:
         for name in ("nms", "qnms"):

@@ -62,7 +62,15 @@ if TYPE_CHECKING:
     from metaforge.authoring.mlp import MLP
     from metaforge.authoring.model import Model
     from metaforge.authoring.model_learner import ModelLearner
-    from metaforge.authoring.network import Headed, blank_examples, draws_noise, feature_size, seeded, with_head
+    from metaforge.authoring.network import (
+        Headed,
+        blank_examples,
+        draws_noise,
+        feature_size,
+        input_sizes,
+        seeded,
+        with_head,
+    )
     from metaforge.authoring.optimizers import MomentOptions, fused
     from metaforge.authoring.preprocessing import gradient_features
     from metaforge.authoring.pretraining import PretrainingLearner
@@ -190,6 +198,7 @@ __all__ = [
     "gradient",
     "gradient_features",
     "hookimpl",
+    "input_sizes",
     "iterates",
     "label_accuracy",
     "log_mean",

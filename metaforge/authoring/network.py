@@ -175,6 +175,35 @@ def zero_inputs(module: nn.Module, x_shape: Sequence[int], context: int = 0) -> 
     return (like.new_zeros((2, *x_shape)), *((like.new_zeros(context),) if context else ()))
 
 
+def input_sizes(spec: TaskSpec, *axes: str) -> tuple[int, ...]:
+    """Return the sizes of the axes of an input, which a backbone names because it needs exactly these.
+
+    Args:
+        spec: The specification of the tasks.
+        axes: Names of the axes, such as `channels`, `height` and `width`.
+
+    Returns:
+        The size of each axis.
+
+    Raises:
+        ConfigError: An input has another number of axes.
+
+    Example:
+        >>> from metaforge.authoring import TaskShape, TaskSpec, input_sizes
+        >>> spec = TaskSpec("classification", x_shape=(1, 28, 28), outputs=5, shape=TaskShape(5, 1, 1))
+        >>> input_sizes(spec, "channels", "height", "width")
+        (1, 28, 28)
+    """
+    if len(spec.x_shape) != len(axes):
+        raise ConfigError(
+            f"The backbone takes inputs [{', '.join(axes)}], but an input of the data set has the shape"
+            f" {list(spec.x_shape)}.",
+            where="backbone",
+            remedy="choose a backbone or a data set that fits",
+        )
+    return tuple(spec.x_shape)
+
+
 def blank_examples(spec: TaskSpec) -> Examples:
     """Return a support set with the shapes of a task's, for what depends on shapes alone.
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from metaforge.config.after_colon import expanded
 from metaforge.config.merge import Merged
 from metaforge.config.plugin_defaults import KNOWN, component_defaults, plugin_defaults, with_presets
 from metaforge.config.resolved import Choice, Resolved
@@ -61,7 +62,7 @@ def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = Tru
         PluginError: A plugin does not exist or cannot be used.
     """
     layers = [normalise(layer, KNOWN) for layer in layers]
-    layers = with_presets(registry, layers)
+    layers = [expanded(registry, layer) for layer in with_presets(registry, layers)]
     learner = _chosen_name(layers, "learner")
     if learner is None and complete:
         raise ConfigError(

@@ -79,6 +79,8 @@ def _config_errors(kind: str, cls: type[Any]) -> list[str]:
         errors.append("'Config' accepts unknown options (inherit from metaforge.authoring.Options)")
     if kind in _SINGLE and "name" in config.model_fields:
         errors.append("'Config' has an option 'name', but in a run file 'name' chooses the plugin")
+    if (option := getattr(config, "after_colon", "")) and option not in config.model_fields:
+        errors.append(f"'Config.after_colon' is {option!r}, which is none of its options")
     return errors
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from metaforge.authoring.protocols import Options, TaskSpec
+from metaforge.config.after_colon import parted
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import SINGLES, Layer, file_layer
 from metaforge.errors import ConfigError
@@ -54,8 +55,9 @@ def train(
     Args:
         learner: Name of a learner plugin, or a mapping with its `name` and options.
         dataset: Name of a data set plugin, or a mapping with its `name` and options.
-        backbone: Name of a backbone plugin, a mapping with its `name` and options, any `nn.Module`, or `module:Class`
-            of an importable class or function that takes no arguments and builds a module.
+        backbone: Name of a backbone plugin (or `name:value`, see `Options`), a mapping with its `name` and options, any
+            `nn.Module`, or `module:Class` of an importable class or function that takes no arguments and builds a
+            module.
         adapters: Names of adapter plugins in the order of the chain, or a mapping from names to options.
         regularizers: Names of regularizer plugins, or a mapping from names to options.
         optimizer: Name of an optimiser plugin, or a mapping with its `name` and options.
@@ -186,7 +188,7 @@ def _for_named(settings: Mapping[str, Any], keywords: Mapping[str, Any]) -> dict
 
 def _backbone(registry: Registry, backbone: Any) -> tuple[Registry, Any]:
     """Return a registry that contains the caller's own backbone, and the name of the backbone in it."""
-    if isinstance(backbone, str) and ":" in backbone and not _installed(registry, backbone):
+    if isinstance(backbone, str) and ":" in backbone and not _names_plugin(registry, backbone):
         return _with_module(registry, backbone.partition(":")[2], module_maker(backbone))
     if isinstance(backbone, nn.Module):
         return _with_module(registry, type(backbone).__name__, lambda: backbone)
@@ -223,8 +225,10 @@ def module_maker(path: str) -> Any:
     return made
 
 
-def _installed(registry: Registry, name: str) -> bool:
-    return any(entry.qualified == name for entry in registry.entries("backbone"))
+def _names_plugin(registry: Registry, text: str) -> bool:
+    """Return whether a text with a colon is the qualified name of a backbone, or a name with the value of an option."""
+    is_name = any(entry.qualified == text for entry in registry.entries("backbone"))
+    return is_name or parted(registry, "backbone", text) is not None
 
 
 def _with_module(registry: Registry, name: str, make: Any) -> tuple[Registry, str]:

@@ -18,8 +18,15 @@ NEEDS_DATA = {"omniglot"}
 # Data sets whose files the user provides: their own tests in `tests/plugins/datasets` check them on small trees.
 OWN_IMAGES = {"mini-imagenet", "tiered-imagenet", "cifar-fs", "fc100", "cub"}
 # Most checks build the plugin anew, and these would draw 1100 characters or take 16 inner steps each time. The check of
-# the exact gradient chooses the steps itself, and `tests/plugins/datasets/test_glyphs.py` tests as many characters.
-FASTER = {"glyphs": {"train": 60, "val": 30, "test": 30}, "imaml": {"steps": 4}}
+# the exact gradient chooses the steps itself, and `tests/plugins/datasets/test_glyphs.py` tests as many characters. The
+# backbones have their usual structure with few filters.
+FASTER: dict[str, dict[str, object]] = {
+    "glyphs": {"train": 60, "val": 30, "test": 30},
+    "imaml": {"steps": 4},
+    "resnet": {"depth": 10, "width": 2},
+    "resnet12": {"widths": [3, 4, 5, 6]},
+    "wide-resnet": {"depth": 10, "width": 1},
+}
 ALL = [Subject.of(f"{e.kind}:{e.name}", REGISTRY) for e in REGISTRY.entries() if e.distribution == CORE]
 # Without an entry point the `import` check is skipped, which starts an interpreter per plugin.
 WITHOUT_ENTRY = [replace(subject, entry=None).with_options(FASTER.get(subject.name, {})) for subject in ALL]

@@ -11,6 +11,11 @@ from pydantic import BaseModel, ConfigDict
 class Options(BaseModel):
     """Base class of every plugin's `Config`: a pydantic model that is frozen and rejects unknown options.
 
+    Attributes:
+        after_colon: The option that is set where the plugin is chosen as `name:value`, as in `--backbone net:deep`; by
+            default there is none. A run has one learner, data set, backbone, outer optimiser and schedule: these can
+            be chosen so.
+
     Raises:
         pydantic.ValidationError: An option is unknown, has the wrong type, is out of bounds or is not finite.
 
@@ -28,6 +33,7 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    after_colon: ClassVar[str] = ""
 
 
 class Component(Protocol):

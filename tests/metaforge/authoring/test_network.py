@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.network import draws_noise, feature_size, seeded, with_head, zero_inputs
+from metaforge.authoring.network import draws_noise, feature_size, input_sizes, seeded, with_head, zero_inputs
+from metaforge.authoring.protocols import TaskShape, TaskSpec
+from metaforge.errors import ConfigError
 
 
 def test_seeded_weights_depend_on_the_key_alone_and_the_generator_is_restored() -> None:
@@ -74,3 +76,10 @@ def test_noise_is_found_in_layers_and_functions_and_the_network_stays_as_it_was(
     assert draws_noise(lambda: network, (3,)) is noisy
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert torch.equal(generator, torch.random.get_rng_state())
+
+
+def test_the_sizes_of_inputs_are_those_of_the_axes_that_a_backbone_names() -> None:
+    spec = TaskSpec("classification", (3, 28, 20), 5, TaskShape(5, 1, 1))
+    assert input_sizes(spec, "channels", "height", "width") == (3, 28, 20)
+    with pytest.raises(ConfigError, match=r"takes inputs \[length, features\].*\[3, 28, 20\]"):
+        input_sizes(spec, "length", "features")

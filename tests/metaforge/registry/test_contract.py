@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -100,6 +100,18 @@ def test_an_option_called_name_is_refused_for_a_kind_chosen_by_name() -> None:
     def build(self: Any, spec: Any) -> None: ...
 
     assert "has an option 'name'" in error_of("backbone", class_with(Backbone, build=build, Config=Named))
+
+
+def test_the_option_after_a_colon_must_exist() -> None:
+    class Misspelt(Options):
+        after_colon: ClassVar[str] = "dpeth"
+        depth: int = 1
+
+    def build(self: Any, spec: Any) -> None: ...
+
+    assert "'dpeth', which is none of its options" in error_of(
+        "backbone", class_with(Backbone, build=build, Config=Misspelt)
+    )
 
 
 def test_a_hook_plugin_without_a_hook_is_refused() -> None:

@@ -59,6 +59,16 @@ def test_a_module_path_is_accepted_in_python_only(tmp_path: Path) -> None:
         metaforge.train("maml", config=config, out=tmp_path / "refused")
 
 
+def test_a_plugin_with_an_option_after_a_colon_is_no_module_path(tmp_path: Path) -> None:
+    options = {"width": 1, "stem": "small"}
+    settings = {"backbone": options, "dataset": {"size": 16}, "evaluate": {"tasks": 2}, "train": {"tasks": 1}}
+    run = metaforge.train("protonet", "glyphs", backbone="resnet:10", steps=1, settings=settings, out=tmp_path / "run")
+    assert run.resolved.backbone is not None
+    assert run.resolved.backbone.config.model_dump() == {"weights": None, "depth": 10, **options}
+    again = metaforge.load(tmp_path / "run")
+    assert again.values.keys() == run.values.keys()
+
+
 @pytest.mark.parametrize(
     ("path", "said", "remedy"),
     [
