@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from metaforge.authoring.losses import (
         accuracy,
+        accuracy_by_instance,
         at_least_float32,
         binary_cross_entropy,
         cross_entropy,
@@ -177,6 +178,7 @@ __all__ = [
     "TaskShape",
     "TaskSpec",
     "accuracy",
+    "accuracy_by_instance",
     "add_params",
     "advance_state",
     "append_lines",

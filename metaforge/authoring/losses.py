@@ -170,3 +170,31 @@ def label_accuracy(logits: Tensor, y: Tensor) -> Tensor:
         tensor(0.5000)
     """
     return ((logits > 0) == (y > 0.5)).to(at_least_float32(logits).dtype).mean()
+
+
+def accuracy_by_instance(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Return the accuracy at the first, second, … example of a class in a stream of examples.
+
+    Of the first examples of the classes nothing is known; a learner that remembers is right at later ones.
+
+    Args:
+        logits: Logits `[n, classes]` of the examples in the order of the stream.
+        y: Class indices `[n]`, int64, with equally many examples of each class.
+
+    Returns:
+        Scalars in [0, 1] without a gradient, named `instance_1` to `instance_<n / classes>`.
+
+    Example:
+        >>> import torch
+        >>> from metaforge.authoring import accuracy_by_instance
+        >>> logits, y = torch.tensor([[2.0, 0.0], [3.0, 1.0], [1.0, 4.0], [5.0, 2.0]]), torch.tensor([0, 1, 1, 0])
+        >>> {name: float(value) for name, value in accuracy_by_instance(logits, y).items()}
+        {'instance_1': 0.5, 'instance_2': 1.0}
+    """
+    correct = (logits.detach().argmax(-1) == y).to(at_least_float32(logits).dtype)
+    instance = (y.unsqueeze(0) == y.unsqueeze(1)).tril().sum(1)
+    found = {}
+    for k in range(1, len(y) // logits.shape[-1] + 1):
+        chosen = (instance == k).to(correct.dtype)
+        found[f"instance_{k}"] = (chosen * correct).sum() / chosen.sum().clamp_min(1.0)
+    return found

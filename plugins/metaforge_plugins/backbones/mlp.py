@@ -17,7 +17,7 @@ class MLPOptions(BackboneOptions):
     """Options of the multi-layer perceptron."""
 
     widths: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
-        (40, 40), min_length=1, description="units of each layer"
+        (40, 40), description="units of each layer; none for the flattened input itself"
     )
     activation: Literal["relu", "tanh"] = Field("relu", description="activation function after each layer")
 
@@ -42,7 +42,7 @@ class MLP(Backbone):
     def build(self, spec: TaskSpec, context: int = 0) -> nn.Module:
         """Return a module from `[n, *x_shape]`, and a context `[context]` if there is one, to `[n, widths[-1]]`.
 
-        The context is concatenated to the flattened input.
+        The context is concatenated to the flattened input, which without `widths` is the output.
         """
         activation = nn.ReLU if self.config.activation == "relu" else nn.Tanh
         layers: list[nn.Module] = [nn.Flatten()]

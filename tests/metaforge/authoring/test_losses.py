@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from metaforge.authoring.losses import (
     accuracy,
+    accuracy_by_instance,
     at_least_float32,
     binary_cross_entropy,
     cross_entropy,
@@ -38,6 +39,19 @@ def test_accuracies_count_what_is_right() -> None:
     assert accuracy(logits, torch.tensor([0, 0, 0])) == pytest.approx(2 / 3)
     # A logit of zero does not predict the label.
     assert label_accuracy(torch.tensor([[2.0, -1.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 0.0, 1.0]])) == 0.5
+
+
+def test_accuracy_by_instance() -> None:
+    y, right = torch.tensor([0, 1, 0, 1, 1, 0]), torch.tensor([1, 0, 1, 1, 0, 0])
+    logits = one_hot(torch.where(right == 1, y, 1 - y), 2)
+    found = {name: float(value) for name, value in accuracy_by_instance(logits, y).items()}
+    assert found == {"instance_1": 0.5, "instance_2": 1.0, "instance_3": 0.0}
+    batched = vmap(accuracy_by_instance)(torch.stack([logits, 1 - logits]), torch.stack([y, y]))
+    assert {name: value.tolist() for name, value in batched.items()} == {
+        "instance_1": [0.5, 0.5],
+        "instance_2": [1.0, 0.0],
+        "instance_3": [0.0, 1.0],
+    }
 
 
 @pytest.mark.parametrize("logit", [0.0, 1e-9, -3.0, 40.0, -90.0, 800.0])

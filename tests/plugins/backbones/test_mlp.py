@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from metaforge.authoring.network import with_head
@@ -37,6 +36,8 @@ def test_a_context_is_a_part_of_the_input() -> None:
     assert next(network.parameters()).shape == (8, 4)
 
 
-def test_there_is_at_least_one_layer() -> None:
-    with pytest.raises(ValidationError):
-        MLPOptions(widths=())
+def test_without_layers_the_features_are_the_input() -> None:
+    network = MLP(MLPOptions(widths=())).build(TaskSpec("classification", (1, 6, 5), 5, TaskShape(5, 1, 1)))
+    x = torch.randn(3, 1, 6, 5)
+    assert torch.equal(network(x), x.flatten(1))
+    assert not list(network.parameters())

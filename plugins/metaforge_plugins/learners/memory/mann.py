@@ -25,6 +25,8 @@ from metaforge.authoring import (
     Pass,
     Tags,
     Task,
+    accuracy,
+    accuracy_by_instance,
     cross_entropy,
     fold_in,
     one_hot,
@@ -92,8 +94,8 @@ class MANN(ModelLearner):
     - Usage. In the paper it decays by 0.99 per step; here by 0.95, as in that port. `learner.decay=0.99` gives the
       paper's.
     - Inputs. In the paper they are the 400 pixels of an image of 20 × 20 pixels; here they are the features of a
-      backbone that is trained jointly, with batch norm. `dataset.size=20` gives the size; flat pixels need a backbone
-      of one's own.
+      backbone that is trained jointly, with batch norm. `dataset.size=20` gives the size, `backbone.name=mlp` and
+      `backbone.widths=[]` give the pixels.
     - Controller. The forget gate of the LSTM has 1 added to its input, which that port does not have.
     - Labels. In the paper they are one-hot for up to 15 classes, or strings of 5 letters; here they are always one-hot.
     - Data. The paper splits the characters of Omniglot at random into 1200 and 423, and augments them by rotations and
@@ -163,13 +165,13 @@ class MANN(ModelLearner):
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the mean cross-entropy over the stream of all examples, in random order."""
         logits, y, state = self.stream(values, task, key, key)
-        correct = is_correct(logits, y)
-        return cross_entropy(logits, y), Aux({"score": correct.mean()} | by_instance(correct, y, self.ways), state)
+        metrics = {"score": accuracy(logits, y)} | accuracy_by_instance(logits, y)
+        return cross_entropy(logits, y), Aux(metrics, state)
 
     def measure(self, values: Params, task: Task, key: Key) -> Params:
         """Return the accuracy at the first, second, … example of a class, over the stream in random order."""
         logits, y, _ = self.stream(values, task, key, None)
-        return by_instance(is_correct(logits, y), y, self.ways)
+        return accuracy_by_instance(logits, y)
 
     def stream(self, values: Params, task: Task, order: Key, key: Key | None) -> tuple[Tensor, Tensor, Params]:
         """Return the logits and labels of all examples as one stream in random order, and the changes of the state.
@@ -254,19 +256,3 @@ def cosines(keys: Tensor, rows: Tensor) -> Tensor:
     """Return the cosine similarity of each key and each memory row `[heads, rows]` (equation 2)."""
     lengths = (keys.square().sum(-1, keepdim=True) + 1e-8).sqrt() * (rows.square().sum(-1) + 1e-8).sqrt()
     return keys @ rows.T / lengths
-
-
-def is_correct(logits: Tensor, y: Tensor) -> Tensor:
-    """Return 1 where the prediction is correct and 0 elsewhere `[n]`."""
-    return (logits.detach().argmax(-1) == y).to(logits.dtype)
-
-
-def by_instance(correct: Tensor, y: Tensor, ways: int) -> Params:
-    """Return the accuracy at the first, second, … example of a class in the stream, as `instance_1`, `instance_2`, …"""
-    same = (y.unsqueeze(0) == y.unsqueeze(1)).to(correct.dtype)
-    instance = same.tril().sum(1)
-    metrics = {}
-    for k in range(1, len(y) // ways + 1):
-        chosen = (instance == k).to(correct.dtype)
-        metrics[f"instance_{k}"] = (chosen * correct).sum() / chosen.sum().clamp_min(1.0)
-    return metrics

@@ -12,14 +12,12 @@ from torch.func import vmap
 
 from metaforge.authoring.keys import fold_in, make_key, permutation
 from metaforge.authoring.kinds import CLASSIFICATION
-from metaforge.authoring.losses import one_hot
+from metaforge.authoring.losses import accuracy_by_instance, one_hot
 from metaforge.authoring.protocols import Examples, Params, Parts, Task, TaskShape, TaskSpec
 from metaforge.engine.batch import meta_gradients, score_tasks
 from metaforge_plugins.learners.memory.mann import (
     MANN,
-    by_instance,
     cosines,
-    is_correct,
     least_used,
     next_usage,
     write_weights,
@@ -179,16 +177,6 @@ def test_loss_is_the_mean_over_the_stream_of_the_stated_example_order() -> None:
     torch.testing.assert_close(aux.metrics["score"], (logits.argmax(-1) == y).double().mean())
 
 
-def test_accuracy_by_instance() -> None:
-    y = torch.tensor([0, 1, 0, 1, 1, 0])
-    correct = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0])
-    assert {n: float(v) for n, v in by_instance(correct, y, 2).items()} == {
-        "instance_1": 0.5,
-        "instance_2": 1.0,
-        "instance_3": 0.0,
-    }
-
-
 def test_perfect_memory_reaches_the_ceiling_by_elimination_at_first_sight_and_all_after() -> None:
     """Guess among the labels not yet seen, and repeat what was seen: mean(1/5 … 1/1) = 45.7 %, then 100 %."""
     draw, figures = torch.Generator().manual_seed(0), []
@@ -199,7 +187,7 @@ def test_perfect_memory_reaches_the_ceiling_by_elimination_at_first_sight_and_al
             left = [c for c in range(5) if c not in seen]
             guesses.append(label if label in seen else left[int(torch.randint(len(left), (), generator=draw))])
             seen.add(label)
-        figures.append(by_instance(is_correct(one_hot(torch.tensor(guesses), 5), y), y, 5))
+        figures.append(accuracy_by_instance(one_hot(torch.tensor(guesses), 5), y))
     means = [torch.stack([f[f"instance_{k}"] for f in figures]).mean() for k in range(1, 11)]
     assert abs(float(means[0]) - 0.457) < 0.02
     assert all(float(mean) == 1.0 for mean in means[1:])
