@@ -38,6 +38,7 @@ COMMANDS = {
     "fomaml": "train --learner fomaml --dataset omniglot --steps 1000000 --budget 10m --set backbone.variant=pool-32",
     "reptile": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",
     "leo": "train --learner leo --dataset omniglot --steps 1000000 --budget 15m",
+    "snail": "train --learner snail --dataset omniglot --steps 1000000 --budget 15m",
     "mann": "train --learner mann --dataset omniglot --steps 1000000 --budget 15m"
     " --set task.queries=9 --set backbone.filters=32 --set engine.chunk=16",
     "mamlpp": "train --learner mamlpp --dataset omniglot --steps 1000000 --budget 15m",
