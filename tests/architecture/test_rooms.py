@@ -41,6 +41,7 @@ ORDINARY_WORDS = {
     "mlp",
     "identity",
     "np",
+    "copy",
 }
 
 
