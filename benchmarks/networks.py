@@ -32,7 +32,8 @@ TEXT = """\
 
 # Networks
 
-Any `nn.Module` can be a backbone. This page shows what was compared with plain PyTorch, and what is refused.
+Any `nn.Module` can be a backbone, and the backbones `timm` and `torchvision` build those of these libraries by their
+names, as in `--backbone timm:resnet18`. This page shows what was compared with plain PyTorch, and what is refused.
 
 - **module**: the pure function that MetaForge makes of the network, against the untouched module: loss and first
   gradient of one batch in training, and in evaluation if there is no batch norm.

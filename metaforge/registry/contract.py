@@ -100,6 +100,8 @@ def _attribute_errors(kind: str, cls: type[Any]) -> list[str]:
         errors.append("'terms' is not a frozenset of names")
     if kind == "dataset":
         errors += _kind_errors(getattr(cls, "kind", None))
+    if kind == "backbone" and _is_pretrained(cls) and not callable(getattr(cls, "pretrained", None)):
+        errors.append("'pretrained' is missing, which its 'Config' offers")
     if kind == "preset" and not isinstance(getattr(cls, "settings", None), Mapping):
         errors.append("'settings' is not a mapping of settings, nested as in a run file")
     if kind == "optimizer" and not _is_weight_decay(getattr(cls, "weight_decay", None)):
@@ -107,6 +109,11 @@ def _attribute_errors(kind: str, cls: type[Any]) -> list[str]:
     if kind == "schedule" and not isinstance(getattr(cls, "uses_share", None), bool):
         errors.append("'uses_share' is not True or False")
     return errors
+
+
+def _is_pretrained(cls: type[Any]) -> bool:
+    config = getattr(cls, "Config", None)
+    return isinstance(config, type) and issubclass(config, protocols.PretrainedOptions)
 
 
 def _is_weight_decay(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The initial values of a new run that come from elsewhere: from another run, or from a file of weights.
+"""The initial values of a new run that come from elsewhere: another run, a file of weights, or pretrained weights.
 
 Both are read once, before the run folder is created, and saved as the checkpoint of step 0 with which the run begins.
 So a run depends on neither after that: it is resumed, loaded and evaluated without them.
@@ -19,13 +19,13 @@ from metaforge.config.toml_text import flatten
 from metaforge.errors import CheckpointError, ConfigError, shown
 from metaforge.runs import checkpoint, divergence
 from metaforge.runs.folder import require_run
-from metaforge.runs.outside_weights import SETTING, read_weights, weights_path
+from metaforge.runs.outside_weights import PRETRAINED, SETTING, outside_weights, source_setting
 from metaforge.runs.state import State, from_bytes, to_bytes
 from metaforge.runs.worker import Worker
 
 _ARROW = "->"
 # Settings that a run cannot change: where its initial values came from, and which values stay as they are.
-_START = ("train.init_from", "train.init_patterns", "train.freeze", SETTING)
+_START = ("train.init_from", "train.init_patterns", "train.freeze", SETTING, PRETRAINED)
 # The most names that an error message lists.
 _SHOWN = 12
 
@@ -33,7 +33,7 @@ _SHOWN = 12
 def sources(resolved: Resolved) -> list[str]:
     """Return the settings of a run that name a source of initial values."""
     found = ["train.init_from"] if resolved.run.train.init_from else []
-    return [*found, SETTING] if weights_path(resolved.backbone) else found
+    return [*found, setting] if (setting := source_setting(resolved.backbone)) else found
 
 
 def initial_state(worker: Worker) -> tuple[State, dict[str, Any]]:
@@ -67,10 +67,9 @@ def _read(worker: Worker, settings: RunConfig) -> tuple[Params, dict[str, Any]]:
     """Return the initial values of a run with everything that its settings take from elsewhere, and the facts of it."""
     facts: dict[str, Any] = {}
     weights = None
-    if (path := weights_path(worker.resolved.backbone)) is not None:
-        found = read_weights(path)
+    if (found := outside_weights(worker.resolved.backbone, worker.spec)) is not None:
         weights = found.tensors
-        facts["weights"] = {"path": str(path), "sha256": found.digest, "tensors": len(weights)}
+        facts["weights"] = {**found.source, "sha256": found.digest, "tensors": len(weights)}
     values, norm = worker.initial(weights), worker.learner.norm
     # No refusal: under these policies the network normalises by the statistics of a task, as it should.
     if (layers := worker.parts.loaded_statistics) and norm != "running":
@@ -108,7 +107,8 @@ def _differences(facts: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[
     saved = config.get("backbone") if isinstance(config, Mapping) else None
     old, new = dict(flatten(saved if isinstance(saved, Mapping) else {})), dict(flatten(backbone))
     # Where the weights came from makes no difference once they are loaded.
-    shared = [path for path in old if path in new and path != SETTING.rpartition(".")[2]]
+    sources = {setting.rpartition(".")[2] for setting in (SETTING, PRETRAINED)}
+    shared = [path for path in old if path in new and path not in sources]
     return [f"backbone.{path} is {old[path]} there and {new[path]} here" for path in shared if old[path] != new[path]]
 
 

@@ -1,11 +1,12 @@
-"""Weights from outside: a safetensors file whose tensors become the initial weights of a backbone.
+"""Weights from outside: a safetensors file, or what a backbone fetches, whose tensors become its initial weights.
 
-The file is read once, when a run begins. From then on its tensors are values of the run, and nothing reads it again.
+They are read once, when a run begins. From then on the tensors are values of the run, and nothing reads them again.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,32 +14,65 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from metaforge.authoring.keys import make_key
 from metaforge.authoring.layers.exchange import BATCH_NORMS
-from metaforge.authoring.protocols import BackboneOptions, Params
+from metaforge.authoring.network import seeded
+from metaforge.authoring.protocols import BackboneOptions, Params, PretrainedOptions, TaskSpec
 from metaforge.config.resolved import Choice
 from metaforge.errors import ConfigError, shown
-from metaforge.runs.checkpoint_files import from_bytes
+from metaforge.registry.loading import plugin_errors
+from metaforge.runs.checkpoint_files import from_bytes, to_bytes
 from metaforge.system.untrusted import UNREADABLE, read_regular_file, require_regular
 
 SETTING = "backbone.weights"
+PRETRAINED = "backbone.pretrained"
 
 
 class OutsideWeights(NamedTuple):
-    """The content of a file of weights.
+    """Weights from a file or from a backbone.
 
     Attributes:
         tensors: The tensors by name.
-        digest: The SHA-256 digest of the file.
+        digest: The SHA-256 digest of the file, or of the safetensors file that the tensors would be.
+        source: Where they come from, for `env.json`.
     """
 
     tensors: Params
     digest: str
+    source: Mapping[str, str]
 
 
-def weights_path(backbone: Choice | None) -> Path | None:
-    """Return the path of the file with the initial weights of a run's backbone; None if its options name none."""
+def source_setting(backbone: Choice | None) -> str | None:
+    """Return the setting that names a source of the initial weights of a run's backbone; None if there is none."""
     config = None if backbone is None else backbone.config
-    return Path(config.weights) if isinstance(config, BackboneOptions) and config.weights else None
+    if isinstance(config, PretrainedOptions) and config.pretrained:
+        return PRETRAINED
+    return SETTING if isinstance(config, BackboneOptions) and config.weights else None
+
+
+def outside_weights(backbone: Choice | None, spec: TaskSpec) -> OutsideWeights | None:
+    """Return the initial weights of a run's backbone from their source; None if its options name none.
+
+    Args:
+        backbone: The backbone.
+        spec: The spec of the training tasks.
+
+    Raises:
+        ConfigError: The file cannot be read, or the backbone cannot fetch the weights.
+        PluginError: The backbone's code raised an exception.
+    """
+    setting = source_setting(backbone)
+    if backbone is None or setting is None:
+        return None
+    if setting == SETTING:
+        return read_weights(Path(getattr(backbone.config, "weights")))  # noqa: B009
+    failing = "cannot fetch its pretrained weights"
+    with plugin_errors(backbone.entry, failing, keep_metaforge_errors=True), seeded(make_key(0, "pretrained")):
+        fetched: Params = backbone.instantiate().pretrained(spec)
+        # Copies, because tied tensors share memory, which the format does not allow.
+        tensors = {name: tensor.detach().clone() for name, tensor in fetched.items()}
+        data = to_bytes(tensors)
+    return OutsideWeights(tensors, hashlib.sha256(data).hexdigest(), {"pretrained": backbone.name})
 
 
 def read_weights(path: Path) -> OutsideWeights:
@@ -46,7 +80,7 @@ def read_weights(path: Path) -> OutsideWeights:
     try:
         require_regular(path)
         data = read_regular_file(path, path.stat().st_size)
-        return OutsideWeights(from_bytes(data), hashlib.sha256(data).hexdigest())
+        return OutsideWeights(from_bytes(data), hashlib.sha256(data).hexdigest(), {"path": str(path)})
     except (*UNREADABLE, SafetensorError, KeyError, MemoryError) as error:
         raise ConfigError(
             f"The weights cannot be read: {getattr(error, 'strerror', None) or error}.",

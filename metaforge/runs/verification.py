@@ -46,10 +46,12 @@ def verify_network(parts: Components, learner: Learner, spec: TaskSpec, plan: Pl
     """
     resolved = parts.resolved
     choice, setting = resolved.backbone, resolved.run.engine.verify
-    if choice is None or setting == "off" or (setting == "auto" and choice.entry.distribution == CORE):
+    if choice is None or setting == "off":
         return {}
     with seeded(make_key(resolved.run.seed, "verify")):
         network = parts.backbone_maker(spec)()
+    if setting == "auto" and choice.entry.distribution == CORE and _is_own(network, choice):
+        return {}
     adapting = learner.tags.adapts and learner.tags.exact_meta_gradient and not spec.kind.needs_key
 
     def compare() -> dict[str, Any]:
@@ -63,6 +65,12 @@ def verify_network(parts: Components, learner: Learner, spec: TaskSpec, plan: Pl
     content = None if setting == "always" else _content(network, resolved, spec, plan)
     arrays = compare() if content is None else load_or_build("verified", content, compare)
     return {"verified": {name: float(value) for name, value in arrays.items()}}
+
+
+def _is_own(network: nn.Module, choice: Choice) -> bool:
+    """Return whether all layers of a network are torch's, MetaForge's or of the package of its backbone."""
+    own = {"torch", "metaforge", choice.cls.__module__.partition(".")[0]}
+    return all(type(module).__module__.partition(".")[0] in own for module in network.modules())
 
 
 def _compare_plan(parts: Components, spec: TaskSpec, plan: Plan) -> Comparison | None:

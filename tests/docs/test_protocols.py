@@ -93,8 +93,10 @@ def test_every_protocol_has_a_section() -> None:
         protocols.Component,
         protocols.GradientTransform,
         protocols.ContextBackbone,
+        protocols.PretrainedBackbone,
     }
     assert "`ContextBackbone`" in section("Backbone")
+    assert "`PretrainedBackbone`" in section("Backbone")
     assert "**`settings`**" in section("Preset")
     assert len(TUPLES) == 7
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.zoo import import_torchvision
 from metaforge.registry.entry import CORE
 from metaforge.registry.scan import scan
 from metaforge.testing import Check, Subject, parametrize_with_checks
@@ -16,7 +18,10 @@ REGISTRY = scan()
 # Data sets whose files must be downloaded; they are checked only where the files are available.
 NEEDS_DATA = {"omniglot"}
 # Data sets whose files the user provides: their own tests in `tests/plugins/datasets` check them on small trees.
-OWN_IMAGES = {"mini-imagenet", "tiered-imagenet", "cifar-fs", "fc100", "cub"}
+OWN_FILES = {"mini-imagenet", "tiered-imagenet", "cifar-fs", "fc100", "cub", "stored-features"}
+# Its networks are too deep to learn from images of 16 pixels in a few steps. Its own tests run the other checks, and a
+# step of training by every plan.
+TOO_DEEP = {"torchvision"}
 # Most checks build the plugin anew, and these would draw 1100 characters or take 16 inner steps each time. The check of
 # the exact gradient chooses the steps itself, and `tests/plugins/datasets/test_glyphs.py` tests as many characters. The
 # backbones have their usual structure with few filters.
@@ -25,6 +30,7 @@ FASTER: dict[str, dict[str, object]] = {
     "imaml": {"steps": 4},
     "resnet": {"depth": 10, "width": 2},
     "resnet12": {"widths": [3, 4, 5, 6]},
+    "timm": {"model": "test_resnet"},
     "wide-resnet": {"depth": 10, "width": 1},
 }
 ALL = [Subject.of(f"{e.kind}:{e.name}", REGISTRY) for e in REGISTRY.entries() if e.distribution == CORE]
@@ -32,7 +38,17 @@ ALL = [Subject.of(f"{e.kind}:{e.name}", REGISTRY) for e in REGISTRY.entries() if
 WITHOUT_ENTRY = [replace(subject, entry=None).with_options(FASTER.get(subject.name, {})) for subject in ALL]
 
 
-@parametrize_with_checks([subject for subject in WITHOUT_ENTRY if subject.name not in NEEDS_DATA | OWN_IMAGES])
+@pytest.fixture(scope="module", autouse=True)
+def importable_torchvision() -> None:
+    """Import torchvision, whose import warns where its compiled operators do not fit the build of torch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import_torchvision()
+
+
+@parametrize_with_checks(
+    [subject for subject in WITHOUT_ENTRY if subject.name not in NEEDS_DATA | OWN_FILES | TOO_DEEP]
+)
 def test_every_plugin(subject: Subject, check: Check) -> None:
     check(subject)
 

@@ -16,7 +16,13 @@ draws it from a key that it documents.
 from __future__ import annotations
 
 from metaforge.authoring.protocols.adapter import Adapter, AdapterTags, GradientTransform, InnerStep
-from metaforge.authoring.protocols.backbone import Backbone, BackboneOptions, ContextBackbone
+from metaforge.authoring.protocols.backbone import (
+    Backbone,
+    BackboneOptions,
+    ContextBackbone,
+    PretrainedBackbone,
+    PretrainedOptions,
+)
 from metaforge.authoring.protocols.component import Component, Hook, Options, Preset
 from metaforge.authoring.protocols.dataset import Dataset
 from metaforge.authoring.protocols.learner import Learner, Parts, Tags
@@ -68,6 +74,8 @@ __all__ = [
     "Parts",
     "Pass",
     "Preset",
+    "PretrainedBackbone",
+    "PretrainedOptions",
     "Regularizer",
     "Schedule",
     "Tags",

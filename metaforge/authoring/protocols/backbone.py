@@ -1,14 +1,14 @@
-"""The protocol of backbones, and the option that they share: a file of weights."""
+"""The protocols of backbones, and the options that they share: a file of weights, and pretrained weights."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from metaforge.authoring.protocols.component import Component, Options
-from metaforge.authoring.protocols.types import TaskSpec
+from metaforge.authoring.protocols.types import Params, TaskSpec
 
 
 class BackboneOptions(Options):
@@ -35,6 +35,32 @@ class BackboneOptions(Options):
         max_length=4096,
         description="safetensors file of the initial weights, which is read once, when a run begins",
     )
+
+
+class PretrainedOptions(BackboneOptions):
+    """Base class of the `Config` of a `PretrainedBackbone`: its initial weights can come from a file or from itself.
+
+    Attributes:
+        pretrained: Whether a run begins with the weights that the backbone's method `pretrained` returns.
+
+    Raises:
+        pydantic.ValidationError: Both sources of weights are chosen.
+
+    Example:
+        >>> from metaforge.authoring import PretrainedOptions
+        >>> PretrainedOptions(pretrained=True)
+        PretrainedOptions(weights=None, pretrained=True)
+    """
+
+    pretrained: bool = Field(
+        False, description="begin with trained weights, which are downloaded once, when a run begins"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights exclude each other")
+        return self
 
 
 class Backbone(Component, Protocol):
@@ -116,5 +142,48 @@ class ContextBackbone(Backbone, Protocol):
             A module that maps inputs `[n, *x_shape]`, and a context `[context]` if there is one, to features
             `[n, ...]`. Weights that the context is multiplied by must not start at zero: the context's gradient would
             be zero.
+        """
+        ...
+
+
+class PretrainedBackbone(Backbone, Protocol):
+    """A backbone that can fetch trained weights; its `Config` inherits from `PretrainedOptions`.
+
+    MetaForge calls `pretrained` once, when a run begins whose options have `pretrained = true`. The weights become
+    initial values, as those of a file do: after that the run needs neither the method nor a network connection.
+
+    Args:
+        config: The backbone's validated options, an instance of its `Config`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from metaforge.authoring import PretrainedBackbone, PretrainedOptions, TaskShape, TaskSpec
+        >>> class Fetching(PretrainedBackbone):
+        ...     "A linear layer whose trained weights are ones."
+        ...     Config = PretrainedOptions
+        ...     def __init__(self, config):
+        ...         self.config = config
+        ...     def build(self, spec):
+        ...         return nn.Linear(*spec.x_shape, 8, bias=False)
+        ...     def pretrained(self, spec):
+        ...         return {"weight": torch.ones(8, *spec.x_shape)}
+        >>> spec = TaskSpec("regression", x_shape=(3,), outputs=1, shape=TaskShape(1, 5, 5))
+        >>> backbone = Fetching(PretrainedOptions(pretrained=True))
+        >>> backbone.pretrained(spec).keys() == backbone.build(spec).state_dict().keys()
+        True
+    """
+
+    def pretrained(self, spec: TaskSpec) -> Params:
+        """Return the trained weights.
+
+        Args:
+            spec: Specification of the tasks.
+
+        Returns:
+            A tensor for every entry of `build(spec).state_dict()`. They are read without pickle.
+
+        Raises:
+            ConfigError: There are no such weights, or they cannot be fetched.
         """
         ...

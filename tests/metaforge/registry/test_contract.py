@@ -8,7 +8,16 @@ from typing import Any, ClassVar
 import pytest
 
 from metaforge import hookimpl
-from metaforge.authoring.protocols import Adapter, Backbone, Component, Dataset, Learner, Options, Regularizer
+from metaforge.authoring.protocols import (
+    Adapter,
+    Backbone,
+    Component,
+    Dataset,
+    Learner,
+    Options,
+    PretrainedOptions,
+    Regularizer,
+)
 from metaforge.errors import PluginError
 from metaforge.registry.contract import contract_errors
 from metaforge.registry.registry import Registry
@@ -100,6 +109,13 @@ def test_an_option_called_name_is_refused_for_a_kind_chosen_by_name() -> None:
     def build(self: Any, spec: Any) -> None: ...
 
     assert "has an option 'name'" in error_of("backbone", class_with(Backbone, build=build, Config=Named))
+
+
+def test_a_backbone_that_offers_pretrained_weights_has_them() -> None:
+    def build(self: Any, spec: Any) -> None: ...
+
+    message = error_of("backbone", class_with(Backbone, build=build, Config=PretrainedOptions))
+    assert "'pretrained' is missing, which its 'Config' offers" in message
 
 
 def test_the_option_after_a_colon_must_exist() -> None:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import metaforge
-from metaforge.authoring import TaskShape, TaskSpec, make_key, seeded
+from metaforge.authoring import Params, PretrainedBackbone, PretrainedOptions, TaskShape, TaskSpec, make_key, seeded
 from metaforge.cli.app import app
-from metaforge.errors import ConfigError
+from metaforge.errors import ConfigError, PluginError
+from metaforge.registry.registry import Registry
+from metaforge.registry.scan import scan
 from metaforge.runs import checkpoint
 from metaforge.runs.outside_weights import load_weights, read_weights
 from metaforge_plugins.backbones.conv4 import Conv4
@@ -193,3 +195,63 @@ def test_statistics_that_are_those_of_a_new_network_are_not_recorded(tmp_path: P
     save_file(new, tmp_path / "net.safetensors")
     trained(tmp_path / "run", tmp_path / "net.safetensors", "maml", 0)
     assert "unused_statistics" not in json.loads((tmp_path / "run" / "env.json").read_text())["weights"]
+
+
+class Fetching(PretrainedBackbone):
+    """Conv-4 with four filters, whose trained weights are those of `network(3)`."""
+
+    Config = PretrainedOptions
+    calls = 0
+    fails = False
+
+    def __init__(self, config: PretrainedOptions) -> None: ...
+
+    def build(self, spec: TaskSpec) -> nn.Module:
+        return Conv4(Conv4.Config(filters=4)).build(spec)
+
+    def pretrained(self, spec: TaskSpec) -> Params:
+        Fetching.calls += 1
+        if self.fails:
+            raise OSError("no route")
+        torch.rand(1)
+        return network(3).state_dict()
+
+
+@pytest.fixture
+def fetching(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """Return the installed plugins and `Fetching`, which has not been called."""
+    monkeypatch.setattr(Fetching, "calls", 0)
+    return scan().with_plugin("backbone", "fetching", Fetching)
+
+
+def test_a_backbone_fetches_its_weights_once_when_a_run_begins(fetching: Registry, tmp_path: Path) -> None:
+    options = {"backbone": {"name": "fetching", "pretrained": True}, "registry": fetching, **QUICK}
+    generator = torch.random.get_rng_state()
+    run = metaforge.train("protonet", steps=0, out=tmp_path / "run", **options)
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    expected = dict(network(3).named_parameters())
+    assert all(torch.equal(run.values[f"model.{name}"], value) for name, value in expected.items())
+    recorded = json.loads((tmp_path / "run" / "env.json").read_text())["weights"]
+    assert recorded["pretrained"] == "fetching"
+    save_file(network(3).state_dict(), tmp_path / "net.safetensors")
+    assert recorded["sha256"] == hashlib.sha256((tmp_path / "net.safetensors").read_bytes()).hexdigest()
+    again = metaforge.load(tmp_path / "run", registry=fetching)
+    assert all(torch.equal(again.values[name], run.values[name]) for name in run.values)
+    again.evaluate()
+    assert Fetching.calls == 1
+    options["backbone"] = "fetching"
+    metaforge.train("protonet", steps=0, out=tmp_path / "other", **options)
+    assert Fetching.calls == 1
+
+
+def test_weights_that_cannot_be_fetched_leave_no_run_folder(
+    fetching: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"backbone": {"name": "fetching", "pretrained": True}, "registry": fetching, **QUICK}
+    monkeypatch.setattr(Fetching, "fails", True)
+    with pytest.raises(PluginError, match="cannot fetch its pretrained weights: OSError: no route"):
+        metaforge.train("protonet", steps=0, out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+    options["backbone"] = {"name": "fetching", "pretrained": True, "weights": "net.safetensors"}
+    with pytest.raises(ConfigError, match="pretrained and weights exclude each other"):
+        metaforge.train("protonet", steps=0, out=tmp_path / "run", **options)
