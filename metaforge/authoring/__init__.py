@@ -115,6 +115,7 @@ if TYPE_CHECKING:
     )
     from metaforge.authoring.recurrent import LSTMCell
     from metaforge.authoring.scale import Scale
+    from metaforge.authoring.streams import StreamLearner
     from metaforge.kernels.implicit import conjugate_gradients
     from metaforge.system.line_files import append_lines, begin_lines
     from metaforge.system.streams import note_stream
@@ -176,6 +177,7 @@ __all__ = [
     "Scale",
     "Schedule",
     "Stateful",
+    "StreamLearner",
     "Tags",
     "Task",
     "TaskKind",
@@ -249,6 +251,7 @@ _MODULES = (
     "metaforge.authoring.model",
     "metaforge.authoring.model_learner",
     "metaforge.authoring.pretraining",
+    "metaforge.authoring.streams",
     "metaforge.authoring.recurrent",
     "metaforge.authoring.mlp",
     "metaforge.authoring.preprocessing",

@@ -67,8 +67,8 @@ class ProcessLearner(Learner):
 
     Example:
         >>> import torch
-        >>> from metaforge.authoring import Examples, Parts, ProcessLearner, ProcessOptions, TaskShape, TaskSpec
-        >>> from metaforge.authoring import make_key
+        >>> from metaforge.authoring import Aux, Examples, Parts, ProcessLearner, ProcessOptions, TaskShape, TaskSpec
+        >>> from metaforge.authoring import make_key, mean_squared_error
         >>> class Codes(ProcessLearner):
         ...     prefix = "codes"
         ...     def __init__(self, config, parts):
@@ -79,7 +79,8 @@ class ProcessLearner(Learner):
         ...     def predict(self, values, fast, x, *, key=None):
         ...         return torch.zeros(len(x), self.outputs)
         ...     def loss(self, values, task, key):
-        ...         raise NotImplementedError
+        ...         fast = self.adapt(values, task.support, key=key)
+        ...         return mean_squared_error(self.predict(values, fast, task.query.x), task.query.y), Aux({})
         >>> learner = Codes(ProcessOptions(), Parts(TaskSpec("regression", (1,), 1, TaskShape(1, 5, 5))))
         >>> learner.adapt(learner.init(make_key(0)), Examples(torch.zeros(5, 1), torch.zeros(5, 1))).shape
         torch.Size([5, 128])

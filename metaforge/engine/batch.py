@@ -68,13 +68,18 @@ def prepare_tasks(task: Task, device: torch.device, dtype: torch.dtype) -> Task:
     """
 
     def move(x: Tensor) -> Tensor:
-        if x.dtype == torch.uint8:
-            return x.to(device).to(dtype) / 255
-        return x.to(device, dtype) if x.is_floating_point() else x.to(device)
+        return prepare_tensor(x, device, dtype)
 
     # Not by `tree_map`, which takes longer than a small step's other work on the host.
     classes = move(task.classes) if isinstance(task.classes, Tensor) else ()
     return Task(Examples(*map(move, task.support)), Examples(*map(move, task.query)), classes)
+
+
+def prepare_tensor(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return inputs or targets on `device`, in `dtype` unless they are integers; uint8 is divided by 255."""
+    if x.dtype == torch.uint8:
+        return x.to(device).to(dtype) / 255
+    return x.to(device, dtype) if x.is_floating_point() else x.to(device)
 
 
 def meta_gradients(

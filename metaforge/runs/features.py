@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from metaforge.authoring.functional import prefixed, select
 from metaforge.authoring.model import Model
@@ -20,6 +19,7 @@ from metaforge.authoring.network import Headed
 from metaforge.authoring.protocols import Params
 from metaforge.data.class_pool import ClassPool, Features, Pixels
 from metaforge.data.image_dataset import ImageDataset
+from metaforge.engine.batch import prepare_tensor
 from metaforge.errors import ConfigError
 from metaforge.runs.run import Run
 from metaforge.system.files import write_atomically
@@ -112,8 +112,7 @@ def _batches(pool: ClassPool) -> Iterator[Pixels | Features]:
 
 def _features(model: Model, values: Params, images: Pixels | Features, run: Run) -> NDArray[np.float32]:
     """Return the flattened features `[n, features]` of images `[n, C, H, W]`."""
-    x: Tensor = torch.from_numpy(images).to(run.device)
-    x = x.to(run.dtype) / 255 if x.dtype == torch.uint8 else x.to(run.dtype)
+    x = prepare_tensor(torch.from_numpy(images), run.device, run.dtype)
     with torch.no_grad():
         found: NDArray[np.float32] = model(values, x).flatten(1).float().cpu().numpy()
     return found

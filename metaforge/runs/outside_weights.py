@@ -64,8 +64,8 @@ def outside_weights(backbone: Choice | None, spec: TaskSpec) -> OutsideWeights |
     setting = source_setting(backbone)
     if backbone is None or setting is None:
         return None
-    if setting == SETTING:
-        return read_weights(Path(getattr(backbone.config, "weights")))  # noqa: B009
+    if setting == SETTING and isinstance(backbone.config, BackboneOptions) and backbone.config.weights:
+        return read_weights(Path(backbone.config.weights))
     failing = "cannot fetch its pretrained weights"
     with plugin_errors(backbone.entry, failing, keep_metaforge_errors=True), seeded(make_key(0, "pretrained")):
         fetched: Params = backbone.instantiate().pretrained(spec)

@@ -15,22 +15,16 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaforge.authoring import (
-    Aux,
     Examples,
     Key,
-    ModelLearner,
     Options,
     Params,
     Parts,
     Pass,
+    StreamLearner,
     Tags,
-    Task,
-    accuracy,
-    accuracy_by_instance,
-    cross_entropy,
     fold_in,
     one_hot,
-    permutation,
     uniform,
 )
 
@@ -75,7 +69,7 @@ class Memory(NamedTuple):
     label: Tensor
 
 
-class MANN(ModelLearner):
+class MANN(StreamLearner):
     """Learns to bind examples to labels in an external memory; only the memory changes at test time.
 
     With some seeds and settings a training stays at what the labels alone tell (about 30 % of 5 classes) for thousands
@@ -162,34 +156,9 @@ class MANN(ModelLearner):
         features = self.model(values, x, Pass(key, 0, "query")).flatten(1)
         return vmap(lambda inputs: self.step(values, fast, inputs)[1])(self.projected(values, features))
 
-    def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
-        """Return the mean cross-entropy over the stream of all examples, in random order."""
-        logits, y, state = self.stream(values, task, key, key)
-        metrics = {"score": accuracy(logits, y)} | accuracy_by_instance(logits, y)
-        return cross_entropy(logits, y), Aux(metrics, state)
-
-    def measure(self, values: Params, task: Task, key: Key) -> Params:
-        """Return the accuracy at the first, second, … example of a class, over the stream in random order."""
-        logits, y, _ = self.stream(values, task, key, None)
-        return accuracy_by_instance(logits, y)
-
-    def stream(self, values: Params, task: Task, order: Key, key: Key | None) -> tuple[Tensor, Tensor, Params]:
-        """Return the logits and labels of all examples as one stream in random order, and the changes of the state.
-
-        Args:
-            values: The learner's values.
-            task: The task, of which support and query set become one stream.
-            order: The key of the random order.
-            key: The key of the network's noise, or None in evaluation.
-
-        Returns:
-            Logits `[n, ways]`, labels `[n]`, and what to add to the `state.` entries.
-        """
-        support, query, state = self.model.observe_task(values, task, key)
-        features, y = torch.cat([support, query]), torch.cat([task.support.y, task.query.y])
-        places = permutation(fold_in(order, "order"), len(y))
-        features, y = features[places], y[places]
-        return self.run(values, self.empty_memory(features), features, y)[1], y, state
+    def score_stream(self, values: Params, features: Tensor, y: Tensor) -> Tensor:
+        """Return the logits of a stream `[n, ways]`, which starts with an empty memory."""
+        return self.run(values, self.empty_memory(features), features, y)[1]
 
     def empty_memory(self, features: Tensor) -> Memory:
         """Return the memory with which every stream starts: all zeros, with the type and device of `features`."""

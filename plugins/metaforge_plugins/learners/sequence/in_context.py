@@ -6,7 +6,6 @@ Grabocka, Hutter, "Transformers Can Do Bayesian Inference", ICLR 2022 (arXiv 211
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Self
 
 import torch
@@ -18,18 +17,17 @@ from metaforge.authoring import (
     Aux,
     Examples,
     Key,
-    ModelLearner,
     Options,
     Params,
     Parts,
     Pass,
+    StreamLearner,
     Tags,
     Task,
-    accuracy,
-    accuracy_by_instance,
     at_least_float32,
-    cross_entropy,
+    coverage,
     fold_in,
+    log_normal,
     mean_squared_error,
     one_hot,
     permutation,
@@ -57,7 +55,7 @@ class InContextOptions(Options):
         return self
 
 
-class InContext(ModelLearner):
+class InContext(StreamLearner):
     """Reads the examples of a task with a transformer, which has learned to learn from them; no weight changes.
 
     A token is an example with its target, or a query without one. A query attends to examples and to itself only, so
@@ -136,40 +134,25 @@ class InContext(ModelLearner):
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the mean cross-entropy over a stream of all examples, or the mean of −log N(y; μ, σ)."""
         if self.classes:
-            logits, y, state = self.stream(values, task, key, key)
-            metrics = {"score": accuracy(logits, y)} | accuracy_by_instance(logits, y)
-            return cross_entropy(logits, y), Aux(metrics, state)
+            return super().loss(values, task, key)
         mean, deviation, state = self.distribution(values, task, key)
         metrics = {"score": mean_squared_error(mean, task.query.y).detach()}
         return -log_normal(task.query.y, mean, deviation).mean(), Aux(metrics, state)
 
     def measure(self, values: Params, task: Task, key: Key) -> Params:
-        """Return the accuracy at the first, second, … example of a class, or the mean log-likelihood of a query."""
+        """Return the accuracy at the first, second, … example of a class, or likelihood and coverage."""
         if self.classes:
-            logits, y, _ = self.stream(values, task, key, None)
-            return accuracy_by_instance(logits, y)
+            return super().measure(values, task, key)
         mean, deviation, _ = self.distribution(values, task, None)
-        return {"log_likelihood": log_normal(task.query.y, mean, deviation).sum(-1).mean()}
+        log_likelihood = log_normal(task.query.y, mean, deviation).sum(-1).mean()
+        return {"log_likelihood": log_likelihood, "coverage_95": coverage(task.query.y, mean[None], deviation[None])}
 
-    def stream(self, values: Params, task: Task, order: Key, key: Key | None) -> tuple[Tensor, Tensor, Params]:
-        """Return logits and labels of all examples in random order, each seen by those before it without its label.
-
-        Args:
-            values: The learner's values.
-            task: The task, of which support and query set become one stream.
-            order: The key of the random order.
-            key: The key of the network's noise, or None in evaluation.
-
-        Returns:
-            Logits `[n, ways]`, labels `[n]`, and what to add to the `state.` entries.
-        """
-        support, query, state = self.model.observe_task(values, task, key)
-        features, y = torch.cat([support, query]), torch.cat([task.support.y, task.query.y])
-        places = permutation(fold_in(order, "order"), len(y))
-        features, y = features[places], y[places]
+    def score_stream(self, values: Params, features: Tensor, y: Tensor) -> Tensor:
+        """Return the logits of a stream `[n, ways]`: each example is asked for as a query that sees those before it."""
         everything = features.new_ones(len(y)).bool()
-        memory = self.read(values, features, y, everything)
-        return self.answer(values, memory, features, earlier(everything, itself=False)), y, state
+        return self.answer(
+            values, self.read(values, features, y, everything), features, earlier(everything, itself=False)
+        )
 
     def distribution(self, values: Params, task: Task, key: Key | None) -> tuple[Tensor, Tensor, Params]:
         """Return μ and σ of the queries `[n, outputs]`, and what to add to the `state.` entries."""
@@ -267,8 +250,3 @@ def layer_norm(values: Params, name: str, x: Tensor) -> Tensor:
     x = x - x.mean(-1, keepdim=True)
     x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     return x * values[f"{name}.weight"] + values[f"{name}.bias"]
-
-
-def log_normal(y: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """Return log N(y; μ, σ) elementwise `[n, outputs]`."""
-    return -0.5 * ((y - mean) / deviation).square() - deviation.log() - 0.5 * math.log(2 * math.pi)

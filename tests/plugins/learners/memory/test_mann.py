@@ -147,15 +147,6 @@ def test_the_memory_after_one_write_holds_what_was_added() -> None:
     torch.testing.assert_close(memory.label, one_hot(y[0], 3, torch.float64))
 
 
-def test_the_stream_holds_support_and_query_once_each_in_an_order_drawn_from_the_key() -> None:
-    one = built()
-    values, example = fresh(one), task()
-    y = one.stream(values, example, KEY, None)[1]
-    assert sorted(y.tolist()) == sorted([*example.support.y.tolist(), *example.query.y.tolist()])
-    assert torch.equal(one.stream(values, example, KEY, None)[1], y)
-    assert not torch.equal(one.stream(values, example, make_key(1), None)[1], y)
-
-
 def test_the_stream_is_the_examples_in_that_order_each_with_its_own_label() -> None:
     one = built()
     values, example = fresh(one), task()
@@ -166,15 +157,6 @@ def test_the_stream_is_the_examples_in_that_order_each_with_its_own_label() -> N
         logits, labels, _ = one.stream(values, example, KEY, key)
         torch.testing.assert_close(logits, outputs(one, values, x[places], y[places]))
         assert torch.equal(labels, y[places])
-
-
-def test_loss_is_the_mean_over_the_stream_of_the_stated_example_order() -> None:
-    one = built()
-    values, example = fresh(one), task()
-    logits, y, _ = one.stream(values, example, KEY, KEY)
-    loss, aux = one.loss(values, example, KEY)
-    torch.testing.assert_close(loss, nn.functional.cross_entropy(logits, y))
-    torch.testing.assert_close(aux.metrics["score"], (logits.argmax(-1) == y).double().mean())
 
 
 def test_perfect_memory_reaches_the_ceiling_by_elimination_at_first_sight_and_all_after() -> None:
