@@ -31,6 +31,9 @@ def evaluate(
     shots: Annotated[
         str | None, typer.Option("--shots", help="Support examples per class, one or several numbers: 1,5,10.")
     ] = None,
+    queries: Annotated[
+        int | None, typer.Option("--queries", min=1, max=100_000, help="Query examples per class.")
+    ] = None,
     steps: Annotated[
         str | None, typer.Option("--steps", help="Adaptation steps, one or several numbers: 0,1,5.")
     ] = None,
@@ -53,6 +56,7 @@ def evaluate(
     settings = {
         "ways": ways,
         "shots": options.parse_integers("--shots", shots),
+        "queries": queries,
         "steps": options.parse_integers("--steps", steps),
         "tasks": tasks,
         "split": split,

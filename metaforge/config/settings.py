@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from metaforge.config.durations import Budget, Interval, seconds
 
 Count = Annotated[int, Field(ge=1)]
 # A count of things that are in memory at the same time.
@@ -18,26 +19,6 @@ Sizes = Size | Annotated[list[Size], Field(min_length=1, max_length=100)]
 Sampler = Literal["fixed", "varied"]
 # Names of splits become part of file names: without separators, and without a dot at the start.
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)]
-
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
-# A duration as text; pydantic copies the pattern into the JSON Schema of a run file.
-Duration = Annotated[str, Field(pattern=rf"^\s*(?=[0-9])(?:{_DURATION.pattern})\s*$")]
-Budget = Annotated[float, Field(gt=0)] | Duration | None
-Interval = Annotated[float, Field(ge=0)] | Duration
-
-
-def seconds(value: Any) -> Any:
-    """Return a duration such as `90s`, `10m` or `1h30m` in seconds, and any other type unchanged.
-
-    Raises `ValueError` for a text that is not a duration.
-    """
-    if not isinstance(value, str):
-        return value
-    match = _DURATION.fullmatch(value.strip().lower())
-    if not value.strip() or match is None:
-        raise ValueError(f"{value!r} is not a duration such as 90s, 10m or 1h30m")
-    hours, minutes, rest = (float(part or 0) for part in match.groups())
-    return 3600 * hours + 60 * minutes + rest
 
 
 class Section(BaseModel):
@@ -162,6 +143,11 @@ class TrainConfig(Section):
         description="Query examples per class in training; if not set, those of `task`. Of a list, each outer step"
         " draws one.",
     )
+    together: bool = Field(
+        default=False,
+        description="Whether lists of ways, shots and queries have equal lengths and each outer step draws one place"
+        " in all of them.",
+    )
     sampler: Sampler | None = Field(
         default=None,
         description="Whether training tasks have this shape or vary within the bounds of `varied`; if not set, as those"
@@ -206,6 +192,16 @@ class TrainConfig(Section):
         if patterns and info.data.get("init_from") is None:
             raise ValueError("there is no run to take values from; set train.init_from to its folder")
         return patterns
+
+    @model_validator(mode="after")
+    def _require_equal_lengths(self) -> Self:
+        """Check that lists of ways, shots and queries that are drawn from together have one length."""
+        lists = {name: getattr(self, name) for name in ("ways", "shots", "queries")}
+        lengths = {name: len(sizes) for name, sizes in lists.items() if isinstance(sizes, list) and len(sizes) > 1}
+        if self.together and len({*lengths.values()}) > 1:
+            found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+            raise ValueError(f"together needs lists of equal lengths, but of their numbers {found}")
+        return self
 
 
 class CheckpointConfig(Section):

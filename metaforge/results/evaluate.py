@@ -58,6 +58,7 @@ def evaluate_run(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
     ways: int | None = None,
+    queries: int | None = None,
     sampler: Sampler | None = None,
     saved: Mapping[str, Any] | None = None,
 ) -> Record:
@@ -74,8 +75,9 @@ def evaluate_run(
         seed: Seed of the episodes.
         progress: Called with (tasks evaluated so far, tasks in all); a task counts once per number of steps.
         ways: Number of classes in a task; the run's own number if None.
-        sampler: Whether tasks have a fixed shape or vary, if neither `ways` nor `shots` asks for a shape; as the run's
-            own tasks if None.
+        queries: Number of query examples per class; the run's own number if None.
+        sampler: Whether tasks have a fixed shape or vary, if none of `ways`, `shots` and `queries` asks for a shape; as
+            the run's own tasks if None.
         saved: Facts about the checkpoint: `steps` is its outer step, `damaged` has a sentence for each later checkpoint
             that cannot be used.
 
@@ -86,7 +88,7 @@ def evaluate_run(
         ConfigError: The learner cannot be evaluated like this.
         DataError: The data set cannot make such tasks.
     """
-    _check_numbers(tasks, shots, steps, ways=ways, seed=seed)
+    _check_numbers(tasks, shots, steps, ways=ways, queries=queries, seed=seed)
     if run.folder is not None and not is_file_name(split):
         raise ConfigError(
             f"The split is {shown(split)}, which cannot be part of a file name.",
@@ -94,7 +96,8 @@ def evaluate_run(
             remedy="use a name of letters, digits, dots, hyphens and underscores",
         )
     # All cases are checked before the first is computed, so that an impossible one is reported at once.
-    cases = [evaluation_case(run, split, shape, steps) for shape in evaluation_shapes(run, ways, shots, sampler)]
+    shapes = evaluation_shapes(run, ways, shots, sampler, queries)
+    cases = [evaluation_case(run, split, shape, steps) for shape in shapes]
     advance = _counter(progress, tasks * sum(len(case.steps) for case in cases))
     results = []
     for case in cases:
@@ -130,7 +133,13 @@ def _add_checkpoint(record: Record, saved: Mapping[str, Any]) -> None:
 
 
 def _check_numbers(
-    tasks: int, shots: Sequence[int] | None, steps: Sequence[int] | None, *, ways: int | None, seed: int
+    tasks: int,
+    shots: Sequence[int] | None,
+    steps: Sequence[int] | None,
+    *,
+    ways: int | None,
+    queries: int | None,
+    seed: int,
 ) -> None:
     """Raise `ConfigError` if a number is outside its bounds, which are those of the settings and of the records."""
     if tasks < 1:
@@ -139,6 +148,7 @@ def _check_numbers(
         "shots": (shots or (), 1, MAX_SIZE),
         "steps": (steps or (), 0, 2**63 - 1),
         "ways": (() if ways is None else (ways,), 1, MAX_SIZE),
+        "queries": (() if queries is None else (queries,), 1, MAX_SIZE),
         "tasks": ((tasks,), 1, 2**63 - 1),
         "seed": ((seed,), 0, 2**63 - 1),
     }

@@ -46,23 +46,28 @@ def varied_bounds(settings: RunConfig) -> EpisodeBounds:
 
 
 def evaluation_shapes(
-    run: TrainedRun, ways: int | None, shots: Sequence[int] | None, sampler: Sampler | None = None
+    run: TrainedRun,
+    ways: int | None,
+    shots: Sequence[int] | None,
+    sampler: Sampler | None = None,
+    queries: int | None = None,
 ) -> list[TaskShape | EpisodeBounds]:
     """Return the shapes of tasks to evaluate on: one for each number of shots, or the bounds of varied tasks.
 
-    Numbers of ways or shots that are asked for are those of tasks of a fixed shape. Raises `ConfigError` for a sampler
-    that does not exist.
+    Numbers of ways, shots or queries that are asked for are those of tasks of a fixed shape. Raises `ConfigError` for a
+    sampler that does not exist.
     """
     settings = run.resolved.run
     if sampler not in (None, "fixed", "varied"):
         raise ConfigError(
             f"The sampler is {shown(sampler)}.", where="evaluate, sampler", remedy="use one of fixed and varied"
         )
-    if (sampler or settings.task.sampler) == "varied" and ways is None and not shots:
+    if (sampler or settings.task.sampler) == "varied" and ways is None and queries is None and not shots:
         return [varied_bounds(settings)]
     task = settings.task
     ways = task.ways if ways is None else ways
-    return [TaskShape(ways, number, task.queries) for number in dict.fromkeys(shots or [task.shots])]
+    queries = task.queries if queries is None else queries
+    return [TaskShape(ways, number, queries) for number in dict.fromkeys(shots or [task.shots])]
 
 
 def evaluation_case(

@@ -110,8 +110,7 @@ class Components:
         shapes, ways = self.training_shapes, self.task_shape.ways
         if self.training_bounds is not None:
             return self._spec("train", "training (train.sampler)", self.training_bounds)
-        # What the data set can do with the fewest and with the most, it can do with what lies between.
-        for shape in dict.fromkeys((shapes.smallest, shapes.largest)):
+        for shape in dict.fromkeys(shapes.extremes):
             found = self._spec("train", "training (train.ways, train.shots, train.queries)", shape)
         if {*shapes.ways} != {ways} and self.learner(found).tags.fixed_ways:
             numbers = shapes.ways[0] if len(shapes.ways) == 1 else list(shapes.ways)

@@ -137,6 +137,7 @@ class Run:
         *,
         ways: int | None = None,
         shots: Sequence[int] | None = None,
+        queries: int | None = None,
         steps: Sequence[int] | None = None,
         tasks: int | None = None,
         split: str | None = None,
@@ -151,12 +152,13 @@ class Run:
         Args:
             ways: Classes in a task.
             shots: Support examples per class, one evaluation each; empty for the number of the run.
+            queries: Query examples per class.
             steps: Numbers of adaptation steps, one evaluation each; empty for 0 and the learner's own number.
             tasks: Number of test tasks.
             split: The split of the data set.
             seed: The seed of the episodes.
-            sampler: Whether tasks have a fixed shape or vary within the bounds of `varied`. Numbers of ways or shots
-                ask for a fixed shape.
+            sampler: Whether tasks have a fixed shape or vary within the bounds of `varied`. Numbers of ways, shots
+                or queries ask for a fixed shape.
             progress: Called with (tasks evaluated so far, tasks in all); a task counts once per number of shots and of
                 steps.
 
@@ -174,6 +176,7 @@ class Run:
         found = evaluate_run(
             self,
             ways=ways,
+            queries=queries,
             shots=settings.shots if shots is None else shots,
             steps=settings.steps if steps is None else steps,
             tasks=settings.tasks if tasks is None else tasks,

@@ -32,16 +32,16 @@ class Copy(Dataset):
     """Recall of a sequence of random bits: the support set shows it, and the queries ask for it in the same order.
 
     An example is a step in time, and its input has three parts: the bits of the element, a flag that is 1 where an
-    element is asked for, and the time, by which the steps are to be ordered. The shots are the length of the sequence.
-    Queries ask for the elements one after the other, with bits of zero; there may be more queries than elements, and
-    the further ones have a flag of 0 and targets of 0. So `task.queries=120` fits all lengths up to 120, and
-    `metaforge evaluate RUN --shots 20,40,80,120` evaluates on several.
+    element is asked for, and the time, by which the steps are to be ordered. The shots are the length of the sequence,
+    and as many queries, with bits of zero, ask for its elements one after the other. Of more queries, the further ones
+    have a flag of 0 and targets of 0. `metaforge evaluate RUN --shots 40 --queries 40` evaluates on sequences of 40.
 
     Departures from the paper:
     - End of the sequence. In the paper a step between sequence and recall has the flag; here every step of the recall
       has it, and there is no step between. No option changes that.
-    - Lengths. In the paper every sequence has its own random length of 1 to 20. Here all of a batch have the same, and
-      `train.shots=[1, …, 20]` with `train.queries=20`, as in the preset `ntm-copy`, draws one for every outer step.
+    - Lengths. In the paper they are random, from 1 to 20. Here all tasks of a batch have the same; the preset
+      `ntm-copy` draws it for every outer step, by `train.shots=[1, …, 20]`, equal `train.queries` and
+      `train.together=true`.
     - Targets. In the paper nothing is asked for while the sequence is shown. Here the target of a step of the support
       set is its own element.
 

@@ -160,6 +160,12 @@ def test_fixed_ways_are_refused_before_anything_is_computed(tmp_path: Path) -> N
     assert run_evaluation(FakeRun(None, learner=Free), ways=3)["ways"] == 3
 
 
+def test_another_number_of_queries_can_be_asked_for() -> None:
+    assert run_evaluation(FakeRun(None), queries=4)["results"][0]["queries"] == 4
+    with pytest.raises(ConfigError, match=r"evaluate\.queries has 0, but should be 1 or more"):
+        run_evaluation(FakeRun(None), queries=0)
+
+
 def test_predictions_that_are_not_finite_give_no_score(tmp_path: Path) -> None:
     class Broken(Proportional):
         def predict(self, values: Any, fast: Any, x: torch.Tensor, *, key: Any = None) -> torch.Tensor:

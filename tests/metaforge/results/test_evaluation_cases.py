@@ -51,6 +51,8 @@ def test_shapes_are_those_that_are_asked_for() -> None:
     assert bounds == EpisodeBounds(3, 5, 2, 9, 100, 2.0)
     assert evaluation_shapes(fixed, None, None) == [TaskShape(5, 1, 15)]
     assert evaluation_shapes(fixed, 3, [1, 2, 1]) == [TaskShape(3, 1, 15), TaskShape(3, 2, 15)]
+    assert evaluation_shapes(fixed, None, [1, 2], queries=4) == [TaskShape(5, 1, 4), TaskShape(5, 2, 4)]
+    assert evaluation_shapes(varied, None, None, queries=4) == [TaskShape(5, 1, 4)]
     assert evaluation_shapes(varied, None, []) == [bounds]
     assert evaluation_shapes(varied, None, None, "fixed") == evaluation_shapes(varied, 5, None) == [TaskShape(5, 1, 15)]
     assert evaluation_shapes(fixed, None, None, "varied") == [EpisodeBounds()]
