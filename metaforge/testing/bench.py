@@ -43,7 +43,7 @@ from metaforge.testing.toy import TOYS, ToyDescent, ToyLearner, ToyNet, ToyReade
 # norm layers) some mistakes have no effect.
 PERTURBATION = 0.01
 # Shapes of an input, tried in this order for a subject that does not set `x_shape`.
-INPUT_SHAPES = ((6,), (1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 84, 84))
+INPUT_SHAPES = ((6,), (1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 84, 84), (4, 3))
 TASK_SHAPES: Mapping[str, TaskShape] = {
     name: TaskShape(3, 2, 3) if toy.kind.classes else TaskShape(1, 6, 6) for name, toy in TOYS.items()
 }

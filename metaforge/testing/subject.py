@@ -40,7 +40,7 @@ class Subject:
         cls: Class of the plugin.
         options: Options that differ from the defaults.
         x_shape: Shape of an input of the toy tasks. By default learners and backbones get the first of a few shapes
-            (a vector, then images of growing size) that they accept, and other plugins a vector.
+            (a vector, images of growing size, a sequence) that they accept, and other plugins a vector.
         shape: Ways, shots and queries of the episodes that are sampled from a data set.
         root: Folder that holds data sets.
         entry: Entry point of the plugin, or None for a class that is not installed.

@@ -26,7 +26,8 @@ LIGHT += ("data/__init__", "data/root", "system/line_files", "system/files", "sy
 HEAVY = ("metaforge/registry/contract.py",)
 # What a plugin may import of the core, by these exact names: `metaforge.authoring.keys` is not public.
 PUBLIC = ("metaforge", "metaforge.authoring", "metaforge.data", "metaforge.errors")
-# Names of plugins that are also ordinary words or names in the code, names of torch's optimisers or of file formats.
+# Names of plugins that are also ordinary words or names in the code, names of torch's optimisers and layers or of file
+# formats.
 ORDINARY_WORDS = {
     "sgd",
     "adam",
@@ -37,6 +38,7 @@ ORDINARY_WORDS = {
     "csv",
     "jsonl",
     "baseline",
+    "lstm",
     "matching",
     "mlp",
     "identity",

@@ -28,9 +28,11 @@ TOO_DEEP = {"torchvision"}
 FASTER: dict[str, dict[str, object]] = {
     "glyphs": {"train": 60, "val": 30, "test": 30},
     "imaml": {"steps": 4},
+    "lstm": {"hidden": 6},
     "resnet": {"depth": 10, "width": 2},
     "resnet12": {"widths": [3, 4, 5, 6]},
     "timm": {"model": "test_resnet"},
+    "transformer": {"width": 8, "heads": 2},
     "wide-resnet": {"depth": 10, "width": 1},
 }
 ALL = [Subject.of(f"{e.kind}:{e.name}", REGISTRY) for e in REGISTRY.entries() if e.distribution == CORE]
