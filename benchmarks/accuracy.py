@@ -30,8 +30,8 @@ COMMANDS = {
     "matching": "train --learner matching --dataset omniglot --steps 1000000 --budget 15m",
     "relation": "train --learner relation --dataset omniglot --steps 1000000 --budget 15m",
     "r2d2": "train --learner r2d2 --dataset omniglot --steps 1000000 --budget 10m",
-    "siamese": "train --learner siamese --dataset omniglot --steps 1000000 --budget 10m",
-    "metaopt-svm": "train --learner metaopt-svm --dataset omniglot --steps 1000000 --budget 10m",
+    "siamese": "train --learner siamese --dataset omniglot --steps 1000000 --budget 15m",
+    "metaopt-svm": "train --learner metaopt-svm --dataset omniglot --steps 1000000 --budget 15m",
     "eb-meta-networks": "train --learner eb-meta-networks --dataset omniglot --steps 1000000 --budget 10m",
     "meta-networks": "train --learner meta-networks --dataset omniglot --steps 1000000 --budget 15m",
     "maml": "train --learner maml --dataset omniglot --steps 1000000 --budget 10m --set backbone.variant=pool-32",
@@ -41,6 +41,9 @@ COMMANDS = {
     "snail": "train --learner snail --dataset omniglot --steps 1000000 --budget 15m",
     "mann": "train --learner mann --dataset omniglot --steps 1000000 --budget 15m"
     " --set task.queries=9 --set backbone.filters=32 --set engine.chunk=16",
+    "ntm": "train --learner ntm --dataset omniglot --steps 1000000 --budget 15m --set task.queries=9",
+    "in-context": "train --learner in-context --dataset omniglot --steps 1000000 --budget 15m --set task.queries=9",
+    "ntm-copy": "train --learner ntm --preset ntm-copy --budget 10m",
     "mamlpp": "train --learner mamlpp --dataset omniglot --steps 1000000 --budget 15m",
     "maml-meta-sgd": "train --learner maml --adapter meta-sgd --dataset omniglot --steps 1000000 --budget 15m"
     " --set backbone.variant=pool-32",
@@ -96,7 +99,11 @@ COMMANDS |= {
 _FEATURES = FOLDER / "protonet.npz"
 COMMANDS["leo-features"] = f"train --learner leo --dataset stored-features --set dataset.file={_FEATURES} --budget 5m"
 PREPARE = {"leo-features": f"features {FOLDER / 'protonet'} --out {_FEATURES}"}
-EVALUATE = {"maml-sinusoid": "--steps 0,1,5,10"}
+# How a run is evaluated, if not once as its configuration says.
+EVALUATE = {
+    "maml-sinusoid": ["--steps 0,1,5,10"],
+    "ntm-copy": [f"--shots {length} --queries {length}" for length in (20, 40, 80, 120)],
+}
 
 
 def outcome(folder: Path) -> str:
@@ -150,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name in PREPARE:
             subprocess.run([*metaforge, *shlex.split(PREPARE[name])], check=True)
         subprocess.run([*metaforge, *arguments_of(name)], check=True)
-        subprocess.run([*metaforge, "evaluate", str(folder), *shlex.split(EVALUATE.get(name, ""))], check=True)
+        for evaluation in EVALUATE.get(name, [""]):
+            subprocess.run([*metaforge, "evaluate", str(folder), *shlex.split(evaluation)], check=True)
         write_records(name)
     runs = [str(RECORDS / name) for name in COMMANDS if (RECORDS / name).is_dir()]
     report = [sys.executable, "-m", "metaforge.results.comparison", str(TABLE), *runs, "--published", str(PUBLISHED)]

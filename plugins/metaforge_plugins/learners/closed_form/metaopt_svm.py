@@ -58,8 +58,11 @@ class MetaOptSVM(ModelLearner):
     - Network. The authors' is a ResNet-12 with DropBlock; suggested are four blocks of 64 filters. No option gives
       theirs.
     - Training. The authors train with 15 shots and 6 queries per class, in 60 epochs of gradient descent with momentum,
-      with label smoothing. They have no results for Omniglot. Suggested are 10 ways with 1 shot and 5 queries, and
+      with label smoothing. They have no results for Omniglot. Suggested are 20 ways with 1 shot and 5 queries, and
       1,500 steps of Adam with learning rate 3e-3, lowered by a cosine.
+    - Initial scale. The authors' factor of the logits is 1 at first; suggested is 10, because with one example per
+      class the scores are so small that a learner spends most of a short training on the factor. `learner.scale=1`
+      gives theirs.
     """
 
     Config = MetaOptSVMOptions
@@ -68,7 +71,8 @@ class MetaOptSVM(ModelLearner):
     config: MetaOptSVMOptions
     defaults: ClassVar = {
         "classification": {
-            "train": {"ways": 10, "queries": 5, "tasks": 2, "steps": 1500, "lr": 3e-3},
+            "learner": {"scale": 10.0},
+            "train": {"ways": 20, "queries": 5, "tasks": 1, "steps": 1500, "lr": 3e-3},
             "schedule": {"name": "cosine"},
             "backbone": {"name": "conv4", "variant": "pool"},
         }
