@@ -82,7 +82,11 @@ COMMANDS = {
 # 2,304 or more instead of 64 or fewer.
 _SMALL = "train --preset omniglot-seed --budget 15m --set adapters.sgd.lr=0.01 --learner"
 _ANIL = "train --budget 15m --set adapters.sgd.lr=0.01 --preset omniglot-seed"
-_PRETRAINED = f"--set backbone.variant=stride-flat --init-from {FOLDER / 'small-protonet'}"
+# Features of a trained prototypical network are longer than those of an untrained body, which needs a smaller rate.
+_PRETRAINED = (
+    "train --budget 15m --set adapters.sgd.lr=0.003 --set backbone.variant=stride-flat"
+    f" --init-from {FOLDER / 'small-protonet'} --preset omniglot-seed"
+)
 COMMANDS |= {
     "small-maml": f"{_SMALL} maml",
     "small-maml-task-dropout": f"{_SMALL} maml --regularizer task-dropout",
@@ -92,8 +96,8 @@ COMMANDS |= {
     " --set backbone.variant=stride-flat --set train.ways=20 --set train.queries=2 --set train.tasks=1",
     "small-anil": f"{_ANIL},anil-scratch",
     "small-anil-first-order": f"{_ANIL},anil-scratch --set learner.adjoint=first-order",
-    "small-anil-pretrained": f"{_ANIL},anil-pretrained {_PRETRAINED}",
-    "small-anil-pretrained-frozen": f"{_ANIL},anil-pretrained-frozen {_PRETRAINED}",
+    "small-anil-pretrained": f"{_PRETRAINED},anil-pretrained",
+    "small-anil-pretrained-frozen": f"{_PRETRAINED},anil-pretrained-frozen",
 }
 # LEO as it was published: on fixed features, of the network that `protonet` trained.
 _FEATURES = FOLDER / "protonet.npz"
