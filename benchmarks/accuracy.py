@@ -82,9 +82,9 @@ COMMANDS = {
 # 2,304 or more instead of 64 or fewer.
 _SMALL = "train --preset omniglot-seed --budget 15m --set adapters.sgd.lr=0.01 --learner"
 _ANIL = "train --budget 15m --set adapters.sgd.lr=0.01 --preset omniglot-seed"
-# Features of a trained prototypical network are longer than those of an untrained body, which needs a smaller rate.
+# Features of a trained prototypical network are longer than those of an untrained body, so that both rates are smaller.
 _PRETRAINED = (
-    "train --budget 15m --set adapters.sgd.lr=0.003 --set backbone.variant=stride-flat"
+    "train --budget 15m --set adapters.sgd.lr=0.003 --set train.lr=0.0001 --set backbone.variant=stride-flat"
     f" --init-from {FOLDER / 'small-protonet'} --preset omniglot-seed"
 )
 COMMANDS |= {
