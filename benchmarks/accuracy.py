@@ -63,6 +63,8 @@ COMMANDS = {
     "baseline-plus-plus": "train --learner baseline-plus-plus --dataset omniglot --steps 1000000 --budget 5m",
     "fine-tune": "train --learner fine-tune --dataset omniglot --steps 1000000 --budget 5m",
     "ftml": "train --learner ftml --dataset omniglot --budget 15m",
+    "cnp-completion": "train --learner cnp --dataset omniglot:completion --steps 1000000 --budget 5m",
+    "anp-completion": "train --learner anp --dataset omniglot:completion --steps 1000000 --budget 5m",
     "cnp-sinusoid": "train --learner cnp --dataset sinusoid --budget 5m",
     "maml-sinusoid": "train --learner maml --dataset sinusoid --budget 5m",
     "maml-meta-sgd-sinusoid": "train --learner maml --adapter meta-sgd --dataset sinusoid --budget 5m",

@@ -66,6 +66,10 @@ class CNP(ProcessLearner):
         """Return the means `[n, outputs]`."""
         return self.distribution(values, fast, x)[0]
 
+    def deviation(self, values: Params, fast: Params, x: Tensor) -> Tensor:
+        """Return the standard deviations `[n, outputs]`."""
+        return self.distribution(values, fast, x)[1]
+
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the mean of −log N(y; μ, σ) over the targets of support and query set."""
         x, y = (torch.cat(pair) for pair in zip(task.support, task.query, strict=True))
