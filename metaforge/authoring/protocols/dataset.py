@@ -177,3 +177,20 @@ class Dataset(Component, Protocol):
             then has a number for each dimension, from -1 at the first place to 1 at the last. `()` for no grid.
         """
         return ()
+
+    def measure(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Mapping[str, list[float]]:
+        """Return metrics of some test episodes that no learner changes, such as what a perfect learner would reach.
+
+        They are shown beside the learner's own metrics (`Learner.measure`), which must have other names.
+
+        Args:
+            split: `"train"`, `"val"` or `"test"`.
+            shape: Numbers of classes and examples.
+            first: Number of the first episode, from 0.
+            count: Number of episodes.
+            seed: Seed of the episodes.
+
+        Returns:
+            A number for each episode `[count]`, by the name of the metric; `{}` by default.
+        """
+        return {}
