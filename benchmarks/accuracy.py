@@ -66,6 +66,13 @@ COMMANDS = {
     "baseline-plus-plus": "train --learner baseline-plus-plus --dataset omniglot --steps 1000000 --budget 5m",
     "fine-tune": "train --learner fine-tune --dataset omniglot --steps 1000000 --budget 5m",
     "ftml": "train --learner ftml --dataset omniglot --budget 15m",
+    "cnp-completion": "train --learner cnp --dataset omniglot:completion --steps 1000000 --budget 5m"
+    " --set engine.threads=1",
+    "anp-completion": "train --learner anp --dataset omniglot:completion --steps 1000000 --budget 5m"
+    " --set engine.threads=1",
+    "cnp-gaussian-process": "train --learner cnp --dataset gaussian-process --budget 5m",
+    "np-gaussian-process": "train --learner np --dataset gaussian-process --budget 5m",
+    "anp-gaussian-process": "train --learner anp --dataset gaussian-process --budget 5m",
     "cnp-sinusoid": "train --learner cnp --dataset sinusoid --budget 5m",
     "maml-sinusoid": "train --learner maml --dataset sinusoid --budget 5m",
     "maml-meta-sgd-sinusoid": "train --learner maml --adapter meta-sgd --dataset sinusoid --budget 5m",
@@ -104,8 +111,11 @@ _FEATURES = FOLDER / "protonet.npz"
 COMMANDS["leo-features"] = f"train --learner leo --dataset stored-features --set dataset.file={_FEATURES} --budget 5m"
 PREPARE = {"leo-features": f"features {FOLDER / 'protonet'} --out {_FEATURES}"}
 # How a run is evaluated, if not once as its configuration says.
+_CONTEXTS = "--shots 10,50,100,300"
 EVALUATE = {
     "maml-sinusoid": ["--steps 0,1,5,10"],
+    "cnp-completion": [_CONTEXTS],
+    "anp-completion": [_CONTEXTS],
     "ntm-copy": [f"--shots {length} --queries {length}" for length in (20, 40, 80, 120)],
 }
 

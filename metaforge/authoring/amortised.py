@@ -204,6 +204,10 @@ class LatentProcessLearner(ProcessLearner):
         """Return the means `[n, outputs]` at the mean of q(z | context)."""
         return self.distribution(values, self.codes(values, fast, x), fast["mean"])[0]
 
+    def deviation(self, values: Params, fast: Params, x: Tensor) -> Tensor:
+        """Return the standard deviations `[n, outputs]` at the mean of q(z | context)."""
+        return self.distribution(values, self.codes(values, fast, x), fast["mean"])[1]
+
     def distribution(self, values: Params, codes: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return μ and σ of targets, each `[..., n, outputs]`, from `codes` `[n, ·]` and latents z `[..., latent]`."""
         shape = (*z.shape[:-1], len(codes), -1)

@@ -51,7 +51,7 @@ class TaskKind:
         needs_key: Whether evaluation passes a key to `Learner.adapt` and `Learner.predict`, for the noise of an
             environment. It is the same for every learner.
         picture: How tasks are drawn: `classes` (images with their predicted class), `curves` (targets and predictions
-            over an input that is one number), or None.
+            over an input that is one number, or over a grid, see `Dataset.grid`), or None.
 
     Raises:
         ValueError: The name is empty, is longer than 100 characters or has control characters.

@@ -93,8 +93,9 @@ def preview(
     with _opened(name, settings) as (dataset, shape):
         spec = expected_spec(dataset, dataset.spec(split, shape), shape)
         task = one_task(expected_tasks(dataset, dataset.sample(split, shape, index, 1, seed=seed), spec, 1))
+        grid = dataset.grid(split)
     out.parent.mkdir(parents=True, exist_ok=True)
-    episode_grid(task, out, spec.kind)
+    episode_grid(task, out, spec.kind, grid=grid)
     if as_json:
         answer = {"name": name, "split": split, "index": index, "seed": seed, **shape._asdict(), "picture": str(out)}
         print_json(answer)

@@ -79,8 +79,11 @@ def resolve(layers: Sequence[Layer], registry: Registry, *, complete: bool = Tru
             where=f"installed data sets: {', '.join(registry.names('dataset')) or 'none'}",
             remedy="choose one with --dataset NAME, or in a file with [dataset] name = ...",
         )
-    merged = _merged_defaults(registry, layers, learner, learner_class, dataset)
-    for layer in _without_replaced_options(layers, {"learner": None, "dataset": default_dataset}, merged):
+    merged = Merged()
+    kept = _without_replaced_options(layers, {"learner": None, "dataset": default_dataset}, merged)
+    dataset_class = None if dataset is None else _dataset_class(registry, dataset, kept)
+    _apply_defaults(merged, registry, layers, (learner, learner_class), (dataset, dataset_class))
+    for layer in kept:
         merged.apply(layer)
     if learner_class is not None:
         _check_needs(merged, str(learner), learner_class)
@@ -105,31 +108,39 @@ def _default_name(registry: Registry, key: str) -> str | None:
     return None if entry is None else entry.qualified if entry.state == "ambiguous" else entry.name
 
 
-def _merged_defaults(
+def _dataset_class(registry: Registry, name: str, layers: Sequence[Layer]) -> type[Any]:
+    """Return the class of a data set under the options that the user's layers set."""
+    options = {option: value for layer in layers for option, value in layer.values.get("dataset", {}).items()}
+    cls = registry.load("dataset", name)
+    with plugin_errors(registry.find("dataset", name), "cannot tell its kind of tasks", keep_metaforge_errors=True):
+        variant: type[Any] = cls.variant(options)
+    return variant
+
+
+def _apply_defaults(
+    merged: Merged,
     registry: Registry,
     layers: Sequence[Layer],
-    learner: str | None,
-    learner_class: type[Any] | None,
-    dataset: str | None,
-) -> Merged:
-    """Return the names of the learner and the data set, merged with the defaults of both and of the user's choices."""
-    merged = Merged()
+    learner: tuple[str | None, type[Any] | None],
+    dataset: tuple[str | None, type[Any] | None],
+) -> None:
+    """Apply the names of the learner and the data set, and the defaults of both and of the user's choices."""
     for kind in _ALWAYS:
         if (default := _default_name(registry, kind)) is not None:
             merged.apply(Layer("default", {kind: {"name": default}}, explicit=False))
+    (learner_name, learner_class), (dataset_name, dataset_class) = learner, dataset
     if learner_class is not None:
-        merged.apply(Layer("default", {"learner": {"name": learner}}, explicit=False))
-    if dataset is not None:
-        dataset_class = registry.load("dataset", dataset)
+        merged.apply(Layer("default", {"learner": {"name": learner_name}}, explicit=False))
+    if dataset_class is not None:
         if learner_class is not None:
-            _check_kinds(learner_class, learner, dataset_class, dataset, registry)
-        merged.apply(Layer("default", {"dataset": {"name": dataset}}, explicit=False))
-        for kind, name, cls in (("dataset", dataset, dataset_class), ("learner", learner, learner_class)):
+            _check_kinds(learner_class, learner_name, dataset_class, str(dataset_name), registry)
+        merged.apply(Layer("default", {"dataset": {"name": dataset_name}}, explicit=False))
+        task_kind = _kind_of(dataset_class).name
+        for kind, (name, cls) in (("dataset", dataset), ("learner", learner)):
             if cls is not None:
-                merged.apply(plugin_defaults(registry, kind, str(name), cls, _kind_of(dataset_class).name))
-        for layer in component_defaults(registry, layers, merged.values, _kind_of(dataset_class).name):
+                merged.apply(plugin_defaults(registry, kind, str(name), cls, task_kind))
+        for layer in component_defaults(registry, layers, merged.values, task_kind):
             merged.apply(layer)
-    return merged
 
 
 def _check_kinds(

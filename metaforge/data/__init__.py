@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from metaforge.data.cache import Arrays, load_or_build, read_arrays
     from metaforge.data.class_folders import ClassFolders, ClassFoldersOptions, Contents
     from metaforge.data.class_pool import ClassPool, Pixels, check_draw, check_shape, check_split
+    from metaforge.data.completion import sample_completions
     from metaforge.data.curves import CurveDataset, CurveOptions, Range, between
     from metaforge.data.downloads import Opener, Progress, open_https
     from metaforge.data.episodes import draw_episode, sample_episodes
-    from metaforge.data.image_dataset import ImageDataset
+    from metaforge.data.image_dataset import ImageDataset, ImageOptions
     from metaforge.data.images import Resample, read_file
     from metaforge.data.random_numbers import Bits, bits, episode_keys, normals, sample_without_replacement, uniforms
     from metaforge.data.root import data_root
@@ -31,6 +32,7 @@ __all__ = [
     "CurveDataset",
     "CurveOptions",
     "ImageDataset",
+    "ImageOptions",
     "Opener",
     "Pixels",
     "Progress",
@@ -54,6 +56,7 @@ __all__ = [
     "open_tree",
     "read_arrays",
     "read_file",
+    "sample_completions",
     "sample_episodes",
     "sample_without_replacement",
     "uniforms",
@@ -63,6 +66,7 @@ _MODULES = (
     "root",
     "random_numbers",
     "class_pool",
+    "completion",
     "curves",
     "augment",
     "episodes",

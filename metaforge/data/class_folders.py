@@ -18,13 +18,13 @@ from metaforge.data.cache import load_or_build
 from metaforge.data.class_layouts import LAYOUTS, SPLITS, Layout, Splits, find_classes
 from metaforge.data.class_pool import ClassPool, check_split
 from metaforge.data.downloads import Progress
-from metaforge.data.image_dataset import ImageDataset
+from metaforge.data.image_dataset import ImageDataset, ImageOptions
 from metaforge.data.images import Resample
 from metaforge.data.trees import Tree, TreeImages, open_tree
 from metaforge.errors import DataError
 
 
-class ClassFoldersOptions(Options):
+class ClassFoldersOptions(ImageOptions):
     """Options of data sets of images in class folders."""
 
     size: int = Field(default=84, ge=8, le=512, description="height and width of the images in pixels")

@@ -56,7 +56,7 @@ def sample_episodes(pool: ClassPool, shape: TaskShape, first: int, count: int, *
     classes = classes if large is None else large[classes]
     sizes = pool.per_class if pool.sizes is None else pool.sizes[classes]
     images = sample_without_replacement(bits(keys[:, 1], shape.ways), sizes, needed)
-    turns = _quarter_turns(keys[:, 4], shape.ways) if pool.rotate else None
+    turns = quarter_turns(keys[:, 4], shape.ways) if pool.rotate else None
     return Task(
         support=_examples(pool, classes, images[..., : shape.shots], turns, keys[:, 2]),
         query=_examples(pool, classes, images[..., shape.shots :], turns, keys[:, 3]),
@@ -98,7 +98,7 @@ def draw_episode(
     """
     check_draw(pool, classes, shots, queries)
     keys = bits(episode_keys(seed, f"{split}/drawn", number, 1)[0], 4)
-    turns = _quarter_turns(keys[3], len(classes)) if pool.rotate else None
+    turns = quarter_turns(keys[3], len(classes)) if pool.rotate else None
     drawn = [
         sample_without_replacement(key, int(pool.class_sizes[klass]), count + queries)
         for key, klass, count in zip(bits(keys[0], len(classes)), classes, shots, strict=True)
@@ -119,7 +119,7 @@ def draw_episode(
     return Task(support, query, torch.tensor(list(classes)))
 
 
-def _quarter_turns(keys: Bits, ways: int) -> Indices:
+def quarter_turns(keys: Bits, ways: int) -> Indices:
     """Return random numbers of quarter turns, 0 to 3, for each class of a task `[..., ways]`."""
     return (bits(keys, ways) >> np.uint64(62)).astype(np.int64)
 

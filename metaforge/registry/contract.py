@@ -55,7 +55,7 @@ def contract_errors(kind: str, cls: type[Any]) -> list[str]:
         is_stub = name in _REQUIRED.get(kind, ()) and getattr(cls, name, None) is getattr(protocol, name, None)
         if is_stub or not hasattr(cls, name):
             errors.append(f"{name!r} is missing")
-        elif inspect.isfunction(getattr(protocol, name, None)):
+        elif inspect.isroutine(getattr(protocol, name, None)):
             errors += _signature_errors(name, getattr(protocol, name), getattr(cls, name))
     if "__init__" in vars(protocol) and cls.__init__ is not getattr(protocol, "__init__"):  # noqa: B009
         errors += _signature_errors("__init__", getattr(protocol, "__init__"), cls.__init__)  # noqa: B009

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metaforge.errors import ConfigError, DataError, MetaForgeError
+from metaforge.errors import ConfigError, DataError, MetaForgeError, PluginError
+from metaforge.registry.scan import scan
 from metaforge.results.markdown import code_block, code_span, inline, line
 from metaforge.results.records import (
     Record,
@@ -55,7 +56,7 @@ class EvaluatedRun(NamedTuple):
         command: The command line of the training.
         status: The run's `status.json`.
         environment: The run's `env.json`.
-        options: The `[dataset]` table of its configuration.
+        options: The `[dataset]` table of its configuration, with the defaults of options that are newer than the run.
         plugins: The names of its adapters and regularizers, in their order.
         evaluations: Its evaluations, without the scores of single tasks.
     """
@@ -90,10 +91,23 @@ def read_run(folder: Path) -> EvaluatedRun:
         read_text(folder / "command.txt"),
         read_status(folder)[0],
         read_environment(folder)[0],
-        read_table(config, "dataset"),
+        _with_newer_options(read_table(config, "dataset")),
         [*read_table(config, "adapters"), *read_table(config, "regularizers")],
         evaluations,
     )
+
+
+def _with_newer_options(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a data set, those that it did not have yet at their defaults, so that runs can be compared.
+
+    The table is as it is where the data set is not installed.
+    """
+    try:
+        options = scan().load("dataset", str(table.get("name", ""))).Config
+    except PluginError:
+        return dict(table)
+    defaults = options.model_construct().model_dump(mode="json", exclude_none=True)
+    return {**{name: value for name, value in table.items() if name == "name"}, **defaults, **table}
 
 
 def read_published(path: Path | None) -> Published:

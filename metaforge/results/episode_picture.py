@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from metaforge.authoring.kinds import TaskKind
 from metaforge.authoring.protocols import Examples, Task
 from metaforge.errors import DataError
 from metaforge.results.canvas import BLUE, GREY, INK, VERMILION, new_figure, save_png
+from metaforge.results.grid_picture import Panel, on_grid, panel_grid
 
 # The most support and query images that are drawn per class.
 _SHOTS, _QUERIES = 5, 8
@@ -21,26 +23,38 @@ _SHOTS, _QUERIES = 5, 8
 _CELL, _GAP, _TEXT = 1.0, 0.16, 0.26
 
 
-def episode_grid(task: Task, out: Path, kind: TaskKind, predictions: Tensor | None = None, *, title: str = "") -> None:
+def episode_grid(
+    task: Task,
+    out: Path,
+    kind: TaskKind,
+    predictions: Tensor | None = None,
+    *,
+    grid: tuple[int, ...] = (),
+    title: str = "",
+) -> None:
     """Draw one task with a row per class: its support images, then its queries with the predicted class below.
 
-    A task of scalars whose kind is drawn as curves is drawn as points.
+    A task whose kind is drawn as curves is drawn as points if it is one of scalars, and as images if its inputs are
+    places of a grid with two dimensions.
 
     Args:
         task: The task, without a task dimension.
         out: PNG file to write.
         kind: The kind of the task, which says how it is drawn.
         predictions: For the queries: class indices `[n]`, logits `[n, ways]`, or the predicted numbers.
+        grid: The shape of the grid of the inputs, see `Dataset.grid`.
         title: Title of the picture.
 
     Raises:
-        DataError: The inputs are neither images of classes nor scalars with scalar targets.
+        DataError: The inputs are neither images of classes, nor scalars with scalar targets, nor places of a grid.
     """
     x_shape, y_shape = task.support.x.shape[1:], task.support.y.shape[1:]
     if kind.picture == "classes" and len(x_shape) == 3:
         _draw_images(task, out, predictions, title)
     elif kind.picture == "curves" and x_shape == y_shape == (1,):
         _draw_points(task, out, predictions, title)
+    elif kind.picture == "curves" and len(grid) == 2:
+        _draw_places(task, grid, out, title)
     else:
         raise DataError(
             f"A {kind.name} task with inputs of shape {tuple(x_shape)} cannot be drawn.",
@@ -126,6 +140,12 @@ def _draw_points(task: Task, out: Path, predictions: Tensor | None, title: str) 
     ax.set_ylabel("y")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     save_png(figure, out)
+
+
+def _draw_places(task: Task, grid: tuple[int, ...], out: Path, title: str) -> None:
+    everything = [torch.cat(pair) for pair in zip(task.support, task.query, strict=True)]
+    support, both = on_grid(grid, *task.support), on_grid(grid, everything[0], everything[1])
+    panel_grid([[Panel("support", support), Panel("support and queries", both)]], out, title=title)
 
 
 def _labels(predictions: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ from operator import itemgetter
 from typing import Any
 
 from metaforge.authoring.functional import one_task
+from metaforge.authoring.protocols import Dataset, TaskShape
 from metaforge.config.settings import MAX_SIZE, Sampler
 from metaforge.data.batches import TaskBatch
 from metaforge.engine import plans
-from metaforge.errors import ConfigError, shown
+from metaforge.errors import ConfigError, ContractError, shown
 from metaforge.results.episode_scores import EvaluationCase, episode_chunks, score_episodes, together
 from metaforge.results.evaluation_cases import TrainedRun, evaluation_case, evaluation_shapes, plugin_name
 from metaforge.results.record_schema import step_label
@@ -198,6 +199,8 @@ def _evaluate_case(
         # The baselines are functions of the kind of the tasks, which the data set may bring.
         with run.resolved.running_errors("baselines", _where(episodes, split), owner=run.resolved.dataset):
             _add_baselines(result.batches, measured, varied=case.bounds is not None)
+            if case.bounds is None:
+                _add_measures(run.dataset, split, case.spec.shape, episodes, seed, measured)
         for steps, scores, finite in zip(case.steps, result.scores, result.finite, strict=True):
             measured.scores.setdefault(step_label(steps), []).extend(scores.tolist())
             measured.finite.setdefault(step_label(steps), []).extend(finite.tolist())
@@ -225,6 +228,21 @@ def _add_baselines(batches: Sequence[TaskBatch], measured: _TaskValues, *, varie
             ways, support, queries = spec.shape.ways, len(task.support.x), len(task.query.x)
             for name, size in (("ways", ways), ("support", support), ("queries", queries // ways)):
                 measured.sizes.setdefault(name, []).append(size)
+
+
+def _add_measures(
+    dataset: Dataset, split: str, shape: TaskShape, episodes: range, seed: int, measured: _TaskValues
+) -> None:
+    """Add the metrics of the data set for some tasks; raise `ContractError` if they do not suit the learner's own."""
+    for name, values in dataset.measure(split, shape, episodes[0], len(episodes), seed=seed).items():
+        column = measured.measures.setdefault(name, [])
+        column.extend(values)
+        if len(column) != len(next(iter(measured.scores.values()), [])) + len(episodes):
+            raise ContractError(
+                f"measure of the data set returns {len(values)} values of {name!r} for {len(episodes)} episodes, or the"
+                " learner has a metric of this name",
+                owner=dataset,
+            )
 
 
 def _record(run: TrainedRun, case: EvaluationCase, tasks: int, split: str, seed: int, measured: _TaskValues) -> Record:

@@ -115,7 +115,9 @@ class Subject:
 
     def with_options(self, options: Mapping[str, Any]) -> Subject:
         """Return the same subject with some options changed."""
-        return replace(self, options={**self.options, **options})
+        options = {**self.options, **options}
+        cls = self.cls.variant(options) if self.kind == "dataset" else self.cls
+        return replace(self, cls=cls, options=options)
 
     def with_root(self, root: Path) -> Subject:
         """Return the same subject with another folder of data sets."""

@@ -42,7 +42,7 @@ def members(protocol: type[Any]) -> dict[str, Any]:
     for base in reversed(protocol.__mro__):
         if base.__module__.startswith(protocols.__name__):
             defined |= dict.fromkeys(inspect.get_annotations(base)) | vars(base)
-    return defined
+    return {name: member.__func__ if isinstance(member, classmethod) else member for name, member in defined.items()}
 
 
 def signature(name: str, method: Any) -> str:

@@ -69,6 +69,25 @@ class Pictures(Dataset):
     def facts(self, split: Any) -> Any: ...
 
 
+class Either(Pictures):
+    """A data set whose kind of tasks is an option."""
+
+    class Config(Options):
+        after_colon: ClassVar[str] = "curved"
+        curved: bool = Field(default=False, description="Tasks of regression.")
+
+    @classmethod
+    def variant(cls, options: Any) -> Any:
+        return Curved if options.get("curved") else cls
+
+
+class Curved(Either):
+    """The data set with the other kind of tasks."""
+
+    kind: ClassVar[Any] = "regression"
+    defaults: ClassVar[Any] = {"regression": {"task": {"ways": 1, "shots": 7}, "backbone": {"name": "dense"}}}
+
+
 class Waves(Pictures):
     """A regression data set."""
 

@@ -141,7 +141,7 @@ def record_calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
         return SimpleNamespace(evaluate=evaluate, summary={"damaged": ["state.json is damaged"]})
 
-    def episode_grid(task: Task, path: Path, kind: TaskKind) -> None:
+    def episode_grid(task: Task, path: Path, kind: TaskKind, *, grid: tuple[int, ...]) -> None:
         calls.append(SimpleNamespace(task=task, kind=kind))
         path.write_bytes(b"picture")
 

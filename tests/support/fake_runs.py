@@ -89,6 +89,33 @@ class Lines(Dataset):
         return {}
 
 
+class Greys(Dataset):
+    """Completion of images of 3 x 4 pixels: all pixels of task i have the value (i + 1) / 10."""
+
+    Config = Options
+    kind = "regression"
+
+    def __init__(self) -> None:
+        pass
+
+    def spec(self, split: str, shape: TaskShape) -> TaskSpec:
+        return TaskSpec("regression", (2,), 1, shape)
+
+    def sample(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Task:
+        rows, columns = torch.meshgrid(torch.linspace(-1, 1, 3), torch.linspace(-1, 1, 4), indexing="ij")
+        x = torch.stack([rows, columns], -1).reshape(1, 12, 2).expand(count, -1, -1)
+        y = torch.arange(first + 1, first + count + 1).reshape(-1, 1, 1).expand(-1, 12, -1) / 10
+        first_query, end = shape.shots, shape.shots + shape.queries
+        support, query = (Examples(x[:, i:j], y[:, i:j]) for i, j in ((0, first_query), (first_query, end)))
+        return Task(support, query)
+
+    def facts(self, split: str) -> Mapping[str, str | int | float]:
+        return {}
+
+    def grid(self, split: str) -> tuple[int, ...]:
+        return (3, 4)
+
+
 class Reader(Learner):
     """Predicts the class of the bright pixel after a step, and class 0 before; wrong if the last pixel is bright."""
 
@@ -127,6 +154,24 @@ class Proportional(Reader):
 
     def predict(self, values: Params, fast: Fast, x: Tensor, *, key: Key | None = None) -> Tensor:
         return values["w"] * x * (fast > 0)
+
+
+class Halves(Proportional):
+    """Predicts 0.5 everywhere, with a deviation of 0.25."""
+
+    tags = Tags(kinds=frozenset({"regression"}))
+
+    def predict(self, values: Params, fast: Fast, x: Tensor, *, key: Key | None = None) -> Tensor:
+        return torch.full((len(x), 1), 0.5, dtype=x.dtype)
+
+    def deviation(self, values: Params, fast: Fast, x: Tensor) -> Tensor:
+        return torch.full((len(x), 1), 0.25, dtype=x.dtype)
+
+
+class Certain(Halves):
+    """Predicts 0.5 everywhere, and no deviation."""
+
+    deviation = Learner.deviation  # type: ignore[assignment]
 
 
 class Worlds(Lines):
@@ -171,3 +216,8 @@ def interaction_run(folder: Path | None) -> FakeRun:
 def regression_run(folder: Path | None) -> FakeRun:
     """Return a run on regression tasks with two support points and four queries."""
     return FakeRun(folder, Lines(), Proportional, task={"ways": 1, "shots": 2, "queries": 4})
+
+
+def completion_run(folder: Path | None, learner: Any = Halves) -> FakeRun:
+    """Return a run on image completion tasks with three support pixels and four queries."""
+    return FakeRun(folder, Greys(), learner, task={"ways": 1, "shots": 3, "queries": 4})

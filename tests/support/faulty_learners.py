@@ -107,6 +107,13 @@ class Level(Learner):
         return errors.square().mean(), Aux({})
 
 
+class Certain(Level):
+    """Predicts deviations of zero."""
+
+    def deviation(self, values: Params, fast: Tensor, x: Tensor) -> Tensor:
+        return torch.zeros(len(x), len(fast))
+
+
 class Nested(Options):
     """Options with a field of their own type."""
 
@@ -530,6 +537,7 @@ FAULTS: list[tuple[str, type[Learner]]] = [
     ("frozen", Thawing),
     ("shapes", Sideways),
     ("shapes", Hardcoded),
+    ("shapes", Certain),
     ("shapes", Single),
     ("shapes", UnknownState),
     ("shapes", Tally),

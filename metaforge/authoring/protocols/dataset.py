@@ -55,6 +55,21 @@ class Dataset(Component, Protocol):
 
     def __init__(self, config: Any, *, root: Path) -> None: ...
 
+    @classmethod
+    def variant(cls, options: Mapping[str, Any]) -> type[Dataset]:
+        """Return the class that stands for this one under some options, by default this one.
+
+        It is for a data set whose kind of tasks, or whose `defaults`, depend on an option: both are read from the class
+        before there is an instance. An instance that is made with such options must be one of that class.
+
+        Args:
+            options: The options that are set, by name. They have not been validated yet.
+
+        Returns:
+            This class or a subclass of it, with the same `Config`.
+        """
+        return cls
+
     def spec(self, split: str, shape: TaskShape) -> TaskSpec:
         """Return the specification of tasks of a shape.
 
@@ -148,3 +163,34 @@ class Dataset(Component, Protocol):
             The names in the order of the classes' numbers, or an empty sequence.
         """
         return ()
+
+    def grid(self, split: str) -> tuple[int, ...]:
+        """Return the shape of the grid whose places are the inputs of a split's examples; by default there is none.
+
+        Tasks of regression on a grid with two dimensions are drawn as images.
+
+        Args:
+            split: `"train"`, `"val"` or `"test"`.
+
+        Returns:
+            The size of each dimension, such as the height and width of images whose pixels are the examples. An input
+            then has a number for each dimension, from -1 at the first place to 1 at the last. `()` for no grid.
+        """
+        return ()
+
+    def measure(self, split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> Mapping[str, list[float]]:
+        """Return metrics of some test episodes that no learner changes, such as what a perfect learner would reach.
+
+        They are shown beside the learner's own metrics (`Learner.measure`), which must have other names.
+
+        Args:
+            split: `"train"`, `"val"` or `"test"`.
+            shape: Numbers of classes and examples.
+            first: Number of the first episode, from 0.
+            count: Number of episodes.
+            seed: Seed of the episodes.
+
+        Returns:
+            A number for each episode `[count]`, by the name of the metric; `{}` by default.
+        """
+        return {}

@@ -257,3 +257,16 @@ class Learner(Component, Protocol):
             Scalars by name; `{}` by default.
         """
         return {}
+
+    def deviation(self, values: Params, fast: Fast, x: Tensor) -> Tensor | None:
+        """Return how uncertain the learner is of its predicted means, for pictures of regression tasks.
+
+        Args:
+            values: The learner's values.
+            fast: What `adapt` returned.
+            x: Query inputs `[n, *x_shape]`.
+
+        Returns:
+            Standard deviations of the targets `[n, outputs]`; None, as by default, if the learner predicts none.
+        """
+        return None

@@ -71,6 +71,11 @@ def shapes(subject: Subject) -> None:
             assert prediction.dtype == dtype, (
                 f"predict returns {prediction.dtype} for {dtype} inputs; it must keep the dtype"
             )
+            if not bench.spec.kind.needs_key:
+                found = bench.learner.deviation(values, bench.learner.adapt(values, task.support), task.query.x)
+                assert found is None or (found.shape == expected and bool((found > 0).all())), (
+                    f"deviation must return positive numbers of shape {list(expected)}, or None"
+                )
             loss, aux = bench.learner.loss(values, task, KEY)
             scalars = {"the loss": loss, **aux.metrics, **bench.learner.measure(values, task, KEY)}
             for name, scalar in scalars.items():

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydantic import Field
 
-from metaforge.authoring import Options
 from metaforge.data import (
     Bits,
     ClassPool,
     ImageDataset,
+    ImageOptions,
     Pixels,
     bits,
     check_split,
@@ -43,7 +43,7 @@ _POINTS = 12
 _OVERSAMPLING = 4
 
 
-class GlyphsOptions(Options):
+class GlyphsOptions(ImageOptions):
     """Options of the glyphs data set."""
 
     size: int = Field(default=28, ge=8, le=128, description="height and width of the images in pixels")

@@ -16,7 +16,6 @@ import numpy as np
 from pydantic import Field
 
 from metaforge import data
-from metaforge.authoring import Options
 from metaforge.errors import DataError, nearest
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
@@ -48,7 +47,7 @@ EVALUATION = Collection(
 )
 
 
-class OmniglotOptions(Options):
+class OmniglotOptions(data.ImageOptions):
     """Options of the Omniglot data set."""
 
     size: int = Field(default=28, ge=8, le=105, description="height and width of the images in pixels")

@@ -89,9 +89,12 @@ def test_the_loss_is_the_negative_evidence_lower_bound(vary: bool) -> None:
     loss, aux = one.loss(values, example, key)
     torch.testing.assert_close(loss, -bound / 16, rtol=1e-12, atol=0)
     torch.testing.assert_close(aux.metrics["divergence"], divergence, rtol=1e-12, atol=0)
-    mean = network(values, "decoder", torch.cat([example.query.x, prior.mean.expand(3, -1)], -1))[:, :2]
+    decoded = network(values, "decoder", torch.cat([example.query.x, prior.mean.expand(3, -1)], -1))
+    mean, deviation = decoded[:, :2], 0.1 + 0.9 * F.softplus(decoded[:, 2:])
     torch.testing.assert_close(aux.metrics["score"], (mean - example.query.y).square().mean())
-    torch.testing.assert_close(one.predict(values, one.adapt(values, context), example.query.x), mean)
+    fast = one.adapt(values, context)
+    torch.testing.assert_close(one.predict(values, fast, example.query.x), mean)
+    torch.testing.assert_close(one.deviation(values, fast, example.query.x), deviation)
 
 
 @pytest.mark.parametrize("vary", [False, True])

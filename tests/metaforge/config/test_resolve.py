@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import Field, field_validator
 
-from config_toys import INNER_LOOP, PLAIN, InnerLoop, Pictures, config_of, with_values
+from config_toys import INNER_LOOP, PLAIN, Either, InnerLoop, Pictures, config_of, with_values
 from metaforge.config.resolve import resolve
 from metaforge.config.sources import Layer, flags_layer, parse_setting
 from metaforge.errors import ConfigError, PluginError
@@ -39,6 +39,28 @@ def test_the_kind_of_the_dataset_chooses_the_defaults(registry: Registry) -> Non
     assert config_of(resolved.backbone) == {"width": 40}
     assert resolved.run.task.ways == 1
     assert config_of(resolved.learner) == {"inner_steps": 5}
+
+
+def test_an_option_of_the_dataset_can_choose_its_kind(registry: Registry) -> None:
+    wider = registry.with_plugin("dataset", "either", Either)
+    for options in ({"dataset": "either:true"}, {"dataset": {"name": "either", "curved": True}}):
+        resolved = resolve([with_values(learner="inner-loop", **options)], wider)
+        assert (resolved.run.task.ways, resolved.run.task.shots) == (1, 7)
+        assert config_of(resolved.dataset) == {"curved": True}
+        assert config_of(resolved.backbone) == {"width": 40}
+        with pytest.raises(ConfigError, match="'plain' solves classification tasks, but the data set 'either' has"):
+            resolve([with_values(learner="plain", **options)], wider)
+    assert resolve([with_values(learner="inner-loop", dataset="either")], wider).run.task.ways == 5
+    # An option that a higher layer takes back, or that is meant for another data set, chooses nothing.
+    below = with_values(learner="inner-loop", dataset={"name": "either", "curved": True})
+    for above in ({"curved": False}, {"name": "pictures"}):
+        assert resolve([below, Layer("above", {"dataset": above})], wider).run.task.ways == 5
+
+
+def test_a_dataset_that_cannot_tell_its_kind_is_named(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pictures, "variant", classmethod(lambda cls, options: options["missing"]))
+    with pytest.raises(PluginError, match=r"pictures.*KeyError"):
+        resolve([PLAIN], registry)
 
 
 def test_a_higher_layer_wins_and_other_values_stay(registry: Registry) -> None:

@@ -56,6 +56,13 @@ def test_missing_members_are_named() -> None:
     assert "'Config' is not a pydantic model" in error_of("adapter", class_with(Doubling, Config=int))
 
 
+def test_parameters_of_class_methods_are_checked_too() -> None:
+    plain = class_with(Dataset, kind="classification", variant=lambda self, options: type(self))
+    assert "variant(self, options) should begin (options)" in contract_errors("dataset", plain)
+    renamed = class_with(Dataset, kind="classification", variant=classmethod(lambda cls, chosen: cls))
+    assert "variant(chosen) should begin (options)" in contract_errors("dataset", renamed)
+
+
 def test_parameters_of_wrong_names_are_named() -> None:
     def update(self: Any, meta: Any, gradients: Any, state: Any, params: Any, step: Any) -> None: ...
 

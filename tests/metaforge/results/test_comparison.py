@@ -32,6 +32,24 @@ def test_runs_of_one_protocol_share_a_table(tmp_path: Path) -> None:
     assert "published" not in text
 
 
+def test_a_run_that_is_older_than_an_option_shares_the_table(tmp_path: Path) -> None:
+    tables = {
+        "old": 'name = "glyphs"\nsize = 28\n',
+        "new": 'name = "glyphs"\ntask = "classification"\nsize = 28\njitter = 1.0\n',
+        "other": 'name = "glyphs"\nsize = 20\n',
+    }
+    for name, table in tables.items():
+        run_folder(tmp_path / name)
+        (tmp_path / name / "config.toml").write_text(f"[dataset]\n{table}")
+    options = {name: read_run(tmp_path / name).options for name in tables}
+    assert options["old"] == options["new"]
+    assert options["old"]["writers"] == 20
+    assert options["other"] == {**options["old"], "size": 20}
+    text = write_comparison(tmp_path / "r.md", [tmp_path / name for name in tables]).read_text()
+    # Two numbers of shots, each with a table of two sizes.
+    assert text.count("## pixels, 5-way") == 4
+
+
 def test_a_learners_own_metrics_have_a_table(tmp_path: Path) -> None:
     run_folder(tmp_path / "one")
     text = write_comparison(tmp_path / "r.md", [tmp_path / "one"]).read_text()

@@ -47,3 +47,14 @@ def test_episode_of_colour_images_and_of_scalars(tmp_path: Path) -> None:
     for kind, task in ((CLASSIFICATION, classes), (MULTI_LABEL, numbers), (INTERACTION, numbers), (REGRESSION, wide)):
         with pytest.raises(DataError, match=f"A {kind.name} task with inputs of shape .* cannot be drawn"):
             episode_grid(task, tmp_path / "none.png", kind)
+
+
+def test_a_task_on_a_grid_is_drawn_as_images(tmp_path: Path) -> None:
+    x = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0]])
+    y = torch.tensor([[0.2], [0.6], [1.0]])
+    task = Task(Examples(x[:1], y[:1]), Examples(x[1:], y[1:]))
+    episode_grid(task, tmp_path / "grid.png", REGRESSION, grid=(2, 2))
+    assert {(51, 51, 51), (153, 153, 153), (0x56, 0xB4, 0xE9)} <= colours(tmp_path / "grid.png")
+    for grid in ((), (2,)):
+        with pytest.raises(DataError, match="cannot be drawn"):
+            episode_grid(task, tmp_path / "none.png", REGRESSION, grid=grid)

@@ -17,13 +17,13 @@ from failing_learners import train_failing
 from fake_runs import FakeRun, Proportional, Reader, interaction_run, regression_run
 from metaforge.authoring.keys import make_key
 from metaforge.authoring.kinds import CLASSIFICATION, REGRESSION
-from metaforge.authoring.protocols import Tags, TaskSpec
+from metaforge.authoring.protocols import Tags, TaskShape, TaskSpec
 from metaforge.authoring.scale import ACCURACY as ACCURACY_SCALE
 from metaforge.errors import ConfigError, PluginError
 from metaforge.registry.scan import scan
 from metaforge.results.records import read_evaluations, scale_of, shape_text
 from metaforge.results.statistics import mean_and_ci
-from metaforge.testing.toy import ToyClasses, ToyNet
+from metaforge.testing.toy import ToyClasses, ToyLearner, ToyNet
 from run_folders import run_evaluation
 
 # In odd episodes the queries show the wrong class; in every fourth the learner predicts wrongly on purpose.
@@ -65,6 +65,20 @@ def test_the_learners_own_metrics_are_averaged_and_get_the_keys_of_the_episodes(
     expected = [int(make_key(7, "test", index)) % 1024 for index in range(8)]
     record = json.loads((tmp_path / "evaluation" / "test-5w1s.json").read_text())
     assert record["per_task"]["measures"]["key"] == expected
+
+
+def test_metrics_of_the_data_set_are_beside_those_of_the_learner(tmp_path: Path) -> None:
+    def numbers(split: str, shape: TaskShape, first: int, count: int, *, seed: int) -> dict[str, list[float]]:
+        assert (split, shape, seed) == ("test", TaskShape(5, 1, 15), 7)
+        return {"best": [float(number) for number in range(first, first + count)]}
+
+    run = FakeRun(tmp_path, engine={"chunk": 3})
+    run.dataset.measure = numbers
+    (result,) = run_evaluation(run)["results"]
+    assert result["measures"]["best"]["mean"] == 3.5
+    assert set(result["measures"]) == {"best", "instance 1", "key"}
+    record = json.loads(next((tmp_path / "evaluation").iterdir()).read_text())
+    assert record["per_task"]["measures"]["best"] == list(range(8))
 
 
 @pytest.mark.parametrize("engine", [{"plan": "loop"}, {"plan": "vmap", "chunk": 3}, {"plan": "vmap", "chunk": 8}])
@@ -202,6 +216,26 @@ def test_a_baseline_that_fails_names_the_data_set(tmp_path: Path, baseline: str)
     settings = {"backbone": {"name": "net"}, "adapters": {"sgd": {"lr": 0.1}}, "train": {"steps": 1, "tasks": 2}}
     run = metaforge.train("maml", "slope", settings=settings, out=tmp_path / "run", registry=registry)
     with pytest.raises(PluginError, match=r"The dataset 'slope' of python raised ZeroDivisionError in its baselines"):
+        run.evaluate(tasks=2)
+
+
+@pytest.mark.parametrize("wrong", [{"best": [1.0]}, {"best": [1.0] * 3}, {"own": [1.0] * 2}])
+def test_metrics_of_the_data_set_that_do_not_suit_are_its_fault(tmp_path: Path, wrong: dict[str, list[float]]) -> None:
+    class Odd(ToyClasses):
+        defaults: ClassVar = {"classification": {"task": {"ways": 3, "shots": 2, "queries": 3}}}
+
+        def measure(self, *_: Any, **__: Any) -> dict[str, list[float]]:
+            return wrong
+
+    class Measuring(ToyLearner):
+        def measure(self, values: Any, task: Any, key: Any) -> Any:
+            return {"own": task.query.x.mean()}
+
+    registry = scan().with_plugin("dataset", "odd", Odd).with_plugin("backbone", "net", ToyNet)
+    settings = {"backbone": {"name": "net"}, "adapters": {"sgd": {"lr": 0.1}}, "train": {"steps": 1, "tasks": 2}}
+    registry = registry.with_plugin("learner", "measuring", Measuring)
+    run = metaforge.train("measuring", "odd", settings=settings, out=tmp_path / "run", registry=registry)
+    with pytest.raises(PluginError, match=r"The dataset 'odd' of python .*measure of the data set returns"):
         run.evaluate(tasks=2)
 
 

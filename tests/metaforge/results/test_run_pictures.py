@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from fake_runs import FakeRun, regression_run
+from fake_runs import Certain, FakeRun, completion_run, regression_run
 from metaforge.errors import DataError
 from metaforge.results.run_pictures import draw
 from pictures import colours
@@ -26,6 +27,31 @@ def test_training_scores_steps_and_tasks_are_drawn(tmp_path: Path) -> None:
         assert [path.stem for path in drawn] == ["training", f"scores-test-{ways}w{shots}s", "steps-test", last]
         for path in drawn:
             colours(path)
+
+
+def test_tasks_on_a_grid_are_drawn_as_images_for_every_size_of_the_support_set(tmp_path: Path) -> None:
+    widths = {}
+    for name, learner, shots in (("one", {}, [3]), ("two", {}, [3, 5]), ("certain", {"learner": Certain}, [3])):
+        run = completion_run(tmp_path / name, **learner)
+        run_evaluation(run, shots=shots)
+        drawn = draw(run, split="test")
+        assert drawn[-1] == tmp_path / name / "pictures" / "images-test.png"
+        found = colours(drawn[-1])
+        # The third image, the predicted mean, and the pixels that are not given.
+        assert (76, 76, 76) in found
+        assert (127, 127, 127) in found
+        assert (0x56, 0xB4, 0xE9) in found
+        with Image.open(drawn[-1]) as picture:
+            widths[name] = picture.width
+    # Image, given pixels, mean and deviation; one column fewer without a deviation, three more for another size.
+    assert widths["certain"] < widths["one"] < widths["two"]
+
+
+def test_an_image_without_a_pixel_to_predict_is_not_drawn(tmp_path: Path) -> None:
+    run = completion_run(tmp_path)
+    run_evaluation(run)
+    run.dataset.grid = lambda split: (1, 3)
+    assert [path.stem for path in draw(run, split="test")] == ["scores-test-1w3s"]
 
 
 def test_without_training_or_evaluation_nothing_is_drawn(tmp_path: Path) -> None:

@@ -116,6 +116,12 @@ def test_the_likelihood_follows_the_chain_rule() -> None:
     assert found[0] == pytest.approx(eight - seven, rel=1e-6)
 
 
+def test_an_evaluation_has_the_likelihood_of_the_exact_posterior() -> None:
+    data = made()
+    found = data.measure("test", SHAPE, 3, 4, seed=2)
+    assert found == {"exact_log_likelihood": data.log_likelihood("test", SHAPE, 3, 4, seed=2).tolist()}
+
+
 def test_facts() -> None:
     facts = made(kernel="periodic").facts("test")
     assert facts["period"] == "1.0 to 1.0"

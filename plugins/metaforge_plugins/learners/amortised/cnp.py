@@ -30,13 +30,17 @@ class CNP(ProcessLearner):
     """Encodes every support example, averages the codes, and decodes a normal distribution for each query.
 
     Departures from the paper:
-    - Kinds of tasks. The paper also classifies, with one mean code per class; here there is regression only.
+    - Kinds of tasks. The paper also classifies images (section 4.3): a network embeds them, and a decoder for a fixed
+      number of classes reads the mean embeddings of all classes, concatenated. Here there is regression only, because a
+      learner is built from the same components for all kinds of tasks, and regression needs no network of images. No
+      option changes that; `protonet` compares a query with the mean embedding of each class, for any number of classes.
     - Size of the context. In the authors' code all tasks of a batch have the same random number of context points; here
       each task has its own, from 1 to the number of its support examples. No option gives theirs;
       `learner.vary_context=false` uses all of them.
     - Data. The authors draw functions from a Gaussian process, with up to 10 context points. The data set
       `gaussian-process` does, by default with 25 points of random length scales; `dataset.length_scale=[0.4, 0.4]`,
-      `dataset.noise=0.02` and `task.shots=10` give theirs.
+      `dataset.noise=0.02` and `task.shots=10` give theirs. Images are completed too (section 4.2), by the option
+      `dataset.task=completion` of data sets of images.
     - Training. The authors take 200,000 steps of Adam with learning rate 1e-4 (reported); suggested are 10,000 steps
       with learning rate 1e-3, lowered by a cosine. `train.steps=200000`, `train.lr=0.0001` and `schedule.name=constant`
       give theirs. As in theirs, a step has 64 tasks.
@@ -65,6 +69,10 @@ class CNP(ProcessLearner):
     def predict(self, values: Params, fast: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """Return the means `[n, outputs]`."""
         return self.distribution(values, fast, x)[0]
+
+    def deviation(self, values: Params, fast: Params, x: Tensor) -> Tensor:
+        """Return the standard deviations `[n, outputs]`."""
+        return self.distribution(values, fast, x)[1]
 
     def loss(self, values: Params, task: Task, key: Key) -> tuple[Tensor, Aux]:
         """Return the mean of −log N(y; μ, σ) over the targets of support and query set."""

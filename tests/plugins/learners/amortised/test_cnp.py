@@ -59,7 +59,9 @@ def test_the_loss_is_the_mean_negative_log_density_of_all_targets() -> None:
     torch.testing.assert_close(one.loss(values, example, KEY)[0], -Normal(mean, deviation).log_prob(y).mean())
     likelihood = Normal(mean[5:], deviation[5:]).log_prob(example.query.y).sum(-1).mean()
     torch.testing.assert_close(one.measure(values, example, KEY)["log_likelihood"], likelihood)
-    torch.testing.assert_close(one.predict(values, one.adapt(values, example.support), x), mean)
+    fast = one.adapt(values, example.support)
+    torch.testing.assert_close(one.predict(values, fast, x), mean)
+    torch.testing.assert_close(one.deviation(values, fast, x), deviation)
 
 
 def test_the_deviation_is_at_least_a_tenth_and_bounds_the_density() -> None:
