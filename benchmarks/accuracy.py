@@ -38,9 +38,10 @@ COMMANDS = {
     "fomaml": "train --learner fomaml --dataset omniglot --steps 1000000 --budget 10m --set backbone.variant=pool-32",
     "reptile": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",
     "leo": "train --learner leo --dataset omniglot --steps 1000000 --budget 15m",
-    "snail": "train --learner snail --dataset omniglot --steps 1000000 --budget 15m",
-    "mann": "train --learner mann --dataset omniglot --steps 1000000 --budget 15m"
-    " --set task.queries=9 --set backbone.filters=32 --set engine.chunk=16",
+    "snail": "train --learner snail --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool",
+    "mann": "train --learner mann --dataset omniglot --steps 1000000 --budget 10m --set task.queries=9"
+    f" --set backbone.variant=pool --init-from {FOLDER / 'protonet'} --freeze 'model.0.*'"
+    """ --set 'train.init_patterns=["model.* -> model.0.*"]'""",
     "ntm": "train --learner ntm --dataset omniglot --steps 1000000 --budget 15m --set task.queries=9",
     "in-context": "train --learner in-context --dataset omniglot --steps 1000000 --budget 15m --set task.queries=9",
     "ntm-copy": "train --learner ntm --preset ntm-copy --budget 10m",

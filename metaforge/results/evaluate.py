@@ -15,12 +15,18 @@ from typing import Any
 
 from metaforge.authoring.functional import one_task
 from metaforge.authoring.protocols import Dataset, TaskShape
-from metaforge.config.settings import MAX_SIZE, Sampler
+from metaforge.config.settings import Sampler
 from metaforge.data.batches import TaskBatch
 from metaforge.engine import plans
 from metaforge.errors import ConfigError, ContractError, shown
 from metaforge.results.episode_scores import EvaluationCase, episode_chunks, score_episodes, together
-from metaforge.results.evaluation_cases import TrainedRun, evaluation_case, evaluation_shapes, plugin_name
+from metaforge.results.evaluation_cases import (
+    TrainedRun,
+    evaluation_case,
+    evaluation_shapes,
+    plugin_name,
+    require_numbers,
+)
 from metaforge.results.record_schema import step_label
 from metaforge.results.records import Record, is_file_name, scale_fields, without_per_task, write_evaluation
 from metaforge.results.statistics import StepScore, mean_and_ci, strict_mean_and_ci
@@ -89,7 +95,7 @@ def evaluate_run(
         ConfigError: The learner cannot be evaluated like this.
         DataError: The data set cannot make such tasks.
     """
-    _check_numbers(tasks, shots, steps, ways=ways, queries=queries, seed=seed)
+    require_numbers(tasks, shots, steps, ways=ways, queries=queries, seed=seed)
     if run.folder is not None and not is_file_name(split):
         raise ConfigError(
             f"The split is {shown(split)}, which cannot be part of a file name.",
@@ -131,37 +137,6 @@ def _add_checkpoint(record: Record, saved: Mapping[str, Any]) -> None:
         later = f"{len(damaged)} later checkpoint{'s' if len(damaged) > 1 else ''}"
         warning = f"{later} cannot be used: the scores are those of outer step {record['step']}."
         record["warn"] = f"{record['warn']} {warning}".strip()
-
-
-def _check_numbers(
-    tasks: int,
-    shots: Sequence[int] | None,
-    steps: Sequence[int] | None,
-    *,
-    ways: int | None,
-    queries: int | None,
-    seed: int,
-) -> None:
-    """Raise `ConfigError` if a number is outside its bounds, which are those of the settings and of the records."""
-    if tasks < 1:
-        raise ConfigError(f"An evaluation on {tasks} tasks has no result.", where="evaluate.tasks", remedy="use 1000")
-    bounds = {
-        "shots": (shots or (), 1, MAX_SIZE),
-        "steps": (steps or (), 0, 2**63 - 1),
-        "ways": (() if ways is None else (ways,), 1, MAX_SIZE),
-        "queries": (() if queries is None else (queries,), 1, MAX_SIZE),
-        "tasks": ((tasks,), 1, 2**63 - 1),
-        "seed": ((seed,), 0, 2**63 - 1),
-    }
-    for name, (numbers, least, most) in bounds.items():
-        for number in numbers:
-            if not least <= number <= most:
-                bound = f"{least} or more" if number < least else f"{most} or less"
-                raise ConfigError(
-                    f"evaluate.{name} has {shown(number)}, but should be {bound}.",
-                    where=f"evaluate.{name}",
-                    remedy=f"leave it out to use the run's own {name}",
-                )
 
 
 def _evaluate_case(

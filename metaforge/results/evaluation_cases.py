@@ -12,7 +12,7 @@ import torch
 
 from metaforge.authoring.protocols import Dataset, Learner, Params, Tags, TaskShape, TaskSpec
 from metaforge.config.resolved import Resolved
-from metaforge.config.settings import RunConfig, Sampler
+from metaforge.config.settings import MAX_SIZE, RunConfig, Sampler
 from metaforge.data.checks import expected_spec
 from metaforge.data.varied import EpisodeBounds, varied_spec
 from metaforge.errors import ConfigError, shown
@@ -43,6 +43,37 @@ class TrainedRun(Protocol):
 def varied_bounds(settings: RunConfig) -> EpisodeBounds:
     """Return the bounds of a run's varied tasks."""
     return EpisodeBounds(**settings.varied.model_dump())
+
+
+def require_numbers(
+    tasks: int,
+    shots: Sequence[int] | None,
+    steps: Sequence[int] | None,
+    *,
+    ways: int | None,
+    queries: int | None,
+    seed: int,
+) -> None:
+    """Raise `ConfigError` if a number is outside its bounds, which are those of the settings and of the records."""
+    if tasks < 1:
+        raise ConfigError(f"An evaluation on {tasks} tasks has no result.", where="evaluate.tasks", remedy="use 1000")
+    bounds = {
+        "shots": (shots or (), 1, MAX_SIZE),
+        "steps": (steps or (), 0, 2**63 - 1),
+        "ways": (() if ways is None else (ways,), 1, MAX_SIZE),
+        "queries": (() if queries is None else (queries,), 1, MAX_SIZE),
+        "tasks": ((tasks,), 1, 2**63 - 1),
+        "seed": ((seed,), 0, 2**63 - 1),
+    }
+    for name, (numbers, least, most) in bounds.items():
+        for number in numbers:
+            if not least <= number <= most:
+                bound = f"{least} or more" if number < least else f"{most} or less"
+                raise ConfigError(
+                    f"evaluate.{name} has {shown(number)}, but should be {bound}.",
+                    where=f"evaluate.{name}",
+                    remedy=f"leave it out to use the run's own {name}",
+                )
 
 
 def evaluation_shapes(
