@@ -39,10 +39,6 @@ COMMANDS = {
     "reptile": "train --learner reptile --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool-32",
     "leo": "train --learner leo --dataset omniglot --steps 1000000 --budget 15m",
     "snail": "train --learner snail --dataset omniglot --steps 1000000 --budget 15m --set backbone.variant=pool",
-    "mann": "train --learner mann --dataset omniglot --steps 1000000 --budget 10m --set task.queries=9"
-    f" --set backbone.variant=pool --init-from {FOLDER / 'protonet'} --freeze 'model.0.*'"
-    """ --set 'train.init_patterns=["model.* -> model.0.*"]'""",
-    "ntm": "train --learner ntm --dataset omniglot --steps 1000000 --budget 15m --set task.queries=9",
     "in-context": "train --learner in-context --dataset omniglot --steps 1000000 --budget 15m --set task.queries=9",
     "ntm-copy": "train --learner ntm --preset ntm-copy --budget 10m",
     "mamlpp": "train --learner mamlpp --dataset omniglot --steps 1000000 --budget 15m",
@@ -107,10 +103,17 @@ COMMANDS |= {
     "small-anil-pretrained": f"{_PRETRAINED},anil-pretrained",
     "small-anil-pretrained-frozen": f"{_PRETRAINED},anil-pretrained-frozen",
 }
-# LEO as it was published: on fixed features, of the network that `protonet` trained.
+# LEO as it was published, and the learners with a memory, on fixed features: those of the network that `protonet`
+# trained. A memory learns to bind them within hundreds of steps; on images it is thousands.
 _FEATURES = FOLDER / "protonet.npz"
-COMMANDS["leo-features"] = f"train --learner leo --dataset stored-features --set dataset.file={_FEATURES} --budget 5m"
-PREPARE = {"leo-features": f"features {FOLDER / 'protonet'} --out {_FEATURES}"}
+_STORED = f"--dataset stored-features --set dataset.file={_FEATURES} --steps 1000000"
+_STREAM = f"{_STORED} --budget 10m --set dataset.standardise=true --set task.queries=9"
+COMMANDS |= {
+    "leo-features": f"train --learner leo {_STORED} --budget 5m",
+    "mann": f"train --learner mann {_STREAM}",
+    "ntm": f"train --learner ntm {_STREAM}",
+}
+PREPARE = dict.fromkeys(("leo-features", "mann", "ntm"), f"features {FOLDER / 'protonet'} --out {_FEATURES}")
 # How a run is evaluated, if not once as its configuration says.
 _CONTEXTS = "--shots 10,50,100,300"
 EVALUATE = {

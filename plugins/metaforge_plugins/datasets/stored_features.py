@@ -27,6 +27,11 @@ class StoredFeaturesOptions(Options):
         min_length=1,
         description="the file that `metaforge features` wrote; relative to the data folder",
     )
+    standardise: bool = Field(
+        False,
+        description="subtract the mean of each feature over the images of the training split, and divide by its"
+        " standard deviation there",
+    )
 
 
 class StoredFeatures(data.ImageDataset):
@@ -41,7 +46,7 @@ class StoredFeatures(data.ImageDataset):
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"classification": {"backbone": {"name": "identity"}}}
 
     def __init__(self, config: StoredFeaturesOptions, *, root: Path) -> None:
-        self.path = Path(config.file)
+        self.config, self.path = config, Path(config.file)
         self._pools: dict[str, data.ClassPool] = {}
 
     def facts(self, split: str) -> Mapping[str, str | int | float]:
@@ -72,10 +77,28 @@ class StoredFeatures(data.ImageDataset):
                     remedy=f"compute them with `metaforge features RUN --splits train,{split}`",
                 )
             rows, sizes, names = (self._arrays[f"{split}.{part}"] for part in ("features", "sizes", "names"))
+            mean, deviation = self._scale
+            rows = (rows - mean) / deviation
             images = np.zeros((len(sizes), sizes.max(), rows.shape[1], 1, 1), dtype=np.float32)
             images[np.arange(sizes.max()) < sizes[:, None]] = rows[..., None, None]
             self._pools[split] = data.ClassPool(images, names.tolist(), sizes=sizes)
         return self._pools[split]
+
+    @cached_property
+    def _scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return what is subtracted from the features and what they are divided by, each `[features]`."""
+        if not self.config.standardise:
+            return np.zeros(1, dtype=np.float32), np.ones(1, dtype=np.float32)
+        if "train.features" not in self._arrays:
+            raise DataError(
+                "it has no features of the train split, by which they are to be standardised",
+                where=str(self.path),
+                remedy="compute them with `metaforge features RUN`, or set dataset.standardise=false",
+            )
+        rows = self._arrays["train.features"].astype(np.float64)
+        mean, deviation = rows.mean(0), rows.std(0)
+        # A feature that is the same for all images stays finite: zero.
+        return mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
 
     @cached_property
     def _arrays(self) -> dict[str, NDArray[Any]]:

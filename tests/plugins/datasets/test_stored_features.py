@@ -23,9 +23,9 @@ def arrays(**changes: Any) -> dict[str, Any]:
     return {**found, "about": np.array('{"run": "runs/x", "step": 7}'), **changes}
 
 
-def opened(folder: Path, **changes: Any) -> StoredFeatures:
+def opened(folder: Path, *, standardise: bool = False, **changes: Any) -> StoredFeatures:
     np.savez(folder / "f.npz", **arrays(**changes))
-    return StoredFeatures(StoredFeatures.Config(file=str(folder / "f.npz")), root=folder)
+    return StoredFeatures(StoredFeatures.Config(file=str(folder / "f.npz"), standardise=standardise), root=folder)
 
 
 def test_a_task_has_the_vectors_of_its_classes(tmp_path: Path) -> None:
@@ -46,6 +46,28 @@ def test_a_task_has_the_vectors_of_its_classes(tmp_path: Path) -> None:
             *batch.query.x[number, :, 0].flatten().tolist()
         }
     assert seen == set(range(9))
+
+
+def test_features_are_standardised_by_those_of_the_training_split(tmp_path: Path) -> None:
+    rows = np.array([[1, 5], [3, 5], [5, 5], [7, 5]], dtype=np.float32)
+    sizes, names = np.array([2, 2]), np.array(["a", "b"])
+    others = {"train.features": rows, "train.sizes": sizes, "train.names": names}
+    others |= {"test.features": rows + 1, "test.sizes": sizes, "test.names": names}
+    dataset = opened(tmp_path, standardise=True, **others)
+    found = {
+        split: dataset.pool(split).take(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])) for split in ("train", "test")
+    }
+    expected = (rows[:, 0] - 4) / np.sqrt(5)
+    np.testing.assert_allclose(found["train"][:, 0, 0, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(found["test"][:, 0, 0, 0], expected + 1 / np.sqrt(5), rtol=1e-6)
+    # The second feature is the same in all training images.
+    assert (found["train"][:, 1] == 0).all()
+    assert (found["test"][:, 1] == 1).all()
+    without = {name: value for name, value in others.items() if not name.startswith("train")}
+    np.savez(tmp_path / "g.npz", about=arrays()["about"], **without)
+    alone = StoredFeatures(StoredFeatures.Config(file=str(tmp_path / "g.npz"), standardise=True), root=tmp_path)
+    with pytest.raises(DataError, match="no features of the train split, by which"):
+        alone.pool("test")
 
 
 def test_facts_name_the_run(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.func import vmap
 
-from metaforge.authoring.functional import split_state
 from metaforge.authoring.keys import fold_in, make_key, permutation
 from metaforge.authoring.kinds import CLASSIFICATION
 from metaforge.authoring.losses import accuracy_by_instance, one_hot
@@ -154,17 +153,10 @@ def test_the_stream_is_the_examples_in_that_order_each_with_its_own_label() -> N
     x, y = (torch.cat(pair) for pair in zip(example.support, example.query, strict=True))
     places = permutation(fold_in(KEY, "order"), len(y))
     assert not torch.equal(places, torch.arange(len(y)))
-    logits, labels, _ = one.stream(values, example, KEY, None)
-    torch.testing.assert_close(logits, outputs(one, values, x[places], y[places]))
-    assert torch.equal(labels, y[places])
-
-
-def test_features_are_normalised_without_scale_and_shift() -> None:
-    one = built(nn.Flatten)
-    values, example = fresh(one), task()
-    mean, var = values["state.model.2.mean"], values["state.model.2.var"]
-    torch.testing.assert_close(one.model(values, example.query.x), (example.query.x - mean) / (var + 1e-5).sqrt())
-    assert not any(name.startswith("model.2") for name in values)
+    for key in (None, make_key(1)):
+        logits, labels, _ = one.stream(values, example, KEY, key)
+        torch.testing.assert_close(logits, outputs(one, values, x[places], y[places]))
+        assert torch.equal(labels, y[places])
 
 
 def test_perfect_memory_reaches_the_ceiling_by_elimination_at_first_sight_and_all_after() -> None:
@@ -209,18 +201,16 @@ def streams(count: int, draw: torch.Generator) -> Task:
 def test_it_learns_to_bind_an_example_to_its_label_by_way_of_the_memory() -> None:
     options = MANN.Config(hidden=24, rows=16, width=16, heads=2)
     one = MANN(options, Parts(TaskSpec("classification", (16,), 3, TaskShape(3, 1, 4)), nn.Flatten))
-    params, state = split_state(one.init(make_key(1)))
-    leaves, draw = {name: value.requires_grad_() for name, value in params.items()}, torch.Generator().manual_seed(1)
+    values, draw = one.init(make_key(1)), torch.Generator().manual_seed(1)
+    leaves = {name: value.requires_grad_() for name, value in values.items()}
     optimizer = torch.optim.Adam(leaves.values(), lr=1e-2)
     for number in range(300):
-        values = {name: leaf.detach() for name, leaf in leaves.items()} | state
+        values = {name: leaf.detach() for name, leaf in leaves.items()}
         keys = torch.stack([make_key(number, i) for i in range(32)])
-        result = meta_gradients(one, values, streams(32, draw), keys, plan="fold")
+        grads = meta_gradients(one, values, streams(32, draw), keys, plan="fold").grads
         for name, leaf in leaves.items():
-            leaf.grad = result.grads[name]
+            leaf.grad = grads[name]
         optimizer.step()
-        state = {name: value + result.state[name] for name, value in state.items()}
-    values = {name: leaf.detach() for name, leaf in leaves.items()} | state
     batch, keys = streams(200, draw), torch.stack([make_key(99, i) for i in range(200)])
     found = score_tasks(one, values, batch, keys, plan="vmap", measure=True, kind=CLASSIFICATION).measures
     # Without a memory a first sight is guessed by elimination, and no later one is better than that.
