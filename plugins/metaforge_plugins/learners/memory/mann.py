@@ -73,8 +73,8 @@ class MANN(StreamLearner):
     """Learns to bind examples to labels in an external memory; only the memory changes at test time.
 
     With some seeds and settings a training stays at what the labels alone tell (about 30 % of 5 classes) for thousands
-    of steps: watch `instance_2`. On features of a trained network that are standardised, it takes some hundreds: see the
-    data set `stored-features`.
+    of steps: watch `instance_2`. On standardised features of a trained network it takes some hundreds: see the data set
+    `stored-features`.
 
     Departures from the paper:
     - Writing. In the paper w^lu marks all least-used rows, as many as there are heads, for every head. Here each head
