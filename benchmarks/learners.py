@@ -1,26 +1,28 @@
-"""The speed of every learner of the gradient family beside a plain loop over the tasks, with the same gradients.
+"""The speed of every learner beside a plain loop over the tasks, with the same gradients.
 
-Left out are `ftml`, whose gradient is that of `maml`; `leo`, whose loss draws random numbers and has no option without
-them; and `fine-tune` in regression, which trains on all tasks as one batch, so that there is no loop over tasks.
+Left out are `ftml`, whose gradient is that of `maml`; `leo`, which draws random numbers in each inner step; and
+`fine-tune` in regression, which trains on all tasks as one batch, so that there is no loop over tasks. Where another
+learner draws random numbers, the loop gets the same ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.comparison import Case, Make, compare
 from benchmarks.contestants import Work
-from benchmarks.learner_loops import implicit, initialisations, learned_rules, outer_losses
 from benchmarks.learner_loops.plain import Plain
-from benchmarks.metaforge_step import Gradients, step_gradients
+from benchmarks.learner_methods import METHODS, Method
+from benchmarks.metaforge_step import Gradients, step_gradients, task_key
 from metaforge.authoring.functional import one_task, split_state
 from metaforge.authoring.keys import make_key
+from metaforge.authoring.model import Model
 from metaforge.authoring.network import with_head
 from metaforge.authoring.protocols import Learner, Params, Task, TaskShape, TaskSpec
 from metaforge.config.resolve import resolve
@@ -28,75 +30,8 @@ from metaforge.config.sources import Layer
 from metaforge.registry.scan import scan
 from metaforge.runs.assembly import Components
 
-BOTH, IMAGES = ("conv4", "sinusoid"), ("conv4",)
 # As many as Omniglot has in training; only pretraining has a classifier of all of them.
 TRAINING_CLASSES = 964
-
-
-class Method(NamedTuple):
-    """A method as a plain loop, and as MetaForge's plugins.
-
-    Attributes:
-        loss: The loss of one task, or the numbers that `combine` needs.
-        settings: The settings of a run; everything else is as a run of the learner has it.
-        networks: The networks on which it is compared.
-        images: Further settings on Conv-4.
-        combine: The outer loss of the numbers of all tasks `[tasks, ...]`; None for the mean of the losses.
-        pretrains: Whether it trains the body with a classifier of all training classes, on one batch.
-    """
-
-    loss: Callable[[Params, Task, Plain], Tensor]
-    settings: Mapping[str, Any]
-    networks: Sequence[str] = BOTH
-    images: Mapping[str, Any] = {}
-    combine: Callable[[Tensor, Plain], Tensor] | None = None
-    pretrains: bool = False
-
-
-def _learner(name: str, **options: Any) -> dict[str, Any]:
-    return {"learner": {"name": name, **options}}
-
-
-METHODS: Mapping[str, Method] = {
-    "maml": Method(initialisations.maml, _learner("maml")),
-    "fomaml": Method(initialisations.fomaml, _learner("fomaml")),
-    # A mini-batch of all examples, so that their order does not matter. With a smaller ε the rounding errors of biases
-    # before batch norm, whose gradient is zero, would be steps of full length.
-    "reptile": Method(
-        initialisations.reptile,
-        _learner("reptile", batch=1000),
-        images={"adapters": {"adam": {"lr": 3e-3, "beta1": 0.0, "eps": 1e-5}}},
-    ),
-    "mamlpp": Method(initialisations.mamlpp, _learner("mamlpp")),
-    "anil": Method(initialisations.anil, _learner("anil")),
-    "boil": Method(initialisations.boil, _learner("boil")),
-    "imaml": Method(implicit.imaml, _learner("imaml")),
-    "cavia": Method(initialisations.cavia, _learner("cavia")),
-    "proto-maml": Method(initialisations.proto_maml, _learner("proto-maml"), IMAGES),
-    # Its own norm policy has no counterpart in torch. It has 16 filters, as is suggested: its states are large.
-    "meta-lstm": Method(
-        learned_rules.meta_lstm,
-        _learner("meta-lstm", norm="transductive"),
-        images={"backbone": {"filters": 16}},
-    ),
-    "learned-loss": Method(learned_rules.learned_loss, _learner("learned-loss")),
-    "meta-sgd": Method(learned_rules.meta_sgd, _learner("maml") | {"adapters": ["meta-sgd"]}),
-    "lslr": Method(learned_rules.lslr, _learner("maml") | {"adapters": ["lslr"]}),
-    "meta-curvature": Method(learned_rules.meta_curvature, _learner("maml") | {"adapters": ["meta-curvature", "sgd"]}),
-    # It has a rate of its own, so that no `sgd` follows it.
-    "kfo": Method(learned_rules.kfo, _learner("maml") | {"adapters": ["kfo"]}),
-    "taml-entropy": Method(outer_losses.taml_entropy, _learner("maml") | {"regularizers": ["taml-entropy"]}, IMAGES),
-    "taml-inequality": Method(
-        outer_losses.taml_inequality,
-        _learner("maml") | {"regularizers": ["taml-inequality"]},
-        combine=outer_losses.theil,
-    ),
-    "fine-tune": Method(outer_losses.pretraining, _learner("fine-tune"), IMAGES, pretrains=True),
-    "baseline": Method(outer_losses.pretraining, _learner("baseline"), IMAGES, pretrains=True),
-    "baseline-plus-plus": Method(
-        outer_losses.cosine_pretraining, _learner("baseline-plus-plus"), IMAGES, pretrains=True
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -125,10 +60,10 @@ class LearnerWork:
 
     @property
     def steps(self) -> int:
-        """Number of inner steps; pretraining has none."""
+        """Number of inner steps; only methods of the gradient family have them, and not in pretraining."""
         assert self.components.resolved.learner is not None
         options: Any = self.components.resolved.learner.config
-        return 0 if self.chosen.pretrains else options.steps
+        return 0 if self.chosen.pretrains else getattr(options, "steps", 0)
 
     def batch(self) -> Task:
         """Return random tasks `[tasks, ...]`."""
@@ -139,14 +74,22 @@ class LearnerWork:
         numbers = torch.stack([torch.randperm(TRAINING_CLASSES, generator=draw) for _ in range(self.tasks)])
         return batch._replace(classes=numbers[:, : self.spec.outputs])
 
+    def drawn(self, plain: Plain) -> list[tuple[Tensor, ...]]:
+        """Return the random numbers of each task, as further arguments of the loss."""
+        draws, batch = self.chosen.draws, self.batch()
+        if draws is None:
+            return [()] * self.tasks
+        return [(draws(task_key(i), one_task(batch, i), plain),) for i in range(self.tasks)]
+
     @cached_property
     def components(self) -> Components:
         """The plugins of a run, with their options."""
         curves = self.episodes.kind == "regression"
         settings = {**self.chosen.settings, **({} if curves else self.chosen.images)}
         settings["dataset"] = {"name": "sinusoid" if curves else "glyphs"}
-        options = settings.get("backbone", {}) | self.episodes.options
-        settings["backbone"] = {"name": self.episodes.backbone, **options}
+        if self.chosen.backbone:
+            options = settings.get("backbone", {}) | self.episodes.options
+            settings["backbone"] = {"name": self.episodes.backbone, **options}
         return Components(resolve([Layer("benchmark", settings)], scan()))
 
     def learner(self) -> Learner:
@@ -168,9 +111,13 @@ class LearnerWork:
         resolved, spec = self.components.resolved, self.spec
         assert resolved.learner is not None
         options: Any = resolved.learner.config
-        build = self.components.backbone_maker(spec)
+        model: Model | None = getattr(self.learner(), "model", None)
+        build = nn.Identity if model is None else self.components.backbone_maker(spec)
+        if model is not None and model.head:
+            outputs = len(model.init(make_key(0))[model.head[0]])
+            build = with_head(build, outputs, spec.x_shape)
         context = {"context": options.context} if self.method == "cavia" else {}
-        module = (build if self.chosen.pretrains else with_head(build, spec.outputs, spec.x_shape))(**context)
+        module = build(**context)
         adapters = {choice.name: choice.config for choice in resolved.adapters}
         regularizers = {choice.name: choice.config for choice in resolved.regularizers}
         return Plain(module.to(self.dtype).train(), self.episodes.criterion, options, adapters, regularizers)
@@ -191,6 +138,7 @@ def plain_loop(work: LearnerWork, plain: Plain | None = None) -> Gradients:
     """Return the gradient function of a loop over tasks in plain PyTorch."""
     plain, method, batch = plain or work.plain(), work.chosen, work.batch()
     params, state = split_state(work.values(work.learner()))
+    drawn = work.drawn(plain)
     for value in params.values():
         value.requires_grad_()
 
@@ -199,7 +147,7 @@ def plain_loop(work: LearnerWork, plain: Plain | None = None) -> Gradients:
             value.grad = None
         kept = []
         for index in range(work.tasks):
-            result = method.loss(params | state, one_task(batch, index), plain)
+            result = method.loss(params | state, one_task(batch, index), plain, *drawn[index])
             if method.combine is None:
                 (result / work.tasks).backward()
             else:
@@ -218,6 +166,8 @@ def contestants(work: LearnerWork) -> tuple[dict[str, Make], dict[str, Make]]:
 
 
 CONV4 = Work("classification", (1, 28, 28), TaskShape(5, 1, 5), "conv4", {"variant": "stride"}, 8, steps=0, lr=0.0)
+# A stream of 15 examples.
+STREAM = replace(CONV4, shape=TaskShape(5, 1, 2))
 SINUSOID = Work("regression", (1,), TaskShape(1, 10, 10), "mlp", {}, tasks=25, steps=0, lr=0.0)
 # One batch of 60 classes with two images each, as pretraining suggests.
 BATCH = replace(CONV4, shape=TaskShape(60, 1, 1), tasks=1)
@@ -225,10 +175,9 @@ BATCH = replace(CONV4, shape=TaskShape(60, 1, 1), tasks=1)
 
 def _cases() -> Iterator[tuple[str, Case]]:
     for name, method in METHODS.items():
-        for network in method.networks:
-            episodes = SINUSOID if network == "sinusoid" else BATCH if method.pretrains else CONV4
-            # There is no loop over tasks to save where one batch is all.
-            goal = 1 if method.pretrains else 20 if network == "sinusoid" else 2
+        images = BATCH if method.pretrains else STREAM if method.streams else CONV4
+        for network, goal in method.networks.items():
+            episodes = SINUSOID if network == "sinusoid" else replace(images, options={"variant": method.variant})
             work = LearnerWork(name, episodes, episodes.tasks)
             yield f"{name}-{network}", Case(f"{name}, {network}", work, goal, 1)
 
@@ -242,5 +191,7 @@ def run(only: Sequence[str] | None, rounds: int) -> Iterator[tuple[str, dict[str
         work: LearnerWork = CASES[name].work
         tables = [work.chosen.settings.get(table, ()) for table in ("adapters", "regularizers")]
         method = " + ".join([work.chosen.settings["learner"]["name"], *tables[0], *tables[1]])
-        facts = {"method": method, "network": work.episodes.backbone, "tasks": work.tasks, "steps": work.steps}
+        method += f", {work.chosen.remark}" if work.chosen.remark else ""
+        network = work.episodes.backbone if work.chosen.backbone else "its own"
+        facts = {"method": method, "network": network, "tasks": work.tasks, "steps": work.steps}
         yield name, {**record, **facts}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.protocols import Learner, Params, Regularizer, Task, TaskSpec
+from metaforge.authoring.protocols import Key, Learner, Params, Regularizer, Task, TaskSpec
 from metaforge.engine import plans
 from metaforge.engine.batch import meta_gradients
 from metaforge.engine.combining import gradients_to_compile
@@ -17,6 +17,11 @@ from metaforge.engine.compiler import Compiler
 from metaforge.engine.probe import probe_loss
 
 Gradients = Callable[[], list[Tensor]]
+
+
+def task_key(index: int) -> Key:
+    """Return the key of a task, from which its random numbers are drawn."""
+    return make_key(0, index)
 
 
 def step_gradients(
@@ -45,7 +50,7 @@ def step_gradients(
         regularizers: Regularizers whose terms are part of the outer loss.
     """
     tasks = len(batch.support.x)
-    keys = torch.stack([make_key(0, index) for index in range(tasks)])
+    keys = torch.stack([task_key(index) for index in range(tasks)])
     probe = probe_loss(learner, values, tree_map(lambda x: x[:1], batch), keys[0])
     workload = plans.Workload(spec, torch.device("cpu"), tasks, (tasks,), steps=1)
     requested = plans.Requested(plan, chunk, "on" if compiled else "off")

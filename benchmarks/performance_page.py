@@ -33,15 +33,20 @@ _SECTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "learners": (
         "Each learner beside a plain loop",
-        "Every method of the gradient family beside a loop over tasks in plain PyTorch with the same gradients: `conv4`"
-        " with strides, 5-way 1-shot with 5 queries, and `mlp` 1-40-40-1 on curves, with 10 shots and 10 queries."
-        " Options are those with which a run of the learner begins, but `reptile` takes its steps on all examples and,"
-        " on images, with a larger ε in Adam, and `meta-lstm` normalises queries by their own statistics, with 16"
-        " filters, as is suggested. `MetaForge` is an eager step with the plan that MetaForge chooses. Speeds are"
-        " relative to the plain loop. The goal is that of the compiled step; that of the eager step is 1. The"
-        " difference is the largest one of gradients in float64, on two tasks. Pretraining (0 inner steps) is"
-        " one batch of 60 classes. Left out are `ftml`, whose gradient is that of `maml`, `leo`, which draws random"
-        " numbers, and `fine-tune` on curves, which trains on all tasks as one batch.",
+        "Every learner beside a loop over tasks in plain PyTorch with the same gradients: `conv4` with strides, 5-way"
+        " 1-shot with 5 queries, and curves with 10 shots and 10 queries, by `mlp` 1-40-40-1 or by the networks of a"
+        " neural process. `mann`, `ntm` and `in-context` read streams of 15 images, which are 2 queries per class;"
+        " `relation` has the variant of `conv4` whose features are maps; pretraining (`fine-tune`, `simpleshot` and the"
+        " baselines) is one batch of 60 classes. Options are those with which a run of the learner begins, but"
+        " `reptile` takes its steps on all examples and, on images, with a larger ε in Adam; `meta-lstm` normalises"
+        " queries by their own statistics, with 16 filters, as is suggested; and on curves neural processes and"
+        " `in-context` read the whole support set. Both sides of `metaopt-svm` solve the quadratic program by the same"
+        " function, because torch has none. Where a learner draws random numbers, the loop gets the same ones, drawn"
+        " before it is timed. `MetaForge` is an eager step with the plan that MetaForge chooses. Speeds are relative to"
+        " the plain loop. The goal is that of the compiled step; that of the eager step is 1. The difference is the"
+        " largest one of gradients in float64, on two tasks. Left out are `ftml`, whose gradient is that of `maml`,"
+        " `leo`, which draws random numbers in each inner step, and `fine-tune` on curves, which trains on all tasks as"
+        " one batch.",
     ),
     "limit": (
         "Compared with the limits of the machine",

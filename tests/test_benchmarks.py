@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks import learners, performance_page, which_method
 from benchmarks.comparison import EQUAL
 from benchmarks.contestants import PEERS, Work, metaforge
 from benchmarks.learner_loops.initialisations import fomaml
+from benchmarks.learner_loops.plain import Plain
 from benchmarks.learners import LearnerWork
 from benchmarks.performance_page import page_text
 from benchmarks.prototypes import ProtoWork, metaforge_prototypes, plain_prototypes
 from benchmarks.speed import CASES
 from benchmarks.timing import projection_difference, projections, relative_difference, started_contestants
-from metaforge.authoring.protocols import TaskShape
+from metaforge.authoring.protocols import Examples, Params, Task, TaskShape
 from metaforge.registry.scan import scan
 
 IMAGES = Work(
@@ -63,20 +66,35 @@ def learner_work(case: str) -> LearnerWork:
     if work.episodes.kind == "regression":
         return work
     shape = TaskShape(6, 1, 1) if work.chosen.pretrains else TaskShape(3, 1, 2)
-    images = replace(work.episodes, x_shape=(1, 16, 16), shape=shape, options={"variant": "stride", "filters": 4})
+    options = {**work.episodes.options, "filters": 4}
+    # The networks of `relation` have more poolings.
+    size = 28 if work.method == "relation" else 16
+    images = replace(work.episodes, x_shape=(1, size, size), shape=shape, options=options)
     return replace(work, episodes=images)
 
 
 @pytest.mark.parametrize("case", learners.CASES)
-def test_gradients_of_a_learner_equal_those_of_its_plain_loop_alone(case: str) -> None:
+def test_gradients_of_a_learner_equal_those_of_its_plain_loop_alone(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     work = learner_work(case)
     ours = learners.metaforge(work)()
     assert relative_difference(learners.plain_loop(work)(), ours) < EQUAL
     wrong = work.plain()
-    wrong.options = wrong.options.model_copy(update={"steps": work.steps - 1})
-    if work.chosen.pretrains:  # There are no inner steps; a network in evaluation mode has other statistics.
-        wrong.module.eval()
+    if work.steps:
+        wrong.options = wrong.options.model_copy(update={"steps": work.steps - 1})
+    else:
+        monkeypatch.setitem(learners.METHODS, work.method, work.chosen._replace(loss=with_other_labels(work)))
     assert relative_difference(learners.plain_loop(work, wrong)(), ours) > 1e4 * EQUAL
+
+
+def with_other_labels(work: LearnerWork) -> Callable[..., Tensor]:
+    """Return the loss of a method on tasks whose support examples have each other's labels."""
+    loss = work.chosen.loss
+
+    def other(values: Params, task: Task, plain: Plain, *drawn: Tensor) -> Tensor:
+        x, y = task.support
+        return loss(values, task._replace(support=Examples(x, y.flip(0))), plain, *drawn)
+
+    return other
 
 
 @pytest.mark.parametrize("case", ["maml-sinusoid", "maml-conv4"])

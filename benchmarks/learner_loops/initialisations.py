@@ -10,6 +10,7 @@ from benchmarks.learner_loops.plain import (
     Plain,
     adapted,
     adapted_by_constants,
+    class_means,
     gradients,
     leaves,
     moved,
@@ -90,9 +91,7 @@ def cavia(values: Params, task: Task, plain: Plain) -> Tensor:
 
 def proto_maml(values: Params, task: Task, plain: Plain) -> Tensor:
     """First-order MAML whose head is made from the prototypes of the task, through which the gradient flows."""
-    features = plain.features(values, task.support.x)
-    members = F.one_hot(task.support.y).to(features.dtype)
-    prototypes = members.T @ features / members.sum(0).unsqueeze(1)
+    prototypes = class_means(plain.features(values, task.support.x), task.support.y)
     weight, bias = plain.head
     values = values | {weight: 2 * prototypes, bias: -prototypes.square().sum(1)}
     return plain.loss(adapted_by_constants(values, task, plain, plain.weights), task.query)

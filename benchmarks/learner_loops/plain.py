@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from metaforge.authoring import Examples, Params, Task
 
@@ -17,7 +18,7 @@ class Plain:
 
     Args:
         module: The network of torch's own layers, in training mode: a body, `nn.Flatten` and a linear head, or a body
-            alone.
+            alone. A method without a network of its user has an empty one.
         criterion: The mean loss of (prediction, target).
         options: The options of the learner.
         adapters: The options of each adapter, by name.
@@ -59,6 +60,18 @@ class Plain:
         assert isinstance(self.module, nn.Sequential)
         named = {name: values[own] for name, own in self.of_body.items()}
         return functional_call(self.module[0], named, (x,)).flatten(1)
+
+    def of_task(self, values: Params, task: Task, prefix: str = "model") -> tuple[Tensor, Tensor]:
+        """Return the flattened outputs `[n, outputs]` for support and query set, which are one batch of batch norm.
+
+        Args:
+            values: All values.
+            task: One task.
+            prefix: Prefix of the weights: a method can have two networks of the same layers.
+        """
+        named = {name: values[f"{prefix}.{name}"] for name in self.everything}
+        both = functional_call(self.module, named, (torch.cat([task.support.x, task.query.x]),)).flatten(1)
+        return both[: len(task.support.x)], both[len(task.support.x) :]
 
     def loss(self, values: Params, data: Examples, *context: Tensor) -> Tensor:
         """Return the loss on some examples."""
@@ -107,3 +120,21 @@ def adapted_by_constants(values: Params, task: Task, plain: Plain, names: Sequen
         grads = gradients(plain.loss(values | fast, task.support), fast, first_order=True)
         fast = leaves(moved(fast, grads, plain.adapters["sgd"].lr))
     return values | {name: value + (fast[name] - value).detach() for name, value in start.items()}
+
+
+def linear(values: Params, name: str, x: Tensor) -> Tensor:
+    """Return the output of a linear layer."""
+    return F.linear(x, values[f"{name}.weight"], values[f"{name}.bias"])
+
+
+def mlp(values: Params, name: str, count: int, x: Tensor) -> Tensor:
+    """Return the output of linear layers `<name>.0`, `<name>.1`, … with ReLU between them."""
+    for number in range(count - 1):
+        x = linear(values, f"{name}.{number}", x).relu()
+    return linear(values, f"{name}.{count - 1}", x)
+
+
+def class_means(features: Tensor, y: Tensor) -> Tensor:
+    """Return the mean feature of each class `[ways, features]`."""
+    members = F.one_hot(y).to(features.dtype)
+    return members.T @ features / members.sum(0).unsqueeze(1)
