@@ -68,9 +68,9 @@ COMMANDS = {
     " --set engine.threads=1",
     "anp-completion": "train --learner anp --dataset omniglot:completion --steps 1000000 --budget 5m"
     " --set engine.threads=1",
-    "cnp-gaussian-process": "train --learner cnp --dataset gaussian-process --budget 5m",
-    "np-gaussian-process": "train --learner np --dataset gaussian-process --budget 5m",
-    "anp-gaussian-process": "train --learner anp --dataset gaussian-process --budget 5m",
+    "cnp-gaussian-process": "train --learner cnp --dataset gaussian-process --budget 5m --set engine.compile=off",
+    "np-gaussian-process": "train --learner np --dataset gaussian-process --budget 5m --set engine.compile=off",
+    "anp-gaussian-process": "train --learner anp --dataset gaussian-process --budget 5m --set engine.compile=off",
     "cnp-sinusoid": "train --learner cnp --dataset sinusoid --budget 5m",
     "maml-sinusoid": "train --learner maml --dataset sinusoid --budget 5m",
     "maml-meta-sgd-sinusoid": "train --learner maml --adapter meta-sgd --dataset sinusoid --budget 5m",

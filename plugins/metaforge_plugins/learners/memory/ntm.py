@@ -42,7 +42,6 @@ class NTMOptions(Options):
     width: int = Field(20, ge=1, le=8192, description="width of a memory row (M)")
     heads: int = Field(1, ge=1, le=64, description="read heads, and as many write heads")
     strength: float = Field(10.0, ge=0, le=100, description="what is added to the input of the key strength β")
-    gate: float = Field(0.0, ge=-100, le=100, description="what is added to the input of the interpolation gate g")
     shifts: int = Field(1, ge=0, le=100, description="rows by which a head can move per step, in either direction")
 
 
@@ -101,11 +100,10 @@ class NTM(StreamLearner):
     Departures from the paper:
     - What it leaves open. Write heads are first in a step. Every row of the memory begins as 1e-6, after Collier and
       Beel 2018 (arXiv 1807.08518), all heads begin at the first row, and the controller begins with zeros.
-    - Initial addressing. In classification 10 is added to the input of the key strength: a softmax of cosines alone is
-      almost uniform, so that a head finds nothing at first. Where examples have several labels, 3 is subtracted from
-      the input of the interpolation gate, so that heads move along the memory at first. `learner.strength=0` and
-      `learner.gate=0` add nothing.
-    - Controller. It is an LSTM with 1 added to the input of its forget gate, or one layer of tanh units.
+    - Key strength. In classification 10 is added to the input of its softplus: a softmax of cosines alone is almost
+      uniform, so that a head finds nothing at first. `learner.strength=0` adds nothing.
+    - Controller. It is an LSTM with 1 added to the input of its forget gate, or one layer of tanh units, which is
+      suggested where examples have several labels: it learns to copy in fewer steps.
     - Labels. The label of an example is an input together with the next one, also in the copy task, where the paper
       has none. No option changes that.
     - Training. The authors take RMSProp with momentum 0.9, and clip each entry of the gradient to [−10, 10]; suggested
@@ -126,7 +124,7 @@ class NTM(StreamLearner):
             "backbone": {"variant": "stride-flat"},
         },
         "multi-label": {
-            "learner": {"strength": 0.0, "gate": -3.0},
+            "learner": {"controller": "feed-forward", "strength": 0.0},
             "train": {"tasks": 16, "steps": 6000, "lr": 3e-3, "clip": 10.0},
             "schedule": {"name": "cosine"},
             "backbone": {"name": "mlp", "widths": []},
@@ -251,8 +249,7 @@ class NTM(StreamLearner):
         key, scalars, shift = x.tensor_split([width, width + 3], -1)
         strength, gate, sharpness = scalars.unbind(-1)
         strength = F.softplus(self.config.strength + strength)
-        gate = (self.config.gate + gate).sigmoid()
-        return Address(key, strength, gate, shift.softmax(-1), 1 + F.softplus(sharpness))
+        return Address(key, strength, gate.sigmoid(), shift.softmax(-1), 1 + F.softplus(sharpness))
 
 
 def move(address: Address, rows: Tensor, previous: Tensor) -> Tensor:

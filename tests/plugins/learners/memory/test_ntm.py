@@ -106,7 +106,6 @@ def test_every_stage_gives_weights_that_sum_to_one() -> None:
     torch.testing.assert_close(emitted.strength, F.softplus(10 + raw[:, 4]))
     assert torch.equal(built(strength=0).address(raw).strength, F.softplus(raw[:, 4]))
     torch.testing.assert_close(emitted.gate, raw[:, 5].sigmoid())
-    torch.testing.assert_close(built(gate=-3).address(raw).gate, (raw[:, 5] - 3).sigmoid())
     torch.testing.assert_close(emitted.sharpness, 1 + F.softplus(raw[:, 6]))
     torch.testing.assert_close(emitted.shift, raw[:, 7:].softmax(-1))
 
