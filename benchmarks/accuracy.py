@@ -115,6 +115,10 @@ COMMANDS |= {
     "ntm": f"train --learner ntm {_STREAM}",
 }
 PREPARE = dict.fromkeys(("leo-features", "mann", "ntm"), f"features {FOLDER / 'protonet'} --out {_FEATURES}")
+# The runs from which a run starts: they are made first if they are missing.
+STARTS_FROM = dict.fromkeys(PREPARE, "protonet") | dict.fromkeys(
+    ("small-anil-pretrained", "small-anil-pretrained-frozen"), "small-protonet"
+)
 # How a run is evaluated, if not once as its configuration says.
 _CONTEXTS = "--shots 10,50,100,300"
 EVALUATE = {
@@ -151,6 +155,21 @@ def write_records(name: str) -> None:
     shutil.copytree(FOLDER / name, RECORDS / name, ignore=ignored)
 
 
+def run(name: str) -> None:
+    """Train and evaluate one learner, after the run from which it starts."""
+    source, folder, metaforge = STARTS_FROM.get(name), FOLDER / name, [sys.executable, "-m", "metaforge"]
+    if source and not is_finished(source):
+        run(source)
+    if outcome(folder) == "running":
+        raise SystemExit(f"The status of {folder} is `running`: wait, or delete the folder if the run was killed.")
+    shutil.rmtree(folder, ignore_errors=True)
+    if name in PREPARE:
+        subprocess.run([*metaforge, *shlex.split(PREPARE[name])], check=True)
+    subprocess.run([*metaforge, *arguments_of(name)], check=True)
+    for evaluation in EVALUATE.get(name, [""]):
+        subprocess.run([*metaforge, "evaluate", str(folder), *shlex.split(evaluation)], check=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -162,22 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--table", action="store_true", help="run nothing, only write the page")
     options = parser.parse_args(arguments)
-    metaforge = [sys.executable, "-m", "metaforge"]
-    for name in COMMANDS:
-        folder = FOLDER / name
-        if options.table or (options.only and name not in options.only):
-            continue
-        if is_finished(name) and not options.only:
-            write_records(name)
-            continue
-        if outcome(folder) == "running":
-            raise SystemExit(f"The status of {folder} is `running`: wait, or delete the folder if the run was killed.")
-        shutil.rmtree(folder, ignore_errors=True)
-        if name in PREPARE:
-            subprocess.run([*metaforge, *shlex.split(PREPARE[name])], check=True)
-        subprocess.run([*metaforge, *arguments_of(name)], check=True)
-        for evaluation in EVALUATE.get(name, [""]):
-            subprocess.run([*metaforge, "evaluate", str(folder), *shlex.split(evaluation)], check=True)
+    for name in () if options.table else options.only or COMMANDS:
+        if options.only or not is_finished(name):
+            run(name)
         write_records(name)
     runs = [str(RECORDS / name) for name in COMMANDS if (RECORDS / name).is_dir()]
     report = [sys.executable, "-m", "metaforge.results.comparison", str(TABLE), *runs, "--published", str(PUBLISHED)]

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
         mean_squared_error,
         one_hot,
     )
-    from metaforge.authoring.mlp import MLP
+    from metaforge.authoring.mlp import MLP, initial_linear
     from metaforge.authoring.model import Model
     from metaforge.authoring.model_learner import ModelLearner
     from metaforge.authoring.network import (
@@ -206,6 +206,7 @@ __all__ = [
     "gradient",
     "gradient_features",
     "hookimpl",
+    "initial_linear",
     "input_sizes",
     "iterates",
     "label_accuracy",

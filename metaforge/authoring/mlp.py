@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import prod
 from typing import NamedTuple
 
 from torch import Tensor
@@ -39,10 +40,7 @@ class MLP(NamedTuple):
         """Return `<name>.<i>.weight` `[outputs, inputs]` and `<name>.<i>.bias`, uniform in ±1/√inputs."""
         values: Params = {}
         for i, (inputs, outputs) in enumerate(pairwise(self.widths)):
-            shapes = {"weight": (outputs, inputs)} | ({"bias": (outputs,)} if self.bias else {})
-            for part, shape in shapes.items():
-                name = f"{self.name}.{i}.{part}"
-                values[name] = (2 * uniform(fold_in(key, name), shape) - 1) / inputs**0.5
+            values |= initial_linear(f"{self.name}.{i}", (outputs, inputs), key, bias=self.bias)
         return values
 
     def __call__(self, values: Params, x: Tensor) -> Tensor:
@@ -52,3 +50,25 @@ class MLP(NamedTuple):
             x = F.linear(x, values[f"{self.name}.{i}.weight"], values.get(f"{self.name}.{i}.bias"))
             x = x.relu() if i < last else x
         return x
+
+
+def initial_linear(name: str, shape: tuple[int, ...], key: Key, *, bias: bool = True) -> Params:
+    """Return the weight and the bias of a linear or convolutional layer, uniform in ±1/√inputs as PyTorch draws them.
+
+    Args:
+        name: The prefix of their names.
+        shape: Shape of the weight: outputs first; the product of the others is the number of inputs of an output.
+        key: The key of the random numbers; each name has numbers of its own.
+        bias: Whether there is a bias.
+
+    Returns:
+        `<name>.weight` of this shape, and `<name>.bias` `[outputs]`.
+
+    Example:
+        >>> from metaforge.authoring import initial_linear, make_key
+        >>> {name: tuple(value.shape) for name, value in initial_linear("head", (2, 8), make_key(0)).items()}
+        {'head.weight': (2, 8), 'head.bias': (2,)}
+    """
+    shapes = {f"{name}.weight": shape} | ({f"{name}.bias": shape[:1]} if bias else {})
+    scale = prod(shape[1:]) ** 0.5
+    return {place: (2 * uniform(fold_in(key, place), size) - 1) / scale for place, size in shapes.items()}

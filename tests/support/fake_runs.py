@@ -171,7 +171,7 @@ class Halves(Proportional):
 class Certain(Halves):
     """Predicts 0.5 everywhere, and no deviation."""
 
-    deviation = Learner.deviation  # type: ignore[assignment]
+    deviation = Learner.deviation
 
 
 class Worlds(Lines):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from metaforge.authoring.keys import make_key
-from metaforge.authoring.mlp import MLP
+from metaforge.authoring.mlp import MLP, initial_linear
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -30,3 +30,13 @@ def test_its_weights_are_uniform_as_those_of_linear_layers() -> None:
     for value in values.values():
         assert 0.249 < value.abs().max() <= 0.25
         assert abs(float(value.mean())) < 0.02
+
+
+def test_the_inputs_of_a_convolution_are_its_channels_times_its_kernel() -> None:
+    values = initial_linear("conv", (2000, 4, 2, 2), make_key(0))
+    assert {name: tuple(value.shape) for name, value in values.items()} == {
+        "conv.weight": (2000, 4, 2, 2),
+        "conv.bias": (2000,),
+    }
+    assert all(0.249 < value.abs().max() <= 0.25 for value in values.values())
+    assert initial_linear("conv", (2000, 4), make_key(0), bias=False).keys() == {"conv.weight"}

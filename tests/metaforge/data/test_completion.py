@@ -76,7 +76,7 @@ def test_a_task_depends_on_seed_split_and_number_alone() -> None:
             assert torch.equal(part.x[index], other.x[0])
             assert torch.equal(part.y[index], other.y[0])
     for changed in ({"seed": 4}, {"split": "train"}):
-        other = sample_completions(pool, ALL, 5, 6, **{"seed": 3, "split": "test"} | changed)  # type: ignore[arg-type]
+        other = sample_completions(pool, ALL, 5, 6, **{"seed": 3, "split": "test"} | changed)
         assert not torch.equal(batch.support.x, other.support.x)
 
 
@@ -101,7 +101,7 @@ def test_images_are_rotated_and_augmented_as_those_of_classification_tasks_are()
         assert len(set(keys.tolist())) == len(taken)
         return 255 - taken
 
-    augmented = ClassPool(square.images, square.names, augment=inverted)  # type: ignore[arg-type]
+    augmented = ClassPool(square.images, square.names, augment=inverted)
     torch.testing.assert_close(whole(augmented, TaskShape(1, 1, 35), 0, 1)[0], 1 - plain)
 
 

@@ -60,7 +60,7 @@ def test_its_completion_tasks_pass_the_conformance_kit(subject: Subject, check: 
 
 def test_the_option_chooses_the_tasks() -> None:
     root = Path()
-    images, pixels = (Both(ImageOptions(task=task), root=root) for task in ("classification", "completion"))  # type: ignore[arg-type]
+    images, pixels = (Both(ImageOptions(task=task), root=root) for task in ("classification", "completion"))
     assert (images.kind, pixels.kind) == (CLASSIFICATION, REGRESSION)
     assert type(images) is Both is Both.variant({"task": "classification"})
     assert type(pixels) is Both.variant({"task": "completion"})

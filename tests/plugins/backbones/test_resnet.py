@@ -41,7 +41,7 @@ def test_parameter_counts(depth: int, expected: int) -> None:
 def test_the_stem_for_small_images_keeps_their_size() -> None:
     maps = []
     small = network(channels=1, side=28, width=2, depth=10)
-    small.layer1.register_forward_hook(lambda module, x, out: maps.append(out.shape))  # type: ignore[union-attr]
+    small.layer1.register_forward_hook(lambda module, x, out: maps.append(out.shape))
     assert small(torch.zeros(2, 1, 28, 28)).shape == (2, 16)
     assert maps == [(2, 2, 28, 28)]
     assert network(side=64, width=2, stem="imagenet")(torch.zeros(2, 3, 64, 64)).shape == (2, 16)

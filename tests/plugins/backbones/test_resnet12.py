@@ -38,7 +38,7 @@ def test_parameter_counts(widths: tuple[int, int, int, int], expected: int | Non
     [((3, 84, 84), "mean", 6), ((3, 84, 84), "flatten", 150), ((1, 28, 20), "flatten", 6), ((2, 16, 16), "mean", 6)],
 )
 def test_features(x_shape: tuple[int, ...], readout: str, features: int) -> None:
-    network = ResNet12(ResNet12Options(widths=TINY, readout=readout)).build(spec_of(*x_shape))  # type: ignore[arg-type]
+    network = ResNet12(ResNet12Options(widths=TINY, readout=readout)).build(spec_of(*x_shape))
     assert network(torch.zeros(2, *x_shape)).shape == (2, features)
 
 
@@ -57,7 +57,7 @@ def test_a_block_is_that_of_the_paper() -> None:
     for number, layer in enumerate(convolutions):
         out = normalised(functional.conv2d(out, layer.weight, padding=1))
         out = functional.leaky_relu(out, 0.1) if number < 2 else out
-    out = out + normalised(functional.conv2d(x, block.shortcut[0].weight))  # type: ignore[arg-type]
+    out = out + normalised(functional.conv2d(x, block.shortcut[0].weight))
     expected = functional.max_pool2d(functional.leaky_relu(out, 0.1), 2)
     torch.testing.assert_close(block(x), expected, rtol=1e-12, atol=1e-12)
 

@@ -62,7 +62,7 @@ def test_any_number_of_channels_and_size(model: str, x_shape: tuple[int, ...], f
     made = network(model, *x_shape).eval()
     assert made(torch.zeros(2, *x_shape)).shape == (2, features)
     if model == "test_vit":
-        assert made.pos_embed.shape[1] == 7  # type: ignore[union-attr]
+        assert made.pos_embed.shape[1] == 7
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_a_grey_image_counts_as_three_equal_channels() -> None:
     grey, colour = (network("resnet18", channels, 32, 32) for channels in (1, 3))
     x = inputs(2, 1, 32, 32).float()
     summed, whole = (made.conv1 for made in (grey, colour))
-    torch.testing.assert_close(summed(x), whole(x.expand(-1, 3, -1, -1)))  # type: ignore[operator]
+    torch.testing.assert_close(summed(x), whole(x.expand(-1, 3, -1, -1)))
     rest = [dict(made.named_parameters()) for made in (grey, colour)]
     assert all(torch.equal(value, rest[1][name]) for name, value in rest[0].items() if name != "conv1.weight")
 
@@ -84,7 +84,7 @@ def test_without_torchvision_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_vision_transformers_have_the_size_of_the_images_and_others_no_further_outputs() -> None:
     made = network("vit_b_32", 3, 64, 64).eval()
-    assert made.encoder.pos_embedding.shape[1] == 5  # type: ignore[union-attr]
+    assert made.encoder.pos_embedding.shape[1] == 5
     assert made(torch.zeros(1, 3, 64, 64)).shape == (1, 768)
     assert network("googlenet", 3, 32, 32)(torch.zeros(2, 3, 32, 32)).shape == (2, 1024)
 

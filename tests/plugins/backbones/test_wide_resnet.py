@@ -54,7 +54,7 @@ def activated(x: Tensor) -> Tensor:
 
 def test_blocks_of_one_shape_add_their_input_unchanged() -> None:
     made = network(channels=1, side=8, depth=16, width=1)
-    shortcuts = [module.shortcut is not None for module in made if hasattr(module, "shortcut")]  # type: ignore[union-attr]
+    shortcuts = [module.shortcut is not None for module in made if hasattr(module, "shortcut")]
     # The first stage of width 1 has the 16 filters of the stem.
     assert shortcuts == [False, False, True, False, True, False]
 

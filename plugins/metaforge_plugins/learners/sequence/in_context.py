@@ -27,6 +27,7 @@ from metaforge.authoring import (
     at_least_float32,
     coverage,
     fold_in,
+    initial_linear,
     log_normal,
     mean_squared_error,
     one_hot,
@@ -117,7 +118,7 @@ class InContext(StreamLearner):
             values |= initial_norm(f"layer{i}.norm1", c.width) | initial_norm(f"layer{i}.norm2", c.width)
         shapes["head"] = (c.width, outputs if self.classes else 2 * outputs)
         for name, (before, after) in shapes.items():
-            values |= initial_linear(name, before, after, key)
+            values |= initial_linear(name, (after, before), key)
         return values | initial_norm("head.norm", c.width)
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Tensor:
@@ -226,12 +227,6 @@ def join(x: Tensor) -> Tensor:
 def earlier(visible: Tensor, *, itself: bool = True) -> Tensor:
     """Return which examples each one sees `[n, n]`: the visible ones `[n]` before it, and itself if `itself`."""
     return visible.expand(len(visible), -1).tril(0 if itself else -1)
-
-
-def initial_linear(name: str, inputs: int, outputs: int, key: Key) -> Params:
-    """Return a weight `[outputs, inputs]` and a bias, uniform in ±1/√inputs as those of `nn.Linear`."""
-    shapes = {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-    return {place: (2 * uniform(fold_in(key, place), shape) - 1) / inputs**0.5 for place, shape in shapes.items()}
 
 
 def linear(values: Params, name: str, x: Tensor) -> Tensor:

@@ -26,10 +26,10 @@ from metaforge.authoring import (
     Task,
     cross_entropy,
     fold_in,
+    initial_linear,
     one_hot,
     permutation,
     score,
-    uniform,
 )
 
 Width = Annotated[int, Field(ge=1, le=8192)]
@@ -69,7 +69,7 @@ class DenseBlock(NamedTuple):
 
     def init(self, key: Key) -> Params:
         """Return a weight `[2 * outputs, inputs, 2]` as that of `nn.Conv1d`, first for tanh, then for the sigmoid."""
-        return linear(self.name, (2 * self.outputs, self.inputs, 2), key)
+        return initial_linear(self.name, (2 * self.outputs, self.inputs, 2), key)
 
     def read(self, values: Params, x: Tensor) -> tuple[Memory, Tensor]:
         """Return what a following query needs, and the output `[n, inputs + outputs]` for a sequence `[n, inputs]`."""
@@ -109,8 +109,8 @@ class Attention(NamedTuple):
         Queries and keys have equal weights, twice as large as those of `nn.Linear`, and no bias: attention begins as a
         softmax of similarities.
         """
-        both = 2 * linear(self.name, (self.keys, self.inputs), fold_in(key, "keys"))[f"{self.name}.weight"]
-        values = linear(self.name, (self.outputs, self.inputs), key)
+        both = 2 * initial_linear(self.name, (self.keys, self.inputs), fold_in(key, "keys"))[f"{self.name}.weight"]
+        values = initial_linear(self.name, (self.outputs, self.inputs), key)
         return {
             f"{self.name}.weight": torch.cat([both, both, values[f"{self.name}.weight"]]),
             f"{self.name}.bias": F.pad(values[f"{self.name}.bias"], (2 * self.keys, 0)),
@@ -192,7 +192,7 @@ class SNAIL(ModelLearner):
         values = super().init(key)
         for layer in self.layers:
             values |= layer.init(key)
-        return values | linear("snail.output", (self.ways, self.channels), key)
+        return values | initial_linear("snail.output", (self.ways, self.channels), key)
 
     def adapt(self, values: Params, support: Examples, *, steps: int | None = None, key: Key | None = None) -> Adapted:
         """Return what each layer keeps of the support examples, in their order."""
@@ -229,10 +229,3 @@ class SNAIL(ModelLearner):
         for layer, memory in zip(self.layers, memories, strict=True):
             x = layer.answer(values, memory, x)
         return F.linear(x, values["snail.output.weight"], values["snail.output.bias"])
-
-
-def linear(name: str, shape: tuple[int, ...], key: Key) -> Params:
-    """Return a weight of this shape and a bias, uniform in ±1/√inputs as those of `nn.Linear` and `nn.Conv1d`."""
-    shapes = {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    inputs = torch.Size(shape[1:]).numel()
-    return {place: (2 * uniform(fold_in(key, place), size) - 1) / inputs**0.5 for place, size in shapes.items()}

@@ -135,7 +135,7 @@ def test_a_label_never_reaches_the_prediction_of_its_own_example() -> None:
 
     def outputs(x: Tensor, y: Tensor) -> Tensor:
         memory = one.read(values, x, y, everything)
-        return one.answer(values, memory, x, torch.ones(9, 9).bool().tril(-1))  # type: ignore[no-any-return]
+        return one.answer(values, memory, x, torch.ones(9, 9).bool().tril(-1))
 
     plain = outputs(x, y)
     for t in range(9):
@@ -165,7 +165,7 @@ def test_context_that_is_not_seen_has_no_influence() -> None:
     visible = torch.tensor([1, 0, 1, 1, 0, 0]).bool()
 
     def outputs(x: Tensor, y: Tensor, visible: Tensor) -> Tensor:
-        return one.answer(values, one.read(values, x, y, visible), asked, visible.expand(3, -1))  # type: ignore[no-any-return]
+        return one.answer(values, one.read(values, x, y, visible), asked, visible.expand(3, -1))
 
     alone = outputs(x[visible], y[visible], torch.ones(3).bool())
     torch.testing.assert_close(outputs(x, y, visible), alone)
