@@ -19,17 +19,17 @@ from metaforge.errors import ConfigError
 from metaforge.registry.entry import CORE
 from metaforge.registry.scan import scan
 from metaforge.runs.assembly import Components
-from metaforge.testing.toy import ToyClasses, ToyCurves, ToyNet
+from metaforge.testing.toy import ToyClasses, ToyCurves, ToyLabels, ToyNet
 
 REGISTRY = scan().with_plugin("dataset", "classes", ToyClasses).with_plugin("dataset", "curves", ToyCurves)
-REGISTRY = REGISTRY.with_plugin("backbone", "toy-net", ToyNet)
+REGISTRY = REGISTRY.with_plugin("dataset", "labels", ToyLabels).with_plugin("backbone", "toy-net", ToyNet)
 NAMES = {
     kind: [entry.name for entry in REGISTRY.entries(kind) if entry.distribution == CORE]
     for kind in ("learner", "adapter", "regularizer")
 }
 # An adapter without a learning rate is followed by one with a rate.
 CHAINS = [name if REGISTRY.load("adapter", name).tags.rate else f"{name},sgd" for name in NAMES["adapter"]]
-DATASETS = {"classification": "classes", "regression": "curves"}
+DATASETS = {"classification": "classes", "regression": "curves", "multi-label": "labels"}
 # Learners whose gradient does not reach what a plugin meta-learns; a run of theirs prints a warning.
 UNTRAINED = {"reptile": ("adapters.", "regularizers."), "fomaml": ("regularizers.",), "imaml": ("adapters.",)}
 # Words of the reasons for which a combination may be refused.
