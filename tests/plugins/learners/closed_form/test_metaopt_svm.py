@@ -42,7 +42,8 @@ def examples(ways: int, shots: int, features: int, size: float = 1.0, seed: int 
 def projected(points: Tensor, upper: Tensor) -> Tensor:
     """Return the nearest points of rows whose sum is 0 and whose entries are at most `upper`, by bisection."""
     low, high = (points.detach() - upper).amin(1) - 100, points.detach().amax(1) + 100
-    for _ in range(200):
+    # An interval of 200 is halved to less than float64 resolves.
+    for _ in range(64):
         middle = (low + high) / 2
         above = torch.minimum(points.detach() - middle[:, None], upper).sum(1) > 0
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
